@@ -1,0 +1,67 @@
+"""gradwatch: watches a PyTorch training run for gradients that vanish, explode or turn NaN.
+
+Everything public stands here and loads on first use, so that ``import gradwatch`` costs no import of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradwatch import clip as clip
+    from gradwatch.findings import KINDS, Finding, NonFiniteError, Thresholds
+    from gradwatch.report import StepReport
+    from gradwatch.sinks import Row, Sink
+    from gradwatch.sinks.jsonl import JsonLines
+    from gradwatch.sinks.memory import Memory
+    from gradwatch.sinks.tensorboard import TensorBoard
+    from gradwatch.watcher import Watcher, watch, watch_tensors
+
+__all__ = [
+    "KINDS",
+    "Finding",
+    "JsonLines",
+    "Memory",
+    "NonFiniteError",
+    "Row",
+    "Sink",
+    "StepReport",
+    "TensorBoard",
+    "Thresholds",
+    "Watcher",
+    "clip",
+    "watch",
+    "watch_tensors",
+]
+__version__ = "0.1.0"
+
+_HOME = {
+    "KINDS": "gradwatch.findings",
+    "Finding": "gradwatch.findings",
+    "JsonLines": "gradwatch.sinks.jsonl",
+    "Memory": "gradwatch.sinks.memory",
+    "NonFiniteError": "gradwatch.findings",
+    "Row": "gradwatch.sinks",
+    "Sink": "gradwatch.sinks",
+    "StepReport": "gradwatch.report",
+    "TensorBoard": "gradwatch.sinks.tensorboard",
+    "Thresholds": "gradwatch.findings",
+    "Watcher": "gradwatch.watcher",
+    "watch": "gradwatch.watcher",
+    "watch_tensors": "gradwatch.watcher",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "clip":
+        return importlib.import_module("gradwatch.clip")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradwatch' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

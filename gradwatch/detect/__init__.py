@@ -1,0 +1,76 @@
+"""Step reports → findings.
+
+Enters: one ``StepReport`` a step. Leaves: findings as they open and as they end. Knows nothing of devices or files.
+A detector says which layers are sick at this step; an ``Episode`` turns that into one finding with one onset and end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gradwatch.detect.episode import Episode, Event
+from gradwatch.detect.exploding import Exploding
+from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
+from gradwatch.detect.stalled import Stalled
+from gradwatch.detect.symptoms import Detector
+from gradwatch.detect.unstable import Unstable
+from gradwatch.detect.vanishing import Vanishing
+from gradwatch.findings import Finding, Thresholds
+from gradwatch.layers import Layers
+from gradwatch.report import StepReport
+
+__all__ = ["Detectors", "Event"]
+
+NEED_LOSS = ("stalled", "unstable")
+"""Kinds that cannot be judged where no loss was observed."""
+
+
+class Detectors:
+    """Every detector over the updates of one optimizer, each with its episode.
+
+    Args:
+        layers: the table that the reports' columns follow.
+        thresholds: what counts as sick.
+        advise: (kind, covered columns) → remedies, best first.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        thresholds: Thresholds,
+        advise: Callable[[str, list[int]], tuple[str, ...]],
+    ) -> None:
+        detectors: list[Detector] = [
+            NonFiniteLoss(),
+            NonFiniteGradient(layers),
+            Exploding(layers, thresholds),
+            Vanishing(layers, thresholds),
+            Stalled(thresholds),
+            Unstable(thresholds),
+        ]
+        self._pairs = [(detector, Episode(detector, layers, advise)) for detector in detectors]
+        self._quiet = thresholds.warmup_steps or 0
+
+    def observe(self, report: StepReport) -> list[Event]:
+        """What opened or ended at this step."""
+        events: list[Event] = []
+        for detector, episode in self._pairs:
+            symptoms = detector.examine(report)
+            if symptoms is not None and (detector.kind == "nonfinite" or report.update >= self._quiet):
+                events += episode.advance(report, symptoms)
+        return events
+
+    def open_findings(self) -> list[Finding]:
+        """Findings that have opened and not ended, as they stand now."""
+        return [finding for _, episode in self._pairs if (finding := episode.finding()) is not None]
+
+    def state(self) -> list[dict[str, Any]]:
+        """Everything that lives across steps, as plain values and arrays."""
+        return [{"detector": detector.state(), "episode": episode.state()} for detector, episode in self._pairs]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Goes on from what ``state`` returned."""
+        for (detector, episode), saved in zip(self._pairs, state, strict=True):
+            detector.restore(saved["detector"])
+            episode.restore(saved["episode"])

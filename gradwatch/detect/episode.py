@@ -1,0 +1,131 @@
+"""From sick steps to one finding with one onset and one end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gradwatch import checkpoint
+from gradwatch.detect.symptoms import Detector, Symptoms
+from gradwatch.findings import Finding
+from gradwatch.layers import Layers
+from gradwatch.report import StepReport
+
+__all__ = ["CLEAR_STEPS", "Episode", "Event"]
+
+CLEAR_STEPS = 10
+"""Healthy steps that end a finding. A sickness that flickers, sick every few steps, stays one finding."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A finding that opened, or one that ended."""
+
+    finding: Finding
+    ended: bool
+
+
+class Episode:
+    """Patience, onset, growth and end of the findings of one detector; at most one is open at a time.
+
+    Layers that turn sick while a finding is open join it: what is sick together belongs together.
+
+    Args:
+        detector: says what is sick.
+        layers: names of the columns.
+        advise: (kind, covered columns) → remedies.
+    """
+
+    def __init__(self, detector: Detector, layers: Layers, advise: Callable[[str, list[int]], tuple[str, ...]]) -> None:
+        self._detector, self._layers, self._advise = detector, layers, advise
+        self._streak = np.zeros(0, dtype=np.int64)  # sick steps in a row, a column each
+        self._onset = np.zeros(0, dtype=np.int64)  # the step at which each streak began
+        self._covered: set[int] = set()
+        self._healthy = 0  # healthy steps since the last sick one
+        self._open: Finding | None = None
+
+    def finding(self) -> Finding | None:
+        """The open finding as it stands now."""
+        return self._open
+
+    def advance(self, report: StepReport, symptoms: Symptoms) -> list[Event]:
+        """Takes in one step; says what opened or ended at it."""
+        self._lengthen_streaks(report, symptoms)
+        due = symptoms.sick & (self._streak >= self._detector.patience)
+        if self._open is None:
+            return [self._raise(report, symptoms, due)] if due.any() else []
+        if symptoms.sick.any():
+            self._healthy = 0
+            self._extend(report, due)
+            return []
+        self._healthy += 1
+        return [self._end()] if self._healthy >= CLEAR_STEPS else []
+
+    def state(self) -> dict[str, Any]:
+        """Everything that lives across steps, as numbers, strings and arrays."""
+        return {
+            "streak": self._streak.copy(),
+            "onset": self._onset.copy(),
+            "covered": sorted(self._covered),
+            "healthy": self._healthy,
+            "open": None if self._open is None else checkpoint.of_finding(self._open),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned."""
+        self._streak, self._onset = state["streak"].copy(), state["onset"].copy()
+        self._covered, self._healthy = set(state["covered"]), state["healthy"]
+        self._open = None if state["open"] is None else checkpoint.to_finding(state["open"])
+
+    def _lengthen_streaks(self, report: StepReport, symptoms: Symptoms) -> None:
+        if self._streak.shape != symptoms.sick.shape:
+            self._streak = np.zeros(symptoms.sick.shape, dtype=np.int64)
+            self._onset = np.zeros(symptoms.sick.shape, dtype=np.int64)
+        begins = symptoms.sick & (self._streak == 0)
+        self._onset[begins] = report.step if symptoms.onset is None else symptoms.onset[begins]
+        # a layer without a gradient at this step is neither sick nor healthy
+        known = report.measured if len(report.measured) == len(symptoms.sick) else True
+        self._streak = np.where(symptoms.sick, self._streak + 1, np.where(known, 0, self._streak))
+
+    def _raise(self, report: StepReport, symptoms: Symptoms, due: np.ndarray) -> Event:
+        columns = [int(column) for column in np.flatnonzero(due)]
+        column = max(columns, key=lambda c: float(symptoms.badness[c]))
+        self._covered, self._healthy = set(columns), 0
+        cause, measured = self._detector.explain(report, column, columns)
+        whole = self._detector.covers_whole_run
+        remedies = self._advise(self._detector.kind, [] if whole else columns)
+        self._open = Finding(
+            kind=self._detector.kind,
+            severity=self._detector.severity,
+            layer="" if whole else self._layers.names[column],
+            layers=self._names(),
+            step=int(self._onset[columns].min()),
+            raised_step=report.step,
+            last_step=report.step,
+            value=float(symptoms.value[column]),
+            threshold=float(symptoms.threshold[column]),
+            cause=cause,
+            message=measured + (f" Try: {'; '.join(remedies[:3])}." if remedies else ""),
+            remedies=remedies,
+        )
+        return Event(self._open, ended=False)
+
+    def _extend(self, report: StepReport, due: np.ndarray) -> None:
+        assert self._open is not None
+        joined = {int(column) for column in np.flatnonzero(due)} - self._covered
+        self._covered |= joined
+        layers = self._names() if joined else self._open.layers
+        self._open = replace(self._open, last_step=report.step, layers=layers)
+
+    def _end(self) -> Event:
+        assert self._open is not None
+        ended, self._open = self._open, None
+        return Event(ended, ended=True)
+
+    def _names(self) -> tuple[str, ...]:
+        if self._detector.covers_whole_run:
+            return ("",)
+        return tuple(self._layers.names[column] for column in sorted(self._covered))

@@ -1,0 +1,118 @@
+"""``exploding``: a gradient norm that outgrows its layer's own history, or overflows while its entries are finite.
+
+Works on log10 norms, so that the scale of loss and gradients plays no part. Each layer, and the total, has a running
+level; what stands above level + margin is evidence, in decades, and adds up from step to step (Page's CUSUM, 1954).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradwatch.detect.loss_level import loss_suffers, new_loss_level
+from gradwatch.detect.symptoms import Detector, Symptoms
+from gradwatch.findings import Thresholds
+from gradwatch.layers import Layers
+from gradwatch.report import Floats, StepReport
+
+__all__ = ["Exploding"]
+
+HORIZON = 30  # steps that a level remembers: long enough to be steady, short enough to follow a run that changes
+MARGIN = np.log10(2.0)  # twice the level is within what healthy minibatches do
+SPREADS = 3.0  # ... and so are three of the layer's own usual deviations
+EVIDENCE = 3.0  # decades above the margin, summed over steps in a row, that make a finding: ×1000 once, ×10 thrice
+EVIDENCE_ALONE = 6.0  # the same where no loss is observed to confirm that the run suffers
+
+
+class Exploding(Detector):
+    """Growth of a layer's norm against its own level. ``value`` and ``threshold`` are that growth as a factor.
+
+    By default a layer is sick once it has gathered ``EVIDENCE`` decades, the total is above its own margin, and the
+    loss, if observed, has risen too: a run whose loss falls while its gradients grow is leaving a plateau. A norm that
+    overflows is sick at once. ``Thresholds.exploding_growth`` replaces all this by its literal meaning.
+    """
+
+    kind = "exploding"
+
+    def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
+        super().__init__()
+        self._layers = layers
+        self._literal = thresholds.exploding_growth
+        self.patience = thresholds.patience or 1
+        columns = len(layers) + 1  # the last one is the total
+        self._memory = {
+            "count": np.zeros(columns, dtype=np.int64),
+            "level": np.zeros(columns),
+            "spread": np.zeros(columns),
+            "evidence": np.zeros(columns),
+            "onset": np.zeros(columns, dtype=np.int64),
+            "loss": new_loss_level(),
+        }
+        self._usual = self._threshold = np.zeros(0)  # what this step was held against, for explain
+
+    def examine(self, report: StepReport) -> Symptoms | None:
+        suffers = None if report.loss is None else loss_suffers(self._memory["loss"], report.loss)
+        if (report.nonfinite > 0).any():
+            return None  # whoever exploded is beyond telling; nonfinite takes over
+        norm = np.append(report.grad_norm, report.grad_norm_total)
+        overflow = np.isinf(report.grad_norm)
+        self._usual = 10 ** self._memory["level"][:-1]
+        threshold = 10 ** self._margin()[:-1]
+        growth = self._learn(report.step, norm)[:-1]
+        if self._literal is not None:
+            sick = growth > self._literal
+            threshold = np.full(len(sick), float(self._literal))
+        else:
+            sick = self._is_sick(suffers)
+        self._threshold = threshold
+        value = np.where(overflow, np.inf, growth)
+        # a sick layer may have turned sick some steps ago; one that overflows without warning does so now
+        gathering = self._memory["evidence"][:-1] > 0
+        onset = np.where(gathering, self._memory["onset"][:-1], report.step)
+        return Symptoms(sick | overflow, np.where(np.isfinite(value), value, 1e300), value, threshold, onset)
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+        name, norm, usual = self._layers.names[column], report.grad_norm[column], self._usual[column]
+        if np.isinf(norm):
+            measured = (
+                f"the gradient of {name} overflows its norm while its entries are still finite at step {report.step}; "
+                f"its level was {usual:.3g}."
+            )
+        else:
+            measured = (
+                f"the gradient norm of {name} is {norm:.3g} at step {report.step}, {norm / usual:.3g} times its level "
+                f"of {usual:.3g} (normal: up to {self._threshold[column]:.3g} times)."
+            )
+        loss = "" if report.loss is None else f", and the loss is {report.loss:.4g}"
+        return f"gradient norms of {len(covered)} of {len(self._layers)} layers outgrow their level{loss}", measured
+
+    def _learn(self, step: int, norm: Floats) -> Floats:
+        """Growth of each norm over its level as a factor; then takes the norm into level and evidence."""
+        memory = self._memory
+        usable = np.isfinite(norm) & (norm > 0)
+        log = np.log10(np.where(usable, norm, 1.0))
+        first = usable & (memory["count"] == 0)
+        memory["level"][first] = log[first]
+        deviation = np.where(usable, log - memory["level"], 0.0)
+        margin = self._margin()
+        self._gather(step, usable, deviation - margin)
+        rate = 1 / np.minimum(memory["count"] + 1, HORIZON)
+        taken = np.clip(deviation, -margin, margin)  # a spike must not become the new normal
+        memory["level"] += np.where(usable, rate * taken, 0.0)
+        memory["spread"] += np.where(usable, rate * (np.abs(taken) - memory["spread"]), 0.0)
+        memory["count"] += usable
+        return 10.0 ** np.clip(deviation, -300, 300)
+
+    def _gather(self, step: int, usable: np.ndarray, excess: Floats) -> None:
+        evidence, onset = self._memory["evidence"], self._memory["onset"]
+        begins = usable & (evidence <= 0) & (excess > 0)
+        onset[begins] = step
+        evidence[:] = np.where(usable, np.maximum(0.0, evidence + excess), evidence)
+
+    def _margin(self) -> Floats:
+        return np.maximum(MARGIN, SPREADS * self._memory["spread"])
+
+    def _is_sick(self, suffers: bool | None) -> np.ndarray:
+        evidence = self._memory["evidence"]
+        if suffers is None:
+            return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0)
+        return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers

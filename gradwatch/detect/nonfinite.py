@@ -1,0 +1,85 @@
+"""``nonfinite``: NaN or Inf in a gradient or in the loss.
+
+Evidence is the entries themselves, never a norm, so one sick step is enough and no threshold is involved.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradwatch.detect.symptoms import Detector, Symptoms, whole_run
+from gradwatch.layers import Layers
+from gradwatch.report import StepReport
+
+__all__ = ["NonFiniteGradient", "NonFiniteLoss"]
+
+
+class NonFiniteGradient(Detector):
+    """NaN or Inf entries in a gradient; ``value`` is their number, the finding's layer the one nearest the output."""
+
+    kind = "nonfinite"
+    severity = "error"
+
+    def __init__(self, layers: Layers) -> None:
+        super().__init__()
+        self._layers = layers
+
+    def examine(self, report: StepReport) -> Symptoms:
+        sick = report.nonfinite > 0
+        return Symptoms(
+            sick=sick,
+            badness=self._layers.depth.astype(float),
+            value=report.nonfinite.astype(float),
+            threshold=np.zeros(len(sick)),
+        )
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+        size, count = int(self._layers.size[column]), int(report.nonfinite[column])
+        others = f", {len(covered)} of {len(self._layers)} layers in all" if len(covered) > 1 else ""
+        measured = (
+            f"{count:,} of {size:,} gradient entries of {self._layers.names[column]} are NaN or Inf at step "
+            f"{report.step}{others}."
+        )
+        return self._cause(report), measured
+
+    def _cause(self, report: StepReport) -> str:
+        corrupt = [] if report.weight_nonfinite is None else np.flatnonzero(report.weight_nonfinite).tolist()
+        if corrupt:
+            worst = max(corrupt, key=lambda column: -self._layers.depth[column])
+            return (
+                f"the weight {self._layers.names[worst]} already held {int(report.weight_nonfinite[worst]):,} "  # type: ignore[index]
+                "entries that are NaN or Inf before this step"
+            )
+        if report.loss is not None and not math.isfinite(report.loss):
+            return f"the loss of this step is {report.loss}, while every weight is finite"
+        if report.loss is not None:
+            return f"the loss is finite ({report.loss:.4g}): the backward pass made it"
+        return "no weight was sick before this step"
+
+
+class NonFiniteLoss(Detector):
+    """A loss that turns NaN or Inf before any gradient does; when they turn together the gradient's finding says so."""
+
+    kind = "nonfinite"
+    severity = "error"
+    covers_whole_run = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory = {"went_first": False}
+
+    def examine(self, report: StepReport) -> Symptoms | None:
+        if report.loss is None:
+            return None
+        sick = not math.isfinite(report.loss)
+        gradients_are_sick = bool((report.nonfinite > 0).any())
+        self._memory["went_first"] = sick and (self._memory["went_first"] or not gradients_are_sick)
+        return whole_run(self._memory["went_first"], value=1, threshold=0)  # one number that is not finite
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+        return (
+            "the forward pass: no gradient was sick at this step or before",
+            f"the loss is {report.loss} at step {report.step}, while every gradient is still finite.",
+        )

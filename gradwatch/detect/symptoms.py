@@ -1,0 +1,80 @@
+"""What a detector sees at one step, and what every detector can do."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.findings import Kind, Severity
+from gradwatch.report import Floats, StepReport
+
+__all__ = ["Detector", "Symptoms", "whole_run"]
+
+
+@dataclass(frozen=True)
+class Symptoms:
+    """What is sick at one step.
+
+    Attributes:
+        sick: (P,) bool; or (1,) for a symptom of the whole run, whose finding has the layer ``""``.
+        badness: same shape, float; the layer where it is highest gives the finding its name.
+        value: same shape, what was measured.
+        threshold: same shape, what it was held against.
+        onset: same shape, int; the step at which each layer turned sick, where that was earlier than now.
+    """
+
+    sick: NDArray[np.bool_]
+    badness: Floats
+    value: Floats
+    threshold: Floats
+    onset: NDArray[np.int64] | None = None
+
+
+class Detector:
+    """One kind of sickness. Subclasses keep what they learn across steps in ``_memory``, as numbers and arrays.
+
+    Attributes:
+        kind: which findings it makes.
+        severity: how bad they are.
+        patience: how many sick steps in a row make a finding.
+        covers_whole_run: its symptoms are of the whole run, whose finding has the layer ``""``.
+    """
+
+    kind: Kind
+    severity: Severity = "warning"
+    patience: int = 1
+    covers_whole_run: bool = False
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Any] = {}
+
+    def examine(self, report: StepReport) -> Symptoms | None:
+        """What is sick at this step; None where the step says nothing."""
+        raise NotImplementedError
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+        """(cause, what was measured) for the finding that opens now at ``column``; called after ``examine``."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """A copy of what was learned."""
+        return copy.deepcopy(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned."""
+        self._memory = copy.deepcopy(state)
+
+
+def whole_run(sick: bool, value: float, threshold: float, onset: int | None = None) -> Symptoms:
+    """Symptoms of the run as a whole."""
+    return Symptoms(
+        sick=np.array([sick]),
+        badness=np.zeros(1),
+        value=np.array([value]),
+        threshold=np.array([threshold]),
+        onset=None if onset is None else np.array([onset]),
+    )

@@ -1,0 +1,58 @@
+"""``unstable``: a loss that keeps jumping about instead of coming down."""
+
+from __future__ import annotations
+
+import math
+
+from gradwatch.detect.symptoms import Detector, Symptoms, whole_run
+from gradwatch.findings import Thresholds
+from gradwatch.report import StepReport
+
+__all__ = ["Unstable"]
+
+WINDOW = 20  # steps looked back upon
+JUMPS = 6  # upward jumps among them: a spike is one, a schedule's restart is one, a bad data shard a few
+JUMP = 1.0  # a jump is as large as the whole loss was at first
+
+
+class Unstable(Detector):
+    """Upward jumps of the loss, as large as its first value, again and again.
+
+    ``value`` is the largest upward jump in the last 20 steps as a share of the first loss. Judged against the first
+    loss because near convergence a healthy loss jumps by many times its own, tiny, level. A loss that changes sign
+    (policy gradients, adversarial games) is no distance and is not judged.
+    """
+
+    kind = "unstable"
+    covers_whole_run = True
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        super().__init__()
+        self._jump = thresholds.unstable_jump or JUMP
+        self.patience = thresholds.patience or 1
+        self._memory = {"first": None, "last": None, "rises": [], "negative": False, "positive": False}
+
+    def examine(self, report: StepReport) -> Symptoms | None:
+        loss, memory = report.loss, self._memory
+        if loss is None or not math.isfinite(loss):
+            return None
+        memory["negative"] |= loss < 0
+        memory["positive"] |= loss > 0
+        if memory["first"] is None:
+            memory.update(first=loss, last=loss)
+            return None
+        rise = (loss - memory["last"]) / abs(memory["first"]) if memory["first"] else 0.0
+        memory["rises"] = [*memory["rises"][1 - WINDOW :], rise]
+        memory["last"] = loss
+        jumps = sum(rise > self._jump for rise in memory["rises"])
+        is_distance = not (memory["negative"] and memory["positive"])
+        return whole_run(is_distance and jumps >= JUMPS, max(memory["rises"]), self._jump)
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+        jumps = [rise for rise in self._memory["rises"] if rise > self._jump]
+        first = self._memory["first"]
+        measured = (
+            f"the loss jumped up {len(jumps)} times in the last {len(self._memory['rises'])} steps, by up to "
+            f"{max(jumps):.3g} times its first value of {first:.4g} (a jump counts from {self._jump:g} times on)."
+        )
+        return "updates overshoot: each undoes what the one before had gained", measured

@@ -1,0 +1,132 @@
+"""``vanishing``: gradients that fade on their way from the output to the input, or that are gone altogether.
+
+Scale-free: a gradient is small against those of the layers between it and the output, or against what the whole model
+showed when it began. Structural zeros do not count: no gradient at all (frozen, unused) is not measured, and a single
+quiet layer in the middle (a bias before normalisation, an expert not routed to) does not block those before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradwatch.detect.symptoms import Detector, Symptoms
+from gradwatch.findings import Thresholds
+from gradwatch.layers import Layers
+from gradwatch.report import Floats, StepReport
+
+__all__ = ["Vanishing"]
+
+DEPTH_RATIO = 1e-4  # root mean square against the largest nearer the output; healthy nets of ours stay above 1e-3
+GONE_RATIO = 1e-6  # total norm against the largest of the first steps
+FIRST_STEPS = 10
+UNIMPROVED = 0.5  # share of its first value that the loss must still have for a model to have gone silent
+PATIENCE = 10  # steps: a zero-initialised branch wakes up within two or three
+RECOVERING = 2.0  # a ratio that doubled since the streak began is waking up
+
+
+class Vanishing(Detector):
+    """Layers whose gradient stays below a threshold; ``value`` and ``threshold`` are L2 norms of gradients.
+
+    By default sick is (1) the layers up to a depth before which every weight's gradient has a root mean square below
+    1e-4 of the largest after it, and (2) every layer, where the total norm fell below 1e-6 of what it first was while
+    the loss, if observed, has not come down to half its first value (where it is not observed: a total that was zero
+    from the start). ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
+    """
+
+    kind = "vanishing"
+
+    def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
+        super().__init__()
+        self._layers = layers
+        self._literal = thresholds.vanishing_norm
+        self.patience = thresholds.patience or PATIENCE
+        self._memory = {
+            "updates": 0,
+            "first_total": 0.0,
+            "first_loss": None,
+            "ratio": np.full(len(layers), np.nan),  # where each streak began
+        }
+        self._gone = False
+
+    def examine(self, report: StepReport) -> Symptoms | None:
+        norm = report.grad_norm.astype(float)
+        if (report.nonfinite > 0).any() or not report.measured.any():
+            return None
+        if self._literal is not None:
+            threshold = np.full(len(norm), self._literal)
+            with np.errstate(invalid="ignore"):
+                sick = report.measured & (norm < self._literal)
+        else:
+            self._gone = self._is_gone(report)
+            sick, threshold = (report.measured, self._gone_threshold(norm)) if self._gone else self._faded(report)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            badness = np.where(self._layers.is_weight, 0.0, -1e6) - np.log10(np.maximum(norm, 1e-300))
+        return Symptoms(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold)
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+        name, norm = self._layers.names[column], float(report.grad_norm[column])
+        where = f"the gradient norm of {name} is {norm:.3g} at step {report.step}"
+        if self._literal is not None:
+            return "a gradient norm below the threshold that was set", f"{where}, below {self._literal:g}."
+        if self._gone:
+            measured = (
+                f"{where}; the total is {report.grad_norm_total:.3g}, against {self._memory['first_total']:.3g} in the "
+                "first steps, and the loss has not improved."
+            )
+            return "no gradient reaches any layer: the output or the loss is flat", measured
+        rms = self._root_mean_square(report)
+        strongest = int(np.nanargmax(np.where(self._layers.is_weight, rms, np.nan)))
+        ratio = rms[strongest] / rms[column] if rms[column] else np.inf
+        weights = int(self._layers.is_weight[covered].sum())
+        measured = (
+            f"{where}: per entry {ratio:.3g} times less than that of {self._layers.names[strongest]} (normal: up to "
+            f"{1 / DEPTH_RATIO:,.0f} times)."
+        )
+        return f"gradients shrink along depth and no longer reach the first {weights} weights", measured
+
+    def _faded(self, report: StepReport) -> tuple[np.ndarray, Floats]:
+        """(sick, threshold) of rule 1: the longest stretch from the input whose every weight is faint."""
+        depth, is_weight = self._layers.depth, self._layers.is_weight
+        rms = self._root_mean_square(report)
+        order = np.argsort(depth)
+        weights = np.array([c for c in order if is_weight[c] and report.measured[c]], dtype=int)
+        threshold = np.zeros(len(depth))
+        sick = np.zeros(len(depth), dtype=bool)
+        if len(weights) < 2:
+            return sick, threshold
+        before = np.maximum.accumulate(rms[weights])[:-1]
+        after = np.maximum.accumulate(rms[weights][::-1])[::-1][1:]
+        faint = np.flatnonzero(before < DEPTH_RATIO * after)
+        if len(faint) == 0:
+            return sick, threshold
+        boundary = int(faint[-1])
+        limit = DEPTH_RATIO * after[boundary]
+        sick = (depth <= depth[weights[boundary]]) & report.measured & (rms < limit)
+        sick &= ~self._recovers(rms / after[boundary], sick)
+        return sick, limit * np.sqrt(self._layers.size)
+
+    def _recovers(self, ratio: Floats, sick: np.ndarray) -> np.ndarray:
+        began = self._memory["ratio"]
+        began[~sick] = np.nan
+        fresh = sick & (np.isnan(began) | (ratio > RECOVERING * began))
+        rises = sick & ~np.isnan(began) & (ratio > RECOVERING * began)
+        began[fresh] = ratio[fresh]
+        return rises
+
+    def _is_gone(self, report: StepReport) -> bool:
+        memory = self._memory
+        if memory["updates"] < FIRST_STEPS:
+            memory["first_total"] = max(memory["first_total"], report.grad_norm_total)
+        memory["updates"] += 1
+        if memory["first_loss"] is None:
+            memory["first_loss"] = report.loss
+        faint = report.grad_norm_total <= GONE_RATIO * memory["first_total"]
+        if report.loss is None or memory["first_loss"] is None:
+            return faint and memory["first_total"] == 0
+        return faint and report.loss > UNIMPROVED * memory["first_loss"] > 0
+
+    def _gone_threshold(self, norm: Floats) -> Floats:
+        return np.full(len(norm), GONE_RATIO * self._memory["first_total"])
+
+    def _root_mean_square(self, report: StepReport) -> Floats:
+        return report.grad_norm / np.sqrt(np.maximum(self._layers.size, 1))

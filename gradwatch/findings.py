@@ -1,0 +1,114 @@
+"""Findings and the thresholds that decide them: plain values.
+
+Enters: nothing. Leaves: the words in which every other part speaks of a sick run. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+__all__ = ["KINDS", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
+
+Kind = Literal["vanishing", "exploding", "nonfinite", "stalled", "unstable"]
+Severity = Literal["warning", "error"]
+KINDS: tuple[Kind, ...] = ("vanishing", "exploding", "nonfinite", "stalled", "unstable")
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient turned NaN or Inf under ``on_nonfinite="raise"``; raised before the update is made.
+
+    Attributes:
+        layer: name of the sick tensor nearest the output, ``""`` where only the loss is sick.
+        step: the attempted update, counted from 0.
+    """
+
+    def __init__(self, layer: str, step: int, message: str) -> None:
+        super().__init__(layer, step, message)
+        self.layer = layer
+        self.step = step
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sickness of one run, from its onset to its latest sick step. Its identity is (kind, layer, step).
+
+    Attributes:
+        kind: one of ``KINDS``.
+        severity: ``"error"`` where the run cannot recover by itself, else ``"warning"``.
+        layer: parameter name; ``""`` for the loss or the whole model. For ``nonfinite`` the sick tensor nearest the
+            output, for a stack its worst at onset.
+        layers: every layer that the finding covers, in the model's order.
+        step: first sick step; a step is an attempted update, counted from 0.
+        raised_step: the step at which it was reported, later than ``step`` where patience asks.
+        last_step: latest sick step.
+        value: what was measured when it was raised (see docs/detection.md for the unit of each kind).
+        threshold: what ``value`` was held against, in the same unit.
+        cause: what is known of the reason, from measured figures.
+        message: one line: what was measured, against which threshold, and what to try.
+        remedies: what to try, best first.
+    """
+
+    kind: Kind
+    severity: Severity
+    layer: str
+    layers: tuple[str, ...]
+    step: int
+    raised_step: int
+    last_step: int
+    value: float
+    threshold: float
+    cause: str
+    message: str
+    remedies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as sick. ``None`` means the scale-free default (docs/detection.md); a set value holds literally.
+
+    Attributes:
+        vanishing_norm: a layer whose gradient's L2 norm stays below this is vanishing.
+        exploding_growth: a layer whose gradient's L2 norm exceeds this many times its own running level is exploding.
+        stalled_update_ratio: a run whose weights all move by less than this share of their norm is stalled.
+        unstable_jump: a loss that keeps jumping by more than this share of its first value is unstable.
+        patience: how many sick steps in a row make a finding, for every kind but ``nonfinite``.
+        warmup_steps: so many first steps raise nothing but ``nonfinite``.
+
+    Raises:
+        ValueError: for a value that is no positive number (``exploding_growth``: more than 1; ``warmup_steps``: 0 or
+            more; the two counts: whole numbers).
+
+    Example:
+        >>> Thresholds(vanishing_norm=1e-7, patience=20).vanishing_norm
+        1e-07
+    """
+
+    vanishing_norm: float | None = None
+    exploding_growth: float | None = None
+    stalled_update_ratio: float | None = None
+    unstable_jump: float | None = None
+    patience: int | None = None
+    warmup_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                _refuse_unless_sensible(field.name, value)
+
+
+def _refuse_unless_sensible(name: str, value: object) -> None:
+    whole = name in ("patience", "warmup_steps")
+    lowest = {"exploding_growth": 1, "warmup_steps": -1}.get(name, 0)
+    wanted = f"a {'whole' if whole else 'finite'} number above {lowest}"
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= lowest:  # type: ignore[arg-type, operator]
+        raise ValueError(
+            f"Thresholds({name}={value!r}): expected {wanted}, or None for the scale-free default. Found {value!r}."
+        )

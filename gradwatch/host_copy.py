@@ -1,0 +1,45 @@
+"""One packed, non-blocking copy from the device to the host.
+
+Enters: vectors on a device. Leaves: the same vectors as numpy, once they have arrived. Knows nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["HostCopy"]
+
+
+class HostCopy:
+    """Vectors on their way to the host, packed into one copy of float64 (float32 on devices without it).
+
+    Making one never syncs: off the CPU the copy is pinned and runs beside the training. ``read`` waits for it.
+
+    Args:
+        vectors: 0-dim or 1-dim tensors on ``device``; integers up to 2**24 stay exact.
+        device: where they are.
+    """
+
+    def __init__(self, vectors: Sequence[Tensor], device: torch.device) -> None:
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self._lengths = [vector.numel() for vector in vectors]
+        packed = torch.cat([vector.reshape(-1).to(device=device, dtype=wide) for vector in vectors])
+        self._arrived = None
+        if device.type == "cpu":
+            self._host = packed
+        else:
+            pinned = torch.empty(packed.shape, dtype=wide, pin_memory=device.type == "cuda")
+            self._host = pinned.copy_(packed, non_blocking=True)
+            self._arrived = torch.Event(device)
+            self._arrived.record()
+
+    def read(self) -> list[NDArray[np.floating]]:
+        """The vectors as numpy arrays, in their order; waits until they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [part.numpy() for part in self._host.split(self._lengths)]

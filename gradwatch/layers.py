@@ -1,0 +1,220 @@
+"""The ordered table of watched tensors.
+
+Enters: a model, several models, or bare tensors. Leaves: for each watched tensor its name, its module's type and its
+depth. Knows nothing of gradients, steps or optimizers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+__all__ = ["Layers", "Selection", "follow_forward", "of_model", "of_tensors", "submodules"]
+
+Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
+"""Globs over names, or ``callable(name, parameter)``."""
+
+
+@dataclass
+class Layers:
+    """P watched tensors, in order of registration.
+
+    Attributes:
+        names: (P,) unique names; a tied tensor has its first.
+        tensors: (P,) the tensors themselves.
+        owners: (P,) type name of the module that holds each, ``""`` for a bare tensor.
+        depth: (P,) int, position of each from input to output: order of registration, until a forward was seen.
+        is_weight: (P,) bool, tensors of two or more dimensions: those whose gradients can be compared along depth.
+        size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
+        module_types: names of all module types in the model, for advice.
+    """
+
+    names: tuple[str, ...]
+    tensors: list[Tensor]
+    owners: tuple[str, ...]
+    module_types: frozenset[str] = frozenset()
+    depth: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.depth = np.arange(len(self.names))
+        self._column = {id(tensor): column for column, tensor in enumerate(self.tensors)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def is_weight(self) -> NDArray[np.bool_]:
+        return np.array([not _is_lazy(tensor) and tensor.ndim >= 2 for tensor in self.tensors], dtype=bool)
+
+    @property
+    def size(self) -> NDArray[np.int64]:
+        return np.array([0 if _is_lazy(tensor) else tensor.numel() for tensor in self.tensors], dtype=np.int64)
+
+    def column(self, tensor: Tensor) -> int | None:
+        """The column of ``tensor``, None where it is not watched."""
+        return self._column.get(id(tensor))
+
+
+def of_model(
+    model: nn.Module | Mapping[str, nn.Module],
+    include: Selection | None = None,
+    exclude: Selection | None = None,
+) -> Layers:
+    """The table of a model, or of ``{name: model}`` for several, whose names then begin with theirs.
+
+    Wrappers that only wrap (``DistributedDataParallel``, ``torch.compile``) leave no trace in the names.
+
+    Raises:
+        TypeError: where ``model`` is no module and no mapping to modules.
+        ValueError: where no parameter is left to watch; with near misses for ``include``.
+    """
+    models = {"": model} if isinstance(model, nn.Module) else model
+    if not isinstance(models, Mapping) or not all(isinstance(m, nn.Module) for m in models.values()):
+        raise TypeError(f"model: expected an nn.Module or {{name: nn.Module}}, found {type(model).__name__}.")
+    found: dict[int, tuple[str, Tensor, str]] = {}
+    kinds: set[str] = set()
+    for prefix, root in models.items():
+        for path, module in submodules(root, prefix):
+            kinds.add(type(module).__name__)
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in found:
+                    found[id(parameter)] = (_join(path, name), parameter, type(module).__name__)
+    if not any(parameter.requires_grad for _, parameter, _ in found.values()):
+        raise ValueError(
+            "model: expected at least one parameter that requires a gradient, found none. "
+            "Call watch() after unfreezing the layers to train."
+        )
+    return _select(list(found.values()), include, exclude, frozenset(kinds))
+
+
+def of_tensors(
+    tensors: Mapping[str, Tensor], include: Selection | None = None, exclude: Selection | None = None
+) -> Layers:
+    """The table of bare tensors ``{name: tensor}``.
+
+    Raises:
+        TypeError: where a value is no tensor.
+        ValueError: where nothing is left to watch.
+    """
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise TypeError(f"tensors: expected {{name: torch.Tensor}}, found {type(tensors).__name__} of something else.")
+    return _select([(name, tensor, "") for name, tensor in tensors.items()], include, exclude, frozenset())
+
+
+def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module below ``root`` once, with its name; wrappers by type are looked through."""
+    seen: set[int] = set()
+
+    def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        wrapped = _unwrapped(module)
+        if wrapped is not module:
+            yield from walk(path, wrapped)
+        elif id(module) not in seen:
+            seen.add(id(module))
+            yield path, module
+            for name, child in module._modules.items():
+                if child is not None:
+                    yield from walk(_join(path, name), child)
+
+    yield from walk(prefix, root)
+
+
+def follow_forward(models: Sequence[nn.Module], layers: Layers) -> Callable[[], None]:
+    """Sets ``layers.depth`` to the order in which modules first run, at the first eager forward of each model.
+
+    Until then each root carries one pre-hook, which leaves compiled forwards alone. Returns what takes it off again.
+    """
+    handles = [_follow_once(_unwrapped(model), layers) for model in models]
+    return lambda: [handle() for handle in handles] and None
+
+
+def _follow_once(root: nn.Module, layers: Layers) -> Callable[[], None]:
+    order: list[int] = []
+    handles: list[Any] = []
+    done = False
+
+    def note(module: nn.Module, _args: object) -> None:
+        order.extend(c for p in module._parameters.values() if p is not None and (c := layers.column(p)) is not None)
+
+    def begin(_root: nn.Module, _args: object) -> None:
+        if done or handles or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        handles.extend(module.register_forward_pre_hook(note) for _, module in submodules(root) if module._parameters)
+        handles.append(root.register_forward_hook(end, always_call=True))
+
+    def end(*_: object) -> None:
+        nonlocal done
+        done = True
+        while handles:
+            handles.pop().remove()
+        _reorder(layers, list(dict.fromkeys(order)))
+
+    opening = root.register_forward_pre_hook(begin)
+
+    def remove() -> None:
+        opening.remove()
+        while handles:
+            handles.pop().remove()
+
+    return remove
+
+
+def _reorder(layers: Layers, ran: list[int]) -> None:
+    """Those that ran take the places they already hold among all layers, in the order in which they ran."""
+    layers.depth[ran] = np.sort(layers.depth[ran])
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return module.module
+    compiled = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
+    return module if compiled is None else compiled
+
+
+def _select(
+    rows: list[tuple[str, Tensor, str]], include: Selection | None, exclude: Selection | None, kinds: frozenset[str]
+) -> Layers:
+    names = [name for name, _, _ in rows]
+    kept = [row for row in rows if include is None or _matches(include, row[0], row[1])]
+    if include is not None and not kept:
+        raise ValueError(f"include={include!r} matches none of the {len(names)} parameters.{_near(include, names)}")
+    kept = [row for row in kept if exclude is None or not _matches(exclude, row[0], row[1])]
+    if not kept:
+        raise ValueError(f"nothing to watch: exclude={exclude!r} leaves none of the {len(names)} tensors found.")
+    on_meta = [name for name, tensor, _ in kept if tensor.device.type == "meta" and not _is_lazy(tensor)]
+    if on_meta:
+        raise ValueError(
+            f"model: {on_meta[0]!r} is on the meta device and has no values. Materialise it before watch()."
+        )
+    return Layers(tuple(r[0] for r in kept), [r[1] for r in kept], tuple(r[2] for r in kept), kinds)
+
+
+def _matches(selection: Selection, name: str, tensor: Tensor) -> bool:
+    if callable(selection):
+        return bool(selection(name, tensor))
+    globs = [selection] if isinstance(selection, str) else selection
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _near(selection: Selection, names: list[str]) -> str:
+    if callable(selection):
+        return ""
+    globs = [selection] if isinstance(selection, str) else selection
+    near = [match for glob in globs for match in difflib.get_close_matches(glob, names, n=3, cutoff=0.4)]
+    return f" Did you mean {', '.join(map(repr, near or names[:3]))}?"
+
+
+def _is_lazy(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

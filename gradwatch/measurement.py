@@ -1,0 +1,192 @@
+"""One attempted update, on its way from the device to the host.
+
+Enters: an optimizer's parameters with their gradients. Leaves: a ``StepReport``, once the copy has arrived and the
+update is made. Knows nothing of detectors, sinks or cadences: what to measure is asked of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwatch import stats
+from gradwatch.clip import Policy
+from gradwatch.host_copy import HostCopy
+from gradwatch.layers import Layers
+from gradwatch.report import Floats, StepReport
+
+__all__ = ["Measurement", "Moment"]
+
+HISTOGRAM_ENTRIES = 4096
+_ENTRY_FIGURES = ("grad_max", "grad_mean", "grad_std", "grad_zero_fraction")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Which step this is, and what is asked of it.
+
+    Attributes:
+        step, optimizer, update, sampled: as in ``StepReport``.
+        figures: names of ``gradwatch.report.FIGURES`` to measure.
+        entries: whether to take entries for histograms.
+    """
+
+    step: int
+    optimizer: int
+    update: int
+    sampled: bool
+    figures: frozenset[str]
+    entries: bool
+
+
+class Measurement:
+    """Measures on construction; ``clip_`` and ``follow_update`` as the step goes on; ``report`` at its end.
+
+    Args:
+        moment: which step, and what to measure.
+        layers: the table.
+        parameters: n tensors that have a gradient, watched or not.
+        gradients: n tensors.
+        columns: (n,) column of each in the table, −1 where it is not watched (it still counts in the total).
+        losses: what was observed for this step: 0-dim tensors or numbers.
+        earlier: the measurement before, where nobody says when the update is made (a loop without an optimizer): how
+            far its update moved the weights is seen now, and told in this report.
+    """
+
+    def __init__(
+        self,
+        moment: Moment,
+        layers: Layers,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        columns: NDArray[np.int64],
+        losses: Sequence[Tensor | float],
+        earlier: Measurement | None = None,
+    ) -> None:
+        self.moment = moment
+        self._layers, self._columns = layers, columns
+        self._gradients = gradients
+        self.magnitudes = stats.measure(gradients)
+        self.device = self.magnitudes.l2.device
+        self._loss = _mean(losses, self.device)
+        self._clipped_total = self.magnitudes.total
+        self._skipped = False
+        self._watched = np.flatnonzero(columns >= 0)
+        self._parameters = [parameters[i].detach() for i in self._watched]
+        self._figures = self._measure_figures()
+        self._entries = self._take_entries() if moment.entries else {}
+        self._weight_nonfinite = self._count_corrupt_weights()
+        self._before = stats.sample(self._parameters) if "update_ratio" in moment.figures else None
+        self._copy: HostCopy | None = None
+        if earlier is not None and np.array_equal(earlier._columns, columns):
+            self._add_change_of(earlier)
+
+    def is_finite(self) -> bool:
+        """Whether every gradient entry and the loss are finite. Waits for the device."""
+        sick = self.magnitudes.nonfinite.sum() > 0
+        return not bool(sick if self._loss is None else sick | ~torch.isfinite(self._loss))
+
+    def clip_(self, policy: Policy) -> None:
+        """Clips the gradients in place."""
+        self._clipped_total = policy.clip_(self._gradients, self.magnitudes)
+
+    def mark_skipped(self) -> None:
+        """No update is made from this step."""
+        self._skipped = True
+
+    def follow_update(self) -> None:
+        """The update is made: how far did it move the weights?"""
+        self._add_change_of(self)
+
+    def send(self) -> None:
+        """Starts the copy to the host, once; the update ratio stays out where the update was not seen."""
+        if self._copy is not None:
+            return
+        vectors = [self.magnitudes.l2, self.magnitudes.nonfinite, self.magnitudes.total, self._clipped_total]
+        vectors += [] if self._loss is None else [self._loss]
+        self._copy = HostCopy([*vectors, *self._figures.values()], self.device)
+        self._gradients = []  # held no longer than needed
+
+    def report(self) -> StepReport:
+        """The step on the host; waits for the copy."""
+        self.send()
+        assert self._copy is not None
+        l2, nonfinite, total, clipped_total, *rest = self._copy.read()
+        loss = None if self._loss is None else float(rest.pop(0)[0])
+        return StepReport(
+            step=self.moment.step,
+            optimizer=self.moment.optimizer,
+            update=self.moment.update,
+            layers=self._layers.names,
+            measured=self._spread(np.ones(len(l2)), absent=0) > 0,
+            grad_norm=self._spread(l2),
+            nonfinite=self._spread(nonfinite, absent=0).astype(np.int64),
+            grad_norm_total=float(total[0]),
+            grad_norm_clipped_total=float(clipped_total[0]),
+            loss=loss,
+            skipped=self._skipped,
+            sampled=self.moment.sampled or "update_ratio" in self._figures,
+            figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
+            weight_nonfinite=self._weight_nonfinite,
+            entries=self._entries,
+        )
+
+    def _add_change_of(self, measurement: Measurement) -> None:
+        if measurement._before is not None:
+            after = stats.sample(measurement._parameters)
+            self._figures["update_ratio"] = stats.relative_change(measurement._before, after)
+            measurement._before = None
+
+    def _measure_figures(self) -> dict[str, Tensor]:
+        wanted, figures = self.moment.figures, {}
+        if wanted.intersection(_ENTRY_FIGURES):
+            l2 = self.magnitudes.l2[torch.from_numpy(self._watched).to(self.device)]
+            entries = stats.entries([self._gradients[i] for i in self._watched], l2)
+            figures["grad_max"], figures["grad_mean"] = entries.largest, entries.mean
+            figures["grad_std"], figures["grad_zero_fraction"] = entries.std, entries.zero_fraction
+        if wanted.intersection(("weight_norm", "weight_std")):
+            figures["weight_norm"] = stats.norms(self._parameters)
+        if "weight_std" in wanted:
+            figures["weight_std"] = stats.entries(self._parameters, figures["weight_norm"]).std
+        return {name: values for name, values in figures.items() if name in wanted}
+
+    def _take_entries(self) -> dict[str, list[Floats | None]]:
+        gradients = [self._gradients[i] for i in self._watched]
+        return {
+            kind: self._list([part.float().cpu().numpy() for part in stats.sample(tensors, HISTOGRAM_ENTRIES)])
+            for kind, tensors in (("grad", gradients), ("weight", self._parameters))
+        }
+
+    def _count_corrupt_weights(self) -> NDArray[np.int64] | None:
+        if self.device.type != "cpu" or not bool(self.magnitudes.nonfinite.any()):
+            return None
+        return self._place(stats.count_nonfinite(self._parameters).numpy(), absent=0).astype(np.int64)
+
+    def _spread(self, values: Floats, absent: float = np.nan) -> Floats:
+        """(n,) over all parameters → (P,) over the table."""
+        return self._place(values[self._watched], absent)
+
+    def _place(self, values: Floats, absent: float = np.nan) -> Floats:
+        """(watched,) → (P,) over the table."""
+        row = np.full(len(self._layers), absent, dtype=np.float64)
+        row[self._columns[self._watched]] = values
+        return row
+
+    def _list(self, values: list[Floats]) -> list[Floats | None]:
+        row: list[Floats | None] = [None] * len(self._layers)
+        for column, value in zip(self._columns[self._watched].tolist(), values, strict=True):
+            row[column] = value
+        return row
+
+
+def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | None:
+    if not losses:
+        return None
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    parts = [torch.as_tensor(loss).detach().to(device, wide, non_blocking=True).reshape(()) for loss in losses]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean()

@@ -1,0 +1,107 @@
+"""When an optimizer is about to update, and when it has.
+
+Enters: optimizers, or none, in which case those that own watched parameters are found as they step. Leaves: calls
+``before(optimizer, loss)`` once its gradients are ready and ``after(optimizer)`` once it has updated. Knows nothing of
+what happens in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+__all__ = ["StepHooks"]
+
+
+class Before(Protocol):
+    """Called once an optimizer's gradients are ready; ``again`` marks a further evaluation of the same closure."""
+
+    def __call__(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None: ...
+
+
+After = Callable[[Optimizer], None]
+
+
+class StepHooks:
+    """Hooks around ``optimizer.step``; of nested optimizers (SAM) the outermost counts.
+
+    ``step(closure)`` fires torch's pre-hook before the backward pass, so the closure is wrapped and ``before`` follows
+    each of its evaluations with the loss it returned; without a closure ``before`` gets None.
+
+    Args:
+        before: called with the optimizer and the closure's loss once the gradients are ready.
+        after: called with the optimizer once it has updated.
+        optimizers: those to watch; None for every one that ``owns`` says yes to.
+        owns: whether an optimizer holds a watched parameter.
+    """
+
+    def __init__(
+        self,
+        before: Before | None,
+        after: After,
+        optimizers: Sequence[Optimizer] | None,
+        owns: Callable[[Optimizer], bool],
+    ) -> None:
+        self._before, self._after, self._owns = before, after, owns
+        self._running: list[Optimizer] = []
+        if optimizers is None:
+            self._handles = [
+                register_optimizer_step_pre_hook(self._enter),
+                register_optimizer_step_post_hook(self._leave),
+            ]
+        else:
+            self._handles = [
+                handle
+                for optimizer in optimizers
+                for handle in (
+                    optimizer.register_step_pre_hook(self._enter),
+                    optimizer.register_step_post_hook(self._leave),
+                )
+            ]
+
+    def remove(self) -> None:
+        """Takes every hook off again; twice is fine."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._owns(optimizer):
+            return None
+        if optimizer in self._running:  # an earlier step ended in an exception and never left
+            self._running.clear()
+        self._running.append(optimizer)
+        if len(self._running) > 1 or self._before is None:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._before(optimizer, None)
+            return None
+        wrapped = self._followed(optimizer, closure)
+        if len(args) > 1:  # args begin with the optimizer itself
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
+
+    def _leave(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        if optimizer not in self._running:
+            return
+        outermost = self._running[0] is optimizer
+        self._running.remove(optimizer)
+        if outermost:
+            self._running.clear()
+            self._after(optimizer)
+
+    def _followed(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        evaluations = 0
+
+        def evaluate() -> Any:
+            nonlocal evaluations
+            loss = closure()
+            evaluations += 1
+            if self._before is not None:
+                self._before(optimizer, loss, again=evaluations > 1)
+            return loss
+
+        return evaluate

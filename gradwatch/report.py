@@ -1,0 +1,67 @@
+"""One step's figures on the host.
+
+Enters: numpy rows, a column per layer. Leaves: what detectors judge and sinks write. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FIGURES", "Floats", "StepReport"]
+
+Floats = NDArray[np.floating]
+
+FIGURES = (
+    "grad_max",
+    "grad_mean",
+    "grad_std",
+    "grad_zero_fraction",
+    "weight_norm",
+    "weight_std",
+    "update_ratio",
+)
+"""Per-layer figures beyond ``grad_norm``; measured at sampled and logged steps only."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One attempted update of one optimizer, over P watched layers in the model's order.
+
+    Attributes:
+        step: attempted updates so far, over all watched optimizers, counted from 0.
+        optimizer: index of the optimizer that stepped.
+        update: that optimizer's own updates so far, counted from 0.
+        layers: P parameter names.
+        measured: (P,) bool, where the layer had a gradient at this step.
+        grad_norm: (P,) float64, L2 norm before clipping, in the gradient's own unit; NaN where not measured.
+        nonfinite: (P,) int64, how many entries are NaN or Inf.
+        grad_norm_total: L2 norm over all measured gradients, before clipping.
+        grad_norm_clipped_total: the same after clipping; equal where nothing was clipped.
+        loss: mean of the losses observed for this step, None where none was.
+        skipped: no update was made from this step.
+        sampled: the figures below may be judged by detectors (they are measured at logged steps, too).
+        figures: (P,) float64 for each name of ``FIGURES`` measured at this step; NaN where not measured.
+        weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
+            was not finite, else None.
+        entries: ``"grad"`` and ``"weight"`` to (P,) lists of at most 4,096 evenly spaced entries, for histograms.
+    """
+
+    step: int
+    optimizer: int
+    update: int
+    layers: tuple[str, ...]
+    measured: NDArray[np.bool_]
+    grad_norm: Floats
+    nonfinite: NDArray[np.int64]
+    grad_norm_total: float
+    grad_norm_clipped_total: float
+    loss: float | None = None
+    skipped: bool = False
+    sampled: bool = False
+    figures: Mapping[str, Floats] = field(default_factory=dict)
+    weight_nonfinite: NDArray[np.int64] | None = None
+    entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)

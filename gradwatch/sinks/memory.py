@@ -1,0 +1,111 @@
+"""The last steps, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.findings import Finding
+from gradwatch.report import FIGURES, StepReport
+from gradwatch.sinks import Row
+
+__all__ = ["History", "Memory"]
+
+_PER_LAYER: dict[str, tuple[type, object, Callable[[StepReport], object]]] = {
+    "grad_norm": (np.float32, np.nan, lambda report: report.grad_norm),
+    "nonfinite": (np.int64, 0, lambda report: report.nonfinite),
+    **{
+        name: (np.float32, np.nan, lambda report, name=name: report.figures.get(name, np.nan))  # type: ignore[misc]
+        for name in FIGURES
+    },
+}
+_PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], object]]] = {
+    "step": (np.int64, -1, lambda report: report.step),
+    "optimizer": (np.int64, -1, lambda report: report.optimizer),
+    "grad_norm_total": (np.float64, np.nan, lambda report: report.grad_norm_total),
+    "grad_norm_clipped_total": (np.float64, np.nan, lambda report: report.grad_norm_clipped_total),
+    "loss": (np.float64, np.nan, lambda report: np.nan if report.loss is None else report.loss),
+    "skipped": (np.bool_, False, lambda report: report.skipped),
+}
+
+
+class History:
+    """The last S ≤ ``length`` steps of P layers, oldest first.
+
+    ``history["grad_norm"]`` is (S, P) float32 as measured before clipping, NaN where not measured;
+    ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.report.FIGURES`` (S, P), NaN at steps where it was
+    not measured; ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``, ``["skipped"]`` and
+    ``["optimizer"]`` are (S,). Every array is a copy.
+
+    Attributes:
+        layers: P names.
+        steps: (S,) int64.
+    """
+
+    def __init__(self, layers: tuple[str, ...], length: int) -> None:
+        self.layers = layers
+        self._length, self._seen = length, 0
+        self._rings: dict[str, NDArray[np.generic]] = {}
+
+    def append(self, report: StepReport) -> None:
+        """Takes in one step; the oldest falls out once ``length`` are held."""
+        at = self._seen % self._length
+        for tables, width in ((_PER_LAYER, (len(self.layers),)), (_PER_STEP, ())):
+            for name, (dtype, absent, value_of) in tables.items():
+                value = value_of(report)
+                if name not in self._rings:
+                    if name in FIGURES and name not in report.figures:
+                        continue  # allocated once it is first measured
+                    self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)
+                self._rings[name][at] = value
+        self._seen += 1
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        return self["step"]  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return min(self._seen, self._length)
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        known = {**_PER_LAYER, **_PER_STEP}
+        if name not in known:
+            raise KeyError(f"history[{name!r}]: expected one of {', '.join(known)}.")
+        dtype, absent, _ = known[name]
+        if name not in self._rings:
+            width = (len(self.layers),) if name in _PER_LAYER else ()
+            return np.full((len(self), *width), absent, dtype=dtype)
+        ring = self._rings[name]
+        return ring[: self._seen].copy() if self._seen <= self._length else np.roll(ring, -self._seen, axis=0)
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} steps, {len(self.layers)} layers)"
+
+
+class Memory:
+    """A sink that keeps what it is given; for tests and notebooks.
+
+    Attributes:
+        rows: every row.
+        events: (finding, ended) of every opening and closing.
+        closed: whether ``close`` was called.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.events: list[tuple[Finding, bool]] = []
+        self.closed = False
+
+    def write_row(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def write_finding(self, finding: Finding, ended: bool) -> None:
+        self.events.append((finding, ended))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True

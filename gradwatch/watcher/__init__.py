@@ -1,0 +1,9 @@
+"""The watcher: joins measuring, clipping, detecting and writing; owns their order and their cadence.
+
+Enters: a model and its optimizers. Leaves: findings, a history, files. Does no arithmetic.
+"""
+
+from gradwatch.watcher.watch import watch, watch_tensors
+from gradwatch.watcher.watcher import Watcher
+
+__all__ = ["Watcher", "watch", "watch_tensors"]

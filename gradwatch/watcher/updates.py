@@ -1,0 +1,75 @@
+"""The updates of one optimizer: what lives across them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gradwatch.clip import Policy
+from gradwatch.detect import Detectors
+from gradwatch.layers import Layers
+from gradwatch.measurement import Measurement, Moment
+from gradwatch.sinks import RowBuilder
+
+__all__ = ["Updates"]
+
+DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio", "grad_max", "grad_zero_fraction"})
+_FIRST_SAMPLES = (0, 1, 2, 4, 8)
+_SAMPLE_EVERY = 10
+
+
+class Updates:
+    """What lives across the updates of one optimizer, or of a loop without one.
+
+    Attributes:
+        index: of the optimizer, in order of first sight.
+        detectors, policy, rows: its own, since a GAN's two halves have nothing in common.
+        count: updates so far.
+        parameters: all of its parameters, watched or not.
+        columns: (n,) the column of each in the table, −1 where it is not watched.
+        current: the update under way.
+        earlier: the last one, where nobody says when its update is made.
+    """
+
+    def __init__(self, index: int, detectors: Detectors, policy: Policy | None) -> None:
+        self.index, self.detectors, self.policy = index, detectors, policy
+        self.rows = RowBuilder()
+        self.count = 0
+        self.parameters: Sequence[Tensor] = []
+        self.columns = np.zeros(0, dtype=np.int64)
+        self.current: Measurement | None = None
+        self.earlier: Measurement | None = None
+
+    def use(self, parameters: Sequence[Tensor], layers: Layers) -> None:
+        """Looks columns up where the parameters are not those of the last update."""
+        if list(map(id, parameters)) != list(map(id, self.parameters)):
+            found = [layers.column(parameter) for parameter in parameters]
+            self.parameters = parameters
+            self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
+
+    def moment(self, step: int, log_every: int, row_figures: frozenset[str], histograms: bool) -> Moment:
+        """What the coming update is asked for. Both cadences count this optimizer's own updates."""
+        sampled = self.count in _FIRST_SAMPLES or self.count % _SAMPLE_EVERY == 0
+        logged = self.is_logged(self.count, log_every)
+        figures = (DETECTION_FIGURES if sampled else frozenset()) | (row_figures if logged else frozenset())
+        return Moment(step, self.index, self.count, sampled, figures, logged and histograms)
+
+    @staticmethod
+    def is_logged(update: int, log_every: int) -> bool:
+        """Whether a row is written at this update."""
+        return update % log_every == 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run goes on from."""
+        clip = {} if self.policy is None else {name: value.clone() for name, value in self.policy.state.items()}
+        return {"count": self.count, "detectors": self.detectors.state(), "clip": clip}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned."""
+        self.count = state["count"]
+        self.detectors.restore(state["detectors"])
+        if self.policy is not None:
+            self.policy.state.update(state["clip"])

@@ -1,0 +1,162 @@
+"""``watch`` and ``watch_tensors``: what a user has → a watcher attached to it."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Unpack
+
+from gradwatch import layers as layer_table
+from gradwatch.clip import Policy
+from gradwatch.findings import Finding, Thresholds
+from gradwatch.layers import Selection
+from gradwatch.sinks import Sink
+from gradwatch.sinks.log import logger
+from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
+from gradwatch.watcher.watcher import OnNonFinite, Options, Watcher
+
+__all__ = ["watch", "watch_tensors"]
+
+_watchers: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watcher]] = weakref.WeakKeyDictionary()
+
+
+def watch(
+    model: nn.Module | Mapping[str, nn.Module],
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    *,
+    log_dir: str | Path | None = None,
+    clip: float | str | Policy | None = None,
+    on_nonfinite: OnNonFinite = "report",
+    log_every_n_steps: int = 50,
+    include: Selection | None = None,
+    exclude: Selection | None = None,
+    thresholds: Thresholds | None = None,
+    layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3],
+    histograms: bool = False,
+    history: int = 512,
+    sinks: Sequence[Sink] = (),
+    on_finding: Callable[[Finding], None] | None = None,
+) -> Watcher:
+    """Watches every update of ``model``; the training loop stays as it is.
+
+    Args:
+        model: a module, or ``{name: module}`` for several (a GAN).
+        optimizer: one, several, or None; then those that own the parameters are found when they step.
+        log_dir: where TensorBoard files go; None writes nothing.
+        clip: a number (global L2 norm), ``"auto"``, a policy from ``gradwatch.clip``, or None. A total norm that is not
+            finite is never scaled.
+        on_nonfinite: ``"report"`` never syncs with the device. ``"skip"`` makes no update from a step whose gradients
+            or loss are not finite, ``"raise"`` raises ``NonFiniteError`` before it; both read one flag a step.
+        log_every_n_steps: how often a row is written, in updates of each optimizer.
+        include, exclude: globs over parameter names, or ``callable(name, parameter)``.
+        thresholds: what counts as sick; the defaults need no scale.
+        layer_scalars: per-layer tags to write; True all, False none.
+        histograms: also write histograms of gradients and weights, of at most 4,096 entries each.
+        history: how many steps ``Watcher.history`` holds.
+        sinks: further sinks, see ``gradwatch.Sink``.
+        on_finding: called with each finding when it is raised, in the training thread.
+
+    Raises:
+        TypeError, ValueError: for an argument that makes no sense, naming it, what was found and what to do.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with gradwatch.watch(model, optimizer, clip=1.0) as watcher:
+        ...     for _ in range(3):
+        ...         loss = model(torch.ones(2, 4)).square().mean()
+        ...         watcher.observe_loss(loss)
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        >>> watcher.findings
+        []
+    """
+    layers = layer_table.of_model(model, include, exclude)
+    optimizers = None if optimizer is None else _listed(optimizer)
+    watcher = Watcher(
+        layers,
+        [*_tensorboard(log_dir, layer_scalars), *sinks],
+        clip=clip,
+        on_nonfinite=on_nonfinite,
+        log_every_n_steps=log_every_n_steps,
+        thresholds=thresholds,
+        layer_scalars=layer_scalars,
+        histograms=histograms,
+        history=history,
+        on_finding=on_finding,
+    )
+    for each in optimizers or ():
+        if not watcher.owns(each):
+            watcher.close()
+            raise ValueError(
+                f"optimizer: this {type(each).__name__} owns none of the {len(layers)} watched parameters. "
+                "Give it model.parameters() of the model that is watched."
+            )
+    models = [model] if isinstance(model, nn.Module) else list(model.values())
+    for each in models:
+        _replace_watcher(each, watcher)
+    watcher.on_close(layer_table.follow_forward(models, layers))
+    watcher.attach(optimizers)
+    return watcher
+
+
+def watch_tensors(
+    tensors: Mapping[str, Tensor],
+    *,
+    log_dir: str | Path | None = None,
+    include: Selection | None = None,
+    exclude: Selection | None = None,
+    sinks: Sequence[Sink] = (),
+    **options: Unpack[Options],
+) -> Watcher:
+    """Watches bare tensors whose gradients are computed by hand.
+
+    Hand the gradients over before each update: ``watcher.step(grads={"w1": g1}, loss=loss)``. With ``clip`` they are
+    clipped in place. Under ``on_nonfinite="skip"`` nobody can skip for you: see ``watcher.history["skipped"]``.
+    The tensors must be updated in place, since it is these objects that are watched.
+
+    Args:
+        tensors: ``{name: tensor}``, from input to output. The keywords are those of ``watch``.
+
+    Raises:
+        TypeError, ValueError: as ``watch``.
+
+    Example:
+        >>> w = torch.ones(3)
+        >>> with gradwatch.watch_tensors({"w": w}) as watcher:
+        ...     for _ in range(3):
+        ...         watcher.step(grads={"w": 2 * w}, loss=w.square().sum())
+        ...         w -= 0.1 * 2 * w
+        >>> watcher.history["grad_norm"].shape
+        (3, 1)
+    """
+    layers = layer_table.of_tensors(tensors, include, exclude)
+    scalars = options.get("layer_scalars", LAYER_TAGS[:3])
+    return Watcher(layers, [*_tensorboard(log_dir, scalars), *sinks], **options)
+
+
+def _tensorboard(log_dir: str | Path | None, layer_scalars: bool | Sequence[str]) -> list[Sink]:
+    return [] if log_dir is None else [TensorBoard(log_dir, layer_scalars)]
+
+
+def _listed(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    for each in optimizers:
+        if not isinstance(each, Optimizer):
+            raise TypeError(f"optimizer: expected torch.optim.Optimizer, or several, found {type(each).__name__}.")
+    return optimizers
+
+
+def _replace_watcher(model: nn.Module, watcher: Watcher) -> None:
+    earlier = _watchers.get(model, lambda: None)()
+    if earlier is not None and not earlier._closed:
+        logger.warning("gradwatch: this model is already watched; the earlier watcher is closed.")
+        with contextlib.suppress(Exception):
+            earlier.close()
+    _watchers[model] = weakref.ref(watcher)

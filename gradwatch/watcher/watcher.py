@@ -1,0 +1,398 @@
+"""One watcher: the walk of one gradient, from the step hook to the sinks."""
+
+from __future__ import annotations
+
+import atexit
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import TypedDict
+
+from gradwatch import checkpoint
+from gradwatch.clip import Policy, policy_of
+from gradwatch.detect import Detectors
+from gradwatch.findings import Finding, NonFiniteError, Thresholds
+from gradwatch.layers import Layers
+from gradwatch.measurement import Measurement, Moment
+from gradwatch.optimizers import StepHooks
+from gradwatch.remedies import advise
+from gradwatch.report import StepReport
+from gradwatch.sinks import Sink
+from gradwatch.sinks.log import Log, logger
+from gradwatch.sinks.memory import History
+from gradwatch.sinks.tensorboard import LAYER_TAGS, layer_tags
+from gradwatch.watcher.harmless import harmless
+from gradwatch.watcher.updates import Updates
+
+__all__ = ["OnNonFinite", "Options", "Watcher"]
+
+OnNonFinite = Literal["report", "skip", "raise"]
+
+
+class Options(TypedDict, total=False):
+    """The keywords that every way of watching shares; ``gradwatch.watch`` says what each means."""
+
+    clip: float | str | Policy | None
+    on_nonfinite: OnNonFinite
+    log_every_n_steps: int
+    thresholds: Thresholds | None
+    layer_scalars: bool | Sequence[str]
+    histograms: bool
+    history: int
+    on_finding: Callable[[Finding], None] | None
+
+
+class Watcher:
+    """Watches every update of a model; made by ``watch`` and ``watch_tensors``.
+
+    Usable as a context manager. Hooks come off, and everything is flushed, at ``close``.
+
+    Attributes:
+        history: the last steps, see ``gradwatch.sinks.memory.History``.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        sinks: Sequence[Sink],
+        *,
+        clip: float | str | Policy | None = None,
+        on_nonfinite: OnNonFinite = "report",
+        log_every_n_steps: int = 50,
+        thresholds: Thresholds | None = None,
+        layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3],
+        histograms: bool = False,
+        history: int = 512,
+        on_finding: Callable[[Finding], None] | None = None,
+    ) -> None:
+        _refuse_bad_options(on_nonfinite, log_every_n_steps, history, thresholds)
+        self.history = History(layers.names, history)
+        self.broken: set[str] = set()
+        self._layers, self._sinks = layers, [*sinks, Log()]
+        self._policy, self._on_nonfinite = policy_of(clip), on_nonfinite
+        self._log_every, self._histograms = log_every_n_steps, histograms
+        self._row_figures = frozenset(layer_tags(layer_scalars)) - {"grad_norm"}
+        self._thresholds, self._on_finding = thresholds or Thresholds(), on_finding
+        self._updates: dict[int | None, Updates] = {}
+        self._restored: deque[dict[str, Any]] = deque()
+        self._losses: list[Tensor | float] = []
+        self._saw_loss = False
+        self._step = self._skipped_steps = 0
+        self._ended: list[Finding] = []
+        self._under_way: deque[tuple[Updates, Measurement]] = deque()
+        self._undo: list[Callable[[], None]] = []
+        self._closed = False
+        atexit.register(self.close)
+
+    # what users call
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Snapshots of all findings so far, by onset; waits for figures still on the device."""
+        self._drain()
+        return self._findings()
+
+    def observe_loss(self, loss: Tensor | float) -> None:
+        """Takes the loss of the coming update, before or after ``backward``; several are averaged.
+
+        Args:
+            loss: a number, or a tensor of one entry on any device. Never synced.
+
+        Raises:
+            TypeError: where it is neither.
+        """
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise TypeError(f"observe_loss: expected a tensor of one entry, found shape {tuple(loss.shape)}.")
+            loss = loss.detach()
+        elif not isinstance(loss, int | float | np.number):
+            raise TypeError(f"observe_loss: expected a number or a tensor of one entry, found {type(loss).__name__}.")
+        self._losses.append(loss)
+
+    def step(self, grads: Mapping[str, Tensor] | None = None, loss: Tensor | float | None = None) -> None:
+        """Takes in one attempted update of a loop without a ``torch.optim`` optimizer; call it before the update.
+
+        Args:
+            grads: ``{name: gradient}``, each of its tensor's shape; clipped in place where ``clip`` is set. None takes
+                every tensor's ``.grad``.
+            loss: as for ``observe_loss``.
+
+        Raises:
+            KeyError: for a name that is not watched.
+            ValueError: for a gradient of another shape.
+            NonFiniteError: under ``on_nonfinite="raise"``.
+        """
+        if loss is not None:
+            self.observe_loss(loss)
+        if grads is None:
+            self._update_by_hand(
+                {column: t.grad for column, t in enumerate(self._layers.tensors) if t.grad is not None}
+            )
+        else:
+            self._update_by_hand({self._column_of(name, gradient): gradient for name, gradient in grads.items()})
+
+    def flush(self) -> None:
+        """Waits for what is still on the device; everything written so far is safe afterwards."""
+        self._drain()
+        self._to_sinks("flush")
+
+    def close(self) -> None:
+        """Takes every hook off, flushes and closes the sinks; twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for undo in self._undo:
+            undo()
+        self._drain()
+        self._say_what_was_missing()
+        self._to_sinks("flush")
+        self._to_sinks("close")
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Watcher({len(self._layers)} layers, {self._step} steps, {len(self._findings())} findings)"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step numbers, baselines, findings and clip history, as numbers, strings and tensors."""
+        self._drain()
+        return checkpoint.pack(
+            {
+                "layers": list(self._layers.names),
+                "step": self._step,
+                "skipped_steps": self._skipped_steps,
+                "ended": [checkpoint.of_finding(finding) for finding in self._ended],
+                "updates": [updates.state() for updates in self._updates.values()] + list(self._restored),
+            }
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state_dict``'s value as if never stopped; call it before the first step.
+
+        Raises:
+            ValueError: for a state of another model, or once a step was seen.
+        """
+        state = checkpoint.unpack(dict(state))
+        if self._step:
+            raise ValueError(f"load_state_dict: call it before the first step; this watcher has seen {self._step}.")
+        if tuple(state["layers"]) != self._layers.names:
+            differ = sorted(set(state["layers"]) ^ set(self._layers.names))[:3] or "their order"
+            raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
+        self._step, self._skipped_steps = state["step"], state["skipped_steps"]
+        self._ended = [checkpoint.to_finding(saved) for saved in state["ended"]]
+        self._restored = deque(state["updates"])
+
+    # what integrations call
+
+    def attach(self, optimizers: Sequence[Optimizer] | None, *, sees_gradients: bool = True) -> None:
+        """Hooks the watcher to ``optimizers``; None finds those that own a watched parameter as they step.
+
+        Args:
+            sees_gradients: False where the integration itself calls ``before_update``.
+        """
+        before = self.before_update if sees_gradients else None
+        hooks = StepHooks(before, self.after_update, optimizers, self.owns)
+        self._undo.append(hooks.remove)
+
+    def on_close(self, undo: Callable[[], None]) -> None:
+        """Has ``undo`` called at ``close``."""
+        self._undo.append(undo)
+
+    def before_update(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
+        """The gradients of ``optimizer`` are ready: measures, clips, and decides whether the update is made.
+
+        Args:
+            loss: what the optimizer's closure returned; counts where no loss was observed.
+            again: the closure was evaluated once more within one update (LBFGS): only clips.
+        """
+        if not self._losses and isinstance(loss, Tensor | float) and not again:
+            self.observe_loss(loss)
+        self._begin(id(optimizer), [p for group in optimizer.param_groups for p in group["params"]], None, again)
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        """``optimizer`` has updated."""
+        updates = self._updates.get(id(optimizer))
+        if updates is not None:
+            self._finish(updates)
+
+    # the walk of one gradient
+
+    def _update_by_hand(self, gradients: dict[int, Tensor]) -> None:
+        parameters = [self._layers.tensors[column] for column in gradients]
+        self._begin(None, parameters, list(gradients.values()), False)
+        updates = self._updates.get(None)
+        if updates is not None:
+            updates.earlier = updates.current
+            self._finish(updates, is_made=False)
+
+    @harmless
+    def _begin(self, key: int | None, parameters: list[Tensor], gradients: list[Tensor] | None, again: bool) -> None:
+        updates = self._updates_of(key)
+        updates.use(parameters, self._layers)
+        columns = updates.columns
+        if gradients is None:
+            gradients = [g for p in parameters if (g := p.grad) is not None]
+            if len(gradients) < len(parameters):
+                has_gradient = [p.grad is not None for p in parameters]
+                parameters = [p for p, has in zip(parameters, has_gradient, strict=True) if has]
+                columns = columns[np.array(has_gradient, dtype=bool)]
+        if again and updates.current is not None:
+            if updates.policy is not None and gradients:
+                Measurement(_ONLY_NORMS, self._layers, parameters, gradients, columns, ()).clip_(updates.policy)
+            return
+        self._finish(updates)
+        moment = updates.moment(self._step, self._log_every, self._row_figures, self._histograms)
+        updates.current = Measurement(
+            moment, self._layers, parameters, gradients, columns, self._losses, updates.earlier
+        )
+        self._saw_loss = self._saw_loss or bool(self._losses)
+        self._losses = []
+        self._step += 1
+        updates.count += 1
+        self._decide(updates, updates.current)
+
+    def _decide(self, updates: Updates, current: Measurement) -> None:
+        """Whether the update is made, and how far."""
+        if self._on_nonfinite != "report" and not current.is_finite():
+            current.mark_skipped()
+            self._skipped_steps += 1
+            if self._on_nonfinite == "raise":
+                self._finish(updates)
+                self._drain()
+                self._raise_nonfinite(current.moment.step)
+            for parameter in updates.parameters:
+                parameter.grad = None
+        elif updates.policy is not None:
+            current.clip_(updates.policy)
+
+    @harmless
+    def _finish(self, updates: Updates, is_made: bool = True) -> None:
+        """The update is made, or soon will be: sends the figures to the host, and reads those that have arrived."""
+        current, updates.current = updates.current, None
+        if current is None:
+            return
+        if is_made:
+            current.follow_update()
+        current.send()
+        self._under_way.append((updates, current))
+        while self._under_way and (current.device.type == "cpu" or len(self._under_way) > 1):
+            self._take_in(*self._under_way.popleft())
+
+    @harmless
+    def _drain(self) -> None:
+        for updates in self._updates.values():
+            self._finish(updates)
+        while self._under_way:
+            self._take_in(*self._under_way.popleft())
+
+    def _take_in(self, updates: Updates, measurement: Measurement) -> None:
+        """A step has arrived on the host: history, detectors, sinks."""
+        report = measurement.report()
+        self.history.append(report)
+        self._detect(updates, report)
+        self._write(updates, report)
+
+    @harmless
+    def _detect(self, updates: Updates, report: StepReport) -> None:
+        for event in updates.detectors.observe(report):
+            if event.ended:
+                self._ended.append(event.finding)
+            self._to_sinks("write_finding", event.finding, event.ended)
+            if not event.ended and self._on_finding is not None:
+                self._tell(event.finding)
+
+    @harmless
+    def _write(self, updates: Updates, report: StepReport) -> None:
+        updates.rows.add(report)
+        if updates.is_logged(report.update, self._log_every):
+            self._to_sinks("write_row", updates.rows.build(report, self._skipped_steps))
+
+    @harmless
+    def _tell(self, finding: Finding) -> None:
+        assert self._on_finding is not None
+        self._on_finding(finding)
+
+    def _to_sinks(self, verb: str, *args: object) -> None:
+        for sink in list(self._sinks):
+            try:
+                getattr(sink, verb)(*args)
+            except Exception as error:
+                self._sinks.remove(sink)
+                logger.warning(
+                    "gradwatch: %s failed to %s (%s: %s); it is left out from here on, training goes on.",
+                    type(sink).__name__, verb.replace("_", " "), type(error).__name__, error,
+                )  # fmt: skip
+
+    # the small things
+
+    def _updates_of(self, key: int | None) -> Updates:
+        if key not in self._updates:
+            detectors = Detectors(self._layers, self._thresholds, self._advise)
+            policy = None if self._policy is None else self._policy.renew()
+            updates = Updates(len(self._updates), detectors, policy)
+            if self._restored:
+                updates.restore(self._restored.popleft())
+            self._updates[key] = updates
+        return self._updates[key]
+
+    def _advise(self, kind: str, columns: list[int]) -> tuple[str, ...]:
+        return advise(kind, self._layers, clips=self._policy is not None)
+
+    def owns(self, optimizer: Optimizer) -> bool:
+        return any(self._layers.column(p) is not None for group in optimizer.param_groups for p in group["params"])
+
+    def _findings(self) -> list[Finding]:
+        still_open = [f for updates in self._updates.values() for f in updates.detectors.open_findings()]
+        return sorted([*self._ended, *still_open], key=lambda finding: (finding.step, finding.raised_step))
+
+    def _raise_nonfinite(self, step: int) -> None:
+        finding = next(f for f in reversed(self._findings()) if f.kind == "nonfinite")
+        raise NonFiniteError(finding.layer, step, finding.message)
+
+    def _column_of(self, name: str, gradient: Tensor) -> int:
+        if name not in self._layers.names:
+            raise KeyError(f"step(grads=…): {name!r} is not watched; watched are {', '.join(self._layers.names[:8])}.")
+        column = self._layers.names.index(name)
+        shape = self._layers.tensors[column].shape
+        if gradient.shape != shape:
+            raise ValueError(
+                f"step(grads=…): the gradient of {name!r} has shape {tuple(gradient.shape)}, expected {tuple(shape)}."
+            )
+        return column
+
+    def _say_what_was_missing(self) -> None:
+        if self._step == 0:
+            logger.warning(
+                "gradwatch: no step was seen. Was the optimizer given to watch() the one that steps? "
+                "A loop without a torch.optim optimizer calls watcher.step() itself."
+            )
+        elif not self._saw_loss:
+            logger.warning(
+                "gradwatch: no loss was seen, so a loss that is NaN, flat or unstable was not looked for. "
+                "Call watcher.observe_loss(loss) in the loop."
+            )
+
+
+def _refuse_bad_options(on_nonfinite: str, log_every_n_steps: object, history: object, thresholds: object) -> None:
+    if on_nonfinite not in ("report", "skip", "raise"):
+        raise ValueError(f'on_nonfinite={on_nonfinite!r}: expected "report", "skip" or "raise".')
+    for name, value in (("log_every_n_steps", log_every_n_steps), ("history", history)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of steps, 1 or more.")
+    if thresholds is not None and not isinstance(thresholds, Thresholds):
+        raise TypeError(f"thresholds={thresholds!r}: expected gradwatch.Thresholds(…) or None.")
+
+
+_ONLY_NORMS = Moment(step=-1, optimizer=-1, update=-1, sampled=False, figures=frozenset(), entries=False)
