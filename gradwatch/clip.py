@@ -102,7 +102,8 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
 
     Different here: ZClip leaves its first 25 steps unprotected to learn μ and σ. These averages are corrected for their
     youth instead, as Adam's are, and σ is never below ``lowest_spread``·μ, so that the second step is protected already
-    and a smooth run is not clipped for a small wobble. At the first step nothing is known and nothing is clipped.
+    and a smooth run is not clipped for a small wobble. At the first step, and after nothing but gradients of 0, nothing
+    is known and nothing is clipped.
     A norm that is NaN or Inf changes neither the gradients nor the history.
 
     Args:
@@ -160,7 +161,8 @@ def _ceiling(total: Tensor, state: dict[str, Tensor], z_threshold: float, lowest
     spread = (state["square"] / state["weight"] - mean.square()).clamp(min=0).sqrt()
     spread = torch.maximum(spread, lowest_spread * mean)
     z = (total - mean) / spread
-    return torch.where(z > z_threshold, mean + spread * z_threshold**2 / z, torch.inf)
+    spike = (z > z_threshold) & (mean > 0)  # after zeros alone z is infinite, and the run would be held at 0 for ever
+    return torch.where(spike, mean + spread * z_threshold**2 / z, torch.inf)
 
 
 def _remember(total: Tensor, state: dict[str, Tensor], smoothing: float) -> None:

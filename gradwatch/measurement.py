@@ -95,6 +95,10 @@ class Measurement:
         """Clips the gradients in place."""
         self._clipped_total = policy.clip_(self._gradients, self.magnitudes)
 
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """() total norms before and after clipping, on the device."""
+        return self.magnitudes.total, self._clipped_total
+
     def mark_skipped(self) -> None:
         """No update is made from this step."""
         self._skipped = True

@@ -7,7 +7,9 @@ what happens in them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
@@ -24,9 +26,14 @@ class Before(Protocol):
 
 After = Callable[[Optimizer], None]
 
+_STEP = Optimizer.profile_hook_step(lambda: None).__code__  # what torch wraps around each step, hooks included
+
 
 class StepHooks:
     """Hooks around ``optimizer.step``; of nested optimizers (SAM) the outermost counts.
+
+    So does the outermost step of one optimizer whose ``step`` calls its parent class's. A step that raised fires no
+    post-hook: which of those that began still run is read from the Python stack, and only where another began.
 
     ``step(closure)`` fires torch's pre-hook before the backward pass, so the closure is wrapped and ``before`` follows
     each of its evaluations with the loss it returned; without a closure ``before`` gets None.
@@ -70,8 +77,8 @@ class StepHooks:
     def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._owns(optimizer):
             return None
-        if optimizer in self._running:  # an earlier step ended in an exception and never left
-            self._running.clear()
+        if self._running:
+            self._running = self._still_running(sys._getframe(1))
         self._running.append(optimizer)
         if len(self._running) > 1 or self._before is None:
             return None
@@ -87,11 +94,19 @@ class StepHooks:
     def _leave(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         if optimizer not in self._running:
             return
-        outermost = self._running[0] is optimizer
-        self._running.remove(optimizer)
-        if outermost:
-            self._running.clear()
+        self._running = self._still_running(sys._getframe(1)) if len(self._running) > 1 else []
+        if not self._running:
             self._after(optimizer)
+
+    def _still_running(self, step: FrameType) -> list[Optimizer]:
+        """Those whose step is on the stack around ``step``."""
+        around: list[Optimizer] = []
+        frame = step.f_back
+        while frame is not None:
+            if frame.f_code is _STEP:
+                around.append(frame.f_locals["self"])
+            frame = frame.f_back
+        return [optimizer for optimizer in self._running if optimizer in around]
 
     def _followed(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         evaluations = 0

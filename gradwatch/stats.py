@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors  # noqa: PLC2701
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors
 
 __all__ = [
     "Entries",
@@ -71,14 +71,14 @@ def measure(tensors: Sequence[Tensor]) -> Magnitudes:
     Squares are accumulated in float32 at least, because float16 overflows at 65,504.
     """
     plain = [_plain(tensor) for tensor in tensors]
-    l2 = norms(plain)
+    l2 = _norms(plain)
     return Magnitudes(l2=l2, nonfinite=_count_nonfinite(plain, l2), total=_total(l2))
 
 
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """(P,) Euclidean norms, one batched call per (device, dtype)."""
-    return _gather(tensors, lambda group: torch._foreach_norm(group, 2, dtype=_accumulator(group[0].dtype)))
+    return _norms([_plain(tensor) for tensor in tensors])
 
 
 @torch.no_grad()
@@ -96,8 +96,9 @@ def entries(tensors: Sequence[Tensor], l2: Tensor) -> Entries:
     largest = _stack([_largest(tensor) for tensor in plain], home)
     mean = sums / count
     variance = (l2.double().square() - count * mean.square()) / (count - 1).clamp(min=1)
-    # clamp turns the small negative numbers of cancellation into 0 and keeps NaN
-    return Entries(largest, mean, variance.clamp(min=0).sqrt().where(count > 0, torch.nan), zeros / count)
+    std = variance.clamp(min=0).sqrt()  # clamp turns the small negative numbers of cancellation into 0 and keeps NaN
+    some = count > 0
+    return Entries(largest.where(some, torch.nan), mean, std.where(some, torch.nan), zeros / count)
 
 
 @torch.no_grad()
@@ -110,6 +111,8 @@ def sample(tensors: Sequence[Tensor], limit: int = SAMPLED_ENTRIES) -> list[Tens
 @torch.no_grad()
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """(P,) ‖after − before‖ / ‖before‖; NaN where ‖before‖ is 0, because a share of nothing means nothing."""
+    if not before:  # torch._foreach_sub refuses an empty list
+        return torch.zeros(0, dtype=torch.float64)
     size = norms(before).double()
     change = norms(torch._foreach_sub(list(after), list(before))).double()
     return torch.where(size > 0, change / size, torch.nan)
@@ -120,28 +123,36 @@ def scale_(tensors: Sequence[Tensor], scales: Tensor) -> None:
     """Multiplies ``tensors`` in place by ``scales``: () for one scale, (P,) for one each. No host sync."""
     if scales.device.type == "cpu" and bool((scales == 1).all()):
         return  # looking costs nothing here, and saves a read and a write of every gradient
-    for group, positions in _groups(tensors):
+    for group, positions in _groups([_real(tensor) for tensor in tensors]):
         here = scales.to(group[0].device, non_blocking=True)
-        if here.ndim == 0:
-            torch._foreach_mul_(group, here)
-        else:
-            torch._foreach_mul_(group, [s.to(group[0].dtype) for s in here[positions].unbind()])
+        # each scale keeps its own precision: in float16 one below 6e-8 would be 0
+        torch._foreach_mul_(group, here if here.ndim == 0 else list(here[positions].unbind()))
 
 
 @torch.no_grad()
 def clamp_(tensors: Sequence[Tensor], limit: float, when: Tensor) -> None:
     """Clamps every entry to [−limit, limit] in place where the () bool ``when`` holds. No host sync."""
-    bound = torch.where(when, limit, torch.inf)
+    if when.device.type == "cpu" and not bool(when):
+        return  # looking costs nothing here, and saves a read and a write of every gradient
+    bound = torch.full((), limit, dtype=_wide(when.device), device=when.device).where(when, torch.inf)
     for tensor in tensors:
-        part = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        merged = tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor  # its entries are sums of these
+        part = _real(merged.values() if merged.layout is torch.sparse_coo else merged)
         here = bound.to(part.device, non_blocking=True)
         part.copy_(torch.minimum(torch.maximum(part, -here), here))
+        if merged is not tensor:
+            tensor.copy_(merged)
 
 
 @torch.no_grad()
 def count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     """(P,) int64, NaN and Inf entries of each tensor; reads every entry."""
-    return torch.stack([tensor.numel() - torch.isfinite(tensor).sum().cpu() for tensor in map(_plain, tensors)])
+    counts = [tensor.numel() - int(torch.isfinite(tensor).sum()) for tensor in map(_plain, tensors)]
+    return torch.tensor(counts, dtype=torch.int64)
+
+
+def _norms(plain: Sequence[Tensor]) -> Tensor:
+    return _gather(plain, lambda group: torch._foreach_norm(group, 2, dtype=_accumulator(group[0].dtype)))
 
 
 def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor) -> Tensor:
@@ -156,8 +167,7 @@ def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor) -> Tensor:
 
 
 def _total(l2: Tensor) -> Tensor:
-    wide = torch.float32 if l2.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    return torch.linalg.vector_norm(l2.to(wide))
+    return torch.linalg.vector_norm(l2.to(_wide(l2.device)))
 
 
 def _largest(tensor: Tensor) -> Tensor:
@@ -174,6 +184,17 @@ def _plain(tensor: Tensor) -> Tensor:
     elif tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """The same memory as real numbers where it can be, for writing: Inf · (1+0j) would make a NaN."""
+    if not tensor.is_complex() or tensor.layout is not torch.strided:
+        return tensor
+    return torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -200,4 +221,6 @@ def _gather(tensors: Sequence[Tensor], reduce: Callable[[list[Tensor]], Sequence
 
 
 def _stack(scalars: Sequence[Tensor], home: torch.device) -> Tensor:
+    if not scalars:
+        return torch.zeros(0, dtype=torch.float64, device=home)
     return torch.stack([torch.as_tensor(scalar, dtype=torch.float64).to(home) for scalar in scalars])

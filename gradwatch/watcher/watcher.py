@@ -227,6 +227,16 @@ class Watcher:
         if updates is not None:
             self._finish(updates)
 
+    def is_updating(self, optimizer: Optimizer) -> bool:
+        """Whether the gradients of ``optimizer`` were taken in and its update has not followed yet."""
+        updates = self._updates.get(id(optimizer))
+        return updates is not None and updates.current is not None
+
+    def totals(self, optimizer: Optimizer) -> tuple[Tensor, Tensor] | None:
+        """() total norms of the update under way, before and after clipping, on the device."""
+        updates = self._updates.get(id(optimizer))
+        return None if updates is None or updates.current is None else updates.current.totals()
+
     # the walk of one gradient
 
     def _update_by_hand(self, gradients: dict[int, Tensor]) -> None:

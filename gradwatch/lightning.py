@@ -1,0 +1,178 @@
+"""``GradWatch``, a callback for Lightning: translates its hooks into the watcher's verbs.
+
+Enters: a ``Trainer`` of ``lightning.pytorch`` or ``pytorch_lightning``. Leaves: calls of ``Watcher``. Does no arithmetic
+beyond undoing what Lightning did to the loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradwatch import layers as layer_table
+from gradwatch.clip import Policy, policy_of
+from gradwatch.findings import Finding, Thresholds
+from gradwatch.sinks import Sink
+from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
+from gradwatch.watcher import Watcher
+from gradwatch.watcher.watcher import OnNonFinite
+
+__all__ = ["GradWatch"]
+
+
+def _callback_bases() -> tuple[type, ...]:
+    """``Callback`` of every Lightning that is installed: each Trainer and CLI accepts only its own."""
+    bases: list[type] = []
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            bases.append(importlib.import_module(name).Callback)
+        except ModuleNotFoundError as error:
+            if error.name not in (name, name.partition(".")[0]):
+                raise
+    if not bases:
+        raise ModuleNotFoundError(
+            "gradwatch.lightning needs Lightning, which is not installed. Run: pip install 'gradwatch[lightning]'"
+        )
+    return tuple(dict.fromkeys(bases))
+
+
+class GradWatch(*_callback_bases()):  # type: ignore[misc]
+    """Watches every optimizer step of a ``Trainer``.
+
+    Figures are those of ``on_before_optimizer_step``: fully accumulated and unscaled, before clipping. The loss is the
+    one that ``training_step`` returned, averaged over accumulated batches. The totals also go through ``self.log`` as
+    ``grad_norm_total`` and ``grad_norm_clipped_total``, so that other loggers and callbacks see them.
+
+    Args:
+        log_dir: where TensorBoard files go. None writes through the Trainer's own TensorBoard logger, and nothing where
+            it has none.
+        clip: as in ``gradwatch.watch``. Together with the Trainer's ``gradient_clip_val`` it is an error.
+        on_nonfinite: ``"report"``, ``"skip"`` or ``"raise"``.
+        log_every_n_steps: None follows the Trainer.
+        include: names or globs of parameters to watch, or ``callable(name, parameter)``.
+        exclude: those to leave out.
+        thresholds: what counts as sick.
+        layer_scalars: per-layer tags to write; True all, False none.
+        histograms: also write histograms.
+        history: how many steps ``watcher.history`` holds.
+        sinks: further sinks.
+        on_finding: called with each finding when it is raised.
+
+    Attributes:
+        watcher: the ``Watcher`` of the latest fit, None before the first.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[GradWatch(clip="auto")], max_steps=10)
+    """
+
+    def __init__(
+        self,
+        log_dir: str | Path | None = None,
+        clip: float | str | Policy | None = None,
+        on_nonfinite: OnNonFinite = "report",
+        log_every_n_steps: int | None = None,
+        include: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
+        exclude: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
+        thresholds: Thresholds | None = None,
+        layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3],
+        histograms: bool = False,
+        history: int = 512,
+        sinks: Sequence[Sink] = (),
+        on_finding: Callable[[Finding], None] | None = None,
+    ) -> None:
+        super().__init__()
+        policy_of(clip)  # a bad value is refused where it is written, not when the fit begins
+        self.watcher: Watcher | None = None
+        self._log_dir, self._sinks, self._layer_scalars = log_dir, sinks, layer_scalars
+        self._clip, self._log_every_n_steps = clip, log_every_n_steps
+        self._include, self._exclude = include, exclude
+        self._options: dict[str, Any] = {
+            "clip": clip,
+            "on_nonfinite": on_nonfinite,
+            "thresholds": thresholds,
+            "layer_scalars": layer_scalars,
+            "histograms": histograms,
+            "history": history,
+            "on_finding": on_finding,
+        }
+        self._restored: dict[str, Any] | None = None
+        self._writes_totals = False
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Findings of the latest fit."""
+        return [] if self.watcher is None else self.watcher.findings
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._clip is not None and trainer.gradient_clip_val:
+            raise ValueError(
+                f"GradWatch(clip={self._clip!r}) and Trainer(gradient_clip_val={trainer.gradient_clip_val!r}) would "
+                "both clip. Set one of them: remove gradient_clip_val to let gradwatch clip."
+            )
+        self._close()
+        layers = layer_table.of_model(pl_module, self._include, self._exclude)
+        steps = trainer.log_every_n_steps if self._log_every_n_steps is None else self._log_every_n_steps
+        sinks = [*self._tensorboard(trainer), *self._sinks]
+        self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
+        self.watcher.on_close(layer_table.follow_forward([pl_module], layers))
+        self.watcher.attach(trainer.optimizers, sees_gradients=False)
+        if self._restored is not None:
+            self.watcher.load_state_dict(self._restored)
+            self._restored = None
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        if self.watcher is None:
+            return
+        loss = loss.detach()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            loss = loss / scaler.scale(torch.ones((), device=loss.device))
+        if pl_module.automatic_optimization:
+            loss = loss * trainer.accumulate_grad_batches
+        self.watcher.observe_loss(loss)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        if self.watcher is None:
+            return
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.watcher.before_update(optimizer, again=self.watcher.is_updating(optimizer))
+        if (totals := self.watcher.totals(optimizer)) is not None:
+            names = ("grad_norm_total", "grad_norm_clipped_total")
+            values = {name: total.float() for name, total in zip(names, totals, strict=True)}
+            pl_module.log_dict(values, logger=not self._writes_totals)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.watcher is None else self.watcher.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict or None
+
+    def _close(self) -> None:
+        if self.watcher is not None:
+            self.watcher.close()
+
+    def _tensorboard(self, trainer: Any) -> list[Sink]:
+        if not trainer.is_global_zero:
+            return []
+        if self._log_dir is not None:
+            return [TensorBoard(self._log_dir, self._layer_scalars)]
+        writers = [logger.experiment for logger in trainer.loggers if _is_tensorboard_logger(logger)]
+        self._writes_totals = bool(writers)  # else self.log would write the same tags once more
+        return [TensorBoard(writer, self._layer_scalars) for writer in writers[:1]]
+
+
+def _is_tensorboard_logger(logger: object) -> bool:
+    return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
