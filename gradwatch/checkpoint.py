@@ -1,6 +1,7 @@
 """States as numbers, strings and tensors, which ``torch.load(weights_only=True)`` accepts, and back.
 
-Enters: nested dicts and lists with numpy arrays in them. Leaves: the same with tensors. Knows nothing of what they mean.
+Enters: nested dicts and lists with numpy arrays in them. Leaves: the same with tensors. Knows nothing of what they
+mean.
 """
 
 from __future__ import annotations
@@ -43,6 +44,6 @@ def unpack(value: Any) -> Any:
     """The reverse of ``pack``; tuples come back as lists."""
     if isinstance(value, dict):
         if set(value) == {_ARRAY}:
-            return value[_ARRAY].numpy().copy()
+            return value[_ARRAY].numpy(force=True).copy()  # loaded onto a GPU, perhaps
         return {name: unpack(entry) for name, entry in value.items()}
     return [unpack(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -97,7 +97,7 @@ NETWORKS = (
 
 def digits() -> tuple[Tensor, Tensor]:
     """(1797, 64) float32 pixels from 0 to 16, not scaled, and (1797,) int64 classes."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     data = load_digits()
     return torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
@@ -157,7 +157,7 @@ def main(directory: str = "runs", steps: int = 300) -> None:
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:2])
+        main(sys.argv[1] if len(sys.argv) > 1 else "runs")
     except ModuleNotFoundError as error:
         if error.name != "sklearn":
             raise

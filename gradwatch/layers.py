@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Layers", "Selection", "follow_forward", "of_model", "of_tensors", "submodules"]
 
@@ -52,11 +53,11 @@ class Layers:
 
     @property
     def is_weight(self) -> NDArray[np.bool_]:
-        return np.array([not _is_lazy(tensor) and tensor.ndim >= 2 for tensor in self.tensors], dtype=bool)
+        return np.array([not is_lazy(tensor) and tensor.ndim >= 2 for tensor in self.tensors], dtype=bool)
 
     @property
     def size(self) -> NDArray[np.int64]:
-        return np.array([0 if _is_lazy(tensor) else tensor.numel() for tensor in self.tensors], dtype=np.int64)
+        return np.array([0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors], dtype=np.int64)
 
     def column(self, tensor: Tensor) -> int | None:
         """The column of ``tensor``, None where it is not watched."""
@@ -133,7 +134,12 @@ def follow_forward(models: Sequence[nn.Module], layers: Layers) -> Callable[[], 
     Until then each root carries one pre-hook, which leaves compiled forwards alone. Returns what takes it off again.
     """
     handles = [_follow_once(_unwrapped(model), layers) for model in models]
-    return lambda: [handle() for handle in handles] and None
+
+    def remove() -> None:
+        for handle in handles:
+            handle()
+
+    return remove
 
 
 def _follow_once(root: nn.Module, layers: Layers) -> Callable[[], None]:
@@ -145,7 +151,7 @@ def _follow_once(root: nn.Module, layers: Layers) -> Callable[[], None]:
         order.extend(c for p in module._parameters.values() if p is not None and (c := layers.column(p)) is not None)
 
     def begin(_root: nn.Module, _args: object) -> None:
-        if done or handles or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if done or handles or torch.compiler.is_compiling() or torch._C._is_tracing():
             return
         handles.extend(module.register_forward_pre_hook(note) for _, module in submodules(root) if module._parameters)
         handles.append(root.register_forward_hook(end, always_call=True))
@@ -175,8 +181,9 @@ def _reorder(layers: Layers, ran: list[int]) -> None:
 def _unwrapped(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return module.module
-    compiled = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
-    return module if compiled is None else compiled
+    if type(module).__name__ == "OptimizedModule":  # importing its class would import the compiler
+        return module.get_submodule("_orig_mod")
+    return module
 
 
 def _select(
@@ -189,7 +196,7 @@ def _select(
     kept = [row for row in kept if exclude is None or not _matches(exclude, row[0], row[1])]
     if not kept:
         raise ValueError(f"nothing to watch: exclude={exclude!r} leaves none of the {len(names)} tensors found.")
-    on_meta = [name for name, tensor, _ in kept if tensor.device.type == "meta" and not _is_lazy(tensor)]
+    on_meta = [name for name, tensor, _ in kept if tensor.device.type == "meta" and not is_lazy(tensor)]
     if on_meta:
         raise ValueError(
             f"model: {on_meta[0]!r} is on the meta device and has no values. Materialise it before watch()."
@@ -210,10 +217,6 @@ def _near(selection: Selection, names: list[str]) -> str:
     globs = [selection] if isinstance(selection, str) else selection
     near = [match for glob in globs for match in difflib.get_close_matches(glob, names, n=3, cutoff=0.4)]
     return f" Did you mean {', '.join(map(repr, near or names[:3]))}?"
-
-
-def _is_lazy(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
 
 
 def _join(path: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """``GradWatch``, a callback for Lightning: translates its hooks into the watcher's verbs.
 
-Enters: a ``Trainer`` of ``lightning.pytorch`` or ``pytorch_lightning``. Leaves: calls of ``Watcher``. Does no arithmetic
-beyond undoing what Lightning did to the loss.
+Enters: a ``Trainer`` of ``lightning.pytorch`` or ``pytorch_lightning``. Leaves: calls of ``Watcher``. Its only
+arithmetic undoes what Lightning did to the loss.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ class Measurement:
         self._clipped_total = self.magnitudes.total
         self._skipped = False
         self._watched = np.flatnonzero(columns >= 0)
-        self._parameters = [parameters[i].detach() for i in self._watched]
+        watched: list[int] = self._watched.tolist()
+        self._parameters = [parameters[i].detach() for i in watched]
+        self._watched_gradients = [gradients[i] for i in watched]
         self._figures = self._measure_figures()
         self._entries = self._take_entries() if moment.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()
@@ -114,7 +116,7 @@ class Measurement:
         vectors = [self.magnitudes.l2, self.magnitudes.nonfinite, self.magnitudes.total, self._clipped_total]
         vectors += [] if self._loss is None else [self._loss]
         self._copy = HostCopy([*vectors, *self._figures.values()], self.device)
-        self._gradients = []  # held no longer than needed
+        self._gradients = self._watched_gradients = []  # held no longer than needed
 
     def report(self) -> StepReport:
         """The step on the host; waits for the copy."""
@@ -150,7 +152,7 @@ class Measurement:
         wanted, figures = self.moment.figures, {}
         if wanted.intersection(_ENTRY_FIGURES):
             l2 = self.magnitudes.l2[torch.from_numpy(self._watched).to(self.device)]
-            entries = stats.entries([self._gradients[i] for i in self._watched], l2)
+            entries = stats.entries(self._watched_gradients, l2)
             figures["grad_max"], figures["grad_mean"] = entries.largest, entries.mean
             figures["grad_std"], figures["grad_zero_fraction"] = entries.std, entries.zero_fraction
         if wanted.intersection(("weight_norm", "weight_std")):
@@ -160,10 +162,9 @@ class Measurement:
         return {name: values for name, values in figures.items() if name in wanted}
 
     def _take_entries(self) -> dict[str, list[Floats | None]]:
-        gradients = [self._gradients[i] for i in self._watched]
         return {
             kind: self._list([part.float().cpu().numpy() for part in stats.sample(tensors, HISTOGRAM_ENTRIES)])
-            for kind, tensors in (("grad", gradients), ("weight", self._parameters))
+            for kind, tensors in (("grad", self._watched_gradients), ("weight", self._parameters))
         }
 
     def _count_corrupt_weights(self) -> NDArray[np.int64] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -204,7 +205,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 def _groups(tensors: Sequence[Tensor]) -> list[tuple[list[Tensor], list[int]]]:
     """The tensors of each (device, dtype), with their positions in ``tensors``."""
     grouped = group_tensors([list(tensors)], with_indices=True)
-    return [(lists[0], indices) for lists, indices in grouped.values()]
+    return [(cast("list[Tensor]", lists[0]), indices) for lists, indices in grouped.values()]
 
 
 def _gather(tensors: Sequence[Tensor], reduce: Callable[[list[Tensor]], Sequence[Tensor]]) -> Tensor:

@@ -43,6 +43,7 @@ class Episode:
         self._detector, self._layers, self._advise = detector, layers, advise
         self._streak = np.zeros(0, dtype=np.int64)  # sick steps in a row, a column each
         self._onset = np.zeros(0, dtype=np.int64)  # the step at which each streak began
+        self._earliest = 0  # no onset lies before this step: it belongs to the finding before
         self._covered: set[int] = set()
         self._healthy = 0  # healthy steps since the last sick one
         self._open: Finding | None = None
@@ -62,13 +63,14 @@ class Episode:
             self._extend(report, due)
             return []
         self._healthy += 1
-        return [self._end()] if self._healthy >= CLEAR_STEPS else []
+        return [self._end(report)] if self._healthy >= CLEAR_STEPS else []
 
     def state(self) -> dict[str, Any]:
         """Everything that lives across steps, as numbers, strings and arrays."""
         return {
             "streak": self._streak.copy(),
             "onset": self._onset.copy(),
+            "earliest": self._earliest,
             "covered": sorted(self._covered),
             "healthy": self._healthy,
             "open": None if self._open is None else checkpoint.of_finding(self._open),
@@ -77,7 +79,7 @@ class Episode:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what ``state`` returned."""
         self._streak, self._onset = state["streak"].copy(), state["onset"].copy()
-        self._covered, self._healthy = set(state["covered"]), state["healthy"]
+        self._earliest, self._covered, self._healthy = state["earliest"], set(state["covered"]), state["healthy"]
         self._open = None if state["open"] is None else checkpoint.to_finding(state["open"])
 
     def _lengthen_streaks(self, report: StepReport, symptoms: Symptoms) -> None:
@@ -85,9 +87,10 @@ class Episode:
             self._streak = np.zeros(symptoms.sick.shape, dtype=np.int64)
             self._onset = np.zeros(symptoms.sick.shape, dtype=np.int64)
         begins = symptoms.sick & (self._streak == 0)
-        self._onset[begins] = report.step if symptoms.onset is None else symptoms.onset[begins]
+        onset = report.step if symptoms.onset is None else symptoms.onset[begins]
+        self._onset[begins] = np.maximum(onset, self._earliest)
         # a layer without a gradient at this step is neither sick nor healthy
-        known = report.measured if len(report.measured) == len(symptoms.sick) else True
+        known = True if self._detector.covers_whole_run else report.measured
         self._streak = np.where(symptoms.sick, self._streak + 1, np.where(known, 0, self._streak))
 
     def _raise(self, report: StepReport, symptoms: Symptoms, due: np.ndarray) -> Event:
@@ -120,9 +123,11 @@ class Episode:
         layers = self._names() if joined else self._open.layers
         self._open = replace(self._open, last_step=report.step, layers=layers)
 
-    def _end(self) -> Event:
+    def _end(self, report: StepReport) -> Event:
         assert self._open is not None
         ended, self._open = self._open, None
+        self._earliest = report.step + 1
+        self._streak[:] = 0  # also of a layer that had no gradient meanwhile
         return Event(ended, ended=True)
 
     def _names(self) -> tuple[str, ...]:

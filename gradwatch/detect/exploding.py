@@ -47,7 +47,8 @@ class Exploding(Detector):
             "onset": np.zeros(columns, dtype=np.int64),
             "loss": new_loss_level(),
         }
-        self._usual = self._threshold = np.zeros(0)  # what this step was held against, for explain
+        self._usual: Floats = np.zeros(0)  # what this step was held against, for explain
+        self._threshold: Floats = np.zeros(0)
 
     def examine(self, report: StepReport) -> Symptoms | None:
         suffers = None if report.loss is None else loss_suffers(self._memory["loss"], report.loss)

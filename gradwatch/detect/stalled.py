@@ -56,8 +56,9 @@ class Stalled(Detector):
         ratio = float(np.nanmax(report.figures["update_ratio"]))
         if self._literal is None and self._loss_is_flat():
             measured = (
-                f"after {self._memory['losses']} steps the loss is {report.loss:.6g}, within "
-                f"{max(self._memory['change'], 1e-12):.2g} of its first value (a run that learns moves by more than {FLAT:g})."
+                f"in {self._memory['losses']} steps the loss has stayed within {self._memory['change']:.2g} of its first "
+                f"value, {self._memory['first_loss']:.6g}, as a share of it (a run that learns moves by more than "
+                f"{FLAT:g})."
             )
         else:
             limit = RESOLUTION if self._literal is None else self._literal

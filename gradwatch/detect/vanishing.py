@@ -50,8 +50,8 @@ class Vanishing(Detector):
 
     def examine(self, report: StepReport) -> Symptoms | None:
         norm = report.grad_norm.astype(float)
-        if (report.nonfinite > 0).any() or not report.measured.any():
-            return None
+        if not np.isfinite(report.grad_norm_total) or not report.measured.any():
+            return None  # against a NaN nothing is small, against an overflow everything
         if self._literal is not None:
             threshold = np.full(len(norm), self._literal)
             with np.errstate(invalid="ignore"):
@@ -86,30 +86,27 @@ class Vanishing(Detector):
 
     def _faded(self, report: StepReport) -> tuple[np.ndarray, Floats]:
         """(sick, threshold) of rule 1: the longest stretch from the input whose every weight is faint."""
-        depth, is_weight = self._layers.depth, self._layers.is_weight
         rms = self._root_mean_square(report)
+        boundary, strongest = self._boundary(rms, report.measured)
+        sick = (self._layers.depth <= boundary) & report.measured & (rms < DEPTH_RATIO * strongest)
+        sick &= ~self._recovers(rms / strongest, sick, report.measured)
+        return sick, DEPTH_RATIO * strongest * np.sqrt(self._layers.size)
+
+    def _boundary(self, rms: Floats, measured: np.ndarray) -> tuple[int, float]:
+        """(depth of the last weight before which all are faint, the largest after it); (−1, 1) where none is."""
+        depth = self._layers.depth
         order = np.argsort(depth)
-        weights = np.array([c for c in order if is_weight[c] and report.measured[c]], dtype=int)
-        threshold = np.zeros(len(depth))
-        sick = np.zeros(len(depth), dtype=bool)
-        if len(weights) < 2:
-            return sick, threshold
+        weights = order[(self._layers.is_weight & measured)[order]]
         before = np.maximum.accumulate(rms[weights])[:-1]
         after = np.maximum.accumulate(rms[weights][::-1])[::-1][1:]
         faint = np.flatnonzero(before < DEPTH_RATIO * after)
-        if len(faint) == 0:
-            return sick, threshold
-        boundary = int(faint[-1])
-        limit = DEPTH_RATIO * after[boundary]
-        sick = (depth <= depth[weights[boundary]]) & report.measured & (rms < limit)
-        sick &= ~self._recovers(rms / after[boundary], sick)
-        return sick, limit * np.sqrt(self._layers.size)
+        return (int(depth[weights[faint[-1]]]), float(after[faint[-1]])) if len(faint) else (-1, 1.0)
 
-    def _recovers(self, ratio: Floats, sick: np.ndarray) -> np.ndarray:
+    def _recovers(self, ratio: Floats, sick: np.ndarray, measured: np.ndarray) -> np.ndarray:
         began = self._memory["ratio"]
-        began[~sick] = np.nan
-        fresh = sick & (np.isnan(began) | (ratio > RECOVERING * began))
-        rises = sick & ~np.isnan(began) & (ratio > RECOVERING * began)
+        began[measured & ~sick] = np.nan  # a layer without a gradient at this step is neither sick nor healthy
+        rises = sick & (ratio > RECOVERING * began)
+        fresh = sick & (np.isnan(began) | rises)
         began[fresh] = ratio[fresh]
         return rises
 

@@ -6,11 +6,10 @@ Enters: rows at the logging cadence, findings as they open and end. Leaves: file
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradwatch.findings import Finding
 from gradwatch.report import Floats, StepReport
@@ -60,32 +59,44 @@ class Sink(Protocol):
         ...
 
 
-@dataclass
 class RowBuilder:
     """Gathers one optimizer's steps between two rows, so that no spike is lost between them."""
 
-    _highest: NDArray[np.floating] | None = None
-    _lowest: NDArray[np.floating] | None = None
-    _totals: list[float] = field(default_factory=lambda: [-np.inf, np.inf])
-    _figures: dict[str, Floats] = field(default_factory=dict)
+    _highest: Floats
+    _lowest: Floats
+    _highest_total: float
+    _lowest_total: float
+    _figures: dict[str, Floats]
+
+    def __init__(self) -> None:
+        self._begin()
 
     def add(self, report: StepReport) -> None:
         """Takes in one step."""
-        norm = report.grad_norm
-        high = np.where(report.nonfinite > 0, np.inf, norm)
-        low = np.where(report.nonfinite > 0, np.nan, norm)
-        self._highest = high if self._highest is None else np.fmax(self._highest, high)
-        self._lowest = low if self._lowest is None else np.fmin(self._lowest, low)
-        total = report.grad_norm_total
-        self._totals = [
-            max(self._totals[0], total if np.isfinite(total) else np.inf),
-            min(self._totals[1], total if np.isfinite(total) else np.inf),
-        ]
+        sick = report.nonfinite > 0
+        self._highest = np.fmax(self._highest, np.where(sick, np.inf, report.grad_norm))
+        self._lowest = np.fmin(self._lowest, np.where(sick, np.nan, report.grad_norm))
+        total = report.grad_norm_total if np.isfinite(report.grad_norm_total) else np.inf
+        self._highest_total = max(self._highest_total, total)
+        self._lowest_total = min(self._lowest_total, total)
         self._figures.update(report.figures)
 
     def build(self, report: StepReport, skipped_steps: int) -> Row:
         """The row of ``report``, the last step added; the next row starts anew."""
-        assert self._highest is not None and self._lowest is not None
-        row = Row(report, self._highest, self._lowest, *self._totals, dict(self._figures), skipped_steps)
-        self.__init__()  # type: ignore[misc]
+        row = Row(
+            report=report,
+            highest=self._highest,
+            lowest=self._lowest,
+            highest_total=self._highest_total,
+            lowest_total=self._lowest_total,
+            figures=self._figures,
+            skipped_steps=skipped_steps,
+        )
+        self._begin()
         return row
+
+    def _begin(self) -> None:
+        self._highest = np.array(np.nan)  # fmax and fmin prefer any number to NaN
+        self._lowest = np.array(np.nan)
+        self._highest_total, self._lowest_total = -np.inf, np.inf
+        self._figures = {}

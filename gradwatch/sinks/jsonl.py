@@ -28,7 +28,7 @@ class JsonLines:
 
     def __init__(self, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = Path(path).open("a", encoding="utf-8")
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (open for as long as the sink lives)
 
     def write_row(self, row: Row) -> None:
         report = row.report

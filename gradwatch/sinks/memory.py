@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from gradwatch.sinks import Row
 
 __all__ = ["History", "Memory"]
 
-_PER_LAYER: dict[str, tuple[type, object, Callable[[StepReport], object]]] = {
+_PER_LAYER: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
     "grad_norm": (np.float32, np.nan, lambda report: report.grad_norm),
     "nonfinite": (np.int64, 0, lambda report: report.nonfinite),
     **{
@@ -21,7 +22,7 @@ _PER_LAYER: dict[str, tuple[type, object, Callable[[StepReport], object]]] = {
         for name in FIGURES
     },
 }
-_PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], object]]] = {
+_PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
     "step": (np.int64, -1, lambda report: report.step),
     "optimizer": (np.int64, -1, lambda report: report.optimizer),
     "grad_norm_total": (np.float64, np.nan, lambda report: report.grad_norm_total),

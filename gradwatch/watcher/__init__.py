@@ -3,7 +3,7 @@
 Enters: a model and its optimizers. Leaves: findings, a history, files. Does no arithmetic.
 """
 
-from gradwatch.watcher.watch import watch, watch_tensors
+from gradwatch.watcher.attach import watch, watch_tensors
 from gradwatch.watcher.watcher import Watcher
 
 __all__ = ["Watcher", "watch", "watch_tensors"]

@@ -25,8 +25,7 @@ P = ParamSpec("P")
 def harmless(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
     """A fault inside is logged once, and that part of the watcher rests from then on; training never stops for it."""
 
-    @functools.wraps(method)
-    def guarded(self: S, *args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
         if method.__name__ in self.broken:
             return
         try:
@@ -42,4 +41,5 @@ def harmless(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[
                 exc_info=True,
             )
 
+    functools.update_wrapper(guarded, method)
     return guarded

@@ -99,8 +99,8 @@ def watch(
                 "Give it model.parameters() of the model that is watched."
             )
     models = [model] if isinstance(model, nn.Module) else list(model.values())
-    for each in models:
-        _replace_watcher(each, watcher)
+    for root in models:
+        _replace_watcher(root, watcher)
     watcher.on_close(layer_table.follow_forward(models, layers))
     watcher.attach(optimizers)
     return watcher
@@ -146,7 +146,7 @@ def _tensorboard(log_dir: str | Path | None, layer_scalars: bool | Sequence[str]
 
 
 def _listed(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
     for each in optimizers:
         if not isinstance(each, Optimizer):
             raise TypeError(f"optimizer: expected torch.optim.Optimizer, or several, found {type(each).__name__}.")

@@ -1,0 +1,26 @@
+# Every target sets itself up: the first run makes .venv, later ones are quick.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check screenshots
+.DELETE_ON_ERROR:
+
+demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
+	$(BIN)/python -m gradwatch.demo
+
+test: .venv/installed  ## all tests
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: .venv/installed  ## formatter, linter, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+screenshots: .venv/installed  ## the pictures of README and docs, from a fresh demonstration (needs chromium)
+	$(BIN)/python -m gradwatch.demo
+	$(BIN)/python docs/screenshots.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,144 @@
+"""Slow, obvious float64 twins of what gradwatch computes in batches, and the tensors that both are tried on.
+
+Enters: Python floats. Leaves: Python floats. Knows nothing of gradwatch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The same numbers every time; no imaginary parts."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def sparse() -> Tensor:
+    """With one place stored twice, as an embedding's gradient has it."""
+    entries = torch.tensor([3.0, 4.0, 2.0])
+    return torch.sparse_coo_tensor([[0, 4, 0], [1, 2, 1]], entries, (5, 3), check_invariants=True)
+
+
+def finite_cases() -> dict[str, list[Tensor]]:
+    """Lists of tensors by what is remarkable in them; new ones at each call, since clipping writes to them."""
+    return {
+        **{str(dtype).removeprefix("torch."): [randn(7, 5, dtype=dtype), randn(300, dtype=dtype)] for dtype in DTYPES},
+        "0-dim": [torch.tensor(-3.0), torch.tensor(2.0, dtype=torch.float16)],
+        "empty": [torch.empty(0), torch.empty(3, 0, dtype=torch.float64)],
+        "empty beside full": [torch.empty(0), randn(4)],
+        "zeros": [torch.zeros(6), torch.tensor([0.0, 1.0, 0.0, -2.0])],
+        "non-contiguous": [randn(6, 4).T, randn(20)[::3]],
+        "mixed": [randn(9), randn(8, dtype=torch.float16), randn(4, 4, dtype=torch.float64), torch.tensor(1.0)],
+        "sparse": [sparse(), randn(2)],
+        "sparse, coalesced": [sparse().coalesce()],
+        "conjugated": [(randn(5) * (1 + 2j)).conj()],
+        "largest of float16": [torch.full((9,), 65504.0, dtype=torch.float16)],
+    }
+
+
+def values(tensor: Tensor) -> list[float]:
+    """Every entry: of a sparse tensor the stored ones, of a complex one real and imaginary parts."""
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    numbers = tensor.detach().flatten().tolist()
+    return [x for number in numbers for x in ([number.real, number.imag] if tensor.is_complex() else [number])]
+
+
+def l2_norm(entries: Sequence[float]) -> float:
+    squares = 0.0
+    for entry in entries:
+        squares += entry * entry
+    return math.sqrt(squares)
+
+
+def total_norm(tensors: Sequence[Sequence[float]]) -> float:
+    return l2_norm([entry for entries in tensors for entry in entries])
+
+
+def nonfinite_count(entries: Sequence[float]) -> int:
+    count = 0
+    for entry in entries:
+        count += not math.isfinite(entry)
+    return count
+
+
+def largest(entries: Sequence[float]) -> float:
+    if not entries or any(math.isnan(entry) for entry in entries):
+        return math.nan
+    return max(abs(entry) for entry in entries)
+
+
+def mean(entries: Sequence[float]) -> float:
+    return sum(entries) / len(entries) if entries else math.nan
+
+
+def std(entries: Sequence[float]) -> float:
+    """With Bessel's correction; 0 for a single entry."""
+    if not entries:
+        return math.nan
+    middle = mean(entries)
+    squares = sum((entry - middle) * (entry - middle) for entry in entries)
+    return math.sqrt(squares / max(1, len(entries) - 1))
+
+
+def zero_fraction(entries: Sequence[float]) -> float:
+    return sum(entry == 0 for entry in entries) / len(entries) if entries else math.nan
+
+
+def relative_change(before: Sequence[float], after: Sequence[float]) -> float:
+    size = l2_norm(before)
+    return l2_norm([new - old for old, new in zip(before, after, strict=True)]) / size if size else math.nan
+
+
+def clip_by_norm(tensors: Sequence[Sequence[float]], max_norm: float) -> list[list[float]]:
+    total = total_norm(tensors)
+    scale = min(1.0, max_norm / (total + EPSILON)) if math.isfinite(total) else 1.0
+    return [[entry * scale for entry in entries] for entries in tensors]
+
+
+def clip_by_value(tensors: Sequence[Sequence[float]], limit: float) -> list[list[float]]:
+    if not math.isfinite(total_norm(tensors)):
+        return [list(entries) for entries in tensors]
+    return [[min(max(entry, -limit), limit) for entry in entries] for entries in tensors]
+
+
+def clip_by_layer_norm(tensors: Sequence[Sequence[float]], max_norm: float) -> list[list[float]]:
+    if not math.isfinite(total_norm(tensors)):
+        return [list(entries) for entries in tensors]
+    return [clip_by_norm([entries], max_norm)[0] for entries in tensors]
+
+
+class Auto:
+    """``clip.auto`` as its docstring has it, with the whole history kept: each norm weighs less with its age."""
+
+    def __init__(self, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: float = 0.25) -> None:
+        self.z_threshold, self.smoothing, self.lowest_spread = z_threshold, smoothing, lowest_spread
+        self.history: list[float] = []
+
+    def clip(self, total: float) -> float:
+        """The norm that ``total`` is brought down to."""
+        if not math.isfinite(total):
+            return total
+        clipped = total * min(1.0, self._ceiling(total) / (total + EPSILON))
+        self.history.append(clipped)
+        return clipped
+
+    def _ceiling(self, total: float) -> float:
+        if not any(self.history):
+            return math.inf
+        level = self._average(self.history)
+        variance = self._average([(norm - level) ** 2 for norm in self.history])
+        spread = max(math.sqrt(variance), self.lowest_spread * level)
+        z = (total - level) / spread
+        return level + spread * self.z_threshold**2 / z if z > self.z_threshold else math.inf
+
+    def _average(self, norms: Sequence[float]) -> float:
+        weights = [self.smoothing**age for age in reversed(range(len(norms)))]
+        return sum(weight * norm for weight, norm in zip(weights, norms, strict=True)) / sum(weights)

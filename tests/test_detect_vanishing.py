@@ -1,0 +1,244 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reports import INF, NAN, examine_all, findings, kinds, random_walks, report, run_of, sick_columns, table, times
+
+from gradwatch.detect.vanishing import (
+    DEPTH_RATIO,
+    FIRST_STEPS,
+    GONE_RATIO,
+    PATIENCE,
+    RECOVERING,
+    UNIMPROVED,
+    Vanishing,
+)
+from gradwatch.findings import Thresholds
+from gradwatch.layers import of_tensors
+
+
+def slow_vanishing(reports, layers):
+    """The default rules: for each step the sick columns, None where the step says nothing."""
+    first_total, first_loss, updates, began = 0.0, None, 0, {}
+    told = []
+    for step in reports:
+        if not any(step.measured) or not math.isfinite(step.grad_norm_total):
+            told.append(None)
+            continue
+        if updates < FIRST_STEPS:
+            first_total = max(first_total, step.grad_norm_total)
+        updates += 1
+        first_loss = step.loss if first_loss is None else first_loss
+        gone = step.grad_norm_total <= GONE_RATIO * first_total
+        if step.loss is None or first_loss is None:
+            gone = gone and first_total == 0
+        else:
+            gone = gone and first_loss > 0 and step.loss > UNIMPROVED * first_loss
+        if gone:
+            told.append({column for column in range(len(layers)) if step.measured[column]})
+            continue
+        ratios = slow_faded(step, layers)
+        began = {column: start for column, start in began.items() if column in ratios or not step.measured[column]}
+        sick = set()
+        for column, ratio in ratios.items():
+            if column not in began:
+                began[column] = ratio
+                sick.add(column)
+            elif ratio > RECOVERING * began[column]:
+                began[column] = ratio
+            else:
+                sick.add(column)
+        told.append(sick)
+    return told
+
+
+def slow_faded(step, layers):
+    """{column: its root mean square as a share of the largest after the boundary} of what is faint at one step."""
+    rms = {
+        column: step.grad_norm[column] / math.sqrt(max(layers.tensors[column].numel(), 1))
+        for column in range(len(layers))
+        if step.measured[column]
+    }
+    by_depth = sorted(rms, key=lambda column: layers.depth[column])
+    weights = [column for column in by_depth if layers.tensors[column].ndim >= 2]
+    boundary = None
+    for place in range(len(weights) - 1):
+        before = max(rms[column] for column in weights[: place + 1])
+        after = max(rms[column] for column in weights[place + 1 :])
+        if before < DEPTH_RATIO * after:
+            boundary, strongest = weights[place], after
+    if boundary is None:
+        return {}
+    return {
+        column: rms[column] / strongest
+        for column in by_depth
+        if layers.depth[column] <= layers.depth[boundary] and rms[column] < DEPTH_RATIO * strongest
+    }
+
+
+def mixed_table():
+    """Weights, biases and a scalar, run in another order than they were registered."""
+    shapes = {"w0": (3, 2), "b0": (3,), "w1": (4, 3), "scale": (), "w2": (2, 4)}
+    layers = of_tensors({name: torch.zeros(shape) for name, shape in shapes.items()})
+    layers.depth[:] = [0, 1, 4, 3, 2]
+    return layers
+
+
+def vectorised(reports, layers):
+    return [sick_columns(symptoms) for symptoms in examine_all(Vanishing(layers, Thresholds()), reports)]
+
+
+@pytest.mark.parametrize("loss_seen", [True, False], ids=["with loss", "without loss"])
+def test_agrees_with_the_slow_loop_on_random_walks(loss_seen):
+    sick_steps = 0
+    for seed in range(20):
+        rows, losses = random_walks(seed, steps=60, count=5)
+        fades = np.linspace(0, -12, 60)[:, None] * np.array([1, 1, 0.1, 0.4, 0.5]) * (seed % 3)
+        reports = run_of((np.array(rows) * 10**fades).tolist(), losses if loss_seen else None)
+        slow = slow_vanishing(reports, mixed_table())
+        assert vectorised(reports, mixed_table()) == slow
+        sick_steps += sum(map(bool, slow))
+    assert sick_steps > 50  # else this test would show nothing
+
+
+norms = st.one_of(st.floats(-15, 5).map(lambda power: 10**power), st.sampled_from([0.0, NAN]), st.just(INF))
+losses = st.one_of(st.none(), st.floats(-1, 1), st.just(NAN))
+nonfinite = st.sampled_from([0] * 9 + [1])
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.tuples(*[norms] * 5, losses, nonfinite), min_size=1, max_size=25))
+def test_agrees_with_the_slow_loop_on_anything(steps):
+    reports = [report(row, step, loss, nonfinite=[bad, 0, 0, 0, 0]) for step, (*row, loss, bad) in enumerate(steps)]
+    assert vectorised(reports, mixed_table()) == slow_vanishing(reports, mixed_table())
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, NAN, 1e-9, 1e-6, 1e-3, 1.0])] * 3), min_size=1, max_size=25))
+def test_agrees_with_the_slow_loop_where_layers_fade_and_recover(rows):
+    reports = run_of([[*row, 1.0, 0.5] for row in rows], [1.0] * len(rows))
+    assert vectorised(reports, mixed_table()) == slow_vanishing(reports, mixed_table())
+
+
+HEALTHY = [[0.1, 0.3, 0.5, 1.0]] * 30
+FADING = [[1e-8, 1e-7, 1e-6, 1.0]] * 30
+
+
+def test_a_stack_of_fading_layers_is_one_finding():
+    (finding,) = findings(run_of(FADING, [1.0] * 30))
+    assert (finding.kind, finding.severity, finding.layer) == ("vanishing", "warning", "w0")
+    assert finding.layers == ("w0", "w1", "w2")
+    assert (finding.step, finding.raised_step) == (0, PATIENCE - 1)
+    assert finding.value == pytest.approx(1e-8)
+    assert finding.threshold == pytest.approx(1e-4)
+    assert "first 3 weights" in finding.cause
+    assert "1e+08 times less than that of w3" in finding.message
+
+
+def test_a_healthy_stack_raises_nothing():
+    assert kinds(run_of(HEALTHY)) == []
+    assert kinds(run_of(HEALTHY, [0.9**step for step in range(30)])) == []
+
+
+def test_the_norm_is_compared_per_entry():
+    layers = of_tensors({"w0": torch.zeros(1, 1), "w1": torch.zeros(1000, 1000)})
+    assert kinds(run_of([[2e-4, 1.0]] * 30), layers=layers) == []  # per entry w0's is the larger
+
+
+@pytest.mark.parametrize("quiet", [0.0, 1e-12])
+def test_a_single_quiet_layer_in_the_middle_raises_nothing(quiet):
+    assert kinds(run_of([[0.1, 0.3, quiet, 0.5, 1.0]] * 40, [1.0] * 40)) == []
+
+
+@pytest.mark.parametrize("name", ["bias", "key_bias"])
+def test_a_vector_whose_gradient_is_zero_raises_nothing(name):
+    layers = of_tensors({name: torch.zeros(3), "w0": torch.zeros(3, 3), "w1": torch.zeros(3, 3)})
+    assert kinds(run_of([[0.0, 0.1, 1.0]] * 40, [1.0] * 40), layers=layers) == []
+
+
+def test_a_branch_that_starts_at_zero_and_wakes_raises_nothing():
+    asleep, awake = [[0.0, 0.0, 1.0]] * 2, [[0.2, 0.3, 1.0]] * 30
+    assert kinds(run_of(asleep + awake, [1.0] * 32)) == []
+
+
+def test_a_layer_that_keeps_recovering_raises_nothing():
+    waking = [[1e-12 * 2.5**step, 1.0] for step in range(25)]
+    assert kinds(run_of(waking, [1.0] * 25)) == []
+
+
+def test_every_streak_recovers_from_where_it_began_itself():
+    """A fade that is over must not make the beginning of the next one look like a recovery."""
+    rows = [[1e-9, 1.0]] * 3 + [[1.0, 1.0]] * 5 + [[1e-6, 1.0]] * PATIENCE
+    (finding,) = findings(run_of(rows, [1.0] * len(rows)))
+    assert (finding.step, finding.raised_step) == (8, 7 + PATIENCE)
+
+
+@pytest.mark.parametrize("column", [0, 1, 3])
+def test_a_layer_without_gradients_raises_nothing(column):
+    rows = [[NAN if place == column else norm for place, norm in enumerate(row)] for row in HEALTHY]
+    assert kinds(run_of(rows, [1.0] * 30)) == []
+
+
+def test_a_step_where_nothing_has_a_gradient_says_nothing():
+    assert Vanishing(table(2), Thresholds()).examine(report([NAN, NAN])) is None
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e5])
+@pytest.mark.parametrize("rows", [HEALTHY, FADING, HEALTHY[:10] + [[0.0] * 4] * 20], ids=["healthy", "fading", "gone"])
+def test_the_scale_of_the_loss_changes_no_finding(rows, factor):
+    told = [
+        [(f.kind, f.layer, f.layers, f.step, f.raised_step) for f in findings(reports)]
+        for reports in (run_of(rows, [2.0] * 30), run_of([times(factor, row) for row in rows], [2.0 * factor] * 30))
+    ]
+    assert told[0] == told[1]
+
+
+def test_a_model_gone_silent_before_it_learned_is_one_finding_over_all_layers():
+    (finding,) = findings(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [2.0] * 25))
+    assert finding.layers == ("w0", "w1", "w2", "w3")
+    assert (finding.step, finding.raised_step) == (5, 4 + PATIENCE)
+    assert finding.threshold == pytest.approx(GONE_RATIO * math.hypot(*HEALTHY[0]))
+    assert "the loss has not improved" in finding.message
+
+
+def test_a_model_gone_silent_once_it_learned_raises_nothing():
+    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [2.0] * 5 + [0.5] * 20)) == []
+
+
+def test_without_a_loss_only_gradients_that_were_never_there_are_gone():
+    assert kinds(run_of([[0.0] * 4] * 20)) == ["vanishing"]
+    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20)) == []
+
+
+def test_a_converged_run_raises_nothing():
+    level = np.logspace(0, -9, 400)
+    assert kinds(run_of(np.outer(level, [0.2, 0.5, 1.0]).tolist(), level.tolist())) == []
+
+
+def test_an_overflow_among_the_first_steps_does_not_make_what_follows_look_gone():
+    assert kinds(run_of([[1.0, 1.0, 1.0, INF]] + HEALTHY, [2.0] * 31)) == ["exploding"]
+
+
+@pytest.mark.parametrize(("norm", "is_sick"), [(0.099, True), (0.1, False), (0.2, False), (NAN, False)])
+def test_a_norm_that_the_user_sets_holds_literally(norm, is_sick):
+    thresholds = Thresholds(vanishing_norm=0.1)
+    told = findings(run_of([[1.0, norm]] * PATIENCE, [0.9**step for step in range(PATIENCE)]), thresholds)
+    assert [(finding.layer, finding.threshold) for finding in told] == [("w1", 0.1)] * is_sick
+
+
+def test_a_literal_norm_silences_the_default():
+    assert kinds(run_of(FADING, [1.0] * 30), Thresholds(vanishing_norm=1e-9)) == []
+
+
+@pytest.mark.parametrize("patience", [1, 4, 25])
+def test_patience_is_honoured(patience):
+    (finding,) = findings(run_of(FADING, [1.0] * 30), Thresholds(patience=patience))
+    assert (finding.step, finding.raised_step) == (0, patience - 1)
+    assert findings(run_of(FADING[: patience - 1]), Thresholds(patience=patience)) == [] if patience > 1 else True
+
+
+def test_a_model_of_one_weight_is_not_compared_along_depth():
+    assert kinds(run_of([[1e-30]] * 30, [1.0] * 30)) == []

@@ -1,0 +1,450 @@
+"""The watcher joins its parts: plain loops, cadence, findings, clipping, sinks, resume, and never gets in the way."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradwatch
+from gradwatch import Finding, Memory, NonFiniteError, Thresholds
+from gradwatch.sinks.tensorboard import TensorBoard
+
+
+def net(seed=0, width=8, depth=2):
+    torch.manual_seed(seed)
+    hidden = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(width, 1))
+
+
+def batch(step, width=8):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(16, width, generator=generator)
+    return x, x.sum(1, keepdim=True)
+
+
+def train(model, optimizer, steps, watcher=None, spoil=()):
+    """A plain loop; ``spoil`` names steps whose batch holds a NaN."""
+    for step in range(steps):
+        x, y = batch(step)
+        if step in spoil:
+            x[0, 0] = torch.nan
+        loss = (model(x) - y).square().mean()
+        if watcher is not None:
+            watcher.observe_loss(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def sgd(model, lr=0.01):
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def watched_run(steps=30, model=None, spoil=(), lr=0.01, **options):
+    model = net() if model is None else model
+    optimizer = sgd(model, lr)
+    with gradwatch.watch(model, optimizer, **options) as watcher:
+        train(model, optimizer, steps, watcher, spoil)
+    return watcher, model
+
+
+def test_history_holds_the_norms_of_a_reference_loop():
+    model, bare = net(), net()
+    watcher, _ = watched_run(12, model)
+    optimizer, expected = sgd(bare), []
+    for step in range(12):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        (bare(x) - y).square().mean().backward()
+        expected.append([p.grad.double().norm().item() for p in bare.parameters()])
+        optimizer.step()
+    assert watcher.history.layers == tuple(name for name, _ in bare.named_parameters())
+    assert watcher.history.steps.tolist() == list(range(12))
+    np.testing.assert_allclose(watcher.history["grad_norm"], expected, rtol=1e-5)
+    np.testing.assert_allclose(watcher.history["grad_norm_total"], np.linalg.norm(expected, axis=1), rtol=1e-5)
+
+
+def test_watching_leaves_weights_and_optimizer_state_bit_for_bit():
+    bare = net()
+    optimizer = sgd(bare)
+    train(bare, optimizer, 40)
+    _, model = watched_run(40, histograms=True, layer_scalars=True, sinks=[Memory()], log_every_n_steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), model.parameters(), strict=True))
+
+
+def test_clipping_trains_as_clip_grad_norm_does():
+    bare, model = net(), net()
+    optimizer = sgd(bare)
+    for step in range(30):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        (bare(x) - y).square().mean().backward()
+        nn.utils.clip_grad_norm_(bare.parameters(), 0.5)
+        optimizer.step()
+    watcher, _ = watched_run(30, model, clip=0.5)
+    for a, b in zip(bare.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert (watcher.history["grad_norm_clipped_total"] <= 0.5 + 1e-6).all()
+    assert watcher.history["grad_norm_total"].max() > 0.5
+
+
+def test_clipping_counts_parameters_that_are_not_watched():
+    watcher, _ = watched_run(3, clip=1e-3, include="0.*")
+    assert watcher.history.layers == ("0.weight", "0.bias")
+    np.testing.assert_allclose(watcher.history["grad_norm_clipped_total"], 1e-3, rtol=1e-2)
+
+
+def test_an_optimizer_that_was_not_given_is_found():
+    model = net()
+    optimizer, stranger = sgd(model), sgd(net(1))
+    with gradwatch.watch(model) as watcher:
+        train(net(1), stranger, 3)
+        train(model, optimizer, 5, watcher)
+    assert len(watcher.history) == 5
+
+
+def test_a_gan_is_watched_by_each_optimizers_own_parameters():
+    generator, discriminator = nn.Linear(4, 4), nn.Linear(4, 1)
+    optimizers = [sgd(generator), sgd(discriminator)]
+    with gradwatch.watch({"g": generator, "d": discriminator}, optimizers) as watcher:
+        for step in range(6):
+            for optimizer in optimizers:
+                loss = discriminator(generator(torch.ones(2, 4) * step)).square().mean()
+                watcher.observe_loss(loss)
+                loss.backward()
+                optimizer.step()
+    norms = watcher.history["grad_norm"]
+    assert watcher.history.layers == ("g.weight", "g.bias", "d.weight", "d.bias")
+    assert watcher.history["optimizer"].tolist() == [0, 1] * 6
+    assert np.isnan(norms[0::2, 2:]).all()
+    assert np.isnan(norms[1::2, :2]).all()
+    assert not np.isnan(norms[0::2, :2]).any()
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.LBFGS, torch.optim.SGD])
+def test_gradients_of_a_closure_are_those_after_its_backward(optimizer_class):
+    model = nn.Linear(8, 1)
+    optimizer = optimizer_class(model.parameters(), lr=0.1)
+    expected = []
+
+    def closure():
+        optimizer.zero_grad()
+        x, y = batch(step)
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        if len(expected) == step:
+            expected.append((model.weight.grad.norm().item(), loss.item()))
+        return loss
+
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(4):
+            optimizer.step(closure)
+    np.testing.assert_allclose(watcher.history["grad_norm"][:, 0], [norm for norm, _ in expected], rtol=1e-5)
+    np.testing.assert_allclose(watcher.history["loss"], [loss for _, loss in expected], rtol=1e-6)
+
+
+def test_layers_without_gradient_are_not_measured_and_raise_nothing():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused, self.frozen = nn.Linear(8, 1), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x):
+            return self.used(self.frozen(x))
+
+    watcher, _ = watched_run(40, Unused())
+    norms = dict(zip(watcher.history.layers, watcher.history["grad_norm"].T, strict=True))
+    assert np.isnan(norms["unused.weight"]).all()
+    assert np.isnan(norms["frozen.weight"]).all()
+    assert not np.isnan(norms["used.weight"]).any()
+    assert watcher.findings == []
+
+
+def test_depth_follows_the_forward_pass_rather_than_registration():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Linear(8, 1), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.last(self.first(x))
+
+    watcher, model = watched_run(5, Backwards(), spoil=(3, 4))
+    assert [finding.layer for finding in watcher.findings] == ["last.bias"]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_nan_is_found_at_its_step_with_layer_count_and_cause():
+    watcher, _ = watched_run(10, spoil=(6,))
+    (finding,) = [f for f in watcher.findings if f.kind == "nonfinite"]
+    assert (finding.layer, finding.step, finding.severity) == ("4.bias", 6, "error")
+    assert finding.layers == watcher.history.layers
+    assert finding.value == 1
+    assert "loss of this step is nan" in finding.cause
+    assert "step 6" in finding.message
+    assert finding.remedies
+
+
+def test_skip_leaves_weights_and_state_as_they_were():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer, on_nonfinite="skip") as watcher:
+        train(model, optimizer, 5, watcher)
+        before = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+        train(model, optimizer, 1, watcher, spoil=(0,))
+        after = [model.state_dict(), optimizer.state_dict()]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert watcher.history["skipped"].tolist() == [False] * 5 + [True]
+
+
+def test_raise_names_layer_and_step_before_the_update():
+    model = net()
+    optimizer = sgd(model)
+    with gradwatch.watch(model, optimizer, on_nonfinite="raise") as watcher:
+        train(model, optimizer, 3, watcher)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(NonFiniteError, match=r"4\.bias") as caught:
+            train(model, optimizer, 1, watcher, spoil=(0,))
+    assert (caught.value.layer, caught.value.step) == ("4.bias", 3)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_rows_come_at_the_cadence_and_lose_no_spike():
+    memory = Memory()
+    watched_run(23, sinks=[memory], log_every_n_steps=10, spoil=(14,), on_nonfinite="skip")
+    assert [row.report.step for row in memory.rows] == [0, 10, 20]
+    assert np.isinf(memory.rows[2].highest).all()
+    assert np.isfinite(memory.rows[1].highest).all()
+    assert memory.rows[2].skipped_steps == 1
+    assert memory.closed
+
+
+def test_logging_more_often_changes_no_finding():
+    runs = [watched_run(60, lr=0.5, log_every_n_steps=n, layer_scalars=True)[0].findings for n in (1, 7, 50)]
+    assert runs[0]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_update_ratio_is_how_far_the_update_moved_the_weights():
+    model = nn.Linear(8, 1, bias=False)
+    optimizer = sgd(model)
+    with gradwatch.watch(model, optimizer) as watcher:
+        before = model.weight.detach().clone()
+        train(model, optimizer, 1, watcher)
+    moved = (model.weight.detach() - before).norm() / before.norm()
+    np.testing.assert_allclose(watcher.history["update_ratio"], [[moved.item()]], rtol=1e-5)
+
+
+def test_on_finding_hears_of_each_once_and_at_once():
+    heard = []
+    watcher, _ = watched_run(12, spoil=(6, 7, 8), on_finding=heard.append)
+    assert [type(finding) for finding in heard] == [Finding]
+    assert heard[0].raised_step == heard[0].last_step == 6
+    assert len(watcher.findings) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9, 12])
+def test_a_resumed_run_finds_what_the_uncut_one_finds(cut, tmp_path):
+    def run(model, optimizer, first, last, state=None):
+        watcher = gradwatch.watch(model, optimizer, clip="auto")
+        if state is not None:
+            watcher.load_state_dict(torch.load(state, weights_only=True))
+        with watcher:
+            for step in range(first, last):
+                x, y = batch(step)
+                loss = (model(x) - y).square().mean() * (1e3 ** max(0, step - 6) if step < 12 else torch.nan)
+                watcher.observe_loss(loss)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return watcher
+
+    whole = net()
+    uncut = run(whole, sgd(whole), 0, 20)
+    model = net()
+    optimizer = sgd(model)
+    first = run(model, optimizer, 0, cut)
+    path = tmp_path / "state.pt"
+    torch.save(first.state_dict(), path)
+    second = run(model, optimizer, cut, 20, path)
+    assert uncut.findings
+    assert second.findings == uncut.findings
+    torch.testing.assert_close(model.state_dict(), whole.state_dict(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_state_of_another_model_is_refused():
+    state = watched_run(3)[0].state_dict()
+    with gradwatch.watch(nn.Linear(2, 1)) as watcher, pytest.raises(ValueError, match="another model"):
+        watcher.load_state_dict(state)
+
+
+class Broken(Memory):
+    def write_row(self, row):
+        raise OSError("disk full")
+
+
+def test_a_broken_sink_is_left_out_with_one_warning_and_training_goes_on(caplog):
+    memory = Memory()
+    watcher, _ = watched_run(5, sinks=[Broken(), memory], log_every_n_steps=1)
+    assert len(watcher.history) == len(memory.rows) == 5
+    assert [record.message for record in caplog.records if "disk full" in record.message] == [
+        "gradwatch: Broken failed to write row (OSError: disk full); it is left out from here on, training goes on."
+    ]
+
+
+def test_a_broken_on_finding_never_stops_training(caplog):
+    def broken(finding):
+        raise RuntimeError("no network")
+
+    watcher, _ = watched_run(10, spoil=(3, 4), on_finding=broken)
+    assert len(watcher.history) == 10
+    assert sum("a fault" in record.message for record in caplog.records) == 1
+
+
+def test_closing_takes_every_hook_off_and_twice_is_fine():
+    model = net()
+    optimizer = sgd(model)
+    watcher = gradwatch.watch(model, optimizer, log_dir=None)
+    train(model, optimizer, 2, watcher)
+    watcher.close()
+    watcher.close()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    train(model, optimizer, 2)
+    assert len(watcher.history) == 2
+
+
+def test_a_second_watcher_closes_the_first_and_says_so(caplog):
+    model = net()
+    optimizer = sgd(model)
+    first = gradwatch.watch(model, optimizer)
+    with gradwatch.watch(model, optimizer) as second:
+        train(model, optimizer, 2, second)
+    assert len(first.history) == 0
+    assert "already watched" in caplog.text
+
+
+def test_a_run_without_steps_or_without_loss_says_so_at_close(caplog):
+    gradwatch.watch(net()).close()
+    assert "no step was seen" in caplog.text
+    caplog.clear()
+    model = net()
+    optimizer = sgd(model)
+    with gradwatch.watch(model, optimizer):
+        train(model, optimizer, 2)
+    assert "no loss was seen" in caplog.text
+
+
+def test_a_healthy_run_says_nothing(caplog):
+    watched_run(50)
+    assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"clip": -1.0}, ValueError, "clip=-1.0"),
+        ({"clip": "sometimes"}, ValueError, "clip='sometimes'"),
+        ({"clip": [1.0]}, TypeError, "gradwatch.clip"),
+        ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite='ignore'"),
+        ({"log_every_n_steps": 0}, ValueError, "log_every_n_steps=0"),
+        ({"history": 0}, ValueError, "history=0"),
+        ({"thresholds": {"patience": 3}}, TypeError, "thresholds"),
+        ({"include": "layers.*"}, ValueError, "Did you mean"),
+        ({"exclude": "*"}, ValueError, "nothing to watch"),
+        ({"layer_scalars": ["norm"]}, ValueError, "norm"),
+        ({"optimizer": sgd(nn.Linear(2, 2))}, ValueError, "owns none of the 6 watched parameters"),
+        ({"optimizer": 3}, TypeError, "optimizer"),
+    ],
+)
+def test_bad_input_is_refused_by_name(options, error, says):
+    with pytest.raises(error, match=says):
+        gradwatch.watch(net(), **options)
+
+
+def test_a_loss_of_several_entries_is_refused():
+    with gradwatch.watch(net()) as watcher, pytest.raises(TypeError, match=r"shape \(2,\)"):
+        watcher.observe_loss(torch.ones(2))
+
+
+def test_bare_tensors_are_watched_and_clipped_in_place():
+    w = torch.ones(4)
+    with gradwatch.watch_tensors({"w": w}, clip=1.0) as watcher:
+        for _ in range(4):
+            grad = 2 * w
+            watcher.step(grads={"w": grad}, loss=w.square().sum())
+            assert grad.norm() <= 1 + 1e-5
+            w -= 0.1 * grad
+    np.testing.assert_allclose(watcher.history["grad_norm"][0], [4.0])
+    np.testing.assert_allclose(watcher.history["update_ratio"][1], [0.05], rtol=1e-4)  # 0.1 · 1 / 2, one step later
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "says"),
+    [
+        ({"v": torch.ones(4)}, KeyError, "not watched"),
+        ({"w": torch.ones(3)}, ValueError, r"shape \(3,\), expected \(4,\)"),
+    ],
+)
+def test_bad_gradients_by_hand_are_refused_by_name(grads, error, says):
+    with gradwatch.watch_tensors({"w": torch.ones(4)}) as watcher, pytest.raises(error, match=says):
+        watcher.step(grads=grads)
+
+
+def test_step_serves_a_module_without_an_optimizer():
+    model = nn.Linear(8, 1)
+    with gradwatch.watch(model) as watcher:
+        for step in range(3):
+            x, y = batch(step)
+            loss = (model(x) - y).square().mean()
+            model.zero_grad()
+            loss.backward()
+            watcher.step(loss=loss)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.01 * parameter.grad
+    assert len(watcher.history) == 3
+    assert not np.isnan(watcher.history["grad_norm"]).any()
+
+
+def test_user_thresholds_are_honoured_literally():
+    watcher, _ = watched_run(20, thresholds=Thresholds(vanishing_norm=1e9, patience=4))
+    (finding,) = watcher.findings
+    assert (finding.kind, finding.step, finding.raised_step, finding.threshold) == ("vanishing", 0, 3, 1e9)
+    assert finding.layers == watcher.history.layers
+
+
+def test_log_dir_holds_scalars_and_findings(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watched_run(12, log_dir=tmp_path, log_every_n_steps=5, spoil=(11,))
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("grad_norm/0.weight")] == [0, 5, 10]
+    assert {"grad_norm_total", "grad_norm_clipped_total", "skipped_steps"} <= set(events.Tags()["scalars"])
+    (text,) = events.Tensors("gradwatch/findings/text_summary")
+    assert text.step == 11
+    assert b"nonfinite" in text.tensor_proto.string_val[0]
+
+
+def test_a_writer_of_the_users_own_is_shared_and_left_open(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(tmp_path))
+    watched_run(2, sinks=[TensorBoard(writer)], log_every_n_steps=1)
+    writer.add_scalar("mine", 1.0, 3)
+    writer.close()
+    assert len(list(tmp_path.glob("events*"))) == 1
+
+
+def test_doctests_of_the_public_functions_hold():
+    import doctest
+
+    from gradwatch.watcher import attach
+
+    failures, tried = doctest.testmod(attach, globs={"gradwatch": gradwatch, "torch": torch})
+    assert (failures, tried > 0) == (0, True)
