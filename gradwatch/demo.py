@@ -112,7 +112,7 @@ def train(
     model = network.model()
     optimizer = network.optimizer(model.parameters())
     with gradwatch.watch(
-        model, optimizer, log_dir=log_dir, log_every_n_steps=10, layer_scalars=True, histograms=True
+        model, optimizer, log_dir=log_dir, log_every_n_steps=1, layer_scalars=True, histograms=True
     ) as watcher:
         for _ in range(steps):
             batch = torch.randint(len(pixels), (BATCH,))
@@ -143,6 +143,7 @@ def table_of(network: Network, findings: list[Finding]) -> Table:
 def main(directory: str = "runs", steps: int = 300) -> None:
     """Trains the four networks, prints their findings, and leaves TensorBoard files in ``directory``."""
     console = Console()
+    torch.set_num_threads(1)  # networks this small are slower on several
     logging.getLogger("gradwatch").addHandler(logging.NullHandler())  # the tables say it all
     for network in NETWORKS:
         log_dir = Path(directory) / network.name

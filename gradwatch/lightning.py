@@ -145,7 +145,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         if (totals := self.watcher.totals(optimizer)) is not None:
             names = ("grad_norm_total", "grad_norm_clipped_total")
             values = {name: total.float() for name, total in zip(names, totals, strict=True)}
-            pl_module.log_dict(values, logger=not self._writes_totals)
+            pl_module.log_dict(values, logger=bool(trainer.loggers) and not self._writes_totals)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._close()

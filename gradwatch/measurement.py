@@ -76,6 +76,7 @@ class Measurement:
         self._loss = _mean(losses, self.device)
         self._clipped_total = self.magnitudes.total
         self._skipped = False
+        self._sampled = moment.sampled
         self._watched = np.flatnonzero(columns >= 0)
         watched: list[int] = self._watched.tolist()
         self._parameters = [parameters[i].detach() for i in watched]
@@ -87,6 +88,7 @@ class Measurement:
         self._copy: HostCopy | None = None
         if earlier is not None and np.array_equal(earlier._columns, columns):
             self._add_change_of(earlier)
+            self._sampled = self._sampled or earlier.moment.sampled  # its ratio comes with this report
 
     def is_finite(self) -> bool:
         """Whether every gradient entry and the loss are finite. Waits for the device."""
@@ -136,7 +138,7 @@ class Measurement:
             grad_norm_clipped_total=float(clipped_total[0]),
             loss=loss,
             skipped=self._skipped,
-            sampled=self.moment.sampled or "update_ratio" in self._figures,
+            sampled=self._sampled,
             figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,
             entries=self._entries,

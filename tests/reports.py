@@ -105,5 +105,3 @@ def random_walks(seed: int, steps: int, count: int) -> tuple[list[list[float]], 
 
 def times(factor: float, row: Sequence[float]) -> list[float]:
     return [factor * number for number in row]
-
-

@@ -72,7 +72,9 @@ def slow_exploding(reports):
 
 
 def vectorised(reports):
-    return [onsets(symptoms) for symptoms in examine_all(Exploding(table(len(reports[0].grad_norm)), Thresholds()), reports)]
+    return [
+        onsets(symptoms) for symptoms in examine_all(Exploding(table(len(reports[0].grad_norm)), Thresholds()), reports)
+    ]
 
 
 @pytest.mark.parametrize("loss_seen", [True, False], ids=["with loss", "without loss"])
@@ -162,12 +164,12 @@ def test_an_explosion_is_seen_at_step_1():
     assert (finding.kind, finding.step, finding.raised_step) == ("exploding", 1, 1)
 
 
-@pytest.mark.parametrize("step", [0, 20])
-def test_a_norm_that_overflows_while_its_entries_are_finite_is_exploding_never_nonfinite(step):
+@pytest.mark.parametrize(("step", "level"), [(0, "."), (20, "; its level was 2.")])
+def test_a_norm_that_overflows_while_its_entries_are_finite_is_exploding_never_nonfinite(step, level):
     (finding,) = findings(run_of([*STEADY[:step], [1.0, INF, 4.0]], [1.0] * (step + 1)))
     assert (finding.kind, finding.layer, finding.layers, finding.step) == ("exploding", "w1", ("w1",), step)
     assert finding.value == INF
-    assert "overflows its norm while its entries are still finite" in finding.message
+    assert f"overflows its norm while its entries are still finite at step {step}{level} Try" in finding.message
 
 
 def test_an_overflow_that_stays_is_never_taken_for_vanishing_elsewhere():

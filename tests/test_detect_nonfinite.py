@@ -67,7 +67,9 @@ def test_a_loss_that_goes_first_is_a_finding_of_the_whole_run(loss):
 
 
 def test_a_loss_that_turns_with_its_gradients_is_one_finding():
-    (finding,) = findings([*sick([1, 1, 1], loss=NAN), *(report(HEALTHY, s, NAN, nonfinite=[4] * 3) for s in range(4, 9))])
+    (finding,) = findings(
+        [*sick([1, 1, 1], loss=NAN), *(report(HEALTHY, s, NAN, nonfinite=[4] * 3) for s in range(4, 9))]
+    )
     assert finding.layer == "w2"
 
 

@@ -219,7 +219,7 @@ def test_a_converged_run_raises_nothing():
 
 
 def test_an_overflow_among_the_first_steps_does_not_make_what_follows_look_gone():
-    assert kinds(run_of([[1.0, 1.0, 1.0, INF]] + HEALTHY, [2.0] * 31)) == ["exploding"]
+    assert kinds(run_of([[1.0, 1.0, 1.0, INF], *HEALTHY], [2.0] * 31)) == ["exploding"]
 
 
 @pytest.mark.parametrize(("norm", "is_sick"), [(0.099, True), (0.1, False), (0.2, False), (NAN, False)])
@@ -237,7 +237,6 @@ def test_a_literal_norm_silences_the_default():
 def test_patience_is_honoured(patience):
     (finding,) = findings(run_of(FADING, [1.0] * 30), Thresholds(patience=patience))
     assert (finding.step, finding.raised_step) == (0, patience - 1)
-    assert findings(run_of(FADING[: patience - 1]), Thresholds(patience=patience)) == [] if patience > 1 else True
 
 
 def test_a_model_of_one_weight_is_not_compared_along_depth():

@@ -22,9 +22,6 @@ from gradwatch.report import StepReport
 
 __all__ = ["Detectors", "Event"]
 
-NEED_LOSS = ("stalled", "unstable")
-"""Kinds that cannot be judged where no loss was observed."""
-
 
 class Detectors:
     """Every detector over the updates of one optimizer, each with its episode.

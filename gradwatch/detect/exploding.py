@@ -56,7 +56,7 @@ class Exploding(Detector):
             return None  # whoever exploded is beyond telling; nonfinite takes over
         norm = np.append(report.grad_norm, report.grad_norm_total)
         overflow = np.isinf(report.grad_norm)
-        self._usual = 10 ** self._memory["level"][:-1]
+        self._usual = np.where(self._memory["count"][:-1] > 0, 10 ** self._memory["level"][:-1], np.nan)
         threshold = 10 ** self._margin()[:-1]
         growth = self._learn(report.step, norm)[:-1]
         if self._literal is not None:
@@ -74,9 +74,10 @@ class Exploding(Detector):
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         name, norm, usual = self._layers.names[column], report.grad_norm[column], self._usual[column]
         if np.isinf(norm):
+            level = "" if np.isnan(usual) else f"; its level was {usual:.3g}"
             measured = (
-                f"the gradient of {name} overflows its norm while its entries are still finite at step {report.step}; "
-                f"its level was {usual:.3g}."
+                f"the gradient of {name} overflows its norm while its entries are still finite at step "
+                f"{report.step}{level}."
             )
         else:
             measured = (

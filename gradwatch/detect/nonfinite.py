@@ -80,6 +80,6 @@ class NonFiniteLoss(Detector):
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         return (
-            "the forward pass: no gradient was sick at this step or before",
+            "the forward pass: no gradient of this step is sick",
             f"the loss is {report.loss} at step {report.step}, while every gradient is still finite.",
         )

@@ -56,9 +56,8 @@ class Stalled(Detector):
         ratio = float(np.nanmax(report.figures["update_ratio"]))
         if self._literal is None and self._loss_is_flat():
             measured = (
-                f"in {self._memory['losses']} steps the loss has stayed within {self._memory['change']:.2g} of its first "
-                f"value, {self._memory['first_loss']:.6g}, as a share of it (a run that learns moves by more than "
-                f"{FLAT:g})."
+                f"in {self._memory['losses']} steps the loss has moved by at most {self._memory['change']:.2g} of its "
+                f"first value, {self._memory['first_loss']:.6g} (a run that learns moves by more than {FLAT:g} of it)."
             )
         else:
             limit = RESOLUTION if self._literal is None else self._literal

@@ -23,8 +23,8 @@ class Row:
 
     Attributes:
         report: the logged step.
-        highest: (P,) float32, largest gradient norm of each layer since the last row; Inf where one was not finite.
-        lowest: (P,) float32, smallest finite gradient norm of each layer since the last row; NaN where none.
+        highest: (P,) float64, largest gradient norm of each layer since the last row; Inf where one was not finite.
+        lowest: (P,) float64, smallest finite gradient norm of each layer since the last row; NaN where none.
         highest_total, lowest_total: the same of the total norm.
         figures: latest figures since the last row, (P,) each.
         skipped_steps: updates left out since the run began.
@@ -73,12 +73,11 @@ class RowBuilder:
 
     def add(self, report: StepReport) -> None:
         """Takes in one step."""
-        sick = report.nonfinite > 0
-        self._highest = np.fmax(self._highest, np.where(sick, np.inf, report.grad_norm))
-        self._lowest = np.fmin(self._lowest, np.where(sick, np.nan, report.grad_norm))
-        total = report.grad_norm_total if np.isfinite(report.grad_norm_total) else np.inf
-        self._highest_total = max(self._highest_total, total)
-        self._lowest_total = min(self._lowest_total, total)
+        norm, total = report.grad_norm, report.grad_norm_total
+        self._highest = np.fmax(self._highest, np.where(report.nonfinite > 0, np.inf, norm))
+        self._lowest = np.fmin(self._lowest, np.where(np.isfinite(norm), norm, np.nan))
+        self._highest_total = float(np.fmax(self._highest_total, total if np.isfinite(total) else np.inf))
+        self._lowest_total = float(np.fmin(self._lowest_total, total if np.isfinite(total) else np.nan))
         self._figures.update(report.figures)
 
     def build(self, report: StepReport, skipped_steps: int) -> Row:
@@ -98,5 +97,5 @@ class RowBuilder:
     def _begin(self) -> None:
         self._highest = np.array(np.nan)  # fmax and fmin prefer any number to NaN
         self._lowest = np.array(np.nan)
-        self._highest_total, self._lowest_total = -np.inf, np.inf
+        self._highest_total = self._lowest_total = np.nan
         self._figures = {}

@@ -60,7 +60,8 @@ class History:
                     if name in FIGURES and name not in report.figures:
                         continue  # allocated once it is first measured
                     self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)
-                self._rings[name][at] = value
+                with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
+                    self._rings[name][at] = value
         self._seen += 1
 
     @property

@@ -82,8 +82,9 @@ class TensorBoard:
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:
         report = row.report
-        yield "grad_norm_total", report.grad_norm_total
-        yield "grad_norm_clipped_total", report.grad_norm_clipped_total
+        which = f"/optimizer_{report.optimizer}" if report.optimizer else ""  # a GAN's totals are two curves
+        yield f"grad_norm_total{which}", report.grad_norm_total
+        yield f"grad_norm_clipped_total{which}", report.grad_norm_clipped_total
         yield "skipped_steps", row.skipped_steps
         for statistic in self._tags:
             figure = report.grad_norm if statistic == "grad_norm" else row.figures.get(statistic)
@@ -102,7 +103,9 @@ class TensorBoard:
                 plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN, content=names),
                 data_class=2,  # DATA_CLASS_TENSOR
             )
-        return Summary.Value(tag=tag, tensor=make_tensor_proto(rows.astype(np.float32)), metadata=metadata)
+        with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
+            packed = make_tensor_proto(rows.astype(np.float32))
+        return Summary.Value(tag=tag, tensor=packed, metadata=metadata)
 
 
 def layer_tags(layer_scalars: bool | Sequence[str]) -> tuple[str, ...]:
@@ -141,8 +144,8 @@ def _in_words(finding: Finding, ended: bool) -> str:
     layer = f"`{finding.layer.replace('`', '')}`" if finding.layer else "the whole run"
     if ended:
         return f"**{finding.kind}** in {layer} ended: steps {finding.step} to {finding.last_step}."
-    remedies = "".join(f"\n- {remedy}" for remedy in finding.remedies)
+    remedies = "".join(f"\n* {remedy}" for remedy in finding.remedies)
     return (
         f"**{finding.kind}** ({finding.severity}) in {layer} since step {finding.step}\n\n{finding.message}\n\n"
-        f"Cause: {finding.cause}.\n\nWhat to try:{remedies}"
+        f"Cause: {finding.cause}.\n\nWhat to try:\n{remedies}"
     )

@@ -193,6 +193,9 @@ class Watcher:
         self._step, self._skipped_steps = state["step"], state["skipped_steps"]
         self._ended = [checkpoint.to_finding(saved) for saved in state["ended"]]
         self._restored = deque(state["updates"])
+        for updates in self._updates.values():
+            if self._restored:
+                updates.restore(self._restored.popleft())
 
     # what integrations call
 
@@ -202,6 +205,8 @@ class Watcher:
         Args:
             sees_gradients: False where the integration itself calls ``before_update``.
         """
+        for optimizer in optimizers or ():
+            self._updates_of(id(optimizer))  # in the order given, whichever steps first
         before = self.before_update if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns)
         self._undo.append(hooks.remove)
@@ -320,7 +325,7 @@ class Watcher:
             if event.ended:
                 self._ended.append(event.finding)
             self._to_sinks("write_finding", event.finding, event.ended)
-            if not event.ended and self._on_finding is not None:
+            if not event.ended:
                 self._tell(event.finding)
 
     @harmless
@@ -329,10 +334,14 @@ class Watcher:
         if updates.is_logged(report.update, self._log_every):
             self._to_sinks("write_row", updates.rows.build(report, self._skipped_steps))
 
-    @harmless
     def _tell(self, finding: Finding) -> None:
-        assert self._on_finding is not None
-        self._on_finding(finding)
+        if self._on_finding is None:
+            return
+        try:
+            self._on_finding(finding)
+        except Exception:
+            self._on_finding = None
+            logger.warning("gradwatch: on_finding raised; it is not called again, training goes on.", exc_info=True)
 
     def _to_sinks(self, verb: str, *args: object) -> None:
         for sink in list(self._sinks):

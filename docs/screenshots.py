@@ -1,0 +1,69 @@
+"""The pictures of README and docs: TensorBoard over the runs of ``make demo``, in a real browser.
+
+Needs Chromium; set CHROMIUM to its path where it is not /usr/bin/chromium.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+IMAGES = Path(__file__).parent / "images"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+PICTURES = {  # name → where in TensorBoard
+    "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C2%7C4).weight&smoothing=0#timeseries",
+    "findings": "#text",
+    "histograms": "#histograms&tagFilter=grad%2F0.weight",
+}
+
+
+def main(log_dir: str = "runs") -> None:
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", log_dir, "--port", "0", "--host", "127.0.0.1"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        address = next(match[0] for line in server.stderr if (match := re.search(r"http://\S+?:\d+", line)))
+        take(address)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def take(address: str) -> None:
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        browser = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
+            args=FLAGS,
+            viewport={"width": 1280, "height": 800},
+        )
+        page = browser.new_page()
+        for name, place in PICTURES.items():
+            page.goto("about:blank")
+            page.goto(f"{address}/{place}")
+            page.wait_for_timeout(6000)  # runs load one after the other, and nothing says when the last is drawn
+            if name == "scalars":
+                show_on_log_scale(page)
+            if name == "findings":
+                page.get_by_text("gradwatch/findings").first.wait_for()
+            page.screenshot(path=IMAGES / f"{name}.png")
+            print(IMAGES / f"{name}.png")
+        browser.close()
+
+
+def show_on_log_scale(page: Page) -> None:
+    """Closes the settings and turns every card's y-axis logarithmic."""
+    page.get_by_role("button", name="Toggle settings side pane").click()
+    for menu in page.locator("button[aria-label='More line chart options']").all():
+        menu.click()
+        page.get_by_role("menuitem", name=re.compile("log scale")).last.click()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1000)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

@@ -1,0 +1,202 @@
+import numpy as np
+import pytest
+from reports import INF, NAN, findings, report, run_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+from test_sinks_memory import row_of
+from torch.utils.tensorboard import SummaryWriter
+
+from gradwatch.sinks import RowBuilder
+from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
+
+TEXT = "gradwatch/findings/text_summary"
+PACKED = "gradwatch/grad_norm"
+
+
+def read(directory):
+    events = EventAccumulator(str(directory), size_guidance=dict.fromkeys(("scalars", "tensors", "histograms"), 0))
+    return events.Reload()
+
+
+def written(directory, reports, **options):
+    """Every report as a row of its own, written, closed and read back."""
+    sink, builder = TensorBoard(directory, **options), RowBuilder()
+    for skipped, step in enumerate(reports):
+        builder.add(step)
+        sink.write_row(builder.build(step, skipped_steps=skipped))
+    sink.close()
+    return read(directory)
+
+
+def series(events, tag):
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def scalar_tags(events):
+    return set(events.Tags()["scalars"])
+
+
+def texts(events):
+    return [(event.step, make_ndarray(event.tensor_proto).item().decode()) for event in events.Tensors(TEXT)]
+
+
+def with_figures(reports, count):
+    for step in reports:
+        for name in LAYER_TAGS[1:]:
+            step.figures[name] = np.full(count, 0.5 + step.step)
+    return reports
+
+
+TOTALS = {"grad_norm_total", "grad_norm_clipped_total", "skipped_steps"}
+DOTTED = ("blocks.0.fc1.weight", "head.bias")
+
+
+def test_per_layer_scalars_are_named_after_statistic_and_parameter(tmp_path):
+    reports = with_figures(run_of([[3.0, 4.0], [6.0, 8.0]], layers=DOTTED), 2)
+    events = written(tmp_path, reports)
+    assert scalar_tags(events) == TOTALS | {
+        f"{statistic}/{name}" for statistic in ("grad_norm", "weight_norm", "update_ratio") for name in DOTTED
+    }
+    assert series(events, "grad_norm/blocks.0.fc1.weight") == [(0, 3.0), (1, 6.0)]
+    assert series(events, "weight_norm/head.bias") == [(0, 0.5), (1, 1.5)]
+
+
+def test_totals_and_skipped_steps_are_written_at_every_row(tmp_path):
+    events = written(tmp_path, run_of([[3.0, 4.0], [6.0, 8.0]], grad_norm_clipped_total=1.0))
+    assert series(events, "grad_norm_total") == [(0, 5.0), (1, 10.0)]
+    assert series(events, "grad_norm_clipped_total") == [(0, 1.0), (1, 1.0)]
+    assert series(events, "skipped_steps") == [(0, 0.0), (1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("layer_scalars", "statistics"),
+    [
+        (True, LAYER_TAGS),
+        (False, ()),
+        (("grad_max", "weight_std"), ("grad_max", "weight_std")),
+        ("grad_std", ("grad_std",)),
+    ],
+)
+def test_layer_scalars_says_which_statistics_are_written(tmp_path, layer_scalars, statistics):
+    events = written(tmp_path, with_figures(run_of([[1.0]]), 1), layer_scalars=layer_scalars)
+    assert scalar_tags(events) == TOTALS | {f"{statistic}/w0" for statistic in statistics}
+
+
+def test_an_unknown_statistic_is_refused_by_name_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"layer_scalars: 'gradnorm' is none of grad_norm, .*; True writes all"):
+        TensorBoard(tmp_path / "run", layer_scalars=["grad_norm", "gradnorm"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_figures_are_written_only_where_they_were_measured(tmp_path):
+    assert scalar_tags(written(tmp_path, run_of([[1.0]]))) == TOTALS | {"grad_norm/w0"}
+
+
+def test_a_nan_gradient_is_written_as_nan_and_an_unmeasured_layer_is_not(tmp_path):
+    events = written(tmp_path, [report([NAN, NAN, 1.0], nonfinite=[2, 0, 0])])
+    assert {tag for tag in scalar_tags(events) if tag.startswith("grad_norm/")} == {"grad_norm/w0", "grad_norm/w2"}
+    assert np.isnan(events.Scalars("grad_norm/w0")[0].value)
+    assert np.isnan(events.Scalars("grad_norm_total")[0].value)
+
+
+@pytest.mark.parametrize("norm", [INF, 1e300])
+def test_a_norm_beyond_float32_is_written_as_infinite(tmp_path, norm):
+    events = written(tmp_path, [report([norm])])
+    assert series(events, "grad_norm/w0") == [(0, INF)]
+    assert make_ndarray(events.Tensors(PACKED)[0].tensor_proto).tolist()[:2] == [[INF], [INF]]
+
+
+def test_a_row_packs_norm_highest_and_lowest_of_every_layer(tmp_path):
+    sink = TensorBoard(tmp_path)
+    sink.write_row(row_of([report([1.0, NAN, 2.0], 0), report([9.0, NAN, 1.0], 1), report([3.0, NAN, 2.0], 2)]))
+    sink.close()
+    (event,) = read(tmp_path).Tensors(PACKED)
+    packed = make_ndarray(event.tensor_proto)
+    assert (event.step, packed.dtype, packed.shape) == (2, np.float32, (3, 3))
+    np.testing.assert_array_equal(packed, [[3.0, NAN, 2.0], [9.0, NAN, 2.0], [1.0, NAN, 1.0]])
+
+
+def test_the_first_packed_event_alone_carries_the_layer_names(tmp_path):
+    sink = TensorBoard(tmp_path)
+    for step in run_of([[1.0, 2.0]] * 3, layers=DOTTED):
+        sink.write_row(row_of([step]))
+    sink.close()
+    events = read(tmp_path)
+    assert events.SummaryMetadata(PACKED).plugin_data.plugin_name == "gradwatch"
+    assert events.PluginTagToContent("gradwatch")[PACKED].decode().split("\n") == list(DOTTED)
+    assert [len(event.tensor_proto.tensor_content) for event in events.Tensors(PACKED)] == [3 * 2 * 4] * 3
+    assert b"".join(path.read_bytes() for path in tmp_path.iterdir()).count("\n".join(DOTTED).encode()) == 1
+
+
+def test_histograms_hold_every_finite_entry_they_were_given(tmp_path):
+    entries = {
+        "grad": [np.array([-1.0, 0.0, NAN, 3.0, INF], dtype=np.float32), None],
+        "weight": [np.array([2.0], dtype=np.float32), np.array([NAN], dtype=np.float32)],
+    }
+    events = written(tmp_path, [report([1.0, NAN], entries=entries)])
+    assert set(events.Tags()["histograms"]) == {"grad/w0", "weight/w0"}
+    (event,) = events.Histograms("grad/w0")
+    histogram = event.histogram_value
+    assert (histogram.min, histogram.max, histogram.num, histogram.sum, histogram.sum_squares) == (-1, 3, 3, 2, 10)
+    assert sum(histogram.bucket) == 3
+    assert events.Histograms("weight/w0")[0].histogram_value.num == 1
+
+
+@pytest.mark.parametrize("entries", [[0.0, 0.0], [1.0, 1.0000001], [1e-45, 3e-45], [-3e38, 3e38]])
+def test_a_histogram_of_any_float32_entries_can_be_written(tmp_path, entries):
+    sample = np.array(entries, dtype=np.float32)
+    events = written(tmp_path, [report([1.0], entries={"grad": [sample]})])
+    assert sum(events.Histograms("grad/w0")[0].histogram_value.bucket) == 2
+
+
+(FINDING,) = findings([report([1.0, NAN], 7, loss=0.5, nonfinite=[0, 2])])
+
+
+def test_a_finding_is_text_at_the_step_it_was_raised_and_again_at_its_end(tmp_path):
+    sink = TensorBoard(tmp_path)
+    sink.write_finding(FINDING, ended=False)
+    sink.write_finding(FINDING, ended=True)
+    sink.close()
+    (opened_at, opened), (ended_at, ended) = texts(read(tmp_path))
+    assert (opened_at, ended_at) == (7, 7)
+    assert opened.startswith("**nonfinite** (error) in `w1` since step 7\n\n")
+    assert FINDING.message in opened
+    assert f"Cause: {FINDING.cause}." in opened
+    assert opened.count("\n* ") == len(FINDING.remedies)
+    assert opened.endswith(f"\n* {FINDING.remedies[-1]}")
+    assert ended == "**nonfinite** in `w1` ended: steps 7 to 7."
+
+
+def test_a_finding_without_a_layer_is_of_the_whole_run(tmp_path):
+    (finding,) = findings([report([1.0], loss=NAN)])
+    sink = TensorBoard(tmp_path)
+    sink.write_finding(finding, ended=False)
+    sink.close()
+    assert "in the whole run since step 0" in texts(read(tmp_path))[0][1]
+
+
+def test_a_finding_is_on_disk_before_the_sink_is_closed(tmp_path):
+    sink = TensorBoard(tmp_path)
+    sink.write_finding(FINDING, ended=False)
+    assert len(texts(read(tmp_path))) == 1
+    sink.close()
+
+
+def test_rows_are_on_disk_after_flush(tmp_path):
+    sink = TensorBoard(tmp_path)
+    sink.write_row(row_of(run_of([[1.0]])))
+    sink.flush()
+    assert series(read(tmp_path), "grad_norm_total") == [(0, 1.0)]
+    sink.close()
+
+
+def test_a_writer_that_is_handed_over_shares_its_file_and_is_not_closed(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("loss", 1.0, 0)
+        sink = TensorBoard(writer)
+        sink.write_row(row_of(run_of([[1.0]])))
+        sink.close()
+        assert {"loss", "grad_norm/w0"} <= scalar_tags(read(tmp_path))
+        writer.add_scalar("loss", 0.5, 1)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert series(read(tmp_path), "loss") == [(0, 1.0), (1, 0.5)]
