@@ -6,27 +6,14 @@ mean.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from gradwatch.findings import Finding
-
-__all__ = ["of_finding", "pack", "to_finding", "unpack"]
+__all__ = ["pack", "unpack"]
 
 _ARRAY = "numpy array"  # marks what must become an array again, since clip policies keep real tensors
-
-
-def of_finding(finding: Finding) -> dict[str, Any]:
-    """A finding as a plain dict."""
-    return asdict(finding)
-
-
-def to_finding(saved: dict[str, Any]) -> Finding:
-    """The reverse of ``of_finding``."""
-    return Finding(**{**saved, "layers": tuple(saved["layers"]), "remedies": tuple(saved["remedies"])})
 
 
 def pack(value: Any) -> Any:

@@ -96,11 +96,12 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
 
     Follows ZClip (Kumar et al. 2025, arXiv:2504.02507): with an exponential moving mean μ and deviation σ of the total
     norm (smoothing 0.97) and z = (‖g‖ − μ)/σ, a norm with z > 2.5 is brought down to μ + σ · 2.5²/z: the wilder the
-    spike, the less of it is kept. The clipped norm, not the spike, enters the history. Chosen over a percentile of the
+    spike, the less of it is kept. Chosen over a percentile of the
     whole history (AutoClip, Seetharaman et al. 2020, arXiv:2007.14469), which clips nine steps of ten by design and so
     changes healthy training.
 
-    Different here: ZClip leaves its first 25 steps unprotected to learn μ and σ. These averages are corrected for their
+    Two things differ. ZClip lets the clipped norm into the history, by which a lasting rise of ×100 would be taken for a
+    spike for 8,000 steps (measured); here a spike enters as μ + 2.5·σ, and the rise is accepted within some 250. ZClip leaves its first 25 steps unprotected to learn μ and σ. These averages are corrected for their
     youth instead, as Adam's are, and σ is never below ``lowest_spread``·μ, so that the second step is protected already
     and a smooth run is not clipped for a small wobble. At the first step, and after nothing but gradients of 0, nothing
     is known and nothing is clipped.
@@ -124,10 +125,9 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
         total = magnitudes.total
         if not state:
             state.update({name: torch.zeros_like(total) for name in ("mean", "square", "weight")})
-        ceiling = _ceiling(total, state, z_threshold, lowest_spread)
-        clipped = _scale_total_to_(gradients, total, ceiling)
-        _remember(clipped, state, smoothing)
-        return clipped
+        ceiling, highest = _limits(total, state, z_threshold, lowest_spread)
+        _remember(torch.minimum(total, highest), state, smoothing)
+        return _scale_total_to_(gradients, total, ceiling)
 
     return Policy(
         clip_,
@@ -155,14 +155,15 @@ def policy_of(clip: float | str | Policy | None) -> Policy | None:
     raise kind(f'clip={clip!r}: expected None, a number (global L2 norm), "auto", or a policy from gradwatch.clip.')
 
 
-def _ceiling(total: Tensor, state: dict[str, Tensor], z_threshold: float, lowest_spread: float) -> Tensor:
-    """() the norm that ``total`` is brought down to; Inf where it may stay."""
+def _limits(total: Tensor, state: dict[str, Tensor], z_threshold: float, lowest_spread: float) -> tuple[Tensor, Tensor]:
+    """() the norm that ``total`` is brought down to, and the most that enters the history; Inf where it may stay."""
     mean = state["mean"] / state["weight"]  # 0/0 at the first step: NaN compares false, so nothing is clipped
     spread = (state["square"] / state["weight"] - mean.square()).clamp(min=0).sqrt()
     spread = torch.maximum(spread, lowest_spread * mean)
     z = (total - mean) / spread
     spike = (z > z_threshold) & (mean > 0)  # after zeros alone z is infinite, and the run would be held at 0 for ever
-    return torch.where(spike, mean + spread * z_threshold**2 / z, torch.inf)
+    ceiling = torch.where(spike, mean + spread * z_threshold**2 / z, torch.inf)
+    return ceiling, torch.where(spike, mean + spread * z_threshold, torch.inf)
 
 
 def _remember(total: Tensor, state: dict[str, Tensor], smoothing: float) -> None:

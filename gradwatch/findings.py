@@ -6,8 +6,10 @@ Enters: nothing. Leaves: the words in which every other part speaks of a sick ru
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal
 
 __all__ = ["KINDS", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
 
@@ -67,6 +69,15 @@ class Finding:
     message: str
     remedies: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for files and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Finding:
+        """The reverse of ``as_dict``; lists that were tuples, as JSON makes them, become tuples again."""
+        return cls(**{**values, "layers": tuple(values["layers"]), "remedies": tuple(values["remedies"])})
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -104,11 +115,13 @@ class Thresholds:
 
 
 def _refuse_unless_sensible(name: str, value: object) -> None:
-    whole = name in ("patience", "warmup_steps")
+    is_count = name in ("patience", "warmup_steps")
+    wanted = {
+        "patience": "a whole number of steps, 1 or more",
+        "warmup_steps": "a whole number of steps, 0 or more",
+        "exploding_growth": "a finite factor above 1",
+    }.get(name, "a finite number above 0")
     lowest = {"exploding_growth": 1, "warmup_steps": -1}.get(name, 0)
-    wanted = f"a {'whole' if whole else 'finite'} number above {lowest}"
-    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= lowest:  # type: ignore[arg-type, operator]
-        raise ValueError(
-            f"Thresholds({name}={value!r}): expected {wanted}, or None for the scale-free default. Found {value!r}."
-        )
+    is_number = isinstance(value, Integral if is_count else Real) and not isinstance(value, bool)
+    if not is_number or not lowest < float(value) < math.inf:  # type: ignore[arg-type]
+        raise ValueError(f"Thresholds({name}={value!r}): expected {wanted}, or None for the scale-free default.")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Layers", "Selection", "follow_forward", "of_model", "of_tensors", "submodules"]
+__all__ = ["Layers", "Selection", "of_model", "of_tensors", "submodules"]
 
 Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 """Globs over names, or ``callable(name, parameter)``."""
@@ -32,7 +32,7 @@ class Layers:
         names: (P,) unique names; a tied tensor has its first.
         tensors: (P,) the tensors themselves.
         owners: (P,) type name of the module that holds each, ``""`` for a bare tensor.
-        depth: (P,) int, position of each from input to output: order of registration, until a forward was seen.
+        depth: (P,) int, position of each from input to output: order of registration, until a backward pass was seen.
         is_weight: (P,) bool, tensors of two or more dimensions: those whose gradients can be compared along depth.
         size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
         module_types: names of all module types in the model, for advice.
@@ -107,6 +107,8 @@ def of_tensors(
     """
     if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise TypeError(f"tensors: expected {{name: torch.Tensor}}, found {type(tensors).__name__} of something else.")
+    if not tensors:
+        raise ValueError("tensors: expected {name: torch.Tensor}, found an empty mapping. Nothing would be watched.")
     return _select([(name, tensor, "") for name, tensor in tensors.items()], include, exclude, frozenset())
 
 
@@ -126,56 +128,6 @@ def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
                     yield from walk(_join(path, name), child)
 
     yield from walk(prefix, root)
-
-
-def follow_forward(models: Sequence[nn.Module], layers: Layers) -> Callable[[], None]:
-    """Sets ``layers.depth`` to the order in which modules first run, at the first eager forward of each model.
-
-    Until then each root carries one pre-hook, which leaves compiled forwards alone. Returns what takes it off again.
-    """
-    handles = [_follow_once(_unwrapped(model), layers) for model in models]
-
-    def remove() -> None:
-        for handle in handles:
-            handle()
-
-    return remove
-
-
-def _follow_once(root: nn.Module, layers: Layers) -> Callable[[], None]:
-    order: list[int] = []
-    handles: list[Any] = []
-    done = False
-
-    def note(module: nn.Module, _args: object) -> None:
-        order.extend(c for p in module._parameters.values() if p is not None and (c := layers.column(p)) is not None)
-
-    def begin(_root: nn.Module, _args: object) -> None:
-        if done or handles or torch.compiler.is_compiling() or torch._C._is_tracing():
-            return
-        handles.extend(module.register_forward_pre_hook(note) for _, module in submodules(root) if module._parameters)
-        handles.append(root.register_forward_hook(end, always_call=True))
-
-    def end(*_: object) -> None:
-        nonlocal done
-        done = True
-        while handles:
-            handles.pop().remove()
-        _reorder(layers, list(dict.fromkeys(order)))
-
-    opening = root.register_forward_pre_hook(begin)
-
-    def remove() -> None:
-        opening.remove()
-        while handles:
-            handles.pop().remove()
-
-    return remove
-
-
-def _reorder(layers: Layers, ran: list[int]) -> None:
-    """Those that ran take the places they already hold among all layers, in the order in which they ran."""
-    layers.depth[ran] = np.sort(layers.depth[ran])
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

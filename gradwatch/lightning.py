@@ -120,7 +120,6 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         steps = trainer.log_every_n_steps if self._log_every_n_steps is None else self._log_every_n_steps
         sinks = [*self._tensorboard(trainer), *self._sinks]
         self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
-        self.watcher.on_close(layer_table.follow_forward([pl_module], layers))
         self.watcher.attach(trainer.optimizers, sees_gradients=False)
         if self._restored is not None:
             self.watcher.load_state_dict(self._restored)

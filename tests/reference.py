@@ -126,18 +126,20 @@ class Auto:
         """The norm that ``total`` is brought down to."""
         if not math.isfinite(total):
             return total
-        clipped = total * min(1.0, self._ceiling(total) / (total + EPSILON))
-        self.history.append(clipped)
-        return clipped
+        ceiling, highest = self._limits(total)
+        self.history.append(min(total, highest))
+        return total * min(1.0, ceiling / (total + EPSILON))
 
-    def _ceiling(self, total: float) -> float:
+    def _limits(self, total: float) -> tuple[float, float]:
         if not any(self.history):
-            return math.inf
+            return math.inf, math.inf
         level = self._average(self.history)
         variance = self._average([(norm - level) ** 2 for norm in self.history])
         spread = max(math.sqrt(variance), self.lowest_spread * level)
         z = (total - level) / spread
-        return level + spread * self.z_threshold**2 / z if z > self.z_threshold else math.inf
+        if z <= self.z_threshold:
+            return math.inf, math.inf
+        return level + spread * self.z_threshold**2 / z, level + spread * self.z_threshold
 
     def _average(self, norms: Sequence[float]) -> float:
         weights = [self.smoothing**age for age in reversed(range(len(norms)))]

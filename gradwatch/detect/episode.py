@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from gradwatch import checkpoint
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Finding
 from gradwatch.layers import Layers
@@ -73,14 +72,14 @@ class Episode:
             "earliest": self._earliest,
             "covered": sorted(self._covered),
             "healthy": self._healthy,
-            "open": None if self._open is None else checkpoint.of_finding(self._open),
+            "open": None if self._open is None else self._open.as_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what ``state`` returned."""
         self._streak, self._onset = state["streak"].copy(), state["onset"].copy()
         self._earliest, self._covered, self._healthy = state["earliest"], set(state["covered"]), state["healthy"]
-        self._open = None if state["open"] is None else checkpoint.to_finding(state["open"])
+        self._open = None if state["open"] is None else Finding.from_dict(state["open"])
 
     def _lengthen_streaks(self, report: StepReport, symptoms: Symptoms) -> None:
         if self._streak.shape != symptoms.sick.shape:

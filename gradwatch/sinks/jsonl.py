@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ class JsonLines:
         )
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        self._write(event="ended" if ended else "opened", **asdict(finding))
+        self._write(event="ended" if ended else "opened", **finding.as_dict())
         self.flush()
 
     def flush(self) -> None:

@@ -101,7 +101,6 @@ def watch(
     models = [model] if isinstance(model, nn.Module) else list(model.values())
     for root in models:
         _replace_watcher(root, watcher)
-    watcher.on_close(layer_table.follow_forward(models, layers))
     watcher.attach(optimizers)
     return watcher
 

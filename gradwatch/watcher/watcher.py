@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from gradwatch import checkpoint
 from gradwatch.clip import Policy, policy_of
+from gradwatch.depth import Depths
 from gradwatch.detect import Detectors
 from gradwatch.findings import Finding, NonFiniteError, Thresholds
 from gradwatch.layers import Layers
@@ -85,7 +86,8 @@ class Watcher:
         self._step = self._skipped_steps = 0
         self._ended: list[Finding] = []
         self._under_way: deque[tuple[Updates, Measurement]] = deque()
-        self._undo: list[Callable[[], None]] = []
+        self._depths = Depths(layers)
+        self._undo: list[Callable[[], None]] = [self._depths.remove]
         self._closed = False
         atexit.register(self.close)
 
@@ -173,7 +175,7 @@ class Watcher:
                 "layers": list(self._layers.names),
                 "step": self._step,
                 "skipped_steps": self._skipped_steps,
-                "ended": [checkpoint.of_finding(finding) for finding in self._ended],
+                "ended": [finding.as_dict() for finding in self._ended],
                 "updates": [updates.state() for updates in self._updates.values()] + list(self._restored),
             }
         )
@@ -191,7 +193,7 @@ class Watcher:
             differ = sorted(set(state["layers"]) ^ set(self._layers.names))[:3] or "their order"
             raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
         self._step, self._skipped_steps = state["step"], state["skipped_steps"]
-        self._ended = [checkpoint.to_finding(saved) for saved in state["ended"]]
+        self._ended = [Finding.from_dict(saved) for saved in state["ended"]]
         self._restored = deque(state["updates"])
         for updates in self._updates.values():
             if self._restored:
@@ -210,10 +212,6 @@ class Watcher:
         before = self.before_update if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns)
         self._undo.append(hooks.remove)
-
-    def on_close(self, undo: Callable[[], None]) -> None:
-        """Has ``undo`` called at ``close``."""
-        self._undo.append(undo)
 
     def before_update(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
         """The gradients of ``optimizer`` are ready: measures, clips, and decides whether the update is made.
@@ -268,6 +266,7 @@ class Watcher:
                 Measurement(_ONLY_NORMS, self._layers, parameters, gradients, columns, ()).clip_(updates.policy)
             return
         self._finish(updates)
+        self._depths.settle(columns.tolist())
         moment = updates.moment(self._step, self._log_every, self._row_figures, self._histograms)
         updates.current = Measurement(
             moment, self._layers, parameters, gradients, columns, self._losses, updates.earlier
