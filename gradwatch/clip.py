@@ -163,7 +163,8 @@ def _limits(total: Tensor, state: dict[str, Tensor], z_threshold: float, lowest_
     z = (total - mean) / spread
     spike = (z > z_threshold) & (mean > 0)  # after zeros alone z is infinite, and the run would be held at 0 for ever
     ceiling = torch.where(spike, mean + spread * z_threshold**2 / z, torch.inf)
-    return ceiling, torch.where(spike, mean + spread * z_threshold, torch.inf)
+    highest = torch.where(spike & torch.isfinite(total), mean + spread * z_threshold, torch.inf)
+    return ceiling, highest
 
 
 def _remember(total: Tensor, state: dict[str, Tensor], smoothing: float) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gradwatch import Finding
-from gradwatch.checkpoint import of_finding, pack, to_finding, unpack
+from gradwatch.checkpoint import pack, unpack
 
 FINDING = Finding(
     kind="exploding",
@@ -85,6 +85,6 @@ def test_what_was_unpacked_does_not_write_to_the_checkpoint():
 
 
 def test_a_finding_comes_back_from_a_file_as_it_was():
-    found = to_finding(through_a_file(of_finding(FINDING)))
+    found = Finding.from_dict(through_a_file(Finding.as_dict(FINDING)))
     assert found == FINDING
     assert hash(found) == hash(FINDING)

@@ -212,7 +212,7 @@ def test_auto_clips_no_falling_series():
 
 def test_a_spike_does_not_lift_the_history_of_auto():
     with_spikes = _fed([*[1.0] * 20, *[1e6] * 3])
-    assert totals_after(with_spikes, [1e6])[0] < 1.1
+    assert totals_after(with_spikes, [1e6])[0] < 1.2
 
 
 def test_auto_lets_the_first_gradient_after_zeros_pass():

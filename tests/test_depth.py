@@ -1,0 +1,72 @@
+import copy
+import pickle
+
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from gradwatch import layers
+from gradwatch.depth import Depths
+
+
+class Backwards(nn.Module):
+    """Registered from output to input; ``unused`` never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.unused, self.middle, self.first = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x)).relu())
+
+
+def by_depth(table):
+    names = sorted(table.names, key=lambda name: table.depth[table.names.index(name)])
+    return [name.removesuffix(".weight") for name in names if name.endswith("weight")]
+
+
+def settled(model, forward=None):
+    table = layers.of_model(model)
+    depths = Depths(table)
+    (forward or model)(torch.ones(2, 4)).sum().backward()
+    depths.settle(range(len(table)))
+    return table
+
+
+def test_depth_follows_use_and_what_got_no_gradient_keeps_its_place():
+    assert by_depth(settled(Backwards())) == ["first", "unused", "middle", "last"]
+
+
+def test_each_optimizers_columns_are_settled_by_themselves():
+    table = layers.of_model({"a": Backwards(), "b": Backwards()})
+    depths = Depths(table)
+    roots = [column for column, name in enumerate(table.names) if name.startswith("a.")]
+    assert table.tensors
+    model = table.tensors[roots[0]]
+    (model.sum()).backward()
+    depths.settle(roots)
+    assert [table.tensors[c]._post_accumulate_grad_hooks for c in roots] == [{}] * len(roots)
+    depths.remove()
+    depths.remove()
+    assert not any(tensor._post_accumulate_grad_hooks for tensor in table.tensors)
+
+
+def test_a_compiled_graph_leaves_the_order_of_registration():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model, counter = Backwards(), CompileCounter()
+    table = settled(model, torch.compile(model, backend=counter, fullgraph=True))
+    torch.compile(model, backend=counter)(torch.ones(2, 4)).sum().backward()
+    assert by_depth(table) == ["last", "unused", "middle", "first"]
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def test_a_model_with_hooks_copies_pickles_and_scripts():
+    model = Backwards()
+    depths = Depths(layers.of_model(model))
+    copy.deepcopy(model)(torch.ones(2, 4)).sum().backward()
+    pickle.loads(pickle.dumps(model))
+    assert torch.jit.trace(model, torch.ones(2, 4))(torch.ones(1, 4)).shape == (1, 4)
+    depths.remove()
