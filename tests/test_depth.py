@@ -28,7 +28,7 @@ def by_depth(table):
 def settled(model, forward=None):
     table = layers.of_model(model)
     depths = Depths(table)
-    (forward or model)(torch.ones(2, 4)).sum().backward()
+    (model if forward is None else forward)(torch.ones(2, 4)).sum().backward()
     depths.settle(range(len(table)))
     return table
 
@@ -63,10 +63,10 @@ def test_a_compiled_graph_leaves_the_order_of_registration():
     torch._dynamo.utils.counters.clear()
 
 
-def test_a_model_with_hooks_copies_pickles_and_scripts():
+def test_a_model_that_is_followed_copies_pickles_and_exports():
     model = Backwards()
     depths = Depths(layers.of_model(model))
     copy.deepcopy(model)(torch.ones(2, 4)).sum().backward()
     pickle.loads(pickle.dumps(model))
-    assert torch.jit.trace(model, torch.ones(2, 4))(torch.ones(1, 4)).shape == (1, 4)
+    assert torch.export.export(model, (torch.ones(2, 4),)).module()(torch.ones(2, 4)).shape == (2, 4)
     depths.remove()
