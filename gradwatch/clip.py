@@ -96,15 +96,15 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
 
     Follows ZClip (Kumar et al. 2025, arXiv:2504.02507): with an exponential moving mean μ and deviation σ of the total
     norm (smoothing 0.97) and z = (‖g‖ − μ)/σ, a norm with z > 2.5 is brought down to μ + σ · 2.5²/z: the wilder the
-    spike, the less of it is kept. Chosen over a percentile of the
-    whole history (AutoClip, Seetharaman et al. 2020, arXiv:2007.14469), which clips nine steps of ten by design and so
-    changes healthy training.
+    spike, the less of it is kept. Chosen over a percentile of the whole history (AutoClip, Seetharaman et al. 2020,
+    arXiv:2007.14469), which clips nine steps of ten by design and so changes healthy training.
 
-    Two things differ. ZClip lets the clipped norm into the history, by which a lasting rise of ×100 would be taken for a
-    spike for 8,000 steps (measured); here a spike enters as μ + 2.5·σ, and the rise is accepted within some 250. ZClip leaves its first 25 steps unprotected to learn μ and σ. These averages are corrected for their
-    youth instead, as Adam's are, and σ is never below ``lowest_spread``·μ, so that the second step is protected already
-    and a smooth run is not clipped for a small wobble. At the first step, and after nothing but gradients of 0, nothing
-    is known and nothing is clipped.
+    Two things differ. ZClip lets the clipped norm into its history, by which a lasting rise of ×100 is taken for a spike
+    for 8,000 steps (measured with the σ below); here a spike enters as μ + 2.5·σ, so that a new level is accepted.
+    ZClip leaves its first 25 steps unprotected to learn μ and σ; these averages are corrected for their youth instead,
+    as Adam's are, and σ is never below ``lowest_spread``·μ, so that the second step is protected already and a smooth
+    run is not clipped for a small wobble. At the first step, and after nothing but gradients of 0, nothing is known and
+    nothing is clipped.
     A norm that is NaN or Inf changes neither the gradients nor the history.
 
     Args:

@@ -8,7 +8,7 @@ did.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from torch import Tensor
@@ -23,8 +23,8 @@ class Depths:
     """Notes in which order gradients arrive until the first update, and orders the table by it.
 
     Autograd runs the backward pass of an eager model in the reverse order of its forward pass, so a gradient that
-    arrives first belongs nearest the output. A compiled graph delivers its gradients all at once, in an order that means
-    nothing: where anything was compiled by then, the order of registration stays.
+    arrives first belongs nearest the output. A compiled graph delivers its gradients all at once, in an order that
+    means nothing: where anything was compiled by then, the order of registration stays.
 
     Args:
         layers: the table to put in order.
@@ -56,7 +56,7 @@ class Depths:
         while self._handles:
             self._handles.popitem()[1].remove()
 
-    def _hook_of(self, column: int):  # type: ignore[no-untyped-def]
+    def _hook_of(self, column: int) -> Callable[[Tensor], None]:
         arrived = self._arrived
 
         def note(_tensor: Tensor) -> None:
@@ -67,4 +67,4 @@ class Depths:
 
 def _anything_is_compiled() -> bool:
     dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters["frames"]["ok"])
+    return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
