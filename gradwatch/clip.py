@@ -99,8 +99,8 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
     spike, the less of it is kept. Chosen over a percentile of the whole history (AutoClip, Seetharaman et al. 2020,
     arXiv:2007.14469), which clips nine steps of ten by design and so changes healthy training.
 
-    Two things differ. ZClip lets the clipped norm into its history, by which a lasting rise of ×100 is taken for a spike
-    for 8,000 steps (measured with the σ below); here a spike enters as μ + 2.5·σ, so that a new level is accepted.
+    Two things differ. ZClip lets the clipped norm into its history, by which a lasting rise of ×100 is taken for a
+    spike for 8,000 steps (measured, with the σ below); here a spike enters as μ + 2.5·σ: a new level is accepted.
     ZClip leaves its first 25 steps unprotected to learn μ and σ; these averages are corrected for their youth instead,
     as Adam's are, and σ is never below ``lowest_spread``·μ, so that the second step is protected already and a smooth
     run is not clipped for a small wobble. At the first step, and after nothing but gradients of 0, nothing is known and

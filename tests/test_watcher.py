@@ -140,7 +140,7 @@ def test_gradients_of_a_closure_are_those_after_its_backward(optimizer_class):
         return loss
 
     with gradwatch.watch(model, optimizer) as watcher:
-        for step in range(4):
+        for step in range(4):  # noqa: B007 (the closure reads it)
             optimizer.step(closure)
     np.testing.assert_allclose(watcher.history["grad_norm"][:, 0], [norm for norm, _ in expected], rtol=1e-5)
     np.testing.assert_allclose(watcher.history["loss"], [loss for _, loss in expected], rtol=1e-6)
