@@ -109,6 +109,13 @@ def test_the_loss_level_agrees_with_the_slow_loop(sequence):
     assert seen == slow_loss_suffers(sequence)
 
 
+def test_the_loss_level_agrees_with_the_slow_loop_where_the_loss_plunges_and_leaps():
+    for seed in range(20):
+        sequence = (10.0 ** np.random.default_rng(seed).normal(0, 0.05 * seed, 80)).tolist()
+        level = loss_level.new_loss_level()
+        assert [loss_level.loss_suffers(level, loss) for loss in sequence] == slow_loss_suffers(sequence)
+
+
 STEADY = [[1.0, 2.0, 4.0]] * 20
 BLOWN = [times(10.0**power, STEADY[0]) for power in (1, 2, 3)]
 RISING = [1.0] * 20 + [3.0, 9.0, 27.0]

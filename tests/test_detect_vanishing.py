@@ -169,6 +169,13 @@ def test_a_layer_that_keeps_recovering_raises_nothing():
     assert kinds(run_of(waking, [1.0] * 25)) == []
 
 
+@pytest.mark.parametrize(("growth", "is_sick"), [(0.95 * RECOVERING, True), (1.05 * RECOVERING, False)])
+def test_a_layer_recovers_once_its_ratio_has_doubled_since_the_streak_began(growth, is_sick):
+    detector = Vanishing(table(2), Thresholds())
+    _, symptoms = examine_all(detector, run_of([[1e-8, 1.0], [growth * 1e-8, 1.0]]))
+    assert sick_columns(symptoms) == ({0} if is_sick else set())
+
+
 def test_every_streak_recovers_from_where_it_began_itself():
     """A fade that is over must not make the beginning of the next one look like a recovery."""
     rows = [[1e-9, 1.0]] * 3 + [[1.0, 1.0]] * 5 + [[1e-6, 1.0]] * PATIENCE
@@ -206,6 +213,10 @@ def test_a_model_gone_silent_before_it_learned_is_one_finding_over_all_layers():
 
 def test_a_model_gone_silent_once_it_learned_raises_nothing():
     assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [2.0] * 5 + [0.5] * 20)) == []
+
+
+def test_a_loss_that_began_below_zero_is_no_measure_of_having_learned():
+    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [-2.0] * 5 + [-0.5] * 20)) == []
 
 
 def test_without_a_loss_only_gradients_that_were_never_there_are_gone():
