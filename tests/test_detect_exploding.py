@@ -46,6 +46,7 @@ def slow_exploding(reports):
         if any(step.nonfinite > 0):
             told.append(None)
             continue
+        outgrows = [False] * (count + 1)
         for column, norm in enumerate([*step.grad_norm.tolist(), step.grad_norm_total]):
             if not math.isfinite(norm) or norm == 0:
                 continue
@@ -53,6 +54,7 @@ def slow_exploding(reports):
                 level[column] = math.log10(norm)
             above = math.log10(norm) - level[column]
             margin = max(MARGIN, SPREADS * spread[column])
+            outgrows[column] = 10**above > 10**margin
             if evidence[column] <= 0 and above > margin:
                 onset[column] = step.step
             evidence[column] = max(0.0, evidence[column] + above - margin)
@@ -65,7 +67,7 @@ def slow_exploding(reports):
         sick = {}
         for column in range(count):
             outgrew = evidence[column] >= enough and evidence[count] > 0 and suffers is not False
-            if outgrew or step.grad_norm[column] == INF:
+            if (outgrew and outgrows[column]) or step.grad_norm[column] == INF:
                 sick[column] = onset[column] if evidence[column] > 0 else step.step
         told.append(sick)
     return told

@@ -62,12 +62,17 @@ class Detectors:
         """Findings that have opened and not ended, as they stand now."""
         return [finding for _, episode in self._pairs if (finding := episode.finding()) is not None]
 
-    def state(self) -> list[dict[str, Any]]:
-        """Everything that lives across steps, as plain values and arrays."""
-        return [{"detector": detector.state(), "episode": episode.state()} for detector, episode in self._pairs]
+    def state(self) -> dict[str, Any]:
+        """Everything that lives across steps, as plain values and arrays, by detector."""
+        return {
+            type(detector).__name__: {"detector": detector.state(), "episode": episode.state()}
+            for detector, episode in self._pairs
+        }
 
-    def restore(self, state: list[dict[str, Any]]) -> None:
-        """Goes on from what ``state`` returned."""
-        for (detector, episode), saved in zip(self._pairs, state, strict=True):
-            detector.restore(saved["detector"])
-            episode.restore(saved["episode"])
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned; a detector that is not in it begins anew."""
+        for detector, episode in self._pairs:
+            saved = state.get(type(detector).__name__)
+            if saved is not None:
+                detector.restore(saved["detector"])
+                episode.restore(saved["episode"])

@@ -55,6 +55,8 @@ class Episode:
         """Takes in one step; says what opened or ended at it."""
         self._lengthen_streaks(report, symptoms)
         due = symptoms.sick & (self._streak >= self._detector.patience)
+        if symptoms.mending is not None:
+            due &= ~symptoms.mending
         if self._open is None:
             return [self._raise(report, symptoms, due)] if due.any() else []
         if symptoms.sick.any():

@@ -19,16 +19,16 @@ __all__ = ["Exploding"]
 HORIZON = 30  # steps that a level remembers: long enough to be steady, short enough to follow a run that changes
 MARGIN = np.log10(2.0)  # twice the level is within what healthy minibatches do
 SPREADS = 3.0  # ... and so are three of the layer's own usual deviations
-EVIDENCE = 3.0  # decades above the margin, summed over steps in a row, that make a finding: ×1000 once, ×10 thrice
+EVIDENCE = 3.0  # decades above the margin, summed over steps in a row: ×2,000 once, ×63 twice, ×20 thrice
 EVIDENCE_ALONE = 6.0  # the same where no loss is observed to confirm that the run suffers
 
 
 class Exploding(Detector):
     """Growth of a layer's norm against its own level. ``value`` and ``threshold`` are that growth as a factor.
 
-    By default a layer is sick once it has gathered ``EVIDENCE`` decades, the total is above its own margin, and the
-    loss, if observed, has risen too: a run whose loss falls while its gradients grow is leaving a plateau. A norm that
-    overflows is sick at once. ``Thresholds.exploding_growth`` replaces all this by its literal meaning.
+    By default a layer is sick above its margin once it has gathered ``EVIDENCE`` decades, while the total has evidence
+    too and the loss, if observed, has risen: a run whose loss falls while its gradients grow is leaving a plateau. A
+    norm that overflows is sick at once. ``Thresholds.exploding_growth`` replaces all this by its literal meaning.
     """
 
     kind = "exploding"
@@ -63,7 +63,7 @@ class Exploding(Detector):
             sick = growth > self._literal
             threshold = np.full(len(sick), float(self._literal))
         else:
-            sick = self._is_sick(suffers)
+            sick = self._has_evidence(suffers) & (growth > threshold)
         self._threshold = threshold
         value = np.where(overflow, np.inf, growth)
         # a sick layer may have turned sick some steps ago; one that overflows without warning does so now
@@ -113,7 +113,7 @@ class Exploding(Detector):
     def _margin(self) -> Floats:
         return np.maximum(MARGIN, SPREADS * self._memory["spread"])
 
-    def _is_sick(self, suffers: bool | None) -> np.ndarray:
+    def _has_evidence(self, suffers: bool | None) -> np.ndarray:
         evidence = self._memory["evidence"]
         if suffers is None:
             return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0)

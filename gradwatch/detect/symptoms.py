@@ -25,6 +25,7 @@ class Symptoms:
         value: same shape, what was measured.
         threshold: same shape, what it was held against.
         onset: same shape, int; the step at which each layer turned sick, where that was earlier than now.
+        mending: same shape, bool; sick, but getting better, so that nothing is raised yet.
     """
 
     sick: NDArray[np.bool_]
@@ -32,6 +33,7 @@ class Symptoms:
     value: Floats
     threshold: Floats
     onset: NDArray[np.int64] | None = None
+    mending: NDArray[np.bool_] | None = None
 
 
 class Detector:

@@ -21,7 +21,7 @@ GONE_RATIO = 1e-6  # total norm against the largest of the first steps
 FIRST_STEPS = 10
 UNIMPROVED = 0.5  # share of its first value that the loss must still have for a model to have gone silent
 PATIENCE = 10  # steps: a zero-initialised branch wakes up within two or three
-RECOVERING = 2.0  # a ratio that doubled since the streak began is waking up
+RECOVERING = 2.0  # a ratio that doubled within the patience is waking up: a zero-initialised head under a slow warm-up
 
 
 class Vanishing(Detector):
@@ -44,12 +44,12 @@ class Vanishing(Detector):
             "updates": 0,
             "first_total": 0.0,
             "first_loss": None,
-            "ratio": np.full(len(layers), np.nan),  # where each streak began
+            "ratios": np.full((max(1, self.patience - 1), len(layers)), np.nan),  # the last of each sick layer
         }
         self._gone = False
 
     def examine(self, report: StepReport) -> Symptoms | None:
-        norm = report.grad_norm.astype(float)
+        norm, mending = report.grad_norm.astype(float), None
         if not np.isfinite(report.grad_norm_total) or not report.measured.any():
             return None  # against a NaN nothing is small, against an overflow everything
         if self._literal is not None:
@@ -58,10 +58,13 @@ class Vanishing(Detector):
                 sick = report.measured & (norm < self._literal)
         else:
             self._gone = self._is_gone(report)
-            sick, threshold = (report.measured, self._gone_threshold(norm)) if self._gone else self._faded(report)
+            if self._gone:
+                sick, threshold = report.measured, self._gone_threshold(norm)
+            else:
+                sick, threshold, mending = self._faded(report)
         with np.errstate(divide="ignore", invalid="ignore"):
             badness = np.where(self._layers.is_weight, 0.0, -1e6) - np.log10(np.maximum(norm, 1e-300))
-        return Symptoms(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold)
+        return Symptoms(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold, mending=mending)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         name, norm = self._layers.names[column], float(report.grad_norm[column])
@@ -84,13 +87,13 @@ class Vanishing(Detector):
         )
         return f"gradients shrink along depth and no longer reach the first {weights} weights", measured
 
-    def _faded(self, report: StepReport) -> tuple[np.ndarray, Floats]:
-        """(sick, threshold) of rule 1: the longest stretch from the input whose every weight is faint."""
+    def _faded(self, report: StepReport) -> tuple[np.ndarray, Floats, np.ndarray]:
+        """(sick, threshold, mending) of rule 1: the longest stretch from the input whose every weight is faint."""
         rms = self._root_mean_square(report)
         boundary, strongest = self._boundary(rms, report.measured)
         sick = (self._layers.depth <= boundary) & report.measured & (rms < DEPTH_RATIO * strongest)
-        sick &= ~self._recovers(rms / strongest, sick, report.measured)
-        return sick, DEPTH_RATIO * strongest * np.sqrt(self._layers.size)
+        mending = self._recovers(rms / strongest, sick, report.measured)
+        return sick, DEPTH_RATIO * strongest * np.sqrt(self._layers.size), mending
 
     def _boundary(self, rms: Floats, measured: np.ndarray) -> tuple[int, float]:
         """(depth of the last weight before which all are faint, the largest after it); (−1, 1) where none is."""
@@ -103,12 +106,11 @@ class Vanishing(Detector):
         return (int(depth[weights[faint[-1]]]), float(after[faint[-1]])) if len(faint) else (-1, 1.0)
 
     def _recovers(self, ratio: Floats, sick: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        began = self._memory["ratio"]
-        began[measured & ~sick] = np.nan  # a layer without a gradient at this step is neither sick nor healthy
-        rises = sick & (ratio > RECOVERING * began)
-        fresh = sick & (np.isnan(began) | rises)
-        began[fresh] = ratio[fresh]
-        return rises
+        ratios = self._memory["ratios"]
+        recovers = sick & (ratio > RECOVERING * ratios[0])
+        ratios[:, measured & ~sick] = np.nan  # a layer without a gradient at this step is neither sick nor healthy
+        ratios[:, sick] = np.vstack([ratios[1:, sick], ratio[sick]])
+        return recovers
 
     def _is_gone(self, report: StepReport) -> bool:
         memory = self._memory
