@@ -44,6 +44,7 @@ class Layers:
 
     def __post_init__(self) -> None:
         self.depth = np.arange(len(self.names))
+        self._known: tuple[NDArray[np.bool_], NDArray[np.int64]] | None = None
         self._column = {id(tensor): column for column, tensor in enumerate(self.tensors)}
 
     def __len__(self) -> int:
@@ -51,11 +52,22 @@ class Layers:
 
     @property
     def is_weight(self) -> NDArray[np.bool_]:
-        return np.array([not is_lazy(tensor) and tensor.ndim >= 2 for tensor in self.tensors], dtype=bool)
+        return self._dimensions()[0]
 
     @property
     def size(self) -> NDArray[np.int64]:
-        return np.array([0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors], dtype=np.int64)
+        return self._dimensions()[1]
+
+    def _dimensions(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """(is_weight, size), looked up once no lazy module waits for its shapes any more."""
+        if self._known is not None:
+            return self._known
+        shapes = [() if is_lazy(tensor) else tensor.shape for tensor in self.tensors]
+        sizes = [0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors]
+        dimensions = np.array([len(shape) >= 2 for shape in shapes], dtype=bool), np.array(sizes, dtype=np.int64)
+        if not any(map(is_lazy, self.tensors)):
+            self._known = dimensions
+        return dimensions
 
     def column(self, tensor: Tensor) -> int | None:
         """The column of ``tensor``, None where it is not watched."""

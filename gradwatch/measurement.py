@@ -78,9 +78,12 @@ class Measurement:
         self._skipped = False
         self._sampled = moment.sampled
         self._watched = np.flatnonzero(columns >= 0)
-        watched: list[int] = self._watched.tolist()
-        self._parameters = [parameters[i].detach() for i in watched]
-        self._watched_gradients = [gradients[i] for i in watched]
+        if len(self._watched) == len(columns):
+            self._parameters, self._watched_gradients = parameters, gradients
+        else:
+            watched: list[int] = self._watched.tolist()
+            self._parameters = [parameters[i] for i in watched]
+            self._watched_gradients = [gradients[i] for i in watched]
         self._figures = self._measure_figures()
         self._entries = self._take_entries() if moment.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()

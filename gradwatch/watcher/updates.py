@@ -30,6 +30,7 @@ class Updates:
         count: updates so far.
         parameters: all of its parameters, watched or not.
         columns: (n,) the column of each in the table, −1 where it is not watched.
+        is_settled: the depths of its layers were read off its first backward pass.
         current: the update under way.
         earlier: the last one, where nobody says when its update is made.
     """
@@ -40,6 +41,7 @@ class Updates:
         self.count = 0
         self.parameters: Sequence[Tensor] = []
         self.columns = np.zeros(0, dtype=np.int64)
+        self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
 

@@ -266,7 +266,9 @@ class Watcher:
                 Measurement(_ONLY_NORMS, self._layers, parameters, gradients, columns, ()).clip_(updates.policy)
             return
         self._finish(updates)
-        self._depths.settle(columns.tolist())
+        if not updates.is_settled:
+            self._depths.settle(updates.columns.tolist())
+            updates.is_settled = True
         moment = updates.moment(self._step, self._log_every, self._row_figures, self._histograms)
         updates.current = Measurement(
             moment, self._layers, parameters, gradients, columns, self._losses, updates.earlier
