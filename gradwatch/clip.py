@@ -68,8 +68,10 @@ def by_value(limit: float) -> Policy:
     _refuse_unless_positive("limit", limit)
 
     def clip_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes) -> Tensor:
-        stats.clamp_(gradients, limit, when=torch.isfinite(magnitudes.total))
-        return stats.measure(gradients).total
+        scale = magnitudes.scale
+        scaled_limit = limit if scale is None else limit * scale
+        stats.clamp_(gradients, scaled_limit, when=torch.isfinite(magnitudes.total))
+        return stats.measure(gradients, scale).total
 
     return Policy(clip_, f"by_value({limit})", lambda: by_value(limit))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gradwatch import layers as layer_table
@@ -121,6 +122,8 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         sinks = [*self._tensorboard(trainer), *self._sinks]
         self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
         self.watcher.attach(trainer.optimizers, sees_gradients=False)
+        if (scaler := _scaler_of(trainer)) is not None:
+            self.watcher.use_scaler(scaler, sees_gradients=False)
         if self._restored is not None:
             self.watcher.load_state_dict(self._restored)
             self._restored = None
@@ -129,8 +132,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         if self.watcher is None:
             return
         loss = loss.detach()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
+        if (scaler := _scaler_of(trainer)) is not None:
             loss = loss / scaler.scale(torch.ones((), device=loss.device))
         if pl_module.automatic_optimization:
             loss = loss * trainer.accumulate_grad_batches
@@ -140,7 +142,10 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         if self.watcher is None:
             return
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.watcher.before_update(optimizer, again=self.watcher.is_updating(optimizer))
+        # LBFGS evaluates its closure several times an update; with a scaler, which refuses it, an update that is still
+        # under way is one that the scaler left out
+        again = _scaler_of(trainer) is None and self.watcher.is_updating(optimizer)
+        self.watcher.before_update(optimizer, again=again, scale=_scale_still_held(trainer, optimizer))
         if (totals := self.watcher.totals(optimizer)) is not None:
             names = ("grad_norm_total", "grad_norm_clipped_total")
             values = {name: total.float() for name, total in zip(names, totals, strict=True)}
@@ -171,6 +176,18 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         writers = [logger.experiment for logger in trainer.loggers if _is_tensorboard_logger(logger)]
         self._writes_totals = bool(writers)  # else self.log would write the same tags once more
         return [TensorBoard(writer, self._layer_scalars) for writer in writers[:1]]
+
+
+def _scaler_of(trainer: Any) -> GradScaler | None:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _scale_still_held(trainer: Any, optimizer: Optimizer) -> Tensor | None:
+    """The loss scale, for fused optimizers: they unscale in their own step, and Lightning leaves it to them."""
+    scaler = _scaler_of(trainer)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    return scaler.scale(torch.ones((), device=optimizer.param_groups[0]["params"][0].device))
 
 
 def _is_tensorboard_logger(logger: object) -> bool:

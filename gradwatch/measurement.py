@@ -34,6 +34,7 @@ class Moment:
         step, optimizer, update, sampled: as in ``StepReport``.
         figures: names of ``gradwatch.report.FIGURES`` to measure.
         entries: whether to take entries for histograms.
+        has_scaler: a gradient scaler skips the update by itself where a gradient is not finite.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Moment:
     sampled: bool
     figures: frozenset[str]
     entries: bool
+    has_scaler: bool = False
 
 
 class Measurement:
@@ -54,6 +56,7 @@ class Measurement:
         gradients: n tensors.
         columns: (n,) column of each in the table, −1 where it is not watched (it still counts in the total).
         losses: what was observed for this step: 0-dim tensors or numbers.
+        scale: () a loss scale that the gradients still hold; None where they hold none.
         earlier: the measurement before, where nobody says when the update is made (a loop without an optimizer): how
             far its update moved the weights is seen now, and told in this report.
     """
@@ -66,12 +69,13 @@ class Measurement:
         gradients: Sequence[Tensor],
         columns: NDArray[np.int64],
         losses: Sequence[Tensor | float],
+        scale: Tensor | None = None,
         earlier: Measurement | None = None,
     ) -> None:
         self.moment = moment
         self._layers, self._columns = layers, columns
         self._gradients = gradients
-        self.magnitudes = stats.measure(gradients)
+        self.magnitudes = stats.measure(gradients, scale)
         self.device = self.magnitudes.l2.device
         self._loss = _mean(losses, self.device)
         self._clipped_total = self.magnitudes.total
@@ -129,6 +133,7 @@ class Measurement:
         assert self._copy is not None
         l2, nonfinite, total, clipped_total, *rest = self._copy.read()
         loss = None if self._loss is None else float(rest.pop(0)[0])
+        overflowed = self.moment.has_scaler and bool((nonfinite > 0).any())
         return StepReport(
             step=self.moment.step,
             optimizer=self.moment.optimizer,
@@ -140,7 +145,8 @@ class Measurement:
             grad_norm_total=float(total[0]),
             grad_norm_clipped_total=float(clipped_total[0]),
             loss=loss,
-            skipped=self._skipped,
+            skipped=self._skipped or overflowed,
+            overflowed=overflowed,
             sampled=self._sampled,
             figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,
@@ -157,9 +163,10 @@ class Measurement:
         wanted, figures = self.moment.figures, {}
         if wanted.intersection(_ENTRY_FIGURES):
             l2 = self.magnitudes.l2[torch.from_numpy(self._watched).to(self.device)]
-            entries = stats.entries(self._watched_gradients, l2)
-            figures["grad_max"], figures["grad_mean"] = entries.largest, entries.mean
-            figures["grad_std"], figures["grad_zero_fraction"] = entries.std, entries.zero_fraction
+            scale = 1.0 if self.magnitudes.scale is None else self.magnitudes.scale
+            entries = stats.entries(self._watched_gradients, l2 * scale)
+            figures["grad_max"], figures["grad_mean"] = entries.largest / scale, entries.mean / scale
+            figures["grad_std"], figures["grad_zero_fraction"] = entries.std / scale, entries.zero_fraction
         if wanted.intersection(("weight_norm", "weight_std")):
             figures["weight_norm"] = stats.norms(self._parameters)
         if "weight_std" in wanted:
@@ -167,9 +174,12 @@ class Measurement:
         return {name: values for name, values in figures.items() if name in wanted}
 
     def _take_entries(self) -> dict[str, list[Floats | None]]:
+        scale = 1.0 if self.magnitudes.scale is None else self.magnitudes.scale
+        gradients = [part.float() / scale for part in stats.sample(self._watched_gradients, HISTOGRAM_ENTRIES)]
+        weights = [part.float() for part in stats.sample(self._parameters, HISTOGRAM_ENTRIES)]
         return {
-            kind: self._list([part.float().cpu().numpy() for part in stats.sample(tensors, HISTOGRAM_ENTRIES)])
-            for kind, tensors in (("grad", self._watched_gradients), ("weight", self._parameters))
+            kind: self._list([part.cpu().numpy() for part in parts])
+            for kind, parts in (("grad", gradients), ("weight", weights))
         }
 
     def _count_corrupt_weights(self) -> NDArray[np.int64] | None:

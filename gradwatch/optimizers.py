@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-__all__ = ["StepHooks"]
+__all__ = ["StepHooks", "follow_scaler"]
 
 
 class Before(Protocol):
@@ -120,3 +121,29 @@ class StepHooks:
             return loss
 
         return evaluate
+
+
+def follow_scaler(
+    scaler: GradScaler, steps_of: Callable[[Optimizer], int], left_out: Callable[[Optimizer], None]
+) -> Callable[[], None]:
+    """Has ``left_out`` called where ``scaler.step(optimizer)`` found an Inf and never called ``optimizer.step``.
+
+    Args:
+        scaler: whose ``step`` is followed, on this instance alone.
+        steps_of: how many steps of an optimizer were seen so far.
+        left_out: called with an optimizer whose step was left out.
+
+    Returns:
+        What gives the scaler its own ``step`` back.
+    """
+    step = scaler.step
+
+    def followed(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        seen = steps_of(optimizer)
+        result = step(optimizer, *args, **kwargs)
+        if steps_of(optimizer) == seen and scaler.is_enabled():
+            left_out(optimizer)
+        return result
+
+    scaler.step = followed  # type: ignore[method-assign]
+    return lambda: scaler.__dict__.pop("step", None)

@@ -43,6 +43,7 @@ class StepReport:
         grad_norm_clipped_total: the same after clipping; equal where nothing was clipped.
         loss: mean of the losses observed for this step, None where none was.
         skipped: no update was made from this step.
+        overflowed: skipped by a gradient scaler, which then lowers its loss scale.
         sampled: the figures below may be judged by detectors (they are measured at logged steps, too).
         figures: (P,) float64 for each name of ``FIGURES`` measured at this step; NaN where not measured.
         weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
@@ -61,6 +62,7 @@ class StepReport:
     grad_norm_clipped_total: float
     loss: float | None = None
     skipped: bool = False
+    overflowed: bool = False
     sampled: bool = False
     figures: Mapping[str, Floats] = field(default_factory=dict)
     weight_nonfinite: NDArray[np.int64] | None = None

@@ -40,11 +40,14 @@ class Magnitudes:
         nonfinite: (P,) int64, NaN and Inf entries of each. Exact on the CPU; elsewhere 1 for "at least one", because
             counting would read every entry again at every step.
         total: () float64, Euclidean norm over all tensors.
+        scale: () what a loss scale multiplied the tensors by, where they still hold it; ``l2`` and ``total`` are
+            without it.
     """
 
     l2: Tensor
     nonfinite: Tensor
     total: Tensor
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,21 @@ class Entries:
 
 
 @torch.no_grad()
-def measure(tensors: Sequence[Tensor]) -> Magnitudes:
+def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitudes:
     """Norms, finiteness and total of ``tensors``, with no host sync off the CPU.
+
+    A loss scale that they still hold is divided out of the figures; the tensors stay as they are.
 
     Finiteness is judged by the entries, never by the norm alone: 3e19 in float32 has an infinite norm.
     Squares are accumulated in float32 at least, because float16 overflows at 65,504.
     """
     plain = [_plain(tensor) for tensor in tensors]
     l2 = _norms(plain)
-    return Magnitudes(l2=l2, nonfinite=_count_nonfinite(plain, l2), total=_total(l2))
+    nonfinite = _count_nonfinite(plain, l2)
+    if scale is None:
+        return Magnitudes(l2, nonfinite, _total(l2))
+    scale = scale.to(l2.device, non_blocking=True)
+    return Magnitudes(l2 / scale, nonfinite, _total(l2) / scale, scale)
 
 
 @torch.no_grad()
@@ -131,11 +140,11 @@ def scale_(tensors: Sequence[Tensor], scales: Tensor) -> None:
 
 
 @torch.no_grad()
-def clamp_(tensors: Sequence[Tensor], limit: float, when: Tensor) -> None:
+def clamp_(tensors: Sequence[Tensor], limit: float | Tensor, when: Tensor) -> None:
     """Clamps every entry to [−limit, limit] in place where the () bool ``when`` holds. No host sync."""
     if when.device.type == "cpu" and not bool(when):
         return  # looking costs nothing here, and saves a read and a write of every gradient
-    bound = torch.full((), limit, dtype=_wide(when.device), device=when.device).where(when, torch.inf)
+    bound = torch.as_tensor(limit, dtype=_wide(when.device), device=when.device).where(when, torch.inf)
     for tensor in tensors:
         merged = tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor  # its entries are sums of these
         part = _real(merged.values() if merged.layout is torch.sparse_coo else merged)

@@ -15,6 +15,8 @@ from gradwatch.report import StepReport
 
 __all__ = ["NonFiniteGradient", "NonFiniteLoss"]
 
+PERSISTS = 20  # overflows in a row under a gradient scaler: halved as often, a scale of 65,536 is below 1
+
 
 class NonFiniteGradient(Detector):
     """NaN or Inf entries in a gradient; ``value`` is their number, the finding's layer the one nearest the output."""
@@ -25,15 +27,29 @@ class NonFiniteGradient(Detector):
     def __init__(self, layers: Layers) -> None:
         super().__init__()
         self._layers = layers
+        self._memory = {"overflows": 0, "since": 0}
 
     def examine(self, report: StepReport) -> Symptoms:
-        sick = report.nonfinite > 0
+        self._count_overflows(report)
+        is_first_overflows = 0 < self._memory["overflows"] < PERSISTS
+        sick = (report.nonfinite > 0) & (not is_first_overflows)
         return Symptoms(
             sick=sick,
             badness=self._layers.depth.astype(float),
             value=report.nonfinite.astype(float),
             threshold=np.zeros(len(sick)),
+            onset=np.full(len(sick), self._memory["since"] if self._memory["overflows"] else report.step),
         )
+
+    def _count_overflows(self, report: StepReport) -> None:
+        """In a row; a loss that is not finite itself is no matter of its scale."""
+        memory = self._memory
+        if not report.overflowed or (report.loss is not None and not math.isfinite(report.loss)):
+            memory["overflows"] = 0
+            return
+        if memory["overflows"] == 0:
+            memory["since"] = report.step
+        memory["overflows"] += 1
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         size, count = int(self._layers.size[column]), int(report.nonfinite[column])
@@ -45,6 +61,10 @@ class NonFiniteGradient(Detector):
         return self._cause(report), measured
 
     def _cause(self, report: StepReport) -> str:
+        if self._memory["overflows"]:
+            return (
+                f"the gradient scaler lowered its scale {self._memory['overflows']} times in a row, and it did not help"
+            )
         corrupt = [] if report.weight_nonfinite is None else np.flatnonzero(report.weight_nonfinite).tolist()
         if corrupt:
             worst = max(corrupt, key=lambda column: -self._layers.depth[column])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
@@ -32,6 +33,7 @@ def watch(
     log_dir: str | Path | None = None,
     clip: float | str | Policy | None = None,
     on_nonfinite: OnNonFinite = "report",
+    scaler: GradScaler | None = None,
     log_every_n_steps: int = 50,
     include: Selection | None = None,
     exclude: Selection | None = None,
@@ -51,7 +53,10 @@ def watch(
         clip: a number (global L2 norm), ``"auto"``, a policy from ``gradwatch.clip``, or None. A total norm that is not
             finite is never scaled.
         on_nonfinite: ``"report"`` never syncs with the device. ``"skip"`` makes no update from a step whose gradients
-            or loss are not finite, ``"raise"`` raises ``NonFiniteError`` before it; both read one flag a step.
+            or loss are not finite, ``"raise"`` raises ``NonFiniteError`` before it; both read one flag a step. Where a
+            scaler decides about updates, both leave that to it.
+        scaler: the loop's ``torch.amp.GradScaler``. Updates that it leaves out are then counted as skipped, and its
+            overflows are a finding only where they persist. Give ``observe_loss`` the loss before scaling.
         log_every_n_steps: how often a row is written, in updates of each optimizer.
         include, exclude: globs over parameter names, or ``callable(name, parameter)``.
         thresholds: what counts as sick; the defaults need no scale.
@@ -79,6 +84,8 @@ def watch(
     """
     layers = layer_table.of_model(model, include, exclude)
     optimizers = None if optimizer is None else _listed(optimizer)
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise TypeError(f"scaler: expected torch.amp.GradScaler, found {type(scaler).__name__}.")
     watcher = Watcher(
         layers,
         [*_tensorboard(log_dir, layer_scalars), *sinks],
@@ -102,6 +109,8 @@ def watch(
     for root in models:
         _replace_watcher(root, watcher)
     watcher.attach(optimizers)
+    if scaler is not None:
+        watcher.use_scaler(scaler)
     return watcher
 
 

@@ -52,12 +52,14 @@ class Updates:
             self.parameters = parameters
             self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
 
-    def moment(self, step: int, log_every: int, row_figures: frozenset[str], histograms: bool) -> Moment:
+    def moment(
+        self, step: int, log_every: int, row_figures: frozenset[str], histograms: bool, has_scaler: bool
+    ) -> Moment:
         """What the coming update is asked for. Both cadences count this optimizer's own updates."""
         sampled = self.count in _FIRST_SAMPLES or self.count % _SAMPLE_EVERY == 0
         logged = self.is_logged(self.count, log_every)
         figures = (DETECTION_FIGURES if sampled else frozenset()) | (row_figures if logged else frozenset())
-        return Moment(step, self.index, self.count, sampled, figures, logged and histograms)
+        return Moment(step, self.index, self.count, sampled, figures, logged and histograms, has_scaler)
 
     @staticmethod
     def is_logged(update: int, log_every: int) -> bool:

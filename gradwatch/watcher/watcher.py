@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
@@ -20,7 +21,7 @@ from gradwatch.detect import Detectors
 from gradwatch.findings import Finding, NonFiniteError, Thresholds
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement, Moment
-from gradwatch.optimizers import StepHooks
+from gradwatch.optimizers import StepHooks, follow_scaler
 from gradwatch.remedies import advise
 from gradwatch.report import StepReport
 from gradwatch.sinks import Sink
@@ -83,6 +84,7 @@ class Watcher:
         self._restored: deque[dict[str, Any]] = deque()
         self._losses: list[Tensor | float] = []
         self._saw_loss = False
+        self._scaler: GradScaler | None = None
         self._step = self._skipped_steps = 0
         self._ended: list[Finding] = []
         self._under_way: deque[tuple[Updates, Measurement]] = deque()
@@ -213,22 +215,40 @@ class Watcher:
         hooks = StepHooks(before, self.after_update, optimizers, self.owns)
         self._undo.append(hooks.remove)
 
-    def before_update(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
+    def before_update(
+        self, optimizer: Optimizer, loss: object = None, *, again: bool = False, scale: Tensor | None = None
+    ) -> None:
         """The gradients of ``optimizer`` are ready: measures, clips, and decides whether the update is made.
 
         Args:
             loss: what the optimizer's closure returned; counts where no loss was observed.
             again: the closure was evaluated once more within one update (LBFGS): only clips.
+            scale: () a loss scale that the gradients still hold; None looks at ``optimizer.grad_scale``, where a
+                ``GradScaler`` leaves it for a fused optimizer.
         """
         if not self._losses and isinstance(loss, Tensor | float) and not again:
             self.observe_loss(loss)
-        self._begin(id(optimizer), [p for group in optimizer.param_groups for p in group["params"]], None, again)
+        if scale is None:
+            scale = getattr(optimizer, "grad_scale", None)
+        has_scaler = hasattr(optimizer, "found_inf") or (self._scaler is not None and self._scaler.is_enabled())
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._begin(id(optimizer), parameters, None, again, scale, has_scaler)
 
     def after_update(self, optimizer: Optimizer) -> None:
         """``optimizer`` has updated."""
         updates = self._updates.get(id(optimizer))
         if updates is not None:
             self._finish(updates)
+
+    def use_scaler(self, scaler: GradScaler, *, sees_gradients: bool = True) -> None:
+        """``scaler`` decides about updates; its loss scale is no fault, and what it leaves out is counted as skipped.
+
+        Args:
+            sees_gradients: False where the integration itself calls ``before_update``, also for what is left out.
+        """
+        self._scaler = scaler
+        if sees_gradients:
+            self._undo.append(follow_scaler(scaler, self._steps_of, self._leave_out))
 
     def is_updating(self, optimizer: Optimizer) -> bool:
         """Whether the gradients of ``optimizer`` were taken in and its update has not followed yet."""
@@ -239,6 +259,18 @@ class Watcher:
         """() total norms of the update under way, before and after clipping, on the device."""
         updates = self._updates.get(id(optimizer))
         return None if updates is None or updates.current is None else updates.current.totals()
+
+    def _steps_of(self, optimizer: Optimizer) -> int:
+        updates = self._updates.get(id(optimizer))
+        return 0 if updates is None else updates.count
+
+    def _leave_out(self, optimizer: Optimizer) -> None:
+        """The scaler made no update from the gradients of ``optimizer``."""
+        if self.owns(optimizer):
+            self.before_update(optimizer)
+            updates = self._updates.get(id(optimizer))
+            if updates is not None:
+                self._finish(updates, is_made=False)
 
     # the walk of one gradient
 
@@ -251,7 +283,15 @@ class Watcher:
             self._finish(updates, is_made=False)
 
     @harmless
-    def _begin(self, key: int | None, parameters: list[Tensor], gradients: list[Tensor] | None, again: bool) -> None:
+    def _begin(
+        self,
+        key: int | None,
+        parameters: list[Tensor],
+        gradients: list[Tensor] | None,
+        again: bool,
+        scale: Tensor | None = None,
+        has_scaler: bool = False,
+    ) -> None:
         updates = self._updates_of(key)
         updates.use(parameters, self._layers)
         columns = updates.columns
@@ -263,15 +303,15 @@ class Watcher:
                 columns = columns[np.array(has_gradient, dtype=bool)]
         if again and updates.current is not None:
             if updates.policy is not None and gradients:
-                Measurement(_ONLY_NORMS, self._layers, parameters, gradients, columns, ()).clip_(updates.policy)
+                Measurement(_ONLY_NORMS, self._layers, parameters, gradients, columns, (), scale).clip_(updates.policy)
             return
         self._finish(updates)
         if not updates.is_settled:
             self._depths.settle(updates.columns.tolist())
             updates.is_settled = True
-        moment = updates.moment(self._step, self._log_every, self._row_figures, self._histograms)
+        moment = updates.moment(self._step, self._log_every, self._row_figures, self._histograms, has_scaler)
         updates.current = Measurement(
-            moment, self._layers, parameters, gradients, columns, self._losses, updates.earlier
+            moment, self._layers, parameters, gradients, columns, self._losses, scale, updates.earlier
         )
         self._saw_loss = self._saw_loss or bool(self._losses)
         self._losses = []
@@ -281,9 +321,9 @@ class Watcher:
 
     def _decide(self, updates: Updates, current: Measurement) -> None:
         """Whether the update is made, and how far."""
-        if self._on_nonfinite != "report" and not current.is_finite():
+        skips_itself = current.moment.has_scaler  # a scaler that finds no gradients ends the run with an error
+        if self._on_nonfinite != "report" and not skips_itself and not current.is_finite():
             current.mark_skipped()
-            self._skipped_steps += 1
             if self._on_nonfinite == "raise":
                 self._finish(updates)
                 self._drain()
@@ -317,6 +357,7 @@ class Watcher:
         """A step has arrived on the host: history, detectors, sinks."""
         report = measurement.report()
         self.history.append(report)
+        self._skipped_steps += report.skipped
         self._detect(updates, report)
         self._write(updates, report)
 
