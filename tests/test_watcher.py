@@ -431,6 +431,28 @@ def test_log_dir_holds_scalars_and_findings(tmp_path):
     assert b"nonfinite" in text.tensor_proto.string_val[0]
 
 
+def test_a_log_dir_that_holds_a_run_is_left_alone_unless_that_run_goes_on(tmp_path, caplog):
+    first, _ = watched_run(3, log_dir=tmp_path, log_every_n_steps=1)
+    assert caplog.text == ""
+    for number in (2, 3):
+        watched_run(3, log_dir=tmp_path, log_every_n_steps=1)
+        assert f"already holds a run; this one is written to {tmp_path / f'run_{number}'}" in caplog.text
+    model = net()
+    optimizer = sgd(model)
+    with gradwatch.watch(model, optimizer, log_dir=tmp_path, log_every_n_steps=1) as watcher:
+        watcher.load_state_dict(first.state_dict())
+        train(model, optimizer, 3, watcher)
+    assert len(list(tmp_path.glob("*tfevents*"))) == 2
+    assert [len(list((tmp_path / f"run_{n}").glob("*tfevents*"))) for n in (2, 3)] == [1, 1]
+
+
+def test_an_unwritable_log_dir_is_left_out_with_one_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    watcher, _ = watched_run(5, log_dir=tmp_path / "file" / "run", log_every_n_steps=1)
+    assert len(watcher.history) == 5
+    assert sum("left out from here on" in record.message for record in caplog.records) == 1
+
+
 def test_a_writer_of_the_users_own_is_shared_and_left_open(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 

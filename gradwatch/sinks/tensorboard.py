@@ -7,6 +7,7 @@ in one directory freeze TensorBoard. One ``Summary`` holds all of a row's values
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gradwatch.findings import Finding
 from gradwatch.report import Floats
 from gradwatch.sinks import Row
+from gradwatch.sinks.log import logger
 
 __all__ = ["LAYER_TAGS", "PLUGIN", "TensorBoard"]
 
@@ -45,18 +47,23 @@ class TensorBoard:
     and its highest and lowest since the last row. Its first event carries the layer names.
 
     Args:
-        where: a directory, or a ``SummaryWriter`` that stays its owner's (flushed, never closed).
+        where: a directory, or a ``SummaryWriter`` that stays its owner's (flushed, never closed). A directory that
+            already holds event files is left alone: its first free ``run_2``, ``run_3``, … is written, said in one
+            line, unless ``continues`` was set.
         layer_scalars: which of ``LAYER_TAGS`` to write; True for all, False for none.
+
+    Attributes:
+        continues: the run goes on from a checkpoint, in the directory where it began. Files open at the first write.
 
     Raises:
         ValueError: for a name that is not in ``LAYER_TAGS``.
-        OSError: where the directory cannot be written.
     """
 
     def __init__(self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3]) -> None:
         self._tags = layer_tags(layer_scalars)
-        self._is_ours = not isinstance(where, SummaryWriter)
-        self._writer = where if isinstance(where, SummaryWriter) else SummaryWriter(str(where))
+        self.continues = False
+        self._directory = None if isinstance(where, SummaryWriter) else Path(where)
+        self._writer = where if isinstance(where, SummaryWriter) else None
         self._described = False
 
     def write_row(self, row: Row) -> None:
@@ -64,21 +71,29 @@ class TensorBoard:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars(row)]
         values.append(self._packed("gradwatch/grad_norm", np.stack([report.grad_norm, row.highest, row.lowest]), row))
         values += [_histogram(tag, entries) for tag, entries in _histograms(row)]
-        self._writer._get_file_writer().add_summary(Summary(value=values), report.step)
+        self._open()._get_file_writer().add_summary(Summary(value=values), report.step)
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        self._writer.add_text(
+        self._open().add_text(
             FINDINGS_TAG, _in_words(finding, ended), finding.last_step if ended else finding.raised_step
         )
         self.flush()  # what a killed process had not flushed is lost
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.flush()
-        if self._is_ours:
+        self.flush()
+        if self._writer is not None and self._directory is not None:
             self._writer.close()
+
+    def _open(self) -> SummaryWriter:
+        if self._writer is None:
+            assert self._directory is not None
+            directory = self._directory if self.continues else _without_run(self._directory)
+            self._writer = SummaryWriter(str(directory))
+        return self._writer
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:
         report = row.report
@@ -106,6 +121,15 @@ class TensorBoard:
         with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
             packed = make_tensor_proto(rows.astype(np.float32))
         return Summary.Value(tag=tag, tensor=packed, metadata=metadata)
+
+
+def _without_run(directory: Path) -> Path:
+    """``directory``, or the first of its numbered subdirectories that holds no run: two would draw one zigzag curve."""
+    numbered = (directory / f"run_{number}" for number in itertools.count(2))
+    free = next(each for each in itertools.chain([directory], numbered) if not list(each.glob("*tfevents*")))
+    if free != directory:
+        logger.warning("gradwatch: %s already holds a run; this one is written to %s.", directory, free)
+    return free
 
 
 def layer_tags(layer_scalars: bool | Sequence[str]) -> tuple[str, ...]:

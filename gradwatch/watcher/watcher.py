@@ -27,7 +27,7 @@ from gradwatch.report import StepReport
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import Log, logger
 from gradwatch.sinks.memory import History
-from gradwatch.sinks.tensorboard import LAYER_TAGS, layer_tags
+from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard, layer_tags
 from gradwatch.watcher.harmless import harmless
 from gradwatch.watcher.updates import Updates
 
@@ -196,6 +196,9 @@ class Watcher:
             raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
         self._step, self._skipped_steps = state["step"], state["skipped_steps"]
         self._ended = [Finding.from_dict(saved) for saved in state["ended"]]
+        for sink in self._sinks:
+            if isinstance(sink, TensorBoard):
+                sink.continues = True
         self._restored = deque(state["updates"])
         for updates in self._updates.values():
             if self._restored:
