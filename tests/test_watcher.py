@@ -1,11 +1,17 @@
 """The watcher joins its parts: plain loops, cadence, findings, clipping, sinks, resume, and never gets in the way."""
 
 import copy
+import gc
 import logging
+import subprocess
+import sys
+import textwrap
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import gradwatch
@@ -419,8 +425,6 @@ def test_user_thresholds_are_honoured_literally():
 
 
 def test_log_dir_holds_scalars_and_findings(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     watched_run(12, log_dir=tmp_path, log_every_n_steps=5, spoil=(11,))
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
@@ -461,6 +465,36 @@ def test_a_writer_of_the_users_own_is_shared_and_left_open(tmp_path):
     writer.add_scalar("mine", 1.0, 3)
     writer.close()
     assert len(list(tmp_path.glob("events*"))) == 1
+
+
+def test_a_script_that_never_closes_loses_nothing(tmp_path):
+    program = """
+        import torch, gradwatch
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watcher = gradwatch.watch(model, optimizer, log_dir="run")
+        model(torch.tensor([[1.0, torch.nan]])).sum().backward()
+        optimizer.step()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "nonfinite in weight since step 0" in run.stderr
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert len(events.Scalars("grad_norm_total")) == 1
+
+
+def test_a_model_that_is_gone_is_not_kept_alive_by_its_watcher():
+    model = net()
+    optimizer = sgd(model)
+    memory = Memory()
+    watcher = gradwatch.watch(model, optimizer, sinks=[memory])
+    train(model, optimizer, 2, watcher)
+    gone = weakref.ref(model)
+    del model, optimizer, watcher
+    gc.collect()
+    assert gone() is None
+    assert memory.closed
 
 
 def test_doctests_of_the_public_functions_hold():

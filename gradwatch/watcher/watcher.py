@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -14,21 +15,22 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
-from gradwatch import checkpoint
+from gradwatch import checkpoint, stats
 from gradwatch.clip import Policy, policy_of
 from gradwatch.depth import Depths
 from gradwatch.detect import Detectors
 from gradwatch.findings import Finding, NonFiniteError, Thresholds
 from gradwatch.layers import Layers
-from gradwatch.measurement import Measurement, Moment
+from gradwatch.measurement import Measurement
 from gradwatch.optimizers import StepHooks, follow_scaler
 from gradwatch.remedies import advise
 from gradwatch.report import StepReport
 from gradwatch.sinks import Sink
-from gradwatch.sinks.log import Log, logger
+from gradwatch.sinks.log import logger
 from gradwatch.sinks.memory import History
-from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard, layer_tags
+from gradwatch.sinks.tensorboard import LAYER_TAGS, layer_tags
 from gradwatch.watcher.harmless import harmless
+from gradwatch.watcher.outlets import Outlets
 from gradwatch.watcher.updates import Updates
 
 __all__ = ["OnNonFinite", "Options", "Watcher"]
@@ -75,11 +77,11 @@ class Watcher:
         _refuse_bad_options(on_nonfinite, log_every_n_steps, history, thresholds)
         self.history = History(layers.names, history)
         self.broken: set[str] = set()
-        self._layers, self._sinks = layers, [*sinks, Log()]
+        self._layers, self._outlets = layers, Outlets(sinks, on_finding)
         self._policy, self._on_nonfinite = policy_of(clip), on_nonfinite
         self._log_every, self._histograms = log_every_n_steps, histograms
         self._row_figures = frozenset(layer_tags(layer_scalars)) - {"grad_norm"}
-        self._thresholds, self._on_finding = thresholds or Thresholds(), on_finding
+        self._thresholds = thresholds or Thresholds()
         self._updates: dict[int | None, Updates] = {}
         self._restored: deque[dict[str, Any]] = deque()
         self._losses: list[Tensor | float] = []
@@ -91,7 +93,8 @@ class Watcher:
         self._depths = Depths(layers)
         self._undo: list[Callable[[], None]] = [self._depths.remove]
         self._closed = False
-        atexit.register(self.close)
+        _open_watchers.add(self)
+        weakref.finalize(self, self._outlets.close).atexit = False  # dropped unclosed, as in a notebook
 
     # what users call
 
@@ -143,20 +146,19 @@ class Watcher:
     def flush(self) -> None:
         """Waits for what is still on the device; everything written so far is safe afterwards."""
         self._drain()
-        self._to_sinks("flush")
+        self._outlets.flush()
 
     def close(self) -> None:
         """Takes every hook off, flushes and closes the sinks; twice is fine."""
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        _open_watchers.discard(self)
         for undo in self._undo:
             undo()
         self._drain()
         self._say_what_was_missing()
-        self._to_sinks("flush")
-        self._to_sinks("close")
+        self._outlets.close()
 
     def __enter__(self) -> Watcher:
         return self
@@ -196,9 +198,7 @@ class Watcher:
             raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
         self._step, self._skipped_steps = state["step"], state["skipped_steps"]
         self._ended = [Finding.from_dict(saved) for saved in state["ended"]]
-        for sink in self._sinks:
-            if isinstance(sink, TensorBoard):
-                sink.continues = True
+        self._outlets.go_on()
         self._restored = deque(state["updates"])
         for updates in self._updates.values():
             if self._restored:
@@ -306,7 +306,7 @@ class Watcher:
                 columns = columns[np.array(has_gradient, dtype=bool)]
         if again and updates.current is not None:
             if updates.policy is not None and gradients:
-                Measurement(_ONLY_NORMS, self._layers, parameters, gradients, columns, (), scale).clip_(updates.policy)
+                updates.policy.clip_(gradients, stats.measure(gradients, scale))
             return
         self._finish(updates)
         if not updates.is_settled:
@@ -369,35 +369,13 @@ class Watcher:
         for event in updates.detectors.observe(report):
             if event.ended:
                 self._ended.append(event.finding)
-            self._to_sinks("write_finding", event.finding, event.ended)
-            if not event.ended:
-                self._tell(event.finding)
+            self._outlets.write_finding(event)
 
     @harmless
     def _write(self, updates: Updates, report: StepReport) -> None:
         updates.rows.add(report)
         if updates.is_logged(report.update, self._log_every):
-            self._to_sinks("write_row", updates.rows.build(report, self._skipped_steps))
-
-    def _tell(self, finding: Finding) -> None:
-        if self._on_finding is None:
-            return
-        try:
-            self._on_finding(finding)
-        except Exception:
-            self._on_finding = None
-            logger.warning("gradwatch: on_finding raised; it is not called again, training goes on.", exc_info=True)
-
-    def _to_sinks(self, verb: str, *args: object) -> None:
-        for sink in list(self._sinks):
-            try:
-                getattr(sink, verb)(*args)
-            except Exception as error:
-                self._sinks.remove(sink)
-                logger.warning(
-                    "gradwatch: %s failed to %s (%s: %s); it is left out from here on, training goes on.",
-                    type(sink).__name__, verb.replace("_", " "), type(error).__name__, error,
-                )  # fmt: skip
+            self._outlets.write_row(updates.rows.build(report, self._skipped_steps))
 
     # the small things
 
@@ -459,4 +437,11 @@ def _refuse_bad_options(on_nonfinite: str, log_every_n_steps: object, history: o
         raise TypeError(f"thresholds={thresholds!r}: expected gradwatch.Thresholds(…) or None.")
 
 
-_ONLY_NORMS = Moment(step=-1, optimizer=-1, update=-1, sampled=False, figures=frozenset(), entries=False)
+_open_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_watchers() -> None:
+    """A script that ends without ``close`` loses nothing."""
+    for watcher in list(_open_watchers):
+        watcher.close()

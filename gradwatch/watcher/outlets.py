@@ -1,0 +1,62 @@
+"""Where rows and findings leave the watcher: sinks and ``on_finding``, none of which may stop the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gradwatch.detect import Event
+from gradwatch.findings import Finding
+from gradwatch.sinks import Row, Sink
+from gradwatch.sinks.log import Log, logger
+from gradwatch.sinks.tensorboard import TensorBoard
+
+__all__ = ["Outlets"]
+
+
+class Outlets:
+    """The sinks, the log among them, and the user's callback; one that raises is left out with one warning."""
+
+    def __init__(self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None) -> None:
+        self._sinks, self._on_finding = [*sinks, Log()], on_finding
+
+    def write_row(self, row: Row) -> None:
+        """To every sink."""
+        self._each("write_row", row)
+
+    def write_finding(self, event: Event) -> None:
+        """To every sink; to ``on_finding`` where it opens."""
+        self._each("write_finding", event.finding, event.ended)
+        if event.ended or self._on_finding is None:
+            return
+        try:
+            self._on_finding(event.finding)
+        except Exception:
+            self._on_finding = None
+            logger.warning("gradwatch: on_finding raised; it is not called again, training goes on.", exc_info=True)
+
+    def flush(self) -> None:
+        """Every sink."""
+        self._each("flush")
+
+    def close(self) -> None:
+        """Flushes and closes every sink; twice is fine."""
+        self._each("flush")
+        self._each("close")
+        self._sinks = []
+
+    def go_on(self) -> None:
+        """The run was cut and goes on: its files are continued."""
+        for sink in self._sinks:
+            if isinstance(sink, TensorBoard):
+                sink.continues = True
+
+    def _each(self, verb: str, *args: object) -> None:
+        for sink in list(self._sinks):
+            try:
+                getattr(sink, verb)(*args)
+            except Exception as error:
+                self._sinks.remove(sink)
+                logger.warning(
+                    "gradwatch: %s failed to %s (%s: %s); it is left out from here on, training goes on.",
+                    type(sink).__name__, verb.replace("_", " "), type(error).__name__, error,
+                )  # fmt: skip
