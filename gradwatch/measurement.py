@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradwatch import stats
+from gradwatch.backward import AtEnd
 from gradwatch.clip import Policy
 from gradwatch.host_copy import HostCopy
 from gradwatch.layers import Layers
@@ -57,6 +58,8 @@ class Measurement:
         columns: (n,) column of each in the table, −1 where it is not watched (it still counts in the total).
         losses: what was observed for this step: 0-dim tensors or numbers.
         scale: () a loss scale that the gradients still hold; None where they hold none.
+        at_end: what they were where the backward pass ended, if the loop changed them since (it clips by itself).
+        scale_at_end: () a loss scale that they held there.
         earlier: the measurement before, where nobody says when the update is made (a loop without an optimizer): how
             far its update moved the weights is seen now, and told in this report.
     """
@@ -71,14 +74,20 @@ class Measurement:
         losses: Sequence[Tensor | float],
         scale: Tensor | None = None,
         earlier: Measurement | None = None,
+        at_end: AtEnd | None = None,
+        scale_at_end: Tensor | None = None,
     ) -> None:
         self.moment = moment
         self._layers, self._columns = layers, columns
         self._gradients = gradients
-        self.magnitudes = stats.measure(gradients, scale)
+        self.magnitudes = self._now = stats.measure(gradients, scale)
+        if at_end is not None:
+            positions = torch.from_numpy(at_end.positions(columns)).to(self._now.l2.device)
+            self.magnitudes = stats.undo_change(self._now, at_end.without(scale_at_end), positions)
+        self._factor = self._factor_in_entries()
         self.device = self.magnitudes.l2.device
         self._loss = _mean(losses, self.device)
-        self._clipped_total = self.magnitudes.total
+        self._clipped_total = self._now.total
         self._skipped = False
         self._sampled = moment.sampled
         self._watched = np.flatnonzero(columns >= 0)
@@ -104,7 +113,7 @@ class Measurement:
 
     def clip_(self, policy: Policy) -> None:
         """Clips the gradients in place."""
-        self._clipped_total = policy.clip_(self._gradients, self.magnitudes)
+        self._clipped_total = policy.clip_(self._gradients, self._now)
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """() total norms before and after clipping, on the device."""
@@ -159,14 +168,22 @@ class Measurement:
             self._figures["update_ratio"] = stats.relative_change(measurement._before, after)
             measurement._before = None
 
+    def _factor_in_entries(self) -> Tensor:
+        """(n,) what each gradient's entries are too large by: a loss scale, or less than 1 once the loop clipped."""
+        now, scale = self._now.l2, self._now.scale
+        change = (
+            torch.where(now > 0, now / self.magnitudes.l2, 1.0) if now is not self.magnitudes.l2 else now.new_ones(())
+        )
+        return (change if scale is None else change * scale).expand(now.shape)
+
     def _measure_figures(self) -> dict[str, Tensor]:
         wanted, figures = self.moment.figures, {}
         if wanted.intersection(_ENTRY_FIGURES):
-            l2 = self.magnitudes.l2[torch.from_numpy(self._watched).to(self.device)]
-            scale = 1.0 if self.magnitudes.scale is None else self.magnitudes.scale
-            entries = stats.entries(self._watched_gradients, l2 * scale)
-            figures["grad_max"], figures["grad_mean"] = entries.largest / scale, entries.mean / scale
-            figures["grad_std"], figures["grad_zero_fraction"] = entries.std / scale, entries.zero_fraction
+            watched = torch.from_numpy(self._watched).to(self.device)
+            factor = self._factor[watched]
+            entries = stats.entries(self._watched_gradients, self.magnitudes.l2[watched] * factor)
+            figures["grad_max"], figures["grad_mean"] = entries.largest / factor, entries.mean / factor
+            figures["grad_std"], figures["grad_zero_fraction"] = entries.std / factor, entries.zero_fraction
         if wanted.intersection(("weight_norm", "weight_std")):
             figures["weight_norm"] = stats.norms(self._parameters)
         if "weight_std" in wanted:
@@ -174,8 +191,9 @@ class Measurement:
         return {name: values for name, values in figures.items() if name in wanted}
 
     def _take_entries(self) -> dict[str, list[Floats | None]]:
-        scale = 1.0 if self.magnitudes.scale is None else self.magnitudes.scale
-        gradients = [part.float() / scale for part in stats.sample(self._watched_gradients, HISTOGRAM_ENTRIES)]
+        samples = stats.sample(self._watched_gradients, HISTOGRAM_ENTRIES)
+        factors = self._factor[torch.from_numpy(self._watched).to(self.device)].unbind()
+        gradients = [part.float() / factor for part, factor in zip(samples, factors, strict=True)]
         weights = [part.float() for part in stats.sample(self._parameters, HISTOGRAM_ENTRIES)]
         return {
             kind: self._list([part.cpu().numpy() for part in parts])

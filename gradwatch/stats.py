@@ -25,6 +25,7 @@ __all__ = [
     "relative_change",
     "sample",
     "scale_",
+    "undo_change",
 ]
 
 SAMPLED_ENTRIES = 256
@@ -83,6 +84,30 @@ def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitude
         return Magnitudes(l2, nonfinite, _total(l2))
     scale = scale.to(l2.device, non_blocking=True)
     return Magnitudes(l2 / scale, nonfinite, _total(l2) / scale, scale)
+
+
+@torch.no_grad()
+def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magnitudes:
+    """Magnitudes of P gradients before somebody changed them, from those ``now`` and those of n at an earlier time.
+
+    Where the total changed by a power of two, a loss scale was divided out, which is what figures should be: then those
+    of now hold. No host sync.
+
+    Args:
+        now: of P gradients.
+        at_end: of n gradients; whatever they lack is taken to have changed as the others did.
+        positions: (P,) int64, where each of P stands among the n, −1 where it does not.
+    """
+    known = positions >= 0
+    earlier = torch.where(known, at_end.l2[positions.clamp(min=0)], 0.0)
+    ratio = _total(earlier) / _total(torch.where(known, now.l2, 0.0))
+    halvings = torch.log2(ratio)
+    is_scale = (halvings - halvings.round()).abs() < 1e-5
+    l2 = torch.where(is_scale, now.l2, torch.where(known, earlier, (now.l2 * ratio).to(now.l2.dtype)))
+    # one NaN spreads to every gradient when its total scales them: whoever had it first counts
+    counted = torch.where(known, at_end.nonfinite[positions.clamp(min=0)], now.nonfinite)
+    nonfinite = torch.where(counted.sum() > 0, counted, now.nonfinite)
+    return Magnitudes(l2, nonfinite, _total(l2), now.scale)
 
 
 @torch.no_grad()

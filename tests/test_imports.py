@@ -15,10 +15,10 @@ FLOOR_1 = {
     "clip": {"stats"},
     "optimizers": set(),
     "checkpoint": set(),
-    "depth": {"layers"},
+    "backward": {"layers", "stats"},
     "sinks": {"findings", "report"},
     "remedies": {"findings", "layers"},
-    "measurement": {"stats", "host_copy", "report", "layers", "clip"},
+    "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},
 }
 BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
 ALL = {"gradwatch", "watcher", "lightning", "demo", *BELOW_WATCHER}

@@ -29,7 +29,7 @@ class Updates:
         detectors, policy, rows: its own, since a GAN's two halves have nothing in common.
         count: updates so far.
         parameters: all of its parameters, watched or not.
-        columns: (n,) the column of each in the table, −1 where it is not watched.
+        columns: (n,) the column of each in the table, −1 where it is not watched; ``watched`` those that are.
         is_settled: the depths of its layers were read off its first backward pass.
         current: the update under way.
         earlier: the last one, where nobody says when its update is made.
@@ -41,6 +41,7 @@ class Updates:
         self.count = 0
         self.parameters: Sequence[Tensor] = []
         self.columns = np.zeros(0, dtype=np.int64)
+        self.watched: list[int] = []
         self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
@@ -51,6 +52,7 @@ class Updates:
             found = [layers.column(parameter) for parameter in parameters]
             self.parameters = parameters
             self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
+            self.watched = [column for column in found if column is not None]
 
     def moment(
         self, step: int, log_every: int, row_figures: frozenset[str], histograms: bool, has_scaler: bool

@@ -10,14 +10,15 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
 from gradwatch import checkpoint, stats
+from gradwatch.backward import BackwardPass
 from gradwatch.clip import Policy, policy_of
-from gradwatch.depth import Depths
 from gradwatch.detect import Detectors
 from gradwatch.findings import Finding, NonFiniteError, Thresholds
 from gradwatch.layers import Layers
@@ -85,13 +86,13 @@ class Watcher:
         self._updates: dict[int | None, Updates] = {}
         self._restored: deque[dict[str, Any]] = deque()
         self._losses: list[Tensor | float] = []
-        self._saw_loss = False
+        self._saw_loss = self._said_that_both_clip = False
         self._scaler: GradScaler | None = None
         self._step = self._skipped_steps = 0
         self._ended: list[Finding] = []
         self._under_way: deque[tuple[Updates, Measurement]] = deque()
-        self._depths = Depths(layers)
-        self._undo: list[Callable[[], None]] = [self._depths.remove]
+        self._backward = BackwardPass(layers)
+        self._undo: list[Callable[[], None]] = [self._backward.remove]
         self._closed = False
         _open_watchers.add(self)
         weakref.finalize(self, self._outlets.close).atexit = False  # dropped unclosed, as in a notebook
@@ -214,6 +215,8 @@ class Watcher:
         """
         for optimizer in optimizers or ():
             self._updates_of(id(optimizer))  # in the order given, whichever steps first
+        if sees_gradients:
+            self._backward.measure_ends()
         before = self.before_update if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns)
         self._undo.append(hooks.remove)
@@ -309,12 +312,24 @@ class Watcher:
                 updates.policy.clip_(gradients, stats.measure(gradients, scale))
             return
         self._finish(updates)
+        at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
+        if at_end is not None and updates.policy is not None:
+            self._say_that_both_clip(updates.policy)
         if not updates.is_settled:
-            self._depths.settle(updates.columns.tolist())
+            self._backward.settle(updates.watched)
             updates.is_settled = True
         moment = updates.moment(self._step, self._log_every, self._row_figures, self._histograms, has_scaler)
         updates.current = Measurement(
-            moment, self._layers, parameters, gradients, columns, self._losses, scale, updates.earlier
+            moment,
+            self._layers,
+            parameters,
+            gradients,
+            columns,
+            self._losses,
+            scale,
+            updates.earlier,
+            at_end,
+            None if at_end is None or not has_scaler else self._loss_scale(gradients),
         )
         self._saw_loss = self._saw_loss or bool(self._losses)
         self._losses = []
@@ -392,6 +407,9 @@ class Watcher:
     def _advise(self, kind: str, columns: list[int]) -> tuple[str, ...]:
         return advise(kind, self._layers, clips=self._policy is not None)
 
+    def _loss_scale(self, gradients: list[Tensor]) -> Tensor | None:
+        return None if self._scaler is None else self._scaler.scale(gradients[0].new_ones((), dtype=torch.float32))
+
     def owns(self, optimizer: Optimizer) -> bool:
         return any(self._layers.column(p) is not None for group in optimizer.param_groups for p in group["params"])
 
@@ -413,6 +431,15 @@ class Watcher:
                 f"step(grads=…): the gradient of {name!r} has shape {tuple(gradient.shape)}, expected {tuple(shape)}."
             )
         return column
+
+    def _say_that_both_clip(self, policy: Policy) -> None:
+        if not self._said_that_both_clip:
+            self._said_that_both_clip = True
+            logger.warning(
+                "gradwatch: this loop changes its gradients between backward() and step() (clip_grad_norm_?), and "
+                "clip=%s clips what is left. Keep one of them.",
+                policy.description,
+            )
 
     def _say_what_was_missing(self) -> None:
         if self._step == 0:

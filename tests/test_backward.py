@@ -6,7 +6,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from gradwatch import layers
-from gradwatch.depth import Depths
+from gradwatch.backward import BackwardPass
 
 
 class Backwards(nn.Module):
@@ -27,7 +27,7 @@ def by_depth(table):
 
 def settled(model, forward=None):
     table = layers.of_model(model)
-    depths = Depths(table)
+    depths = BackwardPass(table)
     (model if forward is None else forward)(torch.ones(2, 4)).sum().backward()
     depths.settle(range(len(table)))
     return table
@@ -39,7 +39,7 @@ def test_depth_follows_use_and_what_got_no_gradient_keeps_its_place():
 
 def test_each_optimizers_columns_are_settled_by_themselves():
     table = layers.of_model({"a": Backwards(), "b": Backwards()})
-    depths = Depths(table)
+    depths = BackwardPass(table)
     roots = [column for column, name in enumerate(table.names) if name.startswith("a.")]
     assert table.tensors
     model = table.tensors[roots[0]]
@@ -65,7 +65,7 @@ def test_a_compiled_graph_leaves_the_order_of_registration():
 
 def test_a_model_that_is_followed_copies_pickles_and_exports():
     model = Backwards()
-    depths = Depths(layers.of_model(model))
+    depths = BackwardPass(layers.of_model(model))
     copy.deepcopy(model)(torch.ones(2, 4)).sum().backward()
     pickle.loads(pickle.dumps(model))
     assert torch.export.export(model, (torch.ones(2, 4),)).module()(torch.ones(2, 4)).shape == (2, 4)
