@@ -372,6 +372,15 @@ def test_bad_input_is_refused_by_name(options, error, says):
         gradwatch.watch(net(), **options)
 
 
+def test_an_optimizer_that_steps_inside_the_backward_pass_is_refused():
+    model = nn.Linear(8, 1)
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+    with gradwatch.watch(model), pytest.raises(RuntimeError, match="this SGD steps inside the backward pass"):
+        model(torch.ones(2, 8)).sum().backward()
+
+
 def test_a_loss_of_several_entries_is_refused():
     with gradwatch.watch(net()) as watcher, pytest.raises(TypeError, match=r"shape \(2,\)"):
         watcher.observe_loss(torch.ones(2))

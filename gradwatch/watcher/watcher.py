@@ -231,7 +231,16 @@ class Watcher:
             again: the closure was evaluated once more within one update (LBFGS): only clips.
             scale: () a loss scale that the gradients still hold; None looks at ``optimizer.grad_scale``, where a
                 ``GradScaler`` leaves it for a fused optimizer.
+
+        Raises:
+            RuntimeError: inside a backward pass.
         """
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"gradwatch: this {type(optimizer).__name__} steps inside the backward pass (one optimizer for each "
+                "parameter, in a gradient hook), where no step has all its gradients yet. Step after backward(), or "
+                "train without gradwatch."
+            )
         if not self._losses and isinstance(loss, Tensor | float) and not again:
             self.observe_loss(loss)
         if scale is None:
