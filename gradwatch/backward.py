@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch import stats
@@ -70,7 +71,7 @@ class BackwardPass:
         self._is_queued = False
         self._at_end: AtEnd | None = None
         for column, tensor in enumerate(layers.tensors):
-            if tensor.requires_grad and tensor.is_leaf:
+            if tensor.requires_grad and tensor.is_leaf and not is_lazy(tensor):
                 self._handles[column] = tensor.register_post_accumulate_grad_hook(self._hook_of(column))
 
     def measure_ends(self) -> None:

@@ -31,7 +31,8 @@ class Layers:
         tensors: (P,) the tensors themselves.
         owners: (P,) type name of the module that holds each, ``""`` for a bare tensor.
         depth: (P,) int, position of each from input to output: order of registration, until a backward pass was seen.
-        is_weight: (P,) bool, tensors of two or more dimensions: those whose gradients can be compared along depth.
+        is_weight: (P,) bool, tensors of two or more dimensions that are not empty: those whose gradients can be
+            compared along depth.
         size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
         module_types: names of all module types in the model, for advice.
     """
@@ -64,7 +65,8 @@ class Layers:
             return self._known
         shapes = [() if is_lazy(tensor) else tensor.shape for tensor in self.tensors]
         sizes = [0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors]
-        dimensions = np.array([len(shape) >= 2 for shape in shapes], dtype=bool), np.array(sizes, dtype=np.int64)
+        is_weight = [len(shape) >= 2 and size > 0 for shape, size in zip(shapes, sizes, strict=True)]
+        dimensions = np.array(is_weight, dtype=bool), np.array(sizes, dtype=np.int64)
         if not any(map(is_lazy, self.tensors)):
             self._known = dimensions
         return dimensions
