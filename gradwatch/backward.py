@@ -7,6 +7,7 @@ that scripting, exporting, pickling and compiling a watched model do what they a
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,11 +124,24 @@ class BackwardPass:
         return note
 
     def _end(self) -> None:
+        """Called by autograd, where nobody catches what we raise."""
         self._is_queued = False
+        try:
+            self._at_end = self._measure()
+        except Exception:
+            self._can_measure = self._measures = False
+            self._at_end = None
+            logging.getLogger("gradwatch").warning(
+                "gradwatch: a fault in gradwatch itself (measuring where the backward pass ends); training goes on, "
+                "and figures are those at the update. Please report it with these lines:",
+                exc_info=True,
+            )
+
+    def _measure(self) -> AtEnd:
         gradients = [(column, tensor.grad) for column, tensor in enumerate(self._layers.tensors)]
         present = [(column, gradient) for column, gradient in gradients if gradient is not None]
         columns = np.array([column for column, _ in present], dtype=np.int64)
-        self._at_end = AtEnd(columns, stats.measure([gradient for _, gradient in present]))
+        return AtEnd(columns, stats.measure([gradient for _, gradient in present]))
 
 
 def _anything_is_compiled() -> bool:

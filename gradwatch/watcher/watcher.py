@@ -241,8 +241,9 @@ class Watcher:
                 "parameter, in a gradient hook), where no step has all its gradients yet. Step after backward(), or "
                 "train without gradwatch."
             )
-        if not self._losses and isinstance(loss, Tensor | float) and not again:
-            self.observe_loss(loss)
+        is_one = loss.numel() == 1 if isinstance(loss, Tensor) else isinstance(loss, float)
+        if is_one and not self._losses and not again:
+            self.observe_loss(loss)  # type: ignore[arg-type]
         if scale is None:
             scale = getattr(optimizer, "grad_scale", None)
         has_scaler = hasattr(optimizer, "found_inf") or (self._scaler is not None and self._scaler.is_enabled())
