@@ -76,7 +76,10 @@ class StepHooks:
             self._handles.pop().remove()
 
     def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._owns(optimizer):
+        try:
+            if not self._owns(optimizer):
+                return None
+        except Exception:  # a stranger's optimizer that cannot be asked what it holds is none of ours
             return None
         if self._running:
             self._running = self._still_running(sys._getframe(1))

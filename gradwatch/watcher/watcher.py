@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -318,8 +319,8 @@ class Watcher:
                 parameters = [p for p, has in zip(parameters, has_gradient, strict=True) if has]
                 columns = columns[np.array(has_gradient, dtype=bool)]
         if again and updates.current is not None:
-            if updates.policy is not None and gradients:
-                updates.policy.clip_(gradients, stats.measure(gradients, scale))
+            self._losses = []  # the step has its loss, that of the first evaluation
+            self._evaluate_again(updates, gradients, columns)
             return
         self._finish(updates)
         at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
@@ -346,6 +347,19 @@ class Watcher:
         self._step += 1
         updates.count += 1
         self._decide(updates, updates.current)
+
+    def _evaluate_again(self, updates: Updates, gradients: list[Tensor], columns: NDArray[np.int64]) -> None:
+        """A closure was evaluated once more within one update: its gradients are clipped, or raise."""
+        if not gradients or (updates.policy is None and self._on_nonfinite != "raise"):
+            return
+        magnitudes = stats.measure(gradients)
+        if self._on_nonfinite == "raise" and bool(magnitudes.nonfinite.any()):
+            sick = [column for column in columns[magnitudes.nonfinite.numpy(force=True) > 0].tolist() if column >= 0]
+            layer = self._layers.names[max(sick, key=lambda c: self._layers.depth[c])] if sick else ""
+            message = f"a later evaluation of the closure of step {self._step - 1} made NaN or Inf in {layer}."
+            raise NonFiniteError(layer, self._step - 1, message)
+        if updates.policy is not None:
+            updates.policy.clip_(gradients, magnitudes)
 
     def _decide(self, updates: Updates, current: Measurement) -> None:
         """Whether the update is made, and how far."""
