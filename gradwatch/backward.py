@@ -7,7 +7,6 @@ that scripting, exporting, pickling and compiling a watched model do what they a
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch import stats
+from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 
 __all__ = ["AtEnd", "BackwardPass"]
@@ -70,6 +70,7 @@ class BackwardPass:
         self._handles: dict[int, RemovableHandle] = {}
         self._can_measure = self._measures = self._was_changed = False
         self._is_queued = False
+        self.broken: set[str] = set()
         self._at_end: AtEnd | None = None
         for column, tensor in enumerate(layers.tensors):
             if tensor.requires_grad and tensor.is_leaf and not is_lazy(tensor):
@@ -115,27 +116,24 @@ class BackwardPass:
 
     def _hook_of(self, column: int) -> Callable[[Tensor], None]:
         def note(tensor: Tensor) -> None:
-            if tensor.grad is not None:
-                self._arrived[column] = tensor.grad._version
-            if self._measures and not self._is_queued:
-                self._is_queued = True
-                torch.autograd.Variable._execution_engine.queue_callback(self._end)
+            self._arrive(column, tensor)
 
         return note
 
+    @harmless
+    def _arrive(self, column: int, tensor: Tensor) -> None:
+        if tensor.grad is not None:
+            self._arrived[column] = tensor.grad._version
+        if self._measures and not self._is_queued:
+            self._is_queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._end)
+
+    @harmless
     def _end(self) -> None:
-        """Called by autograd, where nobody catches what we raise."""
+        """Called by autograd, where nobody catches what we raise. Where this fails, figures are those at the update."""
+        self._at_end = None
+        self._at_end = self._measure()
         self._is_queued = False
-        try:
-            self._at_end = self._measure()
-        except Exception:
-            self._can_measure = self._measures = False
-            self._at_end = None
-            logging.getLogger("gradwatch").warning(
-                "gradwatch: a fault in gradwatch itself (measuring where the backward pass ends); training goes on, "
-                "and figures are those at the update. Please report it with these lines:",
-                exc_info=True,
-            )
 
     def _measure(self) -> AtEnd:
         gradients = [(column, tensor.grad) for column, tensor in enumerate(self._layers.tensors)]

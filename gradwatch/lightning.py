@@ -22,7 +22,7 @@ from gradwatch.findings import Finding, Thresholds
 from gradwatch.sinks import Sink
 from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
 from gradwatch.watcher import Watcher
-from gradwatch.watcher.watcher import OnNonFinite
+from gradwatch.watcher.options import OnNonFinite
 
 __all__ = ["GradWatch"]
 

@@ -12,11 +12,15 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-__all__ = ["StepHooks", "follow_scaler"]
+from gradwatch.harmless import harmless
+
+__all__ = ["StepHooks", "follow_scaler", "parameters_of"]
 
 
 class Before(Protocol):
@@ -28,6 +32,11 @@ class Before(Protocol):
 After = Callable[[Optimizer], None]
 
 _STEP = Optimizer.profile_hook_step(lambda: None).__code__  # what torch wraps around each step, hooks included
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All that ``optimizer`` updates, group by group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 class StepHooks:
@@ -43,7 +52,7 @@ class StepHooks:
         before: called with the optimizer and the closure's loss once the gradients are ready.
         after: called with the optimizer once it has updated.
         optimizers: those to watch; None for every one that ``owns`` says yes to.
-        owns: whether an optimizer holds a watched parameter.
+        owns: whether any of an optimizer's parameters is watched.
     """
 
     def __init__(
@@ -51,22 +60,22 @@ class StepHooks:
         before: Before | None,
         after: After,
         optimizers: Sequence[Optimizer] | None,
-        owns: Callable[[Optimizer], bool],
+        owns: Callable[[Sequence[Tensor]], bool],
     ) -> None:
         self._before, self._after, self._owns = before, after, owns
         self._running: list[Optimizer] = []
+        self.broken: set[str] = set()
+        # a compiled optimizer.step would trace them, and compile anew for each count that they change
+        enter, leave = torch.compiler.disable(self._enter), torch.compiler.disable(self._leave)
         if optimizers is None:
-            self._handles = [
-                register_optimizer_step_pre_hook(self._enter),
-                register_optimizer_step_post_hook(self._leave),
-            ]
+            self._handles = [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
         else:
             self._handles = [
                 handle
                 for optimizer in optimizers
                 for handle in (
-                    optimizer.register_step_pre_hook(self._enter),
-                    optimizer.register_step_post_hook(self._leave),
+                    optimizer.register_step_pre_hook(enter),
+                    optimizer.register_step_post_hook(leave),
                 )
             ]
 
@@ -75,14 +84,16 @@ class StepHooks:
         while self._handles:
             self._handles.pop().remove()
 
+    @harmless
     def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            if not self._owns(optimizer):
-                return None
+            parameters = parameters_of(optimizer)
         except Exception:  # a stranger's optimizer that cannot be asked what it holds is none of ours
             return None
+        if not self._owns(parameters):
+            return None
         if self._running:
-            self._running = self._still_running(sys._getframe(1))
+            self._running = self._still_running(sys._getframe())
         self._running.append(optimizer)
         if len(self._running) > 1 or self._before is None:
             return None
@@ -95,22 +106,23 @@ class StepHooks:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
 
+    @harmless
     def _leave(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         if optimizer not in self._running:
             return
-        self._running = self._still_running(sys._getframe(1)) if len(self._running) > 1 else []
+        self._running = self._still_running(sys._getframe()) if len(self._running) > 1 else []
         if not self._running:
             self._after(optimizer)
 
-    def _still_running(self, step: FrameType) -> list[Optimizer]:
-        """Those whose step is on the stack around ``step``."""
-        around: list[Optimizer] = []
-        frame = step.f_back
+    def _still_running(self, hook: FrameType) -> list[Optimizer]:
+        """Those whose step is on the stack around the one that called ``hook``."""
+        on_stack: list[Optimizer] = []
+        frame: FrameType | None = hook
         while frame is not None:
             if frame.f_code is _STEP:
-                around.append(frame.f_locals["self"])
+                on_stack.append(frame.f_locals["self"])
             frame = frame.f_back
-        return [optimizer for optimizer in self._running if optimizer in around]
+        return [optimizer for optimizer in self._running if optimizer in on_stack[1:]]
 
     def _followed(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         evaluations = 0
@@ -127,13 +139,13 @@ class StepHooks:
 
 
 def follow_scaler(
-    scaler: GradScaler, steps_of: Callable[[Optimizer], int], left_out: Callable[[Optimizer], None]
+    scaler: GradScaler, steps_of: Callable[[Optimizer], int | None], left_out: Callable[[Optimizer], None]
 ) -> Callable[[], None]:
     """Has ``left_out`` called where ``scaler.step(optimizer)`` found an Inf and never called ``optimizer.step``.
 
     Args:
         scaler: whose ``step`` is followed, on this instance alone.
-        steps_of: how many steps of an optimizer were seen so far.
+        steps_of: how many steps of an optimizer were seen so far, None where nobody knows.
         left_out: called with an optimizer whose step was left out.
 
     Returns:
@@ -144,7 +156,7 @@ def follow_scaler(
     def followed(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         seen = steps_of(optimizer)
         result = step(optimizer, *args, **kwargs)
-        if steps_of(optimizer) == seen and scaler.is_enabled():
+        if seen is not None and steps_of(optimizer) == seen and scaler.is_enabled():
             left_out(optimizer)
         return result
 

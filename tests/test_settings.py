@@ -619,6 +619,32 @@ def test_a_compiled_model_is_compiled_once_and_gives_its_own_figures(compiler, b
     assert_same(watched.state(), bare.state())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own
+@backends
+@pytest.mark.parametrize("found", [False, True], ids=["given", "found"])
+@pytest.mark.parametrize("how", ["the step", "a function around it"])
+def test_a_compiled_step_is_compiled_as_often_as_bare(compiler, backend, how, found):
+    runs = Run(True, found), Run(False, found)
+    compiled = []
+    for run in runs:
+        compiler()
+        model, counter = net(), CompileCounterWithBackend(backend)
+        optimizer = adam(model)
+        run.watch(model, optimizer)
+        call = optimizer.step if how == "the step" else lambda optimizer=optimizer: optimizer.step()
+        step_ = torch.compile(call, backend=counter)
+        for step in range(STEPS):
+            run.loss(model, step).backward()
+            run.step(optimizer, step, how=step_)
+            optimizer.zero_grad()
+        run.close()
+        compiled.append(counter.frame_count)
+    watched, bare = runs
+    assert compiled[0] == compiled[1]
+    assert_figures(watched.watcher.history, bare)
+    assert_same(watched.state(), bare.state())
+
+
 @backends
 def test_watching_a_model_that_has_run_compiled_compiles_nothing_again(compiler, backend):
     model, counter = net(), CompileCounterWithBackend(backend)

@@ -16,10 +16,12 @@ from gradwatch import layers as layer_table
 from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.layers import Selection
+from gradwatch.optimizers import parameters_of
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
-from gradwatch.watcher.watcher import OnNonFinite, Options, Watcher
+from gradwatch.watcher.options import OnNonFinite, Options
+from gradwatch.watcher.watcher import Watcher
 
 __all__ = ["watch", "watch_tensors"]
 
@@ -99,7 +101,7 @@ def watch(
         on_finding=on_finding,
     )
     for each in optimizers or ():
-        if not watcher.owns(each):
+        if not watcher.owns(parameters_of(each)):
             watcher.close()
             raise ValueError(
                 f"optimizer: this {type(each).__name__} owns none of the {len(layers)} watched parameters. "

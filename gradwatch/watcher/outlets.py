@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from gradwatch.detect import Event
@@ -60,3 +61,6 @@ class Outlets:
                     "gradwatch: %s failed to %s (%s: %s); it is left out from here on, training goes on.",
                     type(sink).__name__, verb.replace("_", " "), type(error).__name__, error,
                 )  # fmt: skip
+                if verb != "close":
+                    with contextlib.suppress(Exception):
+                        sink.close()  # its files and threads are not left open

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,34 @@ from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement, Moment
 from gradwatch.sinks import RowBuilder
 
-__all__ = ["Updates"]
+__all__ = ["Cadence", "Updates"]
 
 DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio", "grad_max", "grad_zero_fraction"})
 _FIRST_SAMPLES = (0, 1, 2, 4, 8)
 _SAMPLE_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When to look closer and when to write. Both count each optimizer's own updates.
+
+    Attributes:
+        log_every_n_steps: a row is written at every such update.
+        row_figures: what it holds beside the norms of the gradients.
+        histograms: whether entries go with it.
+    """
+
+    log_every_n_steps: int
+    row_figures: frozenset[str]
+    histograms: bool
+
+    def is_sampled(self, update: int) -> bool:
+        """Whether this update is sampled for the detectors, whatever the logging."""
+        return update in _FIRST_SAMPLES or update % _SAMPLE_EVERY == 0
+
+    def is_logged(self, update: int) -> bool:
+        """Whether a row is written at this update."""
+        return update % self.log_every_n_steps == 0
 
 
 class Updates:
@@ -54,19 +78,11 @@ class Updates:
             self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
             self.watched = [column for column in found if column is not None]
 
-    def moment(
-        self, step: int, log_every: int, row_figures: frozenset[str], histograms: bool, has_scaler: bool
-    ) -> Moment:
-        """What the coming update is asked for. Both cadences count this optimizer's own updates."""
-        sampled = self.count in _FIRST_SAMPLES or self.count % _SAMPLE_EVERY == 0
-        logged = self.is_logged(self.count, log_every)
-        figures = (DETECTION_FIGURES if sampled else frozenset()) | (row_figures if logged else frozenset())
-        return Moment(step, self.index, self.count, sampled, figures, logged and histograms, has_scaler)
-
-    @staticmethod
-    def is_logged(update: int, log_every: int) -> bool:
-        """Whether a row is written at this update."""
-        return update % log_every == 0
+    def moment(self, step: int, cadence: Cadence, has_scaler: bool) -> Moment:
+        """What the coming update is asked for."""
+        sampled, logged = cadence.is_sampled(self.count), cadence.is_logged(self.count)
+        figures = (DETECTION_FIGURES if sampled else frozenset()) | (cadence.row_figures if logged else frozenset())
+        return Moment(step, self.index, self.count, sampled, figures, logged and cadence.histograms, has_scaler)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run goes on from."""

@@ -1,0 +1,44 @@
+"""The keywords that every way of watching shares, and what is wrong with a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from gradwatch.clip import Policy
+from gradwatch.findings import Finding, Thresholds
+
+__all__ = ["OnNonFinite", "Options", "refuse_bad_options"]
+
+OnNonFinite = Literal["report", "skip", "raise"]
+
+
+class Options(TypedDict, total=False):
+    """The keywords that every way of watching shares; ``gradwatch.watch`` says what each means."""
+
+    clip: float | str | Policy | None
+    on_nonfinite: OnNonFinite
+    log_every_n_steps: int
+    thresholds: Thresholds | None
+    layer_scalars: bool | Sequence[str]
+    histograms: bool
+    history: int
+    on_finding: Callable[[Finding], None] | None
+
+
+def refuse_bad_options(options: Options) -> None:
+    """
+    Raises:
+        TypeError, ValueError: naming the keyword, what was found and what was expected.
+    """
+    if options["on_nonfinite"] not in ("report", "skip", "raise"):
+        raise ValueError(f'on_nonfinite={options["on_nonfinite"]!r}: expected "report", "skip" or "raise".')
+    for name in ("log_every_n_steps", "history"):
+        value: object = options[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of steps, 1 or more.")
+    thresholds = options["thresholds"]
+    if thresholds is not None and not isinstance(thresholds, Thresholds):
+        raise TypeError(f"thresholds={thresholds!r}: expected gradwatch.Thresholds(…) or None.")

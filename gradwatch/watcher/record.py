@@ -1,0 +1,96 @@
+"""The half of the walk on the host: what becomes of a step once its figures have left the device."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from gradwatch.findings import Finding, NonFiniteError
+from gradwatch.harmless import harmless
+from gradwatch.measurement import Measurement
+from gradwatch.report import StepReport
+from gradwatch.sinks.memory import History
+from gradwatch.watcher.outlets import Outlets
+from gradwatch.watcher.updates import Cadence, Updates
+
+__all__ = ["Record"]
+
+
+class Record:
+    """Steps that have arrived on the host: their history, their findings, their rows.
+
+    Off the CPU a step is taken in once the next one was sent, so that nobody waits for the device.
+
+    Attributes:
+        history: the last steps.
+        skipped_steps: how many steps made no update.
+    """
+
+    def __init__(self, history: History, outlets: Outlets, cadence: Cadence) -> None:
+        self.history, self.skipped_steps = history, 0
+        self.broken: set[str] = set()
+        self._outlets, self._cadence = outlets, cadence
+        self._under_way: deque[tuple[Updates, Measurement]] = deque()
+        self._updates: list[Updates] = []
+        self._ended: list[Finding] = []
+
+    def follow(self, updates: Updates) -> None:
+        """The findings of ``updates``, open ones of a resumed run among them, are told from now on."""
+        self._updates.append(updates)
+
+    def add(self, updates: Updates, measurement: Measurement) -> None:
+        """``measurement`` was sent to the host; takes in those that have arrived."""
+        self._under_way.append((updates, measurement))
+        while self._under_way and (measurement.device.type == "cpu" or len(self._under_way) > 1):
+            self._take_in(*self._under_way.popleft())
+
+    def drain(self) -> None:
+        """Waits for what is still on the device."""
+        while self._under_way:
+            self._take_in(*self._under_way.popleft())
+
+    @harmless
+    def findings(self) -> list[Finding]:
+        """Snapshots of all that have arrived, by onset."""
+        still_open = [finding for updates in self._updates for finding in updates.detectors.open_findings()]
+        return sorted([*self._ended, *still_open], key=lambda finding: (finding.step, finding.raised_step))
+
+    def raise_nonfinite(self, step: int) -> None:
+        """
+        Raises:
+            NonFiniteError: always, from what was found.
+        """
+        finding = next((f for f in reversed(self.findings() or []) if f.kind == "nonfinite"), None)
+        if finding is None:  # the detectors rest after a fault
+            raise NonFiniteError("", step, f"a gradient or the loss of step {step} is NaN or Inf.")
+        raise NonFiniteError(finding.layer, step, finding.message)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on from, beside what each ``Updates`` knows."""
+        return {"skipped_steps": self.skipped_steps, "ended": [finding.as_dict() for finding in self._ended]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned."""
+        self.skipped_steps = state["skipped_steps"]
+        self._ended = [Finding.from_dict(saved) for saved in state["ended"]]
+        self._outlets.go_on()
+
+    def _take_in(self, updates: Updates, measurement: Measurement) -> None:
+        report = measurement.report()
+        self.history.append(report)
+        self.skipped_steps += report.skipped
+        self._detect(updates, report)
+        self._write(updates, report)
+
+    @harmless
+    def _detect(self, updates: Updates, report: StepReport) -> None:
+        for event in updates.detectors.observe(report):
+            if event.ended:
+                self._ended.append(event.finding)
+            self._outlets.write_finding(event)
+
+    @harmless
+    def _write(self, updates: Updates, report: StepReport) -> None:
+        updates.rows.add(report)
+        if self._cadence.is_logged(report.update):
+            self._outlets.write_row(updates.rows.build(report, self.skipped_steps))

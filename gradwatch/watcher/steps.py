@@ -1,0 +1,217 @@
+"""The half of the walk beside the device: an update is about to be made; measures, clips, decides."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.amp import GradScaler
+
+from gradwatch import stats
+from gradwatch.backward import BackwardPass
+from gradwatch.clip import Policy
+from gradwatch.detect import Detectors
+from gradwatch.findings import NonFiniteError, Thresholds
+from gradwatch.harmless import harmless
+from gradwatch.layers import Layers
+from gradwatch.measurement import Measurement
+from gradwatch.remedies import advise
+from gradwatch.sinks.log import logger
+from gradwatch.watcher.options import OnNonFinite
+from gradwatch.watcher.record import Record
+from gradwatch.watcher.updates import Cadence, Updates
+
+__all__ = ["Steps"]
+
+
+class Steps:
+    """Attempted updates of every optimizer, in one count.
+
+    Args:
+        layers: the table.
+        backward: what the backward pass tells.
+        record: takes each step once it was measured.
+        cadence: what to measure when.
+        policy: how to clip; each optimizer gets its own copy.
+        on_nonfinite: as in ``gradwatch.watch``.
+        thresholds: what counts as sick.
+
+    Attributes:
+        count: of steps so far.
+        losses: observed for the coming step.
+        saw_loss: whether any step had one.
+        scaler: decides about updates, if there is one.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        backward: BackwardPass,
+        record: Record,
+        cadence: Cadence,
+        policy: Policy | None,
+        on_nonfinite: OnNonFinite,
+        thresholds: Thresholds,
+    ) -> None:
+        self.count = 0
+        self.losses: list[Tensor | float] = []
+        self.saw_loss = False
+        self.scaler: GradScaler | None = None
+        self.broken: set[str] = set()
+        self._layers, self._backward, self._record, self._cadence = layers, backward, record, cadence
+        self._policy, self._on_nonfinite, self._thresholds = policy, on_nonfinite, thresholds
+        self._updates: dict[int | None, Updates] = {}
+        self._restored: deque[dict[str, Any]] = deque()
+        self._said_that_both_clip = False
+
+    def updates_of(self, key: int | None) -> Updates:
+        """What lives across the updates of one optimizer, None for a loop without one; made at first sight."""
+        if key not in self._updates:
+            detectors = Detectors(self._layers, self._thresholds, self._advise)
+            policy = None if self._policy is None else self._policy.renew()
+            updates = self._updates[key] = Updates(len(self._updates), detectors, policy)
+            self._record.follow(updates)
+            if self._restored:
+                updates.restore(self._restored.popleft())
+        return self._updates[key]
+
+    def known(self, key: int | None) -> Updates | None:
+        """As ``updates_of``, None where it was not seen yet."""
+        return self._updates.get(key)
+
+    @harmless
+    def take_in_by_hand(self, gradients: dict[int, Tensor]) -> None:
+        """A step of a loop without an optimizer: {column: gradient}; its update is seen at the next one."""
+        parameters = [self._layers.tensors[column] for column in gradients]
+        self.begin(None, parameters, list(gradients.values()), False)
+        if (updates := self.known(None)) is not None:
+            updates.earlier = updates.current
+            self.finish(updates, is_made=False)
+
+    @harmless
+    def begin(
+        self,
+        key: int | None,
+        parameters: list[Tensor],
+        gradients: list[Tensor] | None,
+        again: bool,
+        scale: Tensor | None = None,
+        has_scaler: bool = False,
+    ) -> None:
+        updates = self.updates_of(key)
+        updates.use(parameters, self._layers)
+        columns = updates.columns
+        if gradients is None:
+            gradients = [g for p in parameters if (g := p.grad) is not None]
+            if len(gradients) < len(parameters):
+                has_gradient = [p.grad is not None for p in parameters]
+                parameters = [p for p, has in zip(parameters, has_gradient, strict=True) if has]
+                columns = columns[np.array(has_gradient, dtype=bool)]
+        if again and updates.current is not None:
+            self.losses = []  # the step has its loss, that of the first evaluation
+            self._evaluate_again(updates, gradients, columns)
+            return
+        self.finish(updates)
+        at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
+        if at_end is not None and updates.policy is not None:
+            self._say_that_both_clip(updates.policy)
+        if not updates.is_settled:
+            self._backward.settle(updates.watched)
+            updates.is_settled = True
+        moment = updates.moment(self.count, self._cadence, has_scaler)
+        updates.current = Measurement(
+            moment,
+            self._layers,
+            parameters,
+            gradients,
+            columns,
+            self.losses,
+            scale,
+            updates.earlier,
+            at_end,
+            None if at_end is None or not has_scaler else self._loss_scale(gradients),
+        )
+        self.saw_loss = self.saw_loss or bool(self.losses)
+        self.losses = []
+        self.count += 1
+        updates.count += 1
+        self._decide(updates, updates.current)
+
+    @harmless
+    def finish(self, updates: Updates, is_made: bool = True) -> None:
+        """The update is made, or soon will be: sends the figures to the host, and reads those that have arrived."""
+        current, updates.current = updates.current, None
+        if current is None:
+            return
+        if is_made:
+            current.follow_update()
+        current.send()
+        self._record.add(updates, current)
+
+    @harmless
+    def drain(self) -> None:
+        """Finishes what is under way, and waits for the device."""
+        for updates in self._updates.values():
+            self.finish(updates)
+        self._record.drain()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {
+            "step": self.count,
+            "updates": [updates.state() for updates in self._updates.values()] + list(self._restored),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned; optimizers take their own in the order of first sight."""
+        self.count = state["step"]
+        self._restored = deque(state["updates"])
+        for updates in self._updates.values():
+            if self._restored:
+                updates.restore(self._restored.popleft())
+
+    def _evaluate_again(self, updates: Updates, gradients: list[Tensor], columns: NDArray[np.int64]) -> None:
+        """A closure was evaluated once more within one update: its gradients are clipped, or raise."""
+        if not gradients or (updates.policy is None and self._on_nonfinite != "raise"):
+            return
+        magnitudes = stats.measure(gradients)
+        if self._on_nonfinite == "raise" and bool(magnitudes.nonfinite.any()):
+            sick = [column for column in columns[magnitudes.nonfinite.numpy(force=True) > 0].tolist() if column >= 0]
+            layer = self._layers.names[max(sick, key=lambda c: self._layers.depth[c])] if sick else ""
+            message = f"a later evaluation of the closure of step {self.count - 1} made NaN or Inf in {layer}."
+            raise NonFiniteError(layer, self.count - 1, message)
+        if updates.policy is not None:
+            updates.policy.clip_(gradients, magnitudes)
+
+    def _decide(self, updates: Updates, current: Measurement) -> None:
+        """Whether the update is made, and how far."""
+        skips_itself = current.moment.has_scaler  # a scaler that finds no gradients ends the run with an error
+        if self._on_nonfinite != "report" and not skips_itself and not current.is_finite():
+            current.mark_skipped()
+            if self._on_nonfinite == "raise":
+                self.finish(updates)
+                self._record.drain()
+                self._record.raise_nonfinite(current.moment.step)
+            for parameter in updates.parameters:
+                parameter.grad = None
+        elif updates.policy is not None:
+            current.clip_(updates.policy)
+
+    def _advise(self, kind: str, columns: list[int]) -> tuple[str, ...]:
+        return advise(kind, self._layers, clips=self._policy is not None)
+
+    def _loss_scale(self, gradients: list[Tensor]) -> Tensor | None:
+        return None if self.scaler is None else self.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))
+
+    def _say_that_both_clip(self, policy: Policy) -> None:
+        if not self._said_that_both_clip:
+            self._said_that_both_clip = True
+            logger.warning(
+                "gradwatch: this loop changes its gradients between backward() and step() (clip_grad_norm_?), and "
+                "clip=%s clips what is left. Keep one of them.",
+                policy.description,
+            )

@@ -1,0 +1,604 @@
+"""Watching changes nothing, leaves nothing behind, and no fault of gradwatch's own stops anyone's training."""
+
+import functools
+import inspect
+import itertools
+import logging
+import random
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import gradwatch
+from gradwatch import Memory, Thresholds
+from gradwatch.clip import Policy
+from gradwatch.sinks.jsonl import JsonLines
+from gradwatch.sinks.log import Log
+from gradwatch.sinks.tensorboard import TensorBoard
+from gradwatch.watcher.watcher import _open_watchers
+
+STEPS = 12
+EVERYTHING = {"histograms": True, "layer_scalars": True, "log_every_n_steps": 3}
+
+
+@pytest.fixture(autouse=True)
+def _no_watcher_outlives_its_test():
+    yield
+    for watcher in list(_open_watchers):
+        watcher.close()
+
+
+# what is trained
+
+
+class Mlp(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 1))
+
+
+class Cnn(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(),
+            nn.Dropout(0.2), nn.Linear(8, 1),
+        )  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.recurrent, self.head = kind(2, 5, num_layers=2, dropout=0.2, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x.reshape(-1, 3, 2))[0][:, -1])
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(2, 1, dim_feedforward=6, dropout=0.2, batch_first=True)
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.head(self.block(x.reshape(-1, 3, 2)).mean(1))
+
+
+class Embedded(nn.Module):
+    def __init__(self, sparse):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(10, 4, sparse=sparse), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.embedding((x * 2 + 5).long().clamp(0, 9)).mean(1))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).tanh()).tanh())
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused, self.norm = nn.Linear(6, 1), nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.used(self.norm(x))
+
+
+MODELS = {
+    "mlp": Mlp,
+    "cnn": Cnn,
+    "gru": lambda: Recurrent(nn.GRU),
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "transformer": Transformer,
+    "embedding": lambda: Embedded(sparse=False),
+    "sparse embedding": lambda: Embedded(sparse=True),
+    "tied": Tied,
+    "unused": Unused,
+}
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "fused adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, fused=True),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, momentum=0.5),
+}
+TAKES_SPARSE = {"sgd"}  # of torch's optimizers above; the others refuse sparse gradients
+ZOO = [
+    (model, optimizer)
+    for model, optimizer in itertools.product(MODELS, OPTIMIZERS)
+    if model != "sparse embedding" or optimizer in TAKES_SPARSE
+]
+
+
+def made(model, optimizer):
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    model = MODELS[model]()
+    return model, OPTIMIZERS[optimizer](model.parameters())
+
+
+def train(model, optimizer, steps=STEPS, watcher=None, spoil=(), lose=(), seesaw=1):
+    """A plain loop that draws from all three random generators; ``spoil`` steps see a NaN, ``lose`` observe one.
+
+    Every other observed loss is multiplied by ``seesaw``.
+    """
+    for step in range(steps):
+        x = torch.randn(8, 6) + random.random() + float(np.random.rand())
+        if step in spoil:
+            x[0, 0] = torch.nan
+        loss = (model(x) - 1).square().mean()
+        if watcher is not None:
+            watcher.observe_loss(loss * (torch.nan if step in lose else seesaw ** (step % 2)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def left_by(model, optimizer):
+    """Everything that a run leaves behind."""
+    return {
+        "weights and buffers": model.state_dict(),
+        "gradients": [p.grad for p in model.parameters()],
+        "optimizer": optimizer.state_dict(),
+        "torch's random state": torch.get_rng_state(),
+        "numpy's random state": np.random.get_state(),
+        "python's random state": random.getstate(),
+    }
+
+
+def bits(value):
+    """Plain values of which equality means equality in every bit, NaN included."""
+    if isinstance(value, torch.Tensor):
+        dense = value.detach().coalesce() if value.is_sparse else value.detach()
+        parts = [dense.indices(), dense.values()] if value.is_sparse else [dense]
+        return (str(value.dtype), tuple(value.shape), [part.numpy().tobytes() for part in parts])
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return {key: bits(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [bits(entry) for entry in value]
+    return value
+
+
+def assert_same_bits(left, expected):
+    for what in expected:
+        assert bits(left[what]) == bits(expected[what]), what
+
+
+# (a) nothing is changed
+
+
+@pytest.mark.parametrize(("model_name", "optimizer_name"), ZOO)
+def test_a_watched_run_leaves_every_bit_that_an_unwatched_one_leaves(model_name, optimizer_name, tmp_path):
+    bare, bare_optimizer = made(model_name, optimizer_name)
+    train(bare, bare_optimizer)
+    expected = left_by(bare, bare_optimizer)
+    model, optimizer = made(model_name, optimizer_name)
+    with gradwatch.watch(model, optimizer, log_dir=tmp_path, sinks=[Memory()], **EVERYTHING) as watcher:
+        train(model, optimizer, watcher=watcher)
+    assert_same_bits(left_by(model, optimizer), expected)
+    assert len(watcher.history) == STEPS
+    assert list(tmp_path.glob("*tfevents*"))
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_reading_while_training_changes_no_bit_either(model_name):
+    bare, bare_optimizer = made(model_name, "sgd")
+    train(bare, bare_optimizer, spoil=(9,))
+    expected = left_by(bare, bare_optimizer)
+    model, optimizer = made(model_name, "sgd")
+    read = []
+    with gradwatch.watch(model, optimizer, **EVERYTHING) as watcher:
+        model.register_forward_hook(lambda *_: read.append((watcher.findings, watcher.state_dict(), repr(watcher))))
+        train(model, optimizer, watcher=watcher, spoil=(9,))
+    assert len(read) == STEPS
+    assert_same_bits(left_by(model, optimizer), expected)
+
+
+# (b) nothing is left behind
+
+
+def traces(model, optimizer):
+    """Where hooks and attributes could stay: {place: what is there}."""
+    module_hooks = [name for name in vars(nn.Module()) if "hook" in name]
+    found = {"model": sorted(vars(model)), "optimizer": sorted(vars(optimizer))}
+    for path, module in model.named_modules():
+        found[f"module {path}"] = sorted(vars(module))
+        found |= {f"{name} of {path}": len(getattr(module, name)) for name in module_hooks if getattr(module, name)}
+    for path, parameter in model.named_parameters():
+        found[f"parameter {path}"] = sorted(vars(parameter))
+        found[f"hooks of {path}"] = [parameter._backward_hooks or None, parameter._post_accumulate_grad_hooks or None]
+    found |= {name: len(hooks) for name, hooks in vars(optimizer).items() if "hook" in name}
+    for module in (sys.modules["torch.optim.optimizer"], torch.nn.modules.module, torch.autograd.graph):
+        found |= {
+            name: len(hooks) for name, hooks in vars(module).items() if "hooks" in name and hasattr(hooks, "items")
+        }
+    found["step"] = optimizer.step.__func__
+    return found
+
+
+@pytest.mark.parametrize("steps", [0, 1, STEPS])
+@pytest.mark.parametrize("is_given", [True, False], ids=["optimizer given", "optimizer found"])
+@pytest.mark.parametrize("model_name", MODELS)
+def test_closing_leaves_no_hook_attribute_or_thread(model_name, is_given, steps, tmp_path):
+    bare, bare_optimizer = made(model_name, "sgd")
+    train(bare, bare_optimizer, steps)
+    model, optimizer = made(model_name, "sgd")
+    threads = threading.enumerate()
+    before = traces(model, optimizer)
+    given = optimizer if is_given else None
+    watcher = gradwatch.watch(model, given, log_dir=tmp_path, **EVERYTHING)
+    assert traces(model, optimizer) != before
+    train(model, optimizer, steps, watcher)
+    watcher.close()
+    watcher.close()
+    assert traces(model, optimizer) == traces(bare, bare_optimizer)
+    assert threading.enumerate() == threads
+    train(model, optimizer, 2)
+    assert len(watcher.history) == steps
+
+
+def test_closing_gives_a_scaler_its_own_step_back():
+    model, optimizer = made("mlp", "sgd")
+    scaler = torch.amp.GradScaler("cpu")
+    before = sorted(vars(scaler))
+    gradwatch.watch(model, optimizer, scaler=scaler).close()
+    assert sorted(vars(scaler)) == before
+
+
+class InterruptedLoopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "update"])
+def test_an_exception_in_the_loop_closes_and_flushes(where, tmp_path):
+    model, optimizer = made("mlp", "sgd")
+    before = traces(model, optimizer)
+    threads = threading.enumerate()
+    memory = Memory()
+
+    def interrupt(*_):
+        raise InterruptedLoopError
+
+    handle = None
+
+    def loop():
+        nonlocal handle
+        with gradwatch.watch(model, optimizer, log_dir=tmp_path, sinks=[memory], log_every_n_steps=1) as watcher:
+            watchers.append(watcher)
+            train(model, optimizer, 5, watcher, spoil=(4,))
+            handle = {
+                "forward": lambda: model.register_forward_hook(interrupt),
+                "backward": lambda: next(model.parameters()).register_hook(interrupt),
+                "update": lambda: optimizer.register_step_pre_hook(interrupt),
+            }[where]()
+            train(model, optimizer, 1, watcher)
+
+    watchers = []
+    with pytest.raises(InterruptedLoopError):
+        loop()
+    handle.remove()
+    (watcher,) = watchers
+    assert memory.closed
+    assert threading.enumerate() == threads
+    steps = len(watcher.history)
+    assert steps == (6 if where == "update" else 5)
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("grad_norm_total")] == list(range(steps))
+    assert len(events.Tensors("gradwatch/findings/text_summary")) == 1
+    optimizer.zero_grad()
+    left = traces(model, optimizer)
+    assert {place: left[place] for place in before if "parameter" not in place} == {
+        place: before[place] for place in before if "parameter" not in place
+    }
+
+
+# (c) no fault of gradwatch's own stops the training
+
+LONG = 30
+SICK = {"spoil": (28, 29), "lose": (14,), "seesaw": 5}
+SENSITIVE = Thresholds(
+    vanishing_norm=1e9, exploding_growth=1.001, stalled_update_ratio=1e9, unstable_jump=1e-9, patience=1
+)
+EXEMPT = {
+    "parameters_of",  # reads a stranger's optimizer, which may refuse: the last test of this file
+    "Watcher.observe_loss",  # users call it; what it calls is made to fail instead
+    "Outlets._each",  # is what keeps a sink's fault from training
+}
+NEEDED = {
+    "measure", "norms", "entries", "sample", "relative_change", "count_nonfinite",
+    "Measurement.__init__", "Measurement.follow_update", "Measurement.send", "Measurement.report",
+    "Detectors.observe", "Episode.advance", "advise", "RowBuilder.add", "RowBuilder.build", "History.append",
+    "HostCopy.__init__", "HostCopy.read", "Updates.moment", "Updates.use", "StepReport.__init__",
+    *(f"{sink}.{verb}" for sink in ("TensorBoard", "JsonLines", "Memory", "Log")
+      for verb in ("write_row", "write_finding")),
+    *(f"{detector}.{verb}" for detector in ("NonFiniteLoss", "NonFiniteGradient", "Exploding", "Vanishing", "Stalled",
+                                            "Unstable") for verb in ("examine", "explain")),
+}  # fmt: skip
+
+
+class InjectedError(Exception):
+    """Made to happen inside gradwatch."""
+
+
+def long_run(log_dir, clip=None, around=lambda loop: loop(), sinks=None):
+    """30 steps in which every kind of finding opens, under every sink; ``around`` runs the loop."""
+    model, optimizer = made("mlp", "adam")
+    sinks = [Memory(), JsonLines(log_dir / "run.jsonl")] if sinks is None else sinks
+    watcher = gradwatch.watch(
+        model, optimizer, clip=clip, log_dir=log_dir, thresholds=SENSITIVE, sinks=sinks, **EVERYTHING
+    )
+    around(lambda: train(model, optimizer, LONG, watcher, **SICK))
+    return watcher, model, optimizer
+
+
+def undecorated(value):
+    """The function inside a property, a static method or a decorator."""
+    return inspect.unwrap(getattr(value, "fget", None) or getattr(value, "__func__", value))
+
+
+def places():
+    """Where a function of gradwatch's stands: {code: (owner, name)}; owners are modules and classes."""
+    found = {}
+    for module_name in [name for name in sys.modules if name.startswith("gradwatch.")]:
+        module = sys.modules[module_name]
+        classes = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module_name]
+        for owner, (name, value) in [(each, item) for each in (module, *classes) for item in vars(each).items()]:
+            function = undecorated(value)
+            if inspect.isfunction(function) and function.__module__ == module_name:
+                found[function.__code__] = (owner, name)
+    return found
+
+
+def called_while_training(clip=None):
+    """(owner, name) of every function of gradwatch's that runs while a model trains under it, in order of call."""
+    known, called = places(), {}
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code in known:
+            called.setdefault(known[frame.f_code])
+
+    def under_note(loop):
+        sys.setprofile(note)
+        try:
+            loop()
+        finally:
+            sys.setprofile(None)
+
+    logger = logging.getLogger("gradwatch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            long_run(Path(directory), clip, under_note)[0].close()
+    finally:
+        logger.setLevel(level)
+    return {named(owner, name): (owner, name) for owner, name in called}
+
+
+def named(owner, name):
+    return f"{owner.__name__}.{name}" if isinstance(owner, type) else name
+
+
+CALLED = {name: at for name, at in called_while_training().items() if name not in EXEMPT}
+CALLED_BY_CLIPPING = {
+    name: at for name, at in called_while_training(clip=1.0).items() if name not in {*CALLED, *EXEMPT}
+}
+
+
+def break_(monkeypatch, owner, name):
+    """``owner.name`` raises, whoever holds it and however it is decorated; says how often it did."""
+    faults = []
+
+    def fail():
+        faults.append(name)
+        raise InjectedError("made to happen")
+
+    function = undecorated(vars(owner)[name])
+    monkeypatch.setitem(function.__globals__, "_fail", fail)
+    failing = (lambda *_args, **_kwargs: _fail()).__code__  # noqa: F821
+    monkeypatch.setattr(function, "__code__", failing.replace(co_freevars=function.__code__.co_freevars))
+    return faults
+
+
+@functools.cache
+def bits_of_an_unwatched_run():
+    model, optimizer = made("mlp", "adam")
+    train(model, optimizer, LONG, spoil=SICK["spoil"])
+    return bits(left_by(model, optimizer))
+
+
+def assert_still_answers(watcher):
+    assert isinstance(watcher.findings, list)
+    assert len(watcher.history["grad_norm"]) == len(watcher.history) <= LONG
+    assert isinstance(watcher.state_dict(), dict)
+    watcher.flush()
+    watcher.close()
+    watcher.close()
+
+
+def warnings_of_faults(caplog):
+    """Messages about faults of ours, a line each."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "gradwatch"
+        and ("a fault in gradwatch" in record.msg or "is left out from here" in record.msg)
+    ]
+
+
+def assert_warned_once(caplog, faults):
+    assert faults, "was not called: nothing was shown"
+    warnings = warnings_of_faults(caplog)
+    assert warnings
+    assert len(set(warnings)) == len(warnings)  # each part of the watcher speaks once
+    assert len(warnings) == 1 or len(faults) > 1  # one fault, one warning
+
+
+def test_every_function_that_the_issue_names_is_made_to_fail():
+    assert set(CALLED) >= NEEDED
+    assert {"scale_", "Measurement.clip_"} <= set(CALLED_BY_CLIPPING)
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch, caplog, tmp_path):
+    model, optimizer = made("mlp", "adam")
+    sinks = [Memory(), JsonLines(tmp_path / "run.jsonl")]
+    watcher = gradwatch.watch(model, optimizer, log_dir=tmp_path, thresholds=SENSITIVE, sinks=sinks, **EVERYTHING)
+    faults = break_(monkeypatch, *CALLED[name])
+    train(model, optimizer, LONG, watcher, **SICK)
+    assert bits(left_by(model, optimizer)) == bits_of_an_unwatched_run()
+    assert_still_answers(watcher)
+    assert_warned_once(caplog, faults)
+
+
+@pytest.mark.parametrize("name", {**CALLED, **CALLED_BY_CLIPPING})
+def test_a_fault_under_clipping_warns_once_and_training_goes_on(name, monkeypatch, caplog, tmp_path):
+    faults = []
+
+    def with_fault(loop):
+        nonlocal faults
+        faults = break_(monkeypatch, *{**CALLED, **CALLED_BY_CLIPPING}[name])
+        loop()
+
+    watcher, _, optimizer = long_run(tmp_path, 1.0, with_fault)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {LONG}
+    assert_still_answers(watcher)
+    assert_warned_once(caplog, faults)
+
+
+def test_a_faulty_clipping_policy_warns_once_and_training_goes_on(caplog):
+    faults = []
+
+    def clip_(gradients, magnitudes):
+        faults.append(clip_)
+        raise InjectedError("made to happen")
+
+    def new():
+        return Policy(clip_, "broken", new)
+
+    model, optimizer = made("mlp", "adam")
+    watcher = gradwatch.watch(model, optimizer, clip=new())
+    train(model, optimizer, LONG, watcher)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {LONG}
+    assert_still_answers(watcher)
+    assert_warned_once(caplog, faults)
+    assert len(warnings_of_faults(caplog)) == 1
+
+
+@pytest.mark.parametrize("verb", ["write_row", "write_finding", "flush", "close"])
+@pytest.mark.parametrize("sink", [TensorBoard, JsonLines, Memory, Log])
+def test_a_sink_that_fails_at_anything_is_left_out_with_one_warning(sink, verb, monkeypatch, caplog, tmp_path):
+    def with_fault(loop):
+        break_(monkeypatch, sink, verb)
+        loop()
+
+    json_lines = JsonLines(tmp_path / "run.jsonl")
+    watcher, model, optimizer = long_run(tmp_path, around=with_fault, sinks=[Memory(), json_lines])
+    assert bits(left_by(model, optimizer)) == bits_of_an_unwatched_run()
+    assert_still_answers(watcher)
+    (warning,) = warnings_of_faults(caplog)
+    assert f"{sink.__name__} failed to " in warning
+    assert len(watcher.history) == LONG
+    monkeypatch.undo()
+    json_lines.close()  # which may have been made to fail
+
+
+LOOPS = ("closure", "scaler", "by hand", "optimizer found")
+
+
+def run_of(kind, watcher_of):
+    """Parameters after 10 updates of a loop of this ``kind``."""
+    torch.manual_seed(0)
+    model = Mlp().eval()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=kind == "scaler", init_scale=16.0, growth_interval=3)
+    watcher = watcher_of(
+        model,
+        None if kind in ("by hand", "optimizer found") else optimizer,
+        **({"scaler": scaler} if kind == "scaler" else {}),
+    )
+
+    def loss_of(step):
+        optimizer.zero_grad()
+        loss = (model(torch.full((4, 6), step / 5)) - 1).square().mean() * (torch.inf if step == 6 else 1)
+        scaler.scale(loss).backward()
+        return loss
+
+    for step in range(10):
+        if kind == "closure":
+            optimizer.step(functools.partial(loss_of, step))
+            continue
+        loss = loss_of(step)
+        if kind == "by hand" and watcher is not None:
+            watcher.step(loss=loss)
+        scaler.step(optimizer)
+        scaler.update()
+    return watcher, [bits(parameter) for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+@pytest.mark.parametrize("name", sorted(set(CALLED) - {name for name in CALLED if "." in name and "write" in name}))
+def test_a_fault_stops_no_other_kind_of_loop(kind, name, monkeypatch):
+    _, expected = run_of(kind, lambda *_args, **_kwargs: None)
+
+    def watched(*args, **options):
+        watcher = gradwatch.watch(*args, **options)
+        break_(monkeypatch, *CALLED[name])
+        return watcher
+
+    watcher, parameters = run_of(kind, watched)
+    assert parameters == expected
+    assert_still_answers(watcher)
+
+
+def test_a_closure_that_returns_no_single_loss_is_no_error():
+    model, optimizer = made("mlp", "sgd")
+
+    def closure():
+        optimizer.zero_grad()
+        losses = (model(torch.ones(4, 6)) - 1).square()
+        losses.mean().backward()
+        return losses
+
+    with gradwatch.watch(model, optimizer) as watcher:
+        assert optimizer.step(closure).shape == (4, 1)
+    assert len(watcher.history) == 1
+
+
+def test_an_optimizer_of_strangers_that_cannot_be_read_is_left_alone():
+    class Strange(torch.optim.SGD):
+        @property
+        def param_groups(self):
+            if self.__dict__.get("is_strange"):
+                raise InjectedError("made to happen")
+            return self.__dict__["groups"]
+
+        @param_groups.setter
+        def param_groups(self, groups):
+            self.__dict__["groups"] = groups
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            return None
+
+    model, _ = made("mlp", "sgd")
+    strange = Strange(nn.Linear(2, 2).parameters(), lr=0.1)
+    strange.is_strange = True
+    with gradwatch.watch(model):
+        strange.step()
