@@ -92,8 +92,10 @@ class BackwardPass:
                 self._handles.pop(column).remove()
                 self._arrived.pop(column, None)
 
-    def before_change(self, columns: Sequence[int], *, has_cycled: bool) -> AtEnd | None:
-        """Magnitudes from the end of the backward pass, where the gradients of ``columns`` changed since; else None.
+    def before_change(self, columns: Sequence[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
+        """Whether the gradients of ``columns`` changed since the backward pass, and if so their magnitudes at its end.
+
+        None for the latter, too, where nobody measured there: the first such change, or ``torch.distributed``.
 
         Args:
             columns: the watched ones of the optimizer that is about to update.
@@ -107,7 +109,7 @@ class BackwardPass:
         self._measures = self._can_measure and (self._was_changed or not has_cycled)
         if not self._measures:
             self._at_end = None
-        return at_end
+        return is_changed, at_end
 
     def remove(self) -> None:
         """Takes every hook off; twice is fine."""

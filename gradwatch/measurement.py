@@ -36,6 +36,7 @@ class Moment:
         figures: names of ``gradwatch.report.FIGURES`` to measure.
         entries: whether to take entries for histograms.
         has_scaler: a gradient scaler skips the update by itself where a gradient is not finite.
+        already_clipped: as in ``StepReport``.
     """
 
     step: int
@@ -45,6 +46,7 @@ class Moment:
     figures: frozenset[str]
     entries: bool
     has_scaler: bool = False
+    already_clipped: bool = False
 
 
 class Measurement:
@@ -156,6 +158,7 @@ class Measurement:
             loss=loss,
             skipped=self._skipped or overflowed,
             overflowed=overflowed,
+            already_clipped=self.moment.already_clipped,
             sampled=self._sampled,
             figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,

@@ -44,6 +44,7 @@ class StepReport:
         loss: mean of the losses observed for this step, None where none was.
         skipped: no update was made from this step.
         overflowed: skipped by a gradient scaler, which then lowers its loss scale.
+        already_clipped: the loop changed the gradients before anyone measured them: every figure is one after that.
         sampled: the figures below may be judged by detectors (they are measured at logged steps, too).
         figures: (P,) float64 for each name of ``FIGURES`` measured at this step; NaN where not measured.
         weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
@@ -63,6 +64,7 @@ class StepReport:
     loss: float | None = None
     skipped: bool = False
     overflowed: bool = False
+    already_clipped: bool = False
     sampled: bool = False
     figures: Mapping[str, Floats] = field(default_factory=dict)
     weight_nonfinite: NDArray[np.int64] | None = None

@@ -193,6 +193,30 @@ def test_the_trainers_clipping_is_seen_past(pl, tmp_path):
     assert callback.watcher.history["grad_norm_total"][0] > 1
 
 
+def test_clipping_in_manual_optimization_is_seen_past(pl, tmp_path):
+    class Clipping(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.net, self.totals = nn.Linear(4, 1), []
+
+        def training_step(self, batch, index):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward((self.net(batch[0]) - 1).square().mean())
+            self.totals.append(torch.nn.utils.get_total_norm([p.grad for p in self.parameters()]).item())
+            self.clip_gradients(optimizer, gradient_clip_val=1e-3, gradient_clip_algorithm="norm")
+            optimizer.step()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    callback, module = GradWatch(), Clipping()
+    fit(pl, module, callback, tmp_path)
+    np.testing.assert_allclose(callback.watcher.history["grad_norm_total"], module.totals, rtol=1e-4)
+    np.testing.assert_allclose(callback.watcher.history["grad_norm_clipped_total"], 1e-3, rtol=1e-2)
+
+
 def test_sinks_are_closed_and_hooks_taken_off_after_the_fit(pl, tmp_path):
     memory, module = Memory(), module_of(pl)
     trainer = fit(pl, module, GradWatch(sinks=[memory]), tmp_path)
@@ -219,6 +243,51 @@ def test_a_fit_resumed_from_a_checkpoint_goes_on_counting(pl, tmp_path):
     assert second.watcher.history.steps.tolist() == list(range(8, 16))
     assert [(f.kind, f.step) for f in second.findings] == [("nonfinite", 6)]
     assert second.findings[0].last_step == 15
+
+
+@pytest.mark.parametrize("cut", [1, 5, 8, 11, 14])
+@pytest.mark.parametrize("clip", [None, "auto"])
+def test_a_fit_cut_at_any_batch_finds_what_the_uncut_one_finds(pl, tmp_path, cut, clip):
+    class Spikes(pl.LightningModule):
+        """Batches are alike, since Lightning begins a cut epoch's data anew; what is sick follows the global step."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+        def training_step(self, batch, index):
+            step = self.trainer.global_step
+            loss = (self.net(torch.ones(8, 4)) - 1).square().mean()
+            return loss * torch.nan if step == 6 else loss + step * 1e-3
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    def callback():
+        thresholds = gradwatch.Thresholds(vanishing_norm=1e9, patience=3)
+        return GradWatch(clip=clip, on_nonfinite="skip", thresholds=thresholds)
+
+    def fit_of(*callbacks, ckpt_path=None):
+        trainer = pl.Trainer(
+            callbacks=list(callbacks),
+            max_epochs=2,
+            accelerator="cpu",
+            logger=False,
+            default_root_dir=tmp_path,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Spikes(), data(), ckpt_path=ckpt_path)
+
+    saves = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+    whole, second = callback(), callback()
+    fit_of(whole, saves)
+    fit_of(second, ckpt_path=tmp_path / f"step={cut}.ckpt")
+    assert second.watcher.history.steps[0] == cut
+    assert second.findings == whole.findings
+    totals = [watch.watcher.history["grad_norm_clipped_total"] for watch in (second, whole)]
+    np.testing.assert_array_equal(totals[0], totals[1][cut:])
 
 
 PROGRAM = """

@@ -96,11 +96,16 @@ def test_figures_of_entries_are_before_clipping_too():
         np.testing.assert_allclose(clipped.history[name][0, 0], expected.item(), rtol=1e-3, err_msg=name)
 
 
-def test_clipping_that_begins_late_is_seen_past_from_the_next_step_on():
+def test_clipping_that_begins_late_is_seen_past_from_the_next_step_on(caplog):
     watcher, before, after, _ = train(CLIPS["norm"], begins=5)
     known = np.arange(STEPS) != 5
     np.testing.assert_allclose(watcher.history["grad_norm"][known], before[known], rtol=1e-4)
     np.testing.assert_allclose(watcher.history["grad_norm_clipped_total"], after, rtol=1e-4)
+    assert watcher.history["already_clipped"].tolist() == (~known).tolist()
+    assert [record.message for record in caplog.records if "already clipped" in record.message] == [
+        "gradwatch: the gradients of step 5 were already clipped, or changed otherwise, between backward() and step(); "
+        "its figures are those after (history['already_clipped']). Use clip=… here instead."
+    ]
 
 
 def test_an_explosion_behind_clipping_is_found():

@@ -29,6 +29,7 @@ _PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
     "grad_norm_clipped_total": (np.float64, np.nan, lambda report: report.grad_norm_clipped_total),
     "loss": (np.float64, np.nan, lambda report: np.nan if report.loss is None else report.loss),
     "skipped": (np.bool_, False, lambda report: report.skipped),
+    "already_clipped": (np.bool_, False, lambda report: report.already_clipped),
 }
 
 
@@ -37,8 +38,9 @@ class History:
 
     ``history["grad_norm"]`` is (S, P) float32 as measured before clipping, NaN where not measured;
     ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.report.FIGURES`` (S, P), NaN at steps where it was
-    not measured; ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``, ``["skipped"]`` and
-    ``["optimizer"]`` are (S,). Every array is a copy.
+    not measured; ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``, ``["skipped"]``,
+    ``["already_clipped"]`` (figures of that step are after the loop's own clipping) and ``["optimizer"]`` are (S,).
+    Every array is a copy.
 
     Attributes:
         layers: P names.

@@ -66,7 +66,7 @@ class Steps:
         self._policy, self._on_nonfinite, self._thresholds = policy, on_nonfinite, thresholds
         self._updates: dict[int | None, Updates] = {}
         self._restored: deque[dict[str, Any]] = deque()
-        self._said_that_both_clip = False
+        self._said: set[str] = set()
 
     def updates_of(self, key: int | None) -> Updates:
         """What lives across the updates of one optimizer, None for a loop without one; made at first sight."""
@@ -116,13 +116,13 @@ class Steps:
             self._evaluate_again(updates, gradients, columns)
             return
         self.finish(updates)
-        at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
-        if at_end is not None and updates.policy is not None:
-            self._say_that_both_clip(updates.policy)
+        is_changed, at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
+        if is_changed:
+            self._say_that_the_loop_clips(updates.policy, is_seen_past=at_end is not None)
         if not updates.is_settled:
             self._backward.settle(updates.watched)
             updates.is_settled = True
-        moment = updates.moment(self.count, self._cadence, has_scaler)
+        moment = updates.moment(self.count, self._cadence, has_scaler, already_clipped=is_changed and at_end is None)
         updates.current = Measurement(
             moment,
             self._layers,
@@ -207,11 +207,19 @@ class Steps:
     def _loss_scale(self, gradients: list[Tensor]) -> Tensor | None:
         return None if self.scaler is None else self.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))
 
-    def _say_that_both_clip(self, policy: Policy) -> None:
-        if not self._said_that_both_clip:
-            self._said_that_both_clip = True
+    def _say_that_the_loop_clips(self, policy: Policy | None, *, is_seen_past: bool) -> None:
+        """Once, where both clip; once, where the gradients before the loop's clipping are not known."""
+        if policy is not None and "both" not in self._said:
+            self._said.add("both")
             logger.warning(
                 "gradwatch: this loop changes its gradients between backward() and step() (clip_grad_norm_?), and "
                 "clip=%s clips what is left. Keep one of them.",
                 policy.description,
+            )
+        if not is_seen_past and policy is None and "missed" not in self._said:
+            self._said.add("missed")
+            logger.warning(
+                "gradwatch: the gradients of step %d were already clipped, or changed otherwise, between backward() "
+                "and step(); its figures are those after (history['already_clipped']). Use clip=… here instead.",
+                self.count,
             )

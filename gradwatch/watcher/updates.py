@@ -78,11 +78,12 @@ class Updates:
             self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
             self.watched = [column for column in found if column is not None]
 
-    def moment(self, step: int, cadence: Cadence, has_scaler: bool) -> Moment:
+    def moment(self, step: int, cadence: Cadence, has_scaler: bool, already_clipped: bool) -> Moment:
         """What the coming update is asked for."""
         sampled, logged = cadence.is_sampled(self.count), cadence.is_logged(self.count)
         figures = (DETECTION_FIGURES if sampled else frozenset()) | (cadence.row_figures if logged else frozenset())
-        return Moment(step, self.index, self.count, sampled, figures, logged and cadence.histograms, has_scaler)
+        entries = logged and cadence.histograms
+        return Moment(step, self.index, self.count, sampled, figures, entries, has_scaler, already_clipped)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run goes on from."""

@@ -180,8 +180,7 @@ class Watcher:
         """
         for optimizer in optimizers or ():
             self._steps.updates_of(id(optimizer))  # in the order given, whichever steps first
-        if sees_gradients:
-            self._backward.measure_ends()
+        self._backward.measure_ends()
         before = self.before_update if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns)
         self._undo.append(hooks.remove)
