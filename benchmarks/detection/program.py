@@ -1,0 +1,115 @@
+"""What a program of the benchmark is: a small training run, and what is claimed of it.
+
+Knows nothing of gradwatch: a program trains the same whether anyone looks or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Observe = Callable[[Tensor], None]
+"""Takes each loss before its backward pass."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run, ready to start.
+
+    Attributes:
+        model: what is trained, or ``{name: module}`` for several.
+        optimizers: that update it.
+        steps: how many times ``step`` is called.
+        step: (number from 0, observe) → one iteration: forward, ``observe(loss)``, backward, update.
+    """
+
+    model: nn.Module | Mapping[str, nn.Module]
+    optimizers: Sequence[Optimizer]
+    steps: int
+    step: Callable[[int, Observe], None]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A training run and what is claimed of it; ``prove.py`` measures the claim on the bare run.
+
+    Attributes:
+        name: of the function that makes it.
+        make: seed → ``Training``.
+        kind: of the finding that it deserves; None for a healthy program.
+        also: kinds that would be right, too.
+        layers: globs over parameter names: the sick ones. Empty: whichever the proof measures.
+        attainable: for ``vanishing``, ``stalled``: a loss that the cured program reaches in as many steps.
+        falls_to: for healthy programs: the share of its first loss that its last ones fall to, or less.
+        seeds: whether other seeds change it.
+    """
+
+    name: str
+    make: Callable[[int], Training]
+    kind: str | None
+    also: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    attainable: float | None = None
+    falls_to: float = 0.7
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it belongs to the half that is only measured on, never tuned on."""
+        return hashlib.sha256(self.name.encode()).digest()[0] % 2 == 1
+
+
+PROGRAMS: dict[str, Program] = {}
+
+
+def faulty(
+    kind: str, *, also: Sequence[str] = (), layers: Sequence[str] = (), attainable: float | None = None
+) -> Callable[[Callable[[int], Training]], Callable[[int], Training]]:
+    """Registers a sick program."""
+
+    def register(make: Callable[[int], Training]) -> Callable[[int], Training]:
+        return _add(Program(make.__name__, make, kind, tuple(also), tuple(layers), attainable))
+
+    return register
+
+
+def healthy(*, falls_to: float = 0.7) -> Callable[[Callable[[int], Training]], Callable[[int], Training]]:
+    """Registers a program that learns: its last losses are at most ``falls_to`` times its first."""
+
+    def register(make: Callable[[int], Training]) -> Callable[[int], Training]:
+        return _add(Program(make.__name__, make, None, falls_to=falls_to))
+
+    return register
+
+
+def plain(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_of: Callable[[int], Tensor],
+    steps: int,
+    *,
+    zero: bool = True,
+    before_update: Callable[[int], None] = lambda step: None,
+) -> Training:
+    """The loop that most people write: ``loss_of(step)`` is the forward pass."""
+
+    def step(number: int, observe: Observe) -> None:
+        if zero:
+            optimizer.zero_grad()
+        loss = loss_of(number)
+        observe(loss)
+        loss.backward()
+        before_update(number)
+        optimizer.step()
+
+    return Training(model, [optimizer], steps, step)
+
+
+def _add(program: Program) -> Callable[[int], Training]:
+    if program.name in PROGRAMS:
+        raise ValueError(f"two programs are called {program.name!r}")
+    PROGRAMS[program.name] = program
+    return program.make

@@ -1,0 +1,164 @@
+"""Every label, proven on the bare run: ``python -m benchmarks.detection.prove [NAME…]``.
+
+The criteria say what each word means. They look at the whole run, the future included, in float64; a detector may not.
+
+nonfinite: a gradient entry or the loss is NaN or Inf. Onset: the first such update. Layers: those with such entries.
+exploding: a layer's norm rises to ten times its median over all updates before (over the first, where it is the first
+    few), and harm follows: within the run the loss is NaN or Inf, or its last tenth is above what it was before the
+    onset by half. Onset: the first such update. Layers: those at five times their own median by then.
+vanishing: in a lasting stretch, from its onset to the last update or for at least half of the run, the root mean square
+    of layers' gradients is below a thousandth of the largest among the weights (or exactly zero), and the run has not
+    got down to 1.2 times the loss that the cured program attains. Layers: those.
+stalled: no weight moves by more than a millionth of its norm an update, and the loss stays above 1.2 times attainable.
+unstable: the loss jumps up by its own first value at least six times within some forty updates.
+healthy: no gradient or loss is NaN or Inf, and the mean of the last tenth of the losses is at most ``falls_to`` times
+    that of the first twentieth.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.detection.bare import Bare, run_bare
+from benchmarks.detection.program import PROGRAMS, Program
+
+SEEDS = (0, 1, 2)
+GROWTH, SHARE = 10.0, 1e-3
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the bare run shows of a program under one seed.
+
+    Attributes:
+        holds: whether the label is true.
+        onset: first sick update.
+        layers: the sick ones.
+        first_nonfinite: first update at which a gradient or the loss is NaN or Inf, None where none is.
+        why: in words, with figures.
+    """
+
+    holds: bool
+    onset: int
+    layers: tuple[str, ...]
+    first_nonfinite: int | None
+    why: str
+
+
+def prove(program: Program, bare: Bare) -> Proof:
+    """Measures the claim of ``program`` on its bare run."""
+    sick = np.flatnonzero((bare.nonfinite.sum(1) > 0) | np.isinf(bare.loss) | _nan_loss(bare))
+    first = int(sick[0]) if len(sick) else None
+    if program.kind is None:
+        begin = np.nanmean(bare.loss[: max(1, len(bare.loss) // 20)])
+        end = np.nanmean(bare.loss[-max(1, len(bare.loss) // 10) :])
+        holds = first is None and bool(end <= program.falls_to * begin)
+        return Proof(holds, 0, (), first, f"loss {begin:.4g} → {end:.4g}, first NaN or Inf {first}")
+    onset, layers, why = {
+        "nonfinite": _nonfinite,
+        "exploding": _exploding,
+        "vanishing": _vanishing,
+        "stalled": _stalled,
+        "unstable": _unstable,
+    }[program.kind](bare, first, program)
+    if program.layers:
+        layers = tuple(name for name in layers if any(fnmatch.fnmatchcase(name, glob) for glob in program.layers))
+        onset = onset if layers else None
+    return Proof(onset is not None, -1 if onset is None else onset, layers, first, why)
+
+
+def _nonfinite(bare, first, program):
+    if first is None:
+        return None, (), "nothing is NaN or Inf"
+    layers = tuple(name for name, count in zip(bare.names, bare.nonfinite[first]) if count) or ("",)
+    return first, layers, f"first at {first} in {len(layers)} of {len(bare.names)}"
+
+
+def _exploding(bare, first, program):
+    norms = np.where(np.isfinite(bare.grad_norm), bare.grad_norm, np.nan)
+    for step in range(1, len(norms)):
+        with np.errstate(all="ignore"):
+            past = np.nanmedian(np.where(norms[:step] > 0, norms[:step], np.nan), axis=0)
+            growth = norms[step] / past
+        if np.nanmax(growth, initial=0) < GROWTH:
+            continue
+        before = np.nanmax(bare.loss[:step], initial=-np.inf)
+        tail = bare.loss[-max(1, len(bare.loss) // 10) :]
+        harm = (first is not None and first >= step) or bool(np.nanmean(tail) > 1.5 * np.nanmean(bare.loss[:step]))
+        if harm:
+            layers = tuple(name for name, factor in zip(bare.names, growth) if factor >= GROWTH / 2)
+            return step, layers, f"× {np.nanmax(growth):.3g} at {step}, loss before {before:.3g}, NaN at {first}"
+    return None, (), f"no norm rose ten times with harm, NaN at {first}"
+
+
+def _vanishing(bare, first, program):
+    end = len(bare.grad_rms) if first is None else first
+    rms = bare.grad_rms[:end]
+    is_weight = np.array([not np.isnan(rms[:, i]).all() for i in range(rms.shape[1])])
+    with np.errstate(all="ignore"):
+        largest = np.nanmax(np.where(is_weight, rms, np.nan), axis=1, keepdims=True)
+        tiny = (rms < SHARE * largest) | (rms == 0)
+    late = program.attainable is None or not np.nanmean(bare.loss[-max(1, end // 10) :]) <= 1.2 * program.attainable
+    best, run = None, 0
+    for step in range(end):
+        run = run + 1 if tiny[step].any() else 0
+        if run and (step == end - 1 or run >= end / 2):
+            best = step - run + 1
+            break
+    if best is None or not late:
+        return None, (), f"no lasting vanishing (or loss attained: {not late})"
+    share = tiny[best : step + 1].mean(0)
+    layers = tuple(name for name, often in zip(bare.names, share) if often > 0.5)
+    last = float(np.nanmean(bare.loss[-max(1, end // 10) :]))
+    return best if layers else None, layers, f"since {best} in {len(layers)}, loss {last:.4g} of {program.attainable}"
+
+
+def _stalled(bare, first, program):
+    with np.errstate(all="ignore"):
+        moved = np.nanmax(np.where(bare.weight_norm > 0, bare.change / bare.weight_norm, 0), axis=1)
+    late = program.attainable is None or np.nanmean(bare.loss[-10:]) > 1.2 * program.attainable
+    holds = first is None and bool((moved < 1e-6).all()) and late
+    return (0 if holds else None), ("",), f"largest update {moved.max():.3g} of its weight"
+
+
+def _unstable(bare, first, program):
+    rises = np.diff(bare.loss) > abs(bare.loss[0])
+    for step in range(len(rises)):
+        if rises[max(0, step - 39) : step + 1].sum() >= 6:
+            return int(np.flatnonzero(rises)[0]) + 1, ("",), f"six jumps by {step + 1}"
+    return None, (), f"{int(rises.sum())} jumps in all"
+
+
+def _nan_loss(bare: Bare) -> np.ndarray:
+    """Where the loss is NaN though losses are observed."""
+    return np.isnan(bare.loss) & bool(np.isfinite(bare.loss).any())
+
+
+def main(names: list[str]) -> int:
+    """Proves the programs named, or all; prints each; returns how many claims failed."""
+    from benchmarks.detection import faulty, healthy  # noqa: F401  they register themselves
+
+    failed = 0
+    for program in [PROGRAMS[name] for name in names] or PROGRAMS.values():
+        for seed in SEEDS:
+            begin = time.perf_counter()
+            proof = prove(program, run_bare(program, seed))
+            seconds = time.perf_counter() - begin
+            failed += not proof.holds
+            verdict = "proven" if proof.holds else "NOT PROVEN"
+            layers = ", ".join(proof.layers[:4]) + (" …" if len(proof.layers) > 4 else "")
+            print(
+                f"{verdict} {program.name} seed {seed}: {program.kind or 'healthy'} since {proof.onset} in [{layers}]: "
+                f"{proof.why} ({seconds:.1f} s)",
+                flush=True,
+            )
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)
