@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check screenshots
+.PHONY: demo test check screenshots bench-detection
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -20,7 +20,15 @@ screenshots: .venv/installed  ## the pictures of README and docs, from a fresh d
 	$(BIN)/python -m gradwatch.demo
 	$(BIN)/python docs/screenshots.py
 
+bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)
+	$(BIN)/python -m benchmarks.detection.prove
+	$(BIN)/python -m benchmarks.detection.run --half all --write
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
