@@ -26,6 +26,7 @@ class Bare:
         weight_norm: (S, P) before the update; of finite entries.
         change: (S, P) L2 norm of the update.
         loss: (S,) the mean of the losses observed since the update before; NaN where none was.
+        observed: (S,) bool, whether any was.
     """
 
     names: tuple[str, ...]
@@ -35,6 +36,7 @@ class Bare:
     weight_norm: NDArray[np.float64]
     change: NDArray[np.float64]
     loss: NDArray[np.float64]
+    observed: NDArray[np.bool_]
 
 
 def start(program: Program, seed: int) -> Training:
@@ -51,7 +53,7 @@ def run_bare(program: Program, seed: int) -> Bare:
     parameters = list(named.values())
     latest: dict[int, Tensor] = {}
     rows: list[tuple[list[float], list[float], list[int], list[float]]] = []
-    changes, losses, observed = [], [], []
+    changes, losses, has_loss, observed = [], [], [], []
     before: dict[int, Tensor] = {}
 
     for parameter in parameters:
@@ -74,6 +76,7 @@ def run_bare(program: Program, seed: int) -> Bare:
         )
         before.update({id(p): _wide(p).clone() for p in parameters})
         losses.append(float(np.mean(observed)) if observed else np.nan)
+        has_loss.append(bool(observed))
         observed.clear()
 
     def leave(optimizer, _args, _kwargs):
@@ -86,7 +89,7 @@ def run_bare(program: Program, seed: int) -> Bare:
     for number in range(training.steps):
         training.step(number, lambda loss: observed.append(float(loss.detach())))
     columns = [np.array(column) for column in zip(*rows)]
-    return Bare(tuple(named), *columns, np.array(changes), np.array(losses))
+    return Bare(tuple(named), *columns, np.array(changes), np.array(losses), np.array(has_loss))
 
 
 def named_parameters(training: Training) -> Iterator[tuple[str, Tensor]]:

@@ -3,9 +3,9 @@
 The criteria say what each word means. They look at the whole run, the future included, in float64; a detector may not.
 
 nonfinite: a gradient entry or the loss is NaN or Inf. Onset: the first such update. Layers: those with such entries.
-exploding: a layer's norm rises to ten times its median over all updates before (over the first, where it is the first
+exploding: before anything is NaN or Inf, a layer's norm rises to ten times its median over all updates before (over the first, where it is the first
     few), and harm follows: within the run the loss is NaN or Inf, or its last tenth is above what it was before the
-    onset by half. Onset: the first such update. Layers: those at five times their own median by then.
+    onset by half. Onset: the first such update. Layers: those at five times their own median then or within three updates.
 vanishing: in a lasting stretch, from its onset to the last update or for at least half of the run, the root mean square
     of layers' gradients is below a thousandth of the largest among the weights (or exactly zero), and the run has not
     got down to 1.2 times the loss that the cured program attains. Layers: those.
@@ -52,7 +52,7 @@ class Proof:
 
 def prove(program: Program, bare: Bare) -> Proof:
     """Measures the claim of ``program`` on its bare run."""
-    sick = np.flatnonzero((bare.nonfinite.sum(1) > 0) | np.isinf(bare.loss) | _nan_loss(bare))
+    sick = np.flatnonzero((bare.nonfinite.sum(1) > 0) | (bare.observed & ~np.isfinite(bare.loss)))
     first = int(sick[0]) if len(sick) else None
     if program.kind is None:
         begin = np.nanmean(bare.loss[: max(1, len(bare.loss) // 20)])
@@ -81,7 +81,7 @@ def _nonfinite(bare, first, program):
 
 def _exploding(bare, first, program):
     norms = np.where(np.isfinite(bare.grad_norm), bare.grad_norm, np.nan)
-    for step in range(1, len(norms)):
+    for step in range(1, len(norms) if first is None else first):
         with np.errstate(all="ignore"):
             past = np.nanmedian(np.where(norms[:step] > 0, norms[:step], np.nan), axis=0)
             growth = norms[step] / past
@@ -91,7 +91,9 @@ def _exploding(bare, first, program):
         tail = bare.loss[-max(1, len(bare.loss) // 10) :]
         harm = (first is not None and first >= step) or bool(np.nanmean(tail) > 1.5 * np.nanmean(bare.loss[:step]))
         if harm:
-            layers = tuple(name for name, factor in zip(bare.names, growth) if factor >= GROWTH / 2)
+            with np.errstate(all="ignore"):
+                soon = np.nanmax(norms[step : step + 4], axis=0) / past
+            layers = tuple(name for name, factor in zip(bare.names, soon) if factor >= GROWTH / 2)
             return step, layers, f"× {np.nanmax(growth):.3g} at {step}, loss before {before:.3g}, NaN at {first}"
     return None, (), f"no norm rose ten times with harm, NaN at {first}"
 
@@ -132,11 +134,6 @@ def _unstable(bare, first, program):
         if rises[max(0, step - 39) : step + 1].sum() >= 6:
             return int(np.flatnonzero(rises)[0]) + 1, ("",), f"six jumps by {step + 1}"
     return None, (), f"{int(rises.sum())} jumps in all"
-
-
-def _nan_loss(bare: Bare) -> np.ndarray:
-    """Where the loss is NaN though losses are observed."""
-    return np.isnan(bare.loss) & bool(np.isfinite(bare.loss).any())
 
 
 def main(names: list[str]) -> int:

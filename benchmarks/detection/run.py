@@ -1,6 +1,6 @@
 """Programs × seeds × tools: ``python -m benchmarks.detection.run --half tune|measured|all [--write]``.
 
-Every program runs three times a seed: bare (the proof), watched by gradwatch with its losses, and without them; and once
+Every program runs three times a seed: bare (the proof), watched by gradwatch with its losses, and without; and once
 more with the rivals listening. A verdict is one tool's word on one run, beside what the proof says.
 """
 
