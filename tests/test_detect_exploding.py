@@ -13,7 +13,7 @@ from gradwatch.findings import Thresholds
 
 def slow_loss_suffers(losses):
     """``loss_level`` over a whole run, a step at a time."""
-    mean = spread = 0.0
+    mean = spread = largest = 0.0
     seen = 0
     suffers = []
     for loss in losses:
@@ -22,12 +22,14 @@ def slow_loss_suffers(losses):
         elif not math.isfinite(loss):
             suffers.append(True)
         elif seen == 0:
-            mean, seen = loss, 1
+            mean, largest, seen = loss, abs(loss), 1
             suffers.append(False)
         else:
             allowed = max(loss_level.RISE * abs(mean), loss_level.SPREADS * spread)
             above = loss - mean
-            suffers.append(above > allowed)
+            if seen < loss_level.FIRST_STEPS and abs(loss) < loss_level.RUNAWAY * largest:
+                largest = max(largest, abs(loss))
+            suffers.append(above > allowed or loss < -loss_level.RUNAWAY * largest)
             if allowed > 0 and abs(above) > allowed:
                 above = math.copysign(allowed, above)
             share = 1 / min(seen + 1, loss_level.HORIZON)

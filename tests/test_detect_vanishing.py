@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from reports import INF, NAN, examine_all, findings, kinds, random_walks, report, run_of, sick_columns, table, times
 
 from gradwatch.detect.vanishing import (
+    BEGUN,
     DEPTH_RATIO,
     FIRST_STEPS,
     GONE_RATIO,
+    IDLE_RATIO,
+    IDLE_STEPS,
+    LOSSES,
     PATIENCE,
     RECOVERING,
+    STIRRING,
     UNIMPROVED,
     Vanishing,
 )
@@ -22,7 +27,7 @@ from gradwatch.layers import of_tensors
 
 def slow_vanishing(reports, layers):
     """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
-    first_total, first_loss, updates, past = 0.0, None, 0, {}
+    first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
     told = []
     for step in reports:
         if not any(step.measured) or not math.isfinite(step.grad_norm_total):
@@ -31,7 +36,10 @@ def slow_vanishing(reports, layers):
         if updates < FIRST_STEPS:
             first_total = max(first_total, step.grad_norm_total)
         updates += 1
-        first_loss = step.loss if first_loss is None else first_loss
+        if first_loss is None:
+            first_loss = recent = step.loss
+        elif step.loss is not None and math.isfinite(step.loss):
+            recent += (step.loss - recent) / LOSSES
         gone = step.grad_norm_total <= GONE_RATIO * first_total
         if step.loss is None or first_loss is None:
             gone = gone and first_total == 0
@@ -40,19 +48,23 @@ def slow_vanishing(reports, layers):
         if gone:
             told.append({column for column in range(len(layers)) if step.measured[column]})
             continue
-        ratios = slow_faded(step, layers)
+        idle = updates > IDLE_STEPS and first_loss is not None and 0 < BEGUN * first_loss < recent
+        ratios = slow_faded(step, layers, IDLE_RATIO if idle else DEPTH_RATIO)
         past = {column: before for column, before in past.items() if column in ratios or not step.measured[column]}
         due = set()
         for column, ratio in ratios.items():
             before = past.setdefault(column, [])
-            if len(before) < PATIENCE - 1 or ratio <= RECOVERING * before[-(PATIENCE - 1)]:
+            if (
+                len(before) < PATIENCE - 1
+                or ratio <= (RECOVERING if ratio < DEPTH_RATIO else STIRRING) * before[-(PATIENCE - 1)]
+            ):
                 due.add(column)
             before.append(ratio)
         told.append(due)
     return told
 
 
-def slow_faded(step, layers):
+def slow_faded(step, layers, limit):
     """{column: its root mean square as a share of the largest after the boundary} of what is faint at one step."""
     rms = {
         column: step.grad_norm[column] / math.sqrt(max(layers.tensors[column].numel(), 1))
@@ -65,14 +77,14 @@ def slow_faded(step, layers):
     for place in range(len(weights) - 1):
         before = max(rms[column] for column in weights[: place + 1])
         after = max(rms[column] for column in weights[place + 1 :])
-        if before < DEPTH_RATIO * after:
+        if before < limit * after:
             boundary, strongest = weights[place], after
     if boundary is None:
         return {}
     return {
         column: rms[column] / strongest
         for column in by_depth
-        if layers.depth[column] <= layers.depth[boundary] and rms[column] < DEPTH_RATIO * strongest
+        if layers.depth[column] <= layers.depth[boundary] and rms[column] < limit * strongest
     }
 
 
@@ -159,6 +171,24 @@ def test_a_single_quiet_layer_in_the_middle_raises_nothing(quiet):
 def test_a_vector_whose_gradient_is_zero_raises_nothing(name):
     layers = of_tensors({name: torch.zeros(3), "w0": torch.zeros(3, 3), "w1": torch.zeros(3, 3)})
     assert kinds(run_of([[0.0, 0.1, 1.0]] * 40, [1.0] * 40), layers=layers) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "growth", "raised"),
+    [
+        ([2.3] * 40, 1.0, True),  # stands still
+        (None, 1.0, False),  # nobody knows
+        ([2.3 * 0.98**step for step in range(40)], 1.0, False),  # learns
+        ([2.3] * 40, 1.05, False),  # stirs: grows by half within the patience
+    ],
+    ids=["idle", "no loss", "learns", "stirs"],
+)
+def test_a_run_that_has_not_begun_to_learn_is_held_to_more(losses, growth, raised):
+    rows = [[5e-4 * growth**step, 1.0, 1.0] for step in range(40)]
+    found = findings(run_of(rows, losses))
+    assert [(finding.kind, finding.step) for finding in found if finding.kind == "vanishing"] == (
+        [("vanishing", IDLE_STEPS)] if raised else []
+    )
 
 
 def test_a_branch_that_starts_at_zero_and_wakes_raises_nothing():

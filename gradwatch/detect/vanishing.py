@@ -7,6 +7,8 @@ quiet layer in the middle (a bias before normalisation, an expert not routed to)
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gradwatch.detect.symptoms import Detector, Symptoms
@@ -17,6 +19,11 @@ from gradwatch.report import Floats, StepReport
 __all__ = ["Vanishing"]
 
 DEPTH_RATIO = 1e-4  # root mean square against the largest nearer the output; healthy nets of ours stay above 1e-3
+IDLE_RATIO = 1e-3  # ... and below this is too little, too, in a run that has not begun to learn
+BEGUN = 0.95  # share of its first value that the loss of a run that learns has come below
+IDLE_STEPS = 10  # steps before a run is called idle; with the patience it is heard of within 25
+LOSSES = 10  # that the recent loss is a mean of
+STIRRING = 1.25  # an idle run's ratio that rose by this much within the patience is on its way
 GONE_RATIO = 1e-6  # total norm against the largest of the first steps
 FIRST_STEPS = 10
 UNIMPROVED = 0.5  # share of its first value that the loss must still have for a model to have gone silent
@@ -28,9 +35,10 @@ class Vanishing(Detector):
     """Layers whose gradient stays below a threshold; ``value`` and ``threshold`` are L2 norms of gradients.
 
     By default sick is (1) the layers up to a depth before which every weight's gradient has a root mean square below
-    1e-4 of the largest after it, and (2) every layer, where the total norm fell below 1e-6 of what it first was while
-    the loss, if observed, has not come down to half its first value (where it is not observed: a total that was zero
-    from the start). ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
+    1e-4 of the largest after it (1e-3 once 10 steps have not brought the loss down by a twentieth), and (2) every
+    layer, where the total norm fell below 1e-6 of what it first was while the loss, if observed, has not come down to
+    half its first value (where it is not observed: a total that was zero from the start).
+    ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
     """
 
     kind = "vanishing"
@@ -44,6 +52,7 @@ class Vanishing(Detector):
             "updates": 0,
             "first_total": 0.0,
             "first_loss": None,
+            "recent_loss": None,
             "ratios": np.full((max(1, self.patience - 1), len(layers)), np.nan),  # the last of each sick layer
         }
         self._gone = False
@@ -83,42 +92,55 @@ class Vanishing(Detector):
         weights = int(self._layers.is_weight[covered].sum())
         measured = (
             f"{where}: per entry {ratio:.3g} times less than that of {self._layers.names[strongest]} (normal: up to "
-            f"{1 / DEPTH_RATIO:,.0f} times)."
+            f"{1 / self._limit():,.0f} times)."
         )
         return f"gradients shrink along depth and no longer reach the first {weights} weights", measured
 
     def _faded(self, report: StepReport) -> tuple[np.ndarray, Floats, np.ndarray]:
         """(sick, threshold, mending) of rule 1: the longest stretch from the input whose every weight is faint."""
         rms = self._root_mean_square(report)
-        boundary, strongest = self._boundary(rms, report.measured)
-        sick = (self._layers.depth <= boundary) & report.measured & (rms < DEPTH_RATIO * strongest)
+        limit = self._limit()
+        boundary, strongest = self._boundary(rms, report.measured, limit)
+        sick = (self._layers.depth <= boundary) & report.measured & (rms < limit * strongest)
         mending = self._recovers(rms / strongest, sick, report.measured)
-        return sick, DEPTH_RATIO * strongest * np.sqrt(self._layers.size), mending
+        return sick, limit * strongest * np.sqrt(self._layers.size), mending
 
-    def _boundary(self, rms: Floats, measured: np.ndarray) -> tuple[int, float]:
+    def _boundary(self, rms: Floats, measured: np.ndarray, limit: float) -> tuple[int, float]:
         """(depth of the last weight before which all are faint, the largest after it); (−1, 1) where none is."""
         depth = self._layers.depth
         order = np.argsort(depth)
         weights = order[(self._layers.is_weight & measured)[order]]
         before = np.maximum.accumulate(rms[weights])[:-1]
         after = np.maximum.accumulate(rms[weights][::-1])[::-1][1:]
-        faint = np.flatnonzero(before < DEPTH_RATIO * after)
+        faint = np.flatnonzero(before < limit * after)
         return (int(depth[weights[faint[-1]]]), float(after[faint[-1]])) if len(faint) else (-1, 1.0)
 
     def _recovers(self, ratio: Floats, sick: np.ndarray, measured: np.ndarray) -> np.ndarray:
         ratios = self._memory["ratios"]
-        recovers = sick & (ratio > RECOVERING * ratios[0])
+        recovers = sick & (ratio > np.where(ratio < DEPTH_RATIO, RECOVERING, STIRRING) * ratios[0])
         ratios[:, measured & ~sick] = np.nan  # a layer without a gradient at this step is neither sick nor healthy
         ratios[:, sick] = np.vstack([ratios[1:, sick], ratio[sick]])
         return recovers
+
+    def _limit(self) -> float:
+        """What share of the largest is too little: more where the run has not begun to learn."""
+        memory = self._memory
+        is_idle = memory["first_loss"] is not None and memory["recent_loss"] > BEGUN * memory["first_loss"] > 0
+        return IDLE_RATIO if is_idle and memory["updates"] > IDLE_STEPS else DEPTH_RATIO
+
+    def _follow_loss(self, loss: float | None) -> None:
+        memory = self._memory
+        if memory["first_loss"] is None:
+            memory["first_loss"] = memory["recent_loss"] = loss
+        elif loss is not None and math.isfinite(loss):
+            memory["recent_loss"] += (loss - memory["recent_loss"]) / LOSSES
 
     def _is_gone(self, report: StepReport) -> bool:
         memory = self._memory
         if memory["updates"] < FIRST_STEPS:
             memory["first_total"] = max(memory["first_total"], report.grad_norm_total)
         memory["updates"] += 1
-        if memory["first_loss"] is None:
-            memory["first_loss"] = report.loss
+        self._follow_loss(report.loss)
         faint = report.grad_norm_total <= GONE_RATIO * memory["first_total"]
         if report.loss is None or memory["first_loss"] is None:
             return faint and memory["first_total"] == 0
