@@ -19,7 +19,7 @@ from gradwatch.report import Floats, StepReport
 __all__ = ["Vanishing"]
 
 DEPTH_RATIO = 1e-4  # root mean square against the largest nearer the output; healthy nets of ours stay above 1e-3
-IDLE_RATIO = 1e-3  # ... and below this is too little, too, in a run that has not begun to learn
+IDLE_RATIO = 2e-3  # ... and below this is too little, too, in a run that has not begun to learn
 BEGUN = 0.95  # share of its first value that the loss of a run that learns has come below
 IDLE_STEPS = 10  # steps before a run is called idle; with the patience it is heard of within 25
 LOSSES = 10  # that the recent loss is a mean of
@@ -35,7 +35,7 @@ class Vanishing(Detector):
     """Layers whose gradient stays below a threshold; ``value`` and ``threshold`` are L2 norms of gradients.
 
     By default sick is (1) the layers up to a depth before which every weight's gradient has a root mean square below
-    1e-4 of the largest after it (1e-3 once 10 steps have not brought the loss down by a twentieth), and (2) every
+    1e-4 of the largest after it (2e-3 once 10 steps have not brought the loss down by a twentieth), and (2) every
     layer, where the total norm fell below 1e-6 of what it first was while the loss, if observed, has not come down to
     half its first value (where it is not observed: a total that was zero from the start).
     ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
