@@ -16,9 +16,10 @@ check: .venv/installed  ## formatter, linter, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-screenshots: .venv/installed  ## the pictures of README and docs, from a fresh demonstration (needs chromium)
+screenshots: .venv/bench  ## the pictures of README and docs, from a fresh demonstration (needs chromium)
 	$(BIN)/python -m gradwatch.demo
 	$(BIN)/python docs/screenshots.py
+	$(BIN)/python docs/pictures.py
 
 bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)
 	$(BIN)/python -m benchmarks.detection.prove

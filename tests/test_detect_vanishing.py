@@ -9,6 +9,7 @@ from reports import INF, NAN, examine_all, findings, kinds, random_walks, report
 
 from gradwatch.detect.vanishing import (
     BEGUN,
+    CLIFF,
     DEPTH_RATIO,
     FIRST_STEPS,
     GONE_RATIO,
@@ -28,6 +29,7 @@ from gradwatch.layers import of_tensors
 def slow_vanishing(reports, layers):
     """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
     first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
+    last_total, fell = 0.0, False
     told = []
     for step in reports:
         if not any(step.measured) or not math.isfinite(step.grad_norm_total):
@@ -41,8 +43,10 @@ def slow_vanishing(reports, layers):
         elif step.loss is not None and math.isfinite(step.loss):
             recent += (step.loss - recent) / LOSSES
         gone = step.grad_norm_total <= GONE_RATIO * first_total
+        fell = fell or (gone and updates <= FIRST_STEPS and last_total > CLIFF * first_total)
+        last_total = step.grad_norm_total
         if step.loss is None or first_loss is None:
-            gone = gone and first_total == 0
+            gone = gone and (first_total == 0 or fell)
         else:
             gone = gone and first_loss > 0 and step.loss > UNIMPROVED * first_loss
         if gone:
@@ -257,9 +261,11 @@ def test_a_loss_that_began_below_zero_is_no_measure_of_having_learned():
     assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [-2.0] * 5 + [-0.5] * 20)) == []
 
 
-def test_without_a_loss_only_gradients_that_were_never_there_are_gone():
+def test_without_a_loss_gradients_are_gone_that_were_never_there_or_fell_at_once():
     assert kinds(run_of([[0.0] * 4] * 20)) == ["vanishing"]
-    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20)) == []
+    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20)) == ["vanishing"]
+    assert kinds(run_of(HEALTHY[:5] + [[1e-2] * 4] + [[1e-9] * 4] * 20)) == []  # converged in two updates
+    assert kinds(run_of(HEALTHY[:1] * 20 + [[1e-9] * 4] * 20)) == []  # the last margin of a hinge holds
 
 
 def test_a_converged_run_raises_nothing():

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-OURS, SILENT = "gradwatch", "gradwatch, no loss observed"
+from benchmarks.detection.table import OURS, SILENT
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A run counts where its label is proven. *Recall*: some alarm has the label's kind (or one that is just as right). *Right
 kind*: the first alarm has. *Right layer*: the first alarm of a right kind names a layer that the proof calls sick.
 *Delay*: from the proven onset to that alarm. *Lead*: from the first ``exploding`` to the first NaN. Intervals are
-Wilson's, 95 %.
+Wilson's, 95 %. Without observed losses, programs of which nothing but the loss is sick do not count.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.detection.run import Verdict
 
+OURS, SILENT = "gradwatch", "gradwatch, no loss observed"
 KINDS = ("vanishing", "exploding", "nonfinite", "stalled", "unstable")
 MARKERS = "<!-- bench-detection: begin -->", "<!-- bench-detection: end -->"
 
@@ -76,7 +77,7 @@ def tables(verdicts: Sequence[Verdict]) -> str:
         ("All programs", counted),
     ):
         if part:
-            parts.append(f"**{title}**\n\n{_by_tool(part)}\n\n{_by_kind([v for v in part if v.tool == 'gradwatch'])}")
+            parts.append(f"**{title}**\n\n{_by_tool(part)}\n\n{_by_kind([v for v in part if v.tool == OURS])}")
     return "\n\n".join(parts)
 
 
@@ -90,7 +91,7 @@ def _by_tool(verdicts: Sequence[Verdict]) -> str:
     ]
     lines = ["| tool | " + " | ".join(title for title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for tool in dict.fromkeys(v.tool for v in verdicts):
-        mine = [v for v in verdicts if v.tool == tool]
+        mine = [v for v in verdicts if v.tool == tool and not _is_unknowable(v)]
         sick, well = [v for v in mine if v.kind is not None], [v for v in mine if v.kind is None]
         lines.append(f"| {tool} | " + " | ".join(cell(sick, well) for _, cell in columns) + " |")
     return "\n".join(lines)
@@ -123,7 +124,7 @@ def complaints(verdicts: Sequence[Verdict]) -> str:
     """A line for each of our runs that is not as it should be, and for each label that was not proven."""
     lines = []
     for v in verdicts:
-        if not v.tool.startswith("gradwatch"):
+        if not v.tool.startswith("gradwatch") or _is_unknowable(v):
             continue
         half = "measured" if v.is_measured else "tune"
         where = f"[{half}] {v.program} seed {v.seed} ({v.tool}; {v.kind or 'healthy'} since {v.onset}, NaN at "
@@ -153,6 +154,11 @@ def write(page: str, path: Path) -> None:
     if not block.search(text):
         raise ValueError(f"{path}: expected the markers {begin} and {end}, found none.")
     path.write_text(block.sub(lambda _: f"{begin}\n{page}\n{end}", text), encoding="utf-8")
+
+
+def _is_unknowable(verdict: Verdict) -> bool:
+    """No loss is observed, and nothing but the loss is sick."""
+    return verdict.tool == SILENT and (verdict.kind in ("stalled", "unstable") or verdict.layers == ("",))
 
 
 def _diverges(verdict: Verdict) -> bool:

@@ -26,6 +26,7 @@ LOSSES = 10  # that the recent loss is a mean of
 STIRRING = 1.25  # an idle run's ratio that rose by this much within the patience is on its way
 GONE_RATIO = 1e-6  # total norm against the largest of the first steps
 FIRST_STEPS = 10
+CLIFF = 0.1  # gone from above this share of the first total within one update: nobody converges so
 UNIMPROVED = 0.5  # share of its first value that the loss must still have for a model to have gone silent
 PATIENCE = 10  # steps: a zero-initialised branch wakes up within two or three
 RECOVERING = 2.0  # a ratio that doubled within the patience is waking up: a zero-initialised head under a slow warm-up
@@ -37,7 +38,8 @@ class Vanishing(Detector):
     By default sick is (1) the layers up to a depth before which every weight's gradient has a root mean square below
     1e-4 of the largest after it (2e-3 once 10 steps have not brought the loss down by a twentieth), and (2) every
     layer, where the total norm fell below 1e-6 of what it first was while the loss, if observed, has not come down to
-    half its first value (where it is not observed: a total that was zero from the start).
+    half its first value (where it is not observed: a total that was zero from the
+    start, or fell so far in one of the first 10 updates).
     ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
     """
 
@@ -51,6 +53,8 @@ class Vanishing(Detector):
         self._memory = {
             "updates": 0,
             "first_total": 0.0,
+            "last_total": 0.0,
+            "fell": False,
             "first_loss": None,
             "recent_loss": None,
             "ratios": np.full((max(1, self.patience - 1), len(layers)), np.nan),  # the last of each sick layer
@@ -142,8 +146,11 @@ class Vanishing(Detector):
         memory["updates"] += 1
         self._follow_loss(report.loss)
         faint = report.grad_norm_total <= GONE_RATIO * memory["first_total"]
+        if memory["updates"] <= FIRST_STEPS and faint and memory["last_total"] > CLIFF * memory["first_total"]:
+            memory["fell"] = True
+        memory["last_total"] = report.grad_norm_total
         if report.loss is None or memory["first_loss"] is None:
-            return faint and memory["first_total"] == 0
+            return faint and (memory["first_total"] == 0 or memory["fell"])
         return faint and report.loss > UNIMPROVED * memory["first_loss"] > 0
 
     def _gone_threshold(self, norm: Floats) -> Floats:
