@@ -4,8 +4,8 @@ The criteria say what each word means. They look at the whole run, the future in
 
 nonfinite: a gradient entry or the loss is NaN or Inf. Onset: the first such update. Layers: those with such entries.
 exploding: before anything is NaN or Inf, a layer's norm rises to ten times its median over all updates before (over the
-    first, where it is the first few), and harm follows: within the run the loss is NaN or Inf, or its last tenth is
-    above what it was before the onset by half. Onset: the first such update. Layers: those at five times their own
+    first, where it is the first few), and harm follows: within 10 updates the loss is NaN or Inf, or larger than it
+    ever was before by half. Onset: the first such update. Layers: those at five times their own
     median then or within three updates.
 vanishing: in a lasting stretch, from its onset to the last update or for at least half of the run, the root mean square
     of layers' gradients is below a 500th of the largest among the weights (or exactly zero), and the run has not
@@ -29,7 +29,7 @@ from benchmarks.detection.bare import Bare, run_bare
 from benchmarks.detection.program import PROGRAMS, Program
 
 SEEDS = (0, 1, 2)
-GROWTH, SHARE = 10.0, 2e-3
+GROWTH, SHARE, SOON = 10.0, 2e-3, 10
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def _exploding(bare, first, program):
             growth = norms[step] / past
         if np.nanmax(growth, initial=0) < GROWTH:
             continue
-        before = np.nanmax(bare.loss[:step], initial=-np.inf)
-        tail = bare.loss[-max(1, len(bare.loss) // 10) :]
-        harm = (first is not None and first >= step) or bool(np.nanmean(tail) > 1.5 * np.nanmean(bare.loss[:step]))
+        before = np.nanmax(np.abs(bare.loss[:step]), initial=0.0)
+        after = np.nanmax(np.abs(bare.loss[step : step + SOON]), initial=0.0)
+        harm = (first is not None and first < step + SOON) or bool(after > 1.5 * before)
         if harm:
             with np.errstate(all="ignore"):
                 soon = np.nanmax(norms[step : step + 4], axis=0) / past

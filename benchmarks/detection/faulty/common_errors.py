@@ -131,7 +131,6 @@ def deep_relu_started_too_large(seed: int) -> Training:
     return on_digits(model, sgd(model, 1e-9), 60, loss=squared)
 
 
-
 @faulty("vanishing", attainable=0.5, also=("saturated",))
 def sigmoids_of_width_16(seed: int) -> Training:
     """Eight narrow sigmoid layers under Adam: the first layers get a millionth of the gradient."""
@@ -292,7 +291,6 @@ def one_corrupt_weight(seed: int) -> Training:
                 model[4].weight[0, 0] = torch.inf
 
     return on_digits(model, sgd(model, 0.1), 80, before_update=corrupt)
-
 
 
 @faulty("nonfinite")
