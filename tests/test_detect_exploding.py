@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from reports import INF, NAN, examine_all, findings, kinds, onsets, random_walks, report, run_of, table, times
 
 from gradwatch.detect import loss_level
-from gradwatch.detect.exploding import EVIDENCE, EVIDENCE_ALONE, HORIZON, MARGIN, SPREADS, Exploding
+from gradwatch.detect.exploding import (
+    EVIDENCE,
+    EVIDENCE_ALONE,
+    FIRST_STEPS,
+    HORIZON,
+    IN_A_ROW,
+    MARGIN,
+    OUTGROWN,
+    SPREADS,
+    Exploding,
+)
 from gradwatch.findings import Thresholds
 
 
@@ -42,7 +52,7 @@ def slow_exploding(reports):
     """The default rule: for each step the onset of each sick layer, None where the step says nothing."""
     suffering = slow_loss_suffers([step.loss for step in reports])
     count = len(reports[0].grad_norm)
-    seen, level, spread, evidence, onset = ([0.0] * (count + 1) for _ in range(5))
+    seen, level, spread, evidence, onset, peak, outgrown = ([0.0] * (count + 1) for _ in range(7))
     told = []
     for step, suffers in zip(reports, suffering, strict=True):
         if any(step.nonfinite > 0):
@@ -56,6 +66,10 @@ def slow_exploding(reports):
                 level[column] = math.log10(norm)
             above = math.log10(norm) - level[column]
             margin = max(MARGIN, SPREADS * spread[column])
+            if seen[column] < FIRST_STEPS:
+                peak[column], outgrown[column] = max(peak[column], norm), 0
+            else:
+                outgrown[column] = outgrown[column] + 1 if norm > OUTGROWN * peak[column] else 0
             outgrows[column] = 10**above > 10**margin
             if evidence[column] <= 0 and above > margin:
                 onset[column] = step.step
@@ -69,7 +83,8 @@ def slow_exploding(reports):
         sick = {}
         for column in range(count):
             outgrew = evidence[column] >= enough and evidence[count] > 0 and suffers is not False
-            if (outgrew and outgrows[column]) or step.grad_norm[column] == INF:
+            slowly = suffers is None and outgrown[column] >= IN_A_ROW and outgrown[count] >= IN_A_ROW
+            if slowly or (outgrew and outgrows[column]) or step.grad_norm[column] == INF:
                 sick[column] = onset[column] if evidence[column] > 0 else step.step
         told.append(sick)
     return told
@@ -167,7 +182,15 @@ def test_without_a_loss_growth_must_be_twice_as_strong_in_decades():
 
 def test_one_layer_that_grows_while_the_total_stays_is_none():
     quiet = [[1e-3, 1.0, 1.0]] * 20 + [[1e-3 * 10**power, 1.0, 1.0] for power in (1, 2, 3)]
-    assert kinds(run_of(quiet, RISING)) == []
+    assert "exploding" not in kinds(run_of(quiet, RISING))
+
+
+@pytest.mark.parametrize(("factor", "raised"), [(2e4, True), (5e3, False)])
+def test_without_a_loss_slow_growth_beyond_all_first_steps_is_found(factor, raised):
+    slow = [times(factor ** (step / 400), STEADY[0]) for step in range(1, 440)]
+    slow = [*STEADY, *slow[:400], *[times(factor, STEADY[0])] * 5]
+    found = findings(run_of(slow))
+    assert [finding.kind for finding in found] == (["exploding"] if raised else [])
 
 
 def test_an_explosion_is_seen_at_step_1():

@@ -20,7 +20,10 @@ HORIZON = 30  # steps that a level remembers: long enough to be steady, short en
 MARGIN = np.log10(2.0)  # twice the level is within what healthy minibatches do
 SPREADS = 3.0  # ... and so are three of the layer's own usual deviations
 EVIDENCE = 3.0  # decades above the margin, summed over steps in a row: ×2,000 once, ×63 twice, ×20 thrice
-EVIDENCE_ALONE = 6.0  # the same where no loss is observed to confirm that the run suffers
+EVIDENCE_ALONE = 8.0  # the same where no loss confirms that the run suffers; a healthy ViT leaves its plateau with 5
+FIRST_STEPS = 10
+OUTGROWN = 1e4  # times the largest of the first steps, three steps in a row: enough without a loss, however slowly
+IN_A_ROW = 3
 
 
 class Exploding(Detector):
@@ -28,7 +31,9 @@ class Exploding(Detector):
 
     By default a layer is sick above its margin once it has gathered ``EVIDENCE`` decades, while the total has evidence
     too and the loss, if observed, has risen: a run whose loss falls while its gradients grow is leaving a plateau. A
-    norm that overflows is sick at once. ``Thresholds.exploding_growth`` replaces all this by its literal meaning.
+    norm that overflows is sick at once. Where no loss is observed, more evidence is asked for, or that layer and total
+    outgrow the largest of their first steps by 1e4. ``Thresholds.exploding_growth`` replaces all this by its literal
+    meaning.
     """
 
     kind = "exploding"
@@ -45,6 +50,8 @@ class Exploding(Detector):
             "spread": np.zeros(columns),
             "evidence": np.zeros(columns),
             "onset": np.zeros(columns, dtype=np.int64),
+            "first_peak": np.zeros(columns),
+            "outgrown": np.zeros(columns, dtype=np.int64),
             "loss": new_loss_level(),
         }
         self._usual: Floats = np.zeros(0)  # what this step was held against, for explain
@@ -64,6 +71,10 @@ class Exploding(Detector):
             threshold = np.full(len(sick), float(self._literal))
         else:
             sick = self._has_evidence(suffers) & (growth > threshold)
+            outgrown = self._outgrown(suffers) & ~sick
+            sick, threshold = sick | outgrown, np.where(outgrown, OUTGROWN, threshold)
+            self._usual = np.where(outgrown, self._memory["first_peak"][:-1], self._usual)
+            growth = np.divide(report.grad_norm, self._usual, out=growth, where=outgrown)
         self._threshold = threshold
         value = np.where(overflow, np.inf, growth)
         # a sick layer may have turned sick some steps ago; one that overflows without warning does so now
@@ -96,6 +107,7 @@ class Exploding(Detector):
         memory["level"][first] = log[first]
         deviation = np.where(usable, log - memory["level"], 0.0)
         margin = self._margin()
+        self._compare_with_first(norm, usable)
         self._gather(step, usable, deviation - margin)
         rate = 1 / np.minimum(memory["count"] + 1, HORIZON)
         taken = np.clip(deviation, -margin, margin)  # a spike must not become the new normal
@@ -110,6 +122,13 @@ class Exploding(Detector):
         onset[begins] = step
         evidence[:] = np.where(usable, np.maximum(0.0, evidence + excess), evidence)
 
+    def _compare_with_first(self, norm: Floats, usable: np.ndarray) -> None:
+        memory = self._memory
+        early = usable & (memory["count"] < FIRST_STEPS)
+        memory["first_peak"][early] = np.maximum(memory["first_peak"], norm)[early]
+        outgrows = usable & ~early & (norm > OUTGROWN * memory["first_peak"])
+        memory["outgrown"] = np.where(outgrows, memory["outgrown"] + 1, np.where(usable, 0, memory["outgrown"]))
+
     def _margin(self) -> Floats:
         return np.maximum(MARGIN, SPREADS * self._memory["spread"])
 
@@ -118,3 +137,7 @@ class Exploding(Detector):
         if suffers is None:
             return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0)
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
+
+    def _outgrown(self, suffers: bool | None) -> np.ndarray:
+        lasting = self._memory["outgrown"] >= IN_A_ROW
+        return lasting[:-1] & lasting[-1] & (suffers is None)

@@ -518,7 +518,7 @@ def transcript_longer_than_its_frames(seed: int) -> Training:
 # Formats ------------------------------------------------------------------------------------------------------------
 
 
-@faulty("nonfinite")
+@faulty("nonfinite", also=("unstable", "exploding"))
 def loss_scale_doubles_without_a_check(seed: int) -> Training:
     """A half-precision network under a loss scale that doubles every six updates and never looks for Inf."""
     model = network(64, 32, 10).half()
