@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.detection.data import digits, windows
+from benchmarks.detection.data import digits
 from benchmarks.detection.program import Training, faulty, plain
 
 

@@ -85,31 +85,8 @@ def curve(items: int = 512, features: int = 8) -> tuple[Tensor, Tensor]:
 
 
 @faulty("nonfinite")
-def softmax_underflows_before_its_log(seed: int) -> Training:
-    """Cross-entropy by hand: as the network grows sure, a probability underflows, and 0 times log 0 is NaN."""
-    model = network(64, 64, 10)
-
-    def loss(step: int, x: Tensor, y: Tensor) -> Tensor:
-        return -(F.one_hot(y, 10) * model(x).softmax(1).log()).sum(1).mean()
-
-    return on_digits(model, adam(model, 1e-2), loss, 200, scale=16.0)
-
-
-@faulty("nonfinite")
-def sigmoid_rounds_to_one(seed: int) -> Training:
-    """Binary cross-entropy by hand: beyond 17 a float32 sigmoid is exactly 1, and log(1 − 1) is −Inf."""
-    model = network(64, 32, 1)
-
-    def loss(step: int, x: Tensor, y: Tensor) -> Tensor:
-        p, even = torch.sigmoid(model(x)[:, 0]), (y % 2 == 0).float()
-        return -(even * p.log() + (1 - even) * (1 - p).log()).mean()
-
-    return on_digits(model, adam(model, 2e-2), loss, 200)
-
-
-@faulty("nonfinite")
 def log_sum_exp_without_a_shift(seed: int) -> Training:
-    """log Σ exp by hand overflows where a logit passes 88; here inputs a hundred times too bright arrive at update 60."""
+    """By hand, log Σ exp overflows where a logit passes 88; inputs a hundred times too bright arrive at update 60."""
     model = network(64, 32, 10)
 
     def loss(step: int, x: Tensor, y: Tensor) -> Tensor:
@@ -310,24 +287,6 @@ def root_behind_a_where(seed: int) -> Training:
 
 
 @faulty("nonfinite")
-def penalty_on_a_zero_gradient(seed: int) -> Training:
-    """WGAN-GP by hand, √Σg²: for a sample on which every unit of the narrow critic is off, g is exactly 0."""
-    model = network(8, 6, 1)
-
-    def loss_of(step: int) -> Tensor:
-        real, fake = torch.randn(32, 8) + 0.5, torch.randn(32, 8)
-        mixed = torch.lerp(real, fake, torch.rand(32, 1)).requires_grad_()
-        (slope,) = torch.autograd.grad(model(mixed).sum(), mixed, create_graph=True)
-        penalty = (slope.square().sum(1).sqrt() - 1).square().mean()
-        return model(fake).mean() - model(real).mean() + 10 * penalty
-
-    return plain(model, adam(model, 1e-3), loss_of, 200)
-
-
-# Means, deviations and other quotients ------------------------------------------------------------------------------
-
-
-@faulty("nonfinite")
 def mean_over_an_empty_mask(seed: int) -> Training:
     """Mean of embeddings over a mask: at update 55 one text of the batch is empty, 0/0."""
     model = nn.Sequential(nn.Embedding(128, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 128))
@@ -403,8 +362,10 @@ def advantages_of_equal_rewards(seed: int) -> Training:
     model = network(64, 32, 2)
 
     def loss(step: int, inputs: Tensor, classes: Tensor) -> Tensor:
-        policy = torch.distributions.Categorical(logits=model(inputs))
-        actions = policy.sample()
+        logits = model(inputs)
+        policy = torch.distributions.Categorical(logits=logits, validate_args=False)
+        # a policy that is NaN cannot be drawn from: the run goes on with what would be drawn at random
+        actions = policy.sample() if logits.isfinite().all() else torch.randint(2, (len(inputs),))
         rewards = (actions == classes).float()
         return -(policy.log_prob(actions) * (rewards - rewards.mean()) / rewards.std()).mean()
 
@@ -468,7 +429,7 @@ def causal(length: int) -> Tensor:
 
 @faulty("nonfinite")
 def left_padding_under_a_causal_mask(seed: int) -> Training:
-    """Queries on padding at the left see no key at all: −Inf everywhere. The loss ignores them, the gradient does not."""
+    """Queries on padding at the left see no key at all: −Inf everywhere. The loss ignores them, not so the gradient."""
     model = Reader()
 
     def loss_of(step: int) -> Tensor:
@@ -538,7 +499,7 @@ def loss_scale_doubles_without_a_check(seed: int) -> Training:
 
 @faulty("nonfinite")
 def noise_drawn_in_float16(seed: int) -> Training:
-    """Normal noise by Box and Muller from uniform numbers in half precision: one in 2,048 is 0, and √(−2 log 0) is Inf."""
+    """Normal noise by Box and Muller from uniform half-precision numbers: one in 2,048 is 0, and √(−2 log 0) is Inf."""
     encoder, decoder = nn.Linear(64, 8), nn.Linear(8, 64)
     model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
 
