@@ -24,6 +24,8 @@ from gradwatch.layers import Layers
 
 __all__ = ["AtEnd", "BackwardPass"]
 
+RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+
 
 @dataclass(frozen=True)
 class AtEnd:
@@ -87,10 +89,21 @@ class BackwardPass:
         if not _anything_is_compiled():
             # those that ran take the places that they already hold among all, in the order in which they ran
             self._layers.depth[mine] = np.sort(self._layers.depth[mine])
+            self._sort_recurrent(mine)
         for column in set(columns) - set(mine[:1] if self._can_measure else ()):
             if column in self._handles:
                 self._handles.pop(column).remove()
                 self._arrived.pop(column, None)
+
+    def _sort_recurrent(self, columns: Sequence[int]) -> None:
+        """Weights of one recurrent module work at every step of time: as registered, input before state."""
+        names, owners, depth = self._layers.names, self._layers.owners, self._layers.depth
+        modules: dict[str, list[int]] = {}
+        for column in sorted(columns):
+            if owners[column] in RECURRENT:
+                modules.setdefault(names[column].rpartition(".")[0], []).append(column)
+        for together in modules.values():
+            depth[together] = np.sort(depth[together])
 
     def before_change(self, columns: Sequence[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
         """Whether the gradients of ``columns`` changed since the backward pass, and if so their magnitudes at its end.

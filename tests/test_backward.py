@@ -1,6 +1,8 @@
 import copy
 import pickle
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -35,6 +37,19 @@ def settled(model, forward=None):
 
 def test_depth_follows_use_and_what_got_no_gradient_keeps_its_place():
     assert by_depth(settled(Backwards())) == ["first", "unused", "middle", "last"]
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_weights_of_a_recurrent_module_lie_as_they_were_registered(kind):
+    model = nn.ModuleDict({"head": nn.Linear(4, 1), "body": kind(3, 4, num_layers=2, batch_first=True)})
+    table = layers.of_model(model)
+    passes = BackwardPass(table)
+    model["head"](model["body"](torch.randn(2, 5, 3))[0]).sum().backward()
+    passes.settle(range(len(table)))
+    passes.remove()
+    order = [table.names[column] for column in np.argsort(table.depth)]
+    assert order[:8] == [f"body.{name}" for name, _ in model["body"].named_parameters()]
+    assert {*order[8:]} == {"head.weight", "head.bias"}
 
 
 def test_each_optimizers_columns_are_settled_by_themselves():

@@ -32,8 +32,8 @@ def slow_unstable(losses):
         last = loss
         looked_back_upon = rises[-WINDOW:]
         jumps = 0
-        for rise in looked_back_upon:
-            if rise > JUMP:
+        for place, rise in enumerate(looked_back_upon):
+            if rise > JUMP and (place == 0 or looked_back_upon[place - 1] <= 0):
                 jumps += 1
         told.append((jumps >= JUMPS and not (negative and positive), max(looked_back_upon)))
     return told
@@ -118,3 +118,7 @@ def test_patience_counts_steps_in_a_row_though_the_only_layer_has_no_gradient():
     rows = [[1.0] if is_sick else [NAN] for is_sick in sick]
     assert sick.count(True) > longest
     assert kinds(run_of(rows, sequence), Thresholds(patience=longest + 1)) == []
+
+
+def test_a_loss_that_climbs_without_coming_down_diverges_and_is_no_oscillation():
+    assert kinds(run_of([[1.0]] * 30, [2.0**step for step in range(30)])) == []

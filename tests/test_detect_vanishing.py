@@ -83,6 +83,11 @@ def slow_faded(step, layers, limit):
         after = max(rms[column] for column in weights[place + 1 :])
         if before < limit * after:
             boundary, strongest = weights[place], after
+    vectors = [column for column in by_depth if layers.tensors[column].ndim < 2]
+    if weights and vectors:
+        loudest = max(rms[column] for column in vectors)
+        if max(rms[column] for column in weights) < GONE_RATIO * loudest:
+            boundary, strongest = weights[-1], loudest
     if boundary is None:
         return {}
     return {
@@ -175,6 +180,18 @@ def test_a_single_quiet_layer_in_the_middle_raises_nothing(quiet):
 def test_a_vector_whose_gradient_is_zero_raises_nothing(name):
     layers = of_tensors({name: torch.zeros(3), "w0": torch.zeros(3, 3), "w1": torch.zeros(3, 3)})
     assert kinds(run_of([[0.0, 0.1, 1.0]] * 40, [1.0] * 40), layers=layers) == []
+
+
+@pytest.mark.parametrize(("dead", "raised"), [(0.0, True), (1e-8, True), (1e-3, False)])
+def test_weights_that_get_nothing_while_the_last_bias_learns_are_dead(dead, raised):
+    layers = mixed_table()
+    rows = [[dead if layers.is_weight[column] else 1.0 for column in range(len(layers))]] * 20
+    found = findings(run_of(rows), layers=layers)
+    assert bool(found) == raised
+    if raised:
+        assert {name for name, weight in zip(layers.names, layers.is_weight, strict=True) if weight} <= {
+            *found[0].layers
+        }
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,20 @@ class Unstable(Detector):
         rise = (loss - memory["last"]) / abs(memory["first"]) if memory["first"] else 0.0
         memory["rises"] = [*memory["rises"][1 - WINDOW :], rise]
         memory["last"] = loss
-        jumps = sum(rise > self._jump for rise in memory["rises"])
+        jumps = len(self._jumps())
         is_distance = not (memory["negative"] and memory["positive"])
         return whole_run(is_distance and jumps >= JUMPS, max(memory["rises"]), self._jump)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
-        jumps = [rise for rise in self._memory["rises"] if rise > self._jump]
+        jumps = self._jumps()
         first = self._memory["first"]
         measured = (
             f"the loss jumped up {len(jumps)} times in the last {len(self._memory['rises'])} steps, by up to "
             f"{max(jumps):.3g} times its first value of {first:.4g} (a jump counts from {self._jump:g} times on)."
         )
         return "updates overshoot: each undoes what the one before had gained", measured
+
+    def _jumps(self) -> list[float]:
+        """Rises by more than a jump that follow a fall: a loss that climbs all the time diverges."""
+        rises = self._memory["rises"]
+        return [rise for before, rise in zip([0.0, *rises], rises, strict=False) if rise > self._jump and before <= 0]

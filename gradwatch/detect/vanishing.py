@@ -92,6 +92,8 @@ class Vanishing(Detector):
             return "no gradient reaches any layer: the output or the loss is flat", measured
         rms = self._root_mean_square(report)
         strongest = int(np.nanargmax(np.where(self._layers.is_weight, rms, np.nan)))
+        if rms[strongest] <= rms[column]:
+            strongest = int(np.nanargmax(rms))
         ratio = rms[strongest] / rms[column] if rms[column] else np.inf
         weights = int(self._layers.is_weight[covered].sum())
         measured = (
@@ -117,6 +119,9 @@ class Vanishing(Detector):
         before = np.maximum.accumulate(rms[weights])[:-1]
         after = np.maximum.accumulate(rms[weights][::-1])[::-1][1:]
         faint = np.flatnonzero(before < limit * after)
+        vectors = measured & ~self._layers.is_weight
+        if len(weights) and vectors.any() and rms[weights].max() < GONE_RATIO * rms[vectors].max():
+            return int(depth[weights[-1]]), float(rms[vectors].max())  # dead: nothing but the last biases is reached
         return (int(depth[weights[faint[-1]]]), float(after[faint[-1]])) if len(faint) else (-1, 1.0)
 
     def _recovers(self, ratio: Floats, sick: np.ndarray, measured: np.ndarray) -> np.ndarray:

@@ -158,20 +158,6 @@ def closed_gates(seed: int) -> Training:
 
 
 @faulty("exploding", also=("nonfinite",))
-def recurrence_that_grows(seed: int) -> Training:
-    """A recurrence of spectral radius 1.15 with ReLU through 40 steps: one update and it is beyond all bounds."""
-    cell = nn.RNN(1, 16, nonlinearity="relu", batch_first=True)
-    nn.init.orthogonal_(cell.weight_hh_l0, 1.15)
-    model = Counter(cell)
-    optimizer = sgd(model, 1e-5)
-
-    def grow(step: int) -> None:
-        optimizer.param_groups[0]["lr"] = 1e-5 * 1.3**step
-
-    return adding(model, optimizer, 40, 60, before_update=grow)
-
-
-@faulty("exploding", also=("nonfinite",))
 def momentum_broken_out_late(seed: int) -> Training:
     """Healthy for 80 updates; then the momentum is set to 1.3 by a slip of the pen."""
     model = network(64, 32, 10)

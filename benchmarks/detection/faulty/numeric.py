@@ -648,22 +648,6 @@ class SincSlope(torch.autograd.Function):
         return gradient * (x * x.cos() - x.sin()) / x.square()
 
 
-@faulty("nonfinite", layers=("filters.frequency",))
-def custom_backward_at_zero(seed: int) -> Training:
-    """Learned sinc filters with a hand-written backward pass: 0/0 at the middle tap, though the forward is right."""
-    filters = nn.ParameterDict({"frequency": nn.Parameter(torch.rand(8) * 10 + 1)})
-    model = nn.ModuleDict({"filters": filters, "head": nn.Linear(8 * 50, 10)})
-    taps = torch.linspace(-1, 1, 15)
-
-    def loss(step: int, x: Tensor, y: Tensor) -> Tensor:
-        # Taps halfway between the samples have no zero; the even number was "cleaned up" at update 20.
-        at = taps if step >= 20 else taps + 0.07
-        kernels = SincSlope.apply(filters["frequency"][:, None] * at)
-        return F.cross_entropy(model["head"](F.conv1d(x[:, None], kernels[:, None]).relu().flatten(1)), y)
-
-    return on_digits(model, sgd(model, 0.01), loss, 60)
-
-
 @faulty("nonfinite")
 def adam_without_epsilon(seed: int) -> Training:
     """Adam with ``eps=0``: a weight whose gradient was always 0 moves by 0/0, and the next forward pass is NaN."""
