@@ -7,9 +7,9 @@ exploding: before anything is NaN or Inf, a layer's norm rises to ten times its 
     first, where it is the first few), and harm follows: within 10 updates the loss is NaN or Inf, or larger than it
     ever was before by half. Onset: the first such update. Layers: those at five times their own
     median then or within three updates.
-vanishing: in a lasting stretch, from its onset to the last update or for at least half of the run, the root mean square
-    of layers' gradients is below a 500th of the largest among the weights (or exactly zero), and the run has not
-    got down to 1.2 times the loss that the cured program attains. Layers: those.
+vanishing: in a lasting stretch, from its onset to the last update (a tenth of the run, ten updates, or more) or for at
+    least half of the run, the root mean square of layers' gradients is below a 500th of the largest (or exactly zero),
+    and the run has not got down to 1.2 times the loss that the cured program attains. Layers: those.
 stalled: no weight moves by more than a millionth of its norm an update, and the loss stays above 1.2 times attainable.
 unstable: the loss jumps up by its own first value at least six times within some forty updates.
 healthy: no gradient or loss is NaN or Inf, and the mean of the last tenth of the losses is at most ``falls_to`` times
@@ -110,7 +110,7 @@ def _vanishing(bare, first, program):
     best, run = None, 0
     for step in range(end):
         run = run + 1 if tiny[step].any() else 0
-        if run and (step == end - 1 or run >= end / 2):
+        if run >= (max(SOON, end / 10) if step == end - 1 else end / 2):
             best = step - run + 1
             break
     if best is None or not late:

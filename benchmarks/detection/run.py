@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,8 +48,15 @@ class Verdict:
     steps: int
 
 
-def judge(task: tuple[str, int, bool]) -> list[Verdict]:
-    """Every tool's word on one program under one seed."""
+def judge(task: tuple[str, int, bool]) -> list[Verdict] | str:
+    """Every tool's word on one program under one seed, or why there is none."""
+    try:
+        return _judge(*task)
+    except Exception:  # one program that raises must not cost the others' verdicts
+        return f"{task[0]} seed {task[1]} raised:\n{traceback.format_exc()}"
+
+
+def _judge(name: str, seed: int, with_rivals: bool) -> list[Verdict]:
     import torch
 
     from benchmarks.detection import faulty, healthy  # noqa: F401  they register themselves
@@ -56,7 +64,6 @@ def judge(task: tuple[str, int, bool]) -> list[Verdict]:
     from benchmarks.detection.program import PROGRAMS
     from benchmarks.detection.prove import prove
 
-    name, seed, with_rivals = task
     torch.set_num_threads(1)
     logging.getLogger("gradwatch").setLevel(logging.CRITICAL)
     program = PROGRAMS[name]
@@ -94,12 +101,11 @@ def watched(program, seed: int, with_loss: bool) -> list[tuple[str, str, int]]:
     return alarms
 
 
-def verdicts(names: Sequence[str], seeds: Sequence[int], with_rivals: bool) -> Iterator[Verdict]:
-    """Of all programs named, two at a time."""
+def verdicts(names: Sequence[str], seeds: Sequence[int], with_rivals: bool) -> Iterator[list[Verdict] | str]:
+    """What ``judge`` says of all programs named, two at a time."""
     tasks = [(name, seed, with_rivals) for name in names for seed in seeds]
     with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1)) as pool:
-        for done in pool.imap(judge, tasks):
-            yield from done
+        yield from pool.imap(judge, tasks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,19 +130,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     begin = time.perf_counter()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    collected = []
+    collected: list[Verdict] = []
+    raised = []
     with options.out.open("w") as file:
-        for verdict in verdicts(names, range(options.seeds), not options.no_rivals):
-            collected.append(verdict)
-            file.write(json.dumps(asdict(verdict)) + "\n")
+        for said in verdicts(names, range(options.seeds), not options.no_rivals):
+            if isinstance(said, str):
+                raised.append(said)
+                continue
+            collected += said
+            file.writelines(json.dumps(asdict(verdict)) + "\n" for verdict in said)
             file.flush()
     print(table.complaints(collected))
     page = table.tables(collected)
     print(page)
+    print("\n".join(raised), file=sys.stderr)
     print(f"{len(names)} programs × {options.seeds} seeds in {time.perf_counter() - begin:.0f} s")
     if options.write:
         table.write(page, Path("docs/detection.md"))
-    return 0
+    return 1 if raised else 0
 
 
 if __name__ == "__main__":

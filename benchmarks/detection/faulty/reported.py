@@ -106,8 +106,8 @@ def relu_on_the_logits(seed: int) -> Training:
 
 
 @faulty("vanishing", also=("saturated", "stalled"), attainable=0.05)
-def one_sigmoid_under_a_rate_of_100(seed: int) -> Training:
-    """Y = σ(Wx), lr 100: the first update saturates every output (discuss.pytorch.org 153791)."""
+def one_sigmoid_under_a_rate_of_10_000(seed: int) -> Training:
+    """Y = σ(Wx), lr 10,000 on inputs near 1: the first update saturates every output (after discuss.pytorch 153791)."""
     x = torch.rand(64, 8) + 0.5
     y = torch.rand(64, 4)
     model = nn.Sequential(nn.Linear(8, 4), nn.Sigmoid())
@@ -192,7 +192,10 @@ def language_model_whose_rate_breaks_out(seed: int) -> Training:
 
 @faulty("vanishing", also=("dead", "exploding", "unstable"), attainable=0.5)
 def he_normal_on_raw_pixels(seed: int) -> Training:
-    """A He-normal CNN on raw 0–255 images under Adam (Stack Overflow 48594888): thrown dead at once."""
+    """A He-normal CNN on raw 0–255 images, Adam at 0.3: thrown dead at once (after Stack Overflow 48594888).
+
+    At Adam's usual rate it learns: ``he_normal_on_raw_pixels_learns``.
+    """
     x, y = digits(255.0)
     model = convolutional()
     for module in model:

@@ -520,7 +520,7 @@ def second_order(seed: int) -> Training:
     """LBFGS with its closure, full batches."""
     model = network(64, 32, 10)
     x, y = digits()
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
 
     def step(number: int, observe: Observe) -> None:
         def closure() -> Tensor:
