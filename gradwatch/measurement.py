@@ -103,6 +103,7 @@ class Measurement:
         self._entries = self._take_entries() if moment.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()
         self._before = stats.sample(self._parameters) if "update_ratio" in moment.figures else None
+        self._sparse = [i for i, g in enumerate(self._watched_gradients) if g.layout is torch.sparse_coo]
         self._copy: HostCopy | None = None
         if earlier is not None and np.array_equal(earlier._columns, columns):
             self._add_change_of(earlier)
@@ -168,7 +169,10 @@ class Measurement:
     def _add_change_of(self, measurement: Measurement) -> None:
         if measurement._before is not None:
             after = stats.sample(measurement._parameters)
-            self._figures["update_ratio"] = stats.relative_change(measurement._before, after)
+            change = stats.relative_change(measurement._before, after)
+            for column in measurement._sparse:
+                change[column] = torch.nan  # the rows sampled may not be those that were met
+            self._figures["update_ratio"] = change
             measurement._before = None
 
     def _factor_in_entries(self) -> Tensor:

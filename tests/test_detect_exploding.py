@@ -16,6 +16,7 @@ from gradwatch.detect.exploding import (
     MARGIN,
     OUTGROWN,
     SPREADS,
+    WORSE,
     Exploding,
 )
 from gradwatch.findings import Thresholds
@@ -54,6 +55,7 @@ def slow_exploding(reports):
     count = len(reports[0].grad_norm)
     seen, level, spread, evidence, onset, peak, outgrown = ([0.0] * (count + 1) for _ in range(7))
     told = []
+    loss_at_onset, goes_on = None, False
     for step, suffers in zip(reports, suffering, strict=True):
         if any(step.nonfinite > 0):
             told.append(None)
@@ -79,6 +81,13 @@ def slow_exploding(reports):
             level[column] += share * taken
             spread[column] += share * (abs(taken) - spread[column])
             seen[column] += 1
+        if onset[count] == step.step:
+            loss_at_onset = step.loss
+            goes_on = step.loss is None or max(evidence[:count]) >= EVIDENCE
+        elif step.loss is not None and loss_at_onset is not None:
+            worse = not step.loss - loss_at_onset <= WORSE * abs(loss_at_onset)
+            goes_on = goes_on or worse or step.loss < 0
+        suffers = suffers and goes_on
         enough = EVIDENCE_ALONE if suffers is None else EVIDENCE
         sick = {}
         for column in range(count):
@@ -275,3 +284,19 @@ def test_a_step_that_is_not_finite_leaves_the_levels_alone():
     before = detector.state()
     assert detector.examine(report([NAN, 1e9], 5, nonfinite=[3, 0])) is None
     assert all(np.array_equal(before[name], value) for name, value in detector.state().items())
+
+
+@pytest.mark.parametrize(
+    ("growth", "losses", "expected"),
+    [
+        pytest.param([10.0] * 20, [6.0 * 0.93**step for step in range(20)], [], id="a task changed, and is learned"),
+        pytest.param(
+            [10.0] * 20, [6.0 * (1 + 0.3 * (step % 2)) for step in range(20)], [], id="... slowly, with noise"
+        ),
+        pytest.param([10.0] * 20, [6.0 * 1.1**step for step in range(20)], ["exploding"], id="goes on rising"),
+        pytest.param([1e4] * 3, [6.0, 5.0, 4.0], ["exploding"], id="evidence enough at once"),
+    ],
+)
+def test_what_leapt_once_and_recovers_is_no_explosion(growth, losses, expected):
+    rows = STEADY + [times(factor, STEADY[0]) for factor in growth]
+    assert kinds(run_of(rows, [2.0] + [0.1] * 19 + losses)) == expected

@@ -12,6 +12,8 @@ from gradwatch.detect.vanishing import (
     CLIFF,
     DEPTH_RATIO,
     FIRST_STEPS,
+    FLAT,
+    FLAT_RATIO,
     GONE_RATIO,
     IDLE_RATIO,
     IDLE_STEPS,
@@ -19,6 +21,7 @@ from gradwatch.detect.vanishing import (
     PATIENCE,
     RECOVERING,
     STIRRING,
+    UNFINISHED,
     UNIMPROVED,
     Vanishing,
 )
@@ -29,7 +32,7 @@ from gradwatch.layers import of_tensors
 def slow_vanishing(reports, layers):
     """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
     first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
-    last_total, fell = 0.0, False
+    last_total, fell, seen = 0.0, False, []
     told = []
     for step in reports:
         if not any(step.measured) or not math.isfinite(step.grad_norm_total):
@@ -42,18 +45,22 @@ def slow_vanishing(reports, layers):
             first_loss = recent = step.loss
         elif step.loss is not None and math.isfinite(step.loss):
             recent += (step.loss - recent) / LOSSES
+        if step.loss is not None and (not seen or math.isfinite(step.loss)):
+            seen.append(step.loss)
         gone = step.grad_norm_total <= GONE_RATIO * first_total
         fell = fell or (gone and updates <= FIRST_STEPS and last_total > CLIFF * first_total)
         last_total = step.grad_norm_total
         if step.loss is None or first_loss is None:
             gone = gone and (first_total == 0 or fell)
         else:
-            gone = gone and first_loss > 0 and step.loss > UNIMPROVED * first_loss
+            share = UNFINISHED if step.grad_norm_total == 0 else UNIMPROVED
+            gone = gone and first_loss > 0 and step.loss > share * first_loss
         if gone:
             told.append({column for column in range(len(layers)) if step.measured[column]})
             continue
         idle = updates > IDLE_STEPS and first_loss is not None and 0 < BEGUN * first_loss < recent
-        ratios = slow_faded(step, layers, IDLE_RATIO if idle else DEPTH_RATIO)
+        flat = all(abs(loss - seen[0]) / (abs(seen[0]) or 1) <= FLAT for loss in seen)
+        ratios = slow_faded(step, layers, (FLAT_RATIO if flat else IDLE_RATIO) if idle else DEPTH_RATIO)
         past = {column: before for column, before in past.items() if column in ratios or not step.measured[column]}
         due = set()
         for column, ratio in ratios.items():
@@ -313,3 +320,23 @@ def test_patience_is_honoured(patience):
 
 def test_a_model_of_one_weight_is_not_compared_along_depth():
     assert kinds(run_of([[1e-30]] * 30, [1.0] * 30)) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "step_of_loss", "expected"),
+    [
+        pytest.param(0.8 * FLAT_RATIO, 0.5 * FLAT, ["vanishing"], id="a loss that does not move at all"),
+        pytest.param(0.8 * FLAT_RATIO, 2 * FLAT, [], id="a loss that moves"),
+        pytest.param(1.2 * FLAT_RATIO, 0.5 * FLAT, [], id="not so faint"),
+    ],
+)
+def test_a_loss_that_never_moved_needs_less_evidence(ratio, step_of_loss, expected):
+    losses = [2.0 * (1 - step_of_loss * (step % 2)) for step in range(40)]
+    assert kinds(run_of([[ratio, 1.0]] * 40, losses)) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(0.1, ["vanishing"]), (1e-4, []), (0.0, [])], ids=["flat", "converged", "satisfied"]
+)
+def test_a_gradient_of_exactly_zero_under_a_loss_that_is_not_gone(loss, expected):
+    assert kinds(run_of([[1.0, 1.0]] * 20 + [[0.0, 0.0]] * 20, [1.0] * 20 + [loss] * 20)) == expected

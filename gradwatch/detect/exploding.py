@@ -24,13 +24,15 @@ EVIDENCE_ALONE = 8.0  # the same where no loss confirms that the run suffers; a 
 FIRST_STEPS = 10
 OUTGROWN = 1e4  # times the largest of the first steps, three steps in a row: enough without a loss, however slowly
 IN_A_ROW = 3
+WORSE = 0.5  # share by which the loss must have risen since the evidence began; after a change of task it only falls
 
 
 class Exploding(Detector):
     """Growth of a layer's norm against its own level. ``value`` and ``threshold`` are that growth as a factor.
 
     By default a layer is sick above its margin once it has gathered ``EVIDENCE`` decades, while the total has evidence
-    too and the loss, if observed, has risen: a run whose loss falls while its gradients grow is leaving a plateau. A
+    too and the loss, if observed, has risen: a run whose loss falls while its gradients grow is leaving a plateau.
+    Where the evidence took several steps, the loss must have gone on rising: under a change of task both leap once. A
     norm that overflows is sick at once. Where no loss is observed, more evidence is asked for, or that layer and total
     outgrow the largest of their first steps by 1e4. ``Thresholds.exploding_growth`` replaces all this by its literal
     meaning.
@@ -53,6 +55,8 @@ class Exploding(Detector):
             "first_peak": np.zeros(columns),
             "outgrown": np.zeros(columns, dtype=np.int64),
             "loss": new_loss_level(),
+            "loss_at_onset": None,  # of the total's evidence
+            "goes_on": False,  # since then
         }
         self._usual: Floats = np.zeros(0)  # what this step was held against, for explain
         self._threshold: Floats = np.zeros(0)
@@ -66,11 +70,12 @@ class Exploding(Detector):
         self._usual = np.where(self._memory["count"][:-1] > 0, 10 ** self._memory["level"][:-1], np.nan)
         threshold = 10 ** self._margin()[:-1]
         growth = self._learn(report.step, norm)[:-1]
+        goes_on = self._goes_on(report.step, report.loss)
         if self._literal is not None:
             sick = growth > self._literal
             threshold = np.full(len(sick), float(self._literal))
         else:
-            sick = self._has_evidence(suffers) & (growth > threshold)
+            sick = self._has_evidence(suffers and goes_on) & (growth > threshold)
             outgrown = self._outgrown(suffers) & ~sick
             sick, threshold = sick | outgrown, np.where(outgrown, OUTGROWN, threshold)
             self._usual = np.where(outgrown, self._memory["first_peak"][:-1], self._usual)
@@ -137,6 +142,17 @@ class Exploding(Detector):
         if suffers is None:
             return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0)
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
+
+    def _goes_on(self, step: int, loss: float | None) -> bool:
+        """Whether the evidence came at once, or the loss rose further since it began; stays so until it begins anew."""
+        memory = self._memory
+        before = memory["loss_at_onset"]
+        if memory["onset"][-1] == step:
+            memory["loss_at_onset"] = loss
+            memory["goes_on"] = loss is None or bool((memory["evidence"][:-1] >= EVIDENCE).any())
+        elif loss is not None and before is not None:
+            memory["goes_on"] |= loss < 0 or not loss - before <= WORSE * abs(before)
+        return bool(memory["goes_on"])
 
     def _outgrown(self, suffers: bool | None) -> np.ndarray:
         lasting = self._memory["outgrown"] >= IN_A_ROW

@@ -15,7 +15,7 @@ __all__ = ["Stalled"]
 RESOLUTION = 2.0**-24  # half of float32's spacing: an update this small against its weight is rounded away
 FLAT = 1e-3  # share of its first value within which the loss has stayed all the time
 FLAT_STEPS = 100  # ... for so many steps: minibatch noise alone is wider than this after a few
-SAMPLES = 6  # samples of the weights in a row; taken at steps 0, 1, 2, 4, 8 and every tenth
+SAMPLES = 10  # samples of the weights in a row, taken at steps 0, 1, 2, 4, 8 and every tenth: a warm-up may begin at 0
 
 
 class Stalled(Detector):

@@ -10,7 +10,7 @@ from gradwatch.report import StepReport
 
 __all__ = ["Unstable"]
 
-WINDOW = 20  # steps looked back upon
+WINDOW = 40  # steps looked back upon
 JUMPS = 6  # upward jumps among them: a spike is one, a schedule's restart is one, a bad data shard a few
 JUMP = 1.0  # a jump is as large as the whole loss was at first
 
@@ -18,7 +18,7 @@ JUMP = 1.0  # a jump is as large as the whole loss was at first
 class Unstable(Detector):
     """Upward jumps of the loss, as large as its first value, again and again.
 
-    ``value`` is the largest upward jump in the last 20 steps as a share of the first loss. Judged against the first
+    ``value`` is the largest upward jump in the last 40 steps as a share of the first loss. Judged against the first
     loss because near convergence a healthy loss jumps by many times its own, tiny, level. A loss that changes sign
     (policy gradients, adversarial games) is no distance and is not judged.
     """

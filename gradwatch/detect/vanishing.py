@@ -20,6 +20,8 @@ __all__ = ["Vanishing"]
 
 DEPTH_RATIO = 1e-4  # root mean square against the largest nearer the output; healthy nets of ours stay above 1e-3
 IDLE_RATIO = 2e-3  # ... and below this is too little, too, in a run that has not begun to learn
+FLAT_RATIO = 1e-2  # ... and this in one whose loss has not moved at all
+FLAT = 1e-3  # share of its first value within which such a loss has stayed
 BEGUN = 0.95  # share of its first value that the loss of a run that learns has come below
 IDLE_STEPS = 10  # steps before a run is called idle; with the patience it is heard of within 25
 LOSSES = 10  # that the recent loss is a mean of
@@ -28,6 +30,7 @@ GONE_RATIO = 1e-6  # total norm against the largest of the first steps
 FIRST_STEPS = 10
 CLIFF = 0.1  # gone from above this share of the first total within one update: nobody converges so
 UNIMPROVED = 0.5  # share of its first value that the loss must still have for a model to have gone silent
+UNFINISHED = 1e-3  # ... where the gradient is exactly zero: no minimum is hit so exactly, but a satisfied hinge at 0
 PATIENCE = 10  # steps: a zero-initialised branch wakes up within two or three
 RECOVERING = 2.0  # a ratio that doubled within the patience is waking up: a zero-initialised head under a slow warm-up
 
@@ -36,10 +39,11 @@ class Vanishing(Detector):
     """Layers whose gradient stays below a threshold; ``value`` and ``threshold`` are L2 norms of gradients.
 
     By default sick is (1) the layers up to a depth before which every weight's gradient has a root mean square below
-    1e-4 of the largest after it (2e-3 once 10 steps have not brought the loss down by a twentieth), and (2) every
-    layer, where the total norm fell below 1e-6 of what it first was while the loss, if observed, has not come down to
-    half its first value (where it is not observed: a total that was zero from the
-    start, or fell so far in one of the first 10 updates).
+    1e-4 of the largest after it (2e-3 once 10 steps have not brought the loss down by a twentieth, 1e-2 while it has
+    not moved by a thousandth), and (2) every layer, where the total norm fell below 1e-6 of what it first was while
+    the loss has not come down to half its first value, or is exactly zero while the loss has not come down to a
+    thousandth (where none is observed: a total that was zero from the start, or fell so far in one of the first 10
+    updates).
     ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
     """
 
@@ -57,6 +61,7 @@ class Vanishing(Detector):
             "fell": False,
             "first_loss": None,
             "recent_loss": None,
+            "loss_change": 0.0,  # the largest so far, a share of the first
             "ratios": np.full((max(1, self.patience - 1), len(layers)), np.nan),  # the last of each sick layer
         }
         self._gone = False
@@ -135,7 +140,9 @@ class Vanishing(Detector):
         """What share of the largest is too little: more where the run has not begun to learn."""
         memory = self._memory
         is_idle = memory["first_loss"] is not None and memory["recent_loss"] > BEGUN * memory["first_loss"] > 0
-        return IDLE_RATIO if is_idle and memory["updates"] > IDLE_STEPS else DEPTH_RATIO
+        if not is_idle or memory["updates"] <= IDLE_STEPS:
+            return DEPTH_RATIO
+        return FLAT_RATIO if memory["loss_change"] <= FLAT else IDLE_RATIO
 
     def _follow_loss(self, loss: float | None) -> None:
         memory = self._memory
@@ -143,6 +150,8 @@ class Vanishing(Detector):
             memory["first_loss"] = memory["recent_loss"] = loss
         elif loss is not None and math.isfinite(loss):
             memory["recent_loss"] += (loss - memory["recent_loss"]) / LOSSES
+            change = abs(loss - memory["first_loss"]) / (abs(memory["first_loss"]) or 1.0)
+            memory["loss_change"] = max(memory["loss_change"], change)
 
     def _is_gone(self, report: StepReport) -> bool:
         memory = self._memory
@@ -156,7 +165,8 @@ class Vanishing(Detector):
         memory["last_total"] = report.grad_norm_total
         if report.loss is None or memory["first_loss"] is None:
             return faint and (memory["first_total"] == 0 or memory["fell"])
-        return faint and report.loss > UNIMPROVED * memory["first_loss"] > 0
+        share = UNIMPROVED if report.grad_norm_total > 0 else UNFINISHED
+        return faint and report.loss > share * memory["first_loss"] > 0
 
     def _gone_threshold(self, norm: Floats) -> Floats:
         return np.full(len(norm), GONE_RATIO * self._memory["first_total"])
