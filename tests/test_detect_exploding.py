@@ -14,6 +14,7 @@ from gradwatch.detect.exploding import (
     HORIZON,
     IN_A_ROW,
     MARGIN,
+    NEGLIGIBLE,
     OUTGROWN,
     SPREADS,
     WORSE,
@@ -40,7 +41,8 @@ def slow_loss_suffers(losses):
             above = loss - mean
             if seen < loss_level.FIRST_STEPS and abs(loss) < loss_level.RUNAWAY * largest:
                 largest = max(largest, abs(loss))
-            suffers.append(above > allowed or loss < -loss_level.RUNAWAY * largest)
+            rises = above > allowed and abs(loss) > loss_level.NEGLIGIBLE * largest
+            suffers.append(rises or loss < -loss_level.RUNAWAY * largest)
             if allowed > 0 and abs(above) > allowed:
                 above = math.copysign(allowed, above)
             share = 1 / min(seen + 1, loss_level.HORIZON)
@@ -92,6 +94,8 @@ def slow_exploding(reports):
         sick = {}
         for column in range(count):
             outgrew = evidence[column] >= enough and evidence[count] > 0 and suffers is not False
+            if suffers is None and step.grad_norm_total <= NEGLIGIBLE * peak[count]:
+                outgrew = False
             slowly = suffers is None and outgrown[column] >= IN_A_ROW and outgrown[count] >= IN_A_ROW
             if slowly or (outgrew and outgrows[column]) or step.grad_norm[column] == INF:
                 sick[column] = onset[column] if evidence[column] > 0 else step.step
@@ -300,3 +304,13 @@ def test_a_step_that_is_not_finite_leaves_the_levels_alone():
 def test_what_leapt_once_and_recovers_is_no_explosion(growth, losses, expected):
     rows = STEADY + [times(factor, STEADY[0]) for factor in growth]
     assert kinds(run_of(rows, [2.0] + [0.1] * 19 + losses)) == expected
+
+
+@pytest.mark.parametrize("loss_seen", [True, False], ids=["with loss", "without loss"])
+def test_adam_that_leaps_near_a_minimum_does_not_explode(loss_seen):
+    norms = [0.5 * 0.97**step for step in range(400)]
+    leap = [norms[-1] * 1.4**step for step in range(20)]
+    losses = [norm**2 for norm in norms] + [norms[-1] ** 2 * 2.0**step for step in range(20)]
+    assert norms[-1] * 300 < leap[-1] < 0.1 * norms[0]
+    rows = [[norm, norm] for norm in norms + leap]
+    assert kinds(run_of(rows, losses if loss_seen else None)) == []

@@ -22,6 +22,7 @@ SPREADS = 3.0  # ... and so are three of the layer's own usual deviations
 EVIDENCE = 3.0  # decades above the margin, summed over steps in a row: ×2,000 once, ×63 twice, ×20 thrice
 EVIDENCE_ALONE = 8.0  # the same where no loss confirms that the run suffers; a healthy ViT leaves its plateau with 5
 FIRST_STEPS = 10
+NEGLIGIBLE = 0.1  # times the largest total of the first steps: without a loss, what is below has converged
 OUTGROWN = 1e4  # times the largest of the first steps, three steps in a row: enough without a loss, however slowly
 IN_A_ROW = 3
 WORSE = 0.5  # share by which the loss must have risen since the evidence began; after a change of task it only falls
@@ -75,7 +76,7 @@ class Exploding(Detector):
             sick = growth > self._literal
             threshold = np.full(len(sick), float(self._literal))
         else:
-            sick = self._has_evidence(suffers and goes_on) & (growth > threshold)
+            sick = self._has_evidence(suffers and goes_on, report.grad_norm_total) & (growth > threshold)
             outgrown = self._outgrown(suffers) & ~sick
             sick, threshold = sick | outgrown, np.where(outgrown, OUTGROWN, threshold)
             self._usual = np.where(outgrown, self._memory["first_peak"][:-1], self._usual)
@@ -137,10 +138,11 @@ class Exploding(Detector):
     def _margin(self) -> Floats:
         return np.maximum(MARGIN, SPREADS * self._memory["spread"])
 
-    def _has_evidence(self, suffers: bool | None) -> np.ndarray:
+    def _has_evidence(self, suffers: bool | None, total: float) -> np.ndarray:
         evidence = self._memory["evidence"]
         if suffers is None:
-            return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0)
+            is_large = total > NEGLIGIBLE * self._memory["first_peak"][-1]
+            return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0) & is_large
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
 
     def _goes_on(self, step: int, loss: float | None) -> bool:
