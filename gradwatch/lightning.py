@@ -59,6 +59,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         include: names or globs of parameters to watch, or ``callable(name, parameter)``.
         exclude: those to leave out.
         thresholds: what counts as sick.
+        trace_nonfinite: as in ``gradwatch.watch``.
         layer_scalars: per-layer tags to write; True all, False none.
         histograms: also write histograms.
         history: how many steps ``watcher.history`` holds.
@@ -81,6 +82,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         include: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
         exclude: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
         thresholds: Thresholds | None = None,
+        trace_nonfinite: bool = False,
         layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3],
         histograms: bool = False,
         history: int = 512,
@@ -92,7 +94,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         self.watcher: Watcher | None = None
         self._log_dir, self._sinks, self._layer_scalars = log_dir, sinks, layer_scalars
         self._clip, self._log_every_n_steps = clip, log_every_n_steps
-        self._include, self._exclude = include, exclude
+        self._include, self._exclude, self._trace_nonfinite = include, exclude, trace_nonfinite
         self._options: dict[str, Any] = {
             "clip": clip,
             "on_nonfinite": on_nonfinite,
@@ -122,6 +124,8 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         sinks = [*self._tensorboard(trainer), *self._sinks]
         self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
         self.watcher.attach(trainer.optimizers, sees_gradients=False)
+        if self._trace_nonfinite:
+            self.watcher.trace({"": pl_module})
         if (scaler := _scaler_of(trainer)) is not None:
             self.watcher.use_scaler(scaler, sees_gradients=False)
         if self._restored is not None:

@@ -6,7 +6,8 @@ update is made. Knows nothing of detectors, sinks or cadences: what to measure i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from gradwatch.backward import AtEnd
 from gradwatch.clip import Policy
 from gradwatch.host_copy import HostCopy
 from gradwatch.layers import Layers
-from gradwatch.report import Floats, StepReport
+from gradwatch.report import Floats, Origin, StepReport
 
 __all__ = ["Measurement", "Moment"]
 
@@ -62,6 +63,7 @@ class Measurement:
         scale: () a loss scale that the gradients still hold; None where they hold none.
         at_end: what they were where the backward pass ended, if the loop changed them since (it clips by itself).
         scale_at_end: () a loss scale that they held there.
+        origin: (loss, names of sick layers) → which module made it, where the modules are looked at.
         earlier: the measurement before, where nobody says when the update is made (a loop without an optimizer): how
             far its update moved the weights is seen now, and told in this report.
     """
@@ -78,6 +80,7 @@ class Measurement:
         earlier: Measurement | None = None,
         at_end: AtEnd | None = None,
         scale_at_end: Tensor | None = None,
+        origin: Callable[[float | None, list[str]], Origin | None] | None = None,
     ) -> None:
         self.moment = moment
         self._layers, self._columns = layers, columns
@@ -105,6 +108,7 @@ class Measurement:
         self._before = stats.sample(self._parameters) if "update_ratio" in moment.figures else None
         self._sparse = [i for i, g in enumerate(self._watched_gradients) if g.layout is torch.sparse_coo]
         self._copy: HostCopy | None = None
+        self._find_origin = origin
         if earlier is not None and np.array_equal(earlier._columns, columns):
             self._add_change_of(earlier)
             self._sampled = self._sampled or earlier.moment.sampled  # its ratio comes with this report
@@ -163,8 +167,14 @@ class Measurement:
             sampled=self._sampled,
             figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,
+            origin=self._origin(nonfinite, loss),
             entries=self._entries,
         )
+
+    def _origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
+        sick_layers = [self._layers.names[column] for column in np.flatnonzero(self._spread(nonfinite, absent=0))]
+        is_sick = bool((nonfinite > 0).any()) or not (loss is None or math.isfinite(loss))
+        return self._find_origin(loss, sick_layers) if is_sick and self._find_origin is not None else None
 
     def _add_change_of(self, measurement: Measurement) -> None:
         if measurement._before is not None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIGURES", "Floats", "StepReport"]
+__all__ = ["FIGURES", "Floats", "Origin", "StepReport"]
 
 Floats = NDArray[np.floating]
 
@@ -25,6 +26,22 @@ FIGURES = (
     "update_ratio",
 )
 """Per-layer figures beyond ``grad_norm``; measured at sampled and logged steps only."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a NaN or Inf was seen to come from.
+
+    Attributes:
+        module: dotted name, ``""`` for the model itself; under ``"input"`` and ``"loss"`` the one next to it.
+        where: ``"forward"`` or ``"backward"`` through that module, ``"input"`` of the batch, or ``"loss"``: outside all
+            modules.
+        words: a sentence.
+    """
+
+    module: str
+    where: Literal["forward", "backward", "input", "loss"]
+    words: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ class StepReport:
         figures: (P,) float64 for each name of ``FIGURES`` measured at this step; NaN where not measured.
         weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
             was not finite, else None.
+        origin: which module made a NaN or Inf of this step, where the modules were looked at.
         entries: ``"grad"`` and ``"weight"`` to (P,) lists of at most 4,096 evenly spaced entries, for histograms.
     """
 
@@ -68,4 +86,5 @@ class StepReport:
     sampled: bool = False
     figures: Mapping[str, Floats] = field(default_factory=dict)
     weight_nonfinite: NDArray[np.int64] | None = None
+    origin: Origin | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)

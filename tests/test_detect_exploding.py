@@ -57,7 +57,7 @@ def slow_exploding(reports):
     count = len(reports[0].grad_norm)
     seen, level, spread, evidence, onset, peak, outgrown = ([0.0] * (count + 1) for _ in range(7))
     told = []
-    loss_at_onset, goes_on = None, False
+    loss_at_onset, goes_on, first_total = None, False, 0.0
     for step, suffers in zip(reports, suffering, strict=True):
         if any(step.nonfinite > 0):
             told.append(None)
@@ -68,6 +68,7 @@ def slow_exploding(reports):
                 continue
             if seen[column] == 0:
                 level[column] = math.log10(norm)
+                first_total = norm if column == count else first_total
             above = math.log10(norm) - level[column]
             margin = max(MARGIN, SPREADS * spread[column])
             if seen[column] < FIRST_STEPS:
@@ -94,7 +95,7 @@ def slow_exploding(reports):
         sick = {}
         for column in range(count):
             outgrew = evidence[column] >= enough and evidence[count] > 0 and suffers is not False
-            if suffers is None and step.grad_norm_total <= NEGLIGIBLE * peak[count]:
+            if suffers is None and step.grad_norm_total <= NEGLIGIBLE * first_total:
                 outgrew = False
             slowly = suffers is None and outgrown[column] >= IN_A_ROW and outgrown[count] >= IN_A_ROW
             if slowly or (outgrew and outgrows[column]) or step.grad_norm[column] == INF:

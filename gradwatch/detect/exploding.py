@@ -22,7 +22,7 @@ SPREADS = 3.0  # ... and so are three of the layer's own usual deviations
 EVIDENCE = 3.0  # decades above the margin, summed over steps in a row: ×2,000 once, ×63 twice, ×20 thrice
 EVIDENCE_ALONE = 8.0  # the same where no loss confirms that the run suffers; a healthy ViT leaves its plateau with 5
 FIRST_STEPS = 10
-NEGLIGIBLE = 0.1  # times the largest total of the first steps: without a loss, what is below has converged
+NEGLIGIBLE = 0.1  # times the first total: without a loss, what is below has converged
 OUTGROWN = 1e4  # times the largest of the first steps, three steps in a row: enough without a loss, however slowly
 IN_A_ROW = 3
 WORSE = 0.5  # share by which the loss must have risen since the evidence began; after a change of task it only falls
@@ -54,6 +54,7 @@ class Exploding(Detector):
             "evidence": np.zeros(columns),
             "onset": np.zeros(columns, dtype=np.int64),
             "first_peak": np.zeros(columns),
+            "first_total": 0.0,
             "outgrown": np.zeros(columns, dtype=np.int64),
             "loss": new_loss_level(),
             "loss_at_onset": None,  # of the total's evidence
@@ -111,6 +112,8 @@ class Exploding(Detector):
         log = np.log10(np.where(usable, norm, 1.0))
         first = usable & (memory["count"] == 0)
         memory["level"][first] = log[first]
+        if first[-1]:
+            memory["first_total"] = float(norm[-1])
         deviation = np.where(usable, log - memory["level"], 0.0)
         margin = self._margin()
         self._compare_with_first(norm, usable)
@@ -141,7 +144,7 @@ class Exploding(Detector):
     def _has_evidence(self, suffers: bool | None, total: float) -> np.ndarray:
         evidence = self._memory["evidence"]
         if suffers is None:
-            is_large = total > NEGLIGIBLE * self._memory["first_peak"][-1]
+            is_large = total > NEGLIGIBLE * self._memory["first_total"]
             return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0) & is_large
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
 

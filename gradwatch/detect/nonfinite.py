@@ -58,7 +58,7 @@ class NonFiniteGradient(Detector):
             f"{count:,} of {size:,} gradient entries of {self._layers.names[column]} are NaN or Inf at step "
             f"{report.step}{others}."
         )
-        return self._cause(report), measured
+        return _with_origin(report, self._cause(report)), measured
 
     def _cause(self, report: StepReport) -> str:
         if self._memory["overflows"]:
@@ -100,6 +100,10 @@ class NonFiniteLoss(Detector):
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         return (
-            "the forward pass: no gradient of this step is sick",
+            _with_origin(report, "the forward pass: no gradient of this step is sick"),
             f"the loss is {report.loss} at step {report.step}, while every gradient is still finite.",
         )
+
+
+def _with_origin(report: StepReport, cause: str) -> str:
+    return cause if report.origin is None else f"{report.origin.words}; {cause}"

@@ -17,14 +17,17 @@ RECURRENT = {"RNN", "RNNCell"}
 GATED = {"LSTM", "LSTMCell", "GRU", "GRUCell"}
 
 
-def advise(kind: str, layers: Layers, clips: bool) -> tuple[str, ...]:
+def advise(kind: str, layers: Layers, clips: bool, traces: bool = False) -> tuple[str, ...]:
     """Remedies for a finding, those that fit the model's modules first.
 
     Args:
         kind: the finding's kind.
         layers: the table; its ``module_types`` decide what fits.
         clips: whether gradients are already clipped.
+        traces: whether the modules are looked at for a NaN or Inf.
     """
+    if kind == "nonfinite" and not traces:
+        return (*_nonfinite(layers.module_types, clips), "trace_nonfinite=True to be told which module made it")
     return tuple(dict.fromkeys(_CANDIDATES[kind](layers.module_types, clips)))
 
 

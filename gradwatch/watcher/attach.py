@@ -40,6 +40,7 @@ def watch(
     include: Selection | None = None,
     exclude: Selection | None = None,
     thresholds: Thresholds | None = None,
+    trace_nonfinite: bool = False,
     layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3],
     histograms: bool = False,
     history: int = 512,
@@ -62,6 +63,8 @@ def watch(
         log_every_n_steps: how often a row is written, in updates of each optimizer.
         include, exclude: globs over parameter names, or ``callable(name, parameter)``.
         thresholds: what counts as sick; the defaults need no scale.
+        trace_nonfinite: look at what every module is given and returns, so that a ``nonfinite`` finding names the one
+            that made it. Compiled and scripted modules are left out.
         layer_scalars: per-layer tags to write; True all, False none.
         histograms: also write histograms of gradients and weights, of at most 4,096 entries each.
         history: how many steps ``Watcher.history`` holds.
@@ -111,6 +114,8 @@ def watch(
     for root in models:
         _replace_watcher(root, watcher)
     watcher.attach(optimizers)
+    if trace_nonfinite:
+        watcher.trace({"": model} if isinstance(model, nn.Module) else model)
     if scaler is not None:
         watcher.use_scaler(scaler)
     return watcher

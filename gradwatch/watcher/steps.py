@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement
+from gradwatch.origin import Trace
 from gradwatch.remedies import advise
 from gradwatch.sinks.log import logger
 from gradwatch.watcher.options import OnNonFinite
@@ -45,6 +47,7 @@ class Steps:
         losses: observed for the coming step.
         saw_loss: whether any step had one.
         scaler: decides about updates, if there is one.
+        trace: looks at the modules, if that is wanted.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Steps:
         self.losses: list[Tensor | float] = []
         self.saw_loss = False
         self.scaler: GradScaler | None = None
+        self.trace: Trace | None = None
         self.broken: set[str] = set()
         self._layers, self._backward, self._record, self._cadence = layers, backward, record, cadence
         self._policy, self._on_nonfinite, self._thresholds = policy, on_nonfinite, thresholds
@@ -105,6 +109,7 @@ class Steps:
         updates = self.updates_of(key)
         updates.use(parameters, self._layers)
         columns = updates.columns
+        origin = None if self.trace is None else partial(self.trace.origin, self.trace.take() or ())
         if gradients is None:
             gradients = [g for p in parameters if (g := p.grad) is not None]
             if len(gradients) < len(parameters):
@@ -134,6 +139,7 @@ class Steps:
             updates.earlier,
             at_end,
             None if at_end is None or not has_scaler else self._loss_scale(gradients),
+            origin,
         )
         self.saw_loss = self.saw_loss or bool(self.losses)
         self.losses = []
@@ -202,7 +208,7 @@ class Steps:
             current.clip_(updates.policy)
 
     def _advise(self, kind: str, columns: list[int]) -> tuple[str, ...]:
-        return advise(kind, self._layers, clips=self._policy is not None)
+        return advise(kind, self._layers, clips=self._policy is not None, traces=self.trace is not None)
 
     def _loss_scale(self, gradients: list[Tensor]) -> Tensor | None:
         return None if self.scaler is None else self.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))

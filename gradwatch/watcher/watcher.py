@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -22,6 +22,7 @@ from gradwatch.findings import Finding, Thresholds
 from gradwatch.harmless import UnwatchableError, harmless
 from gradwatch.layers import Layers
 from gradwatch.optimizers import StepHooks, follow_scaler, parameters_of
+from gradwatch.origin import Trace
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.memory import History
@@ -231,6 +232,11 @@ class Watcher:
         self._steps.scaler = scaler
         if sees_gradients:
             self._undo.append(follow_scaler(scaler, self._count, self._leave_out))
+
+    def trace(self, models: Mapping[str, nn.Module]) -> None:
+        """Looks at what every module of ``models`` is given and returns, to name the one that makes a NaN or Inf."""
+        self._steps.trace = Trace(models)
+        self._undo.append(self._steps.trace.remove)
 
     def is_updating(self, optimizer: Optimizer) -> bool:
         """Whether the gradients of ``optimizer`` were taken in and its update has not followed yet."""

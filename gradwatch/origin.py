@@ -1,0 +1,232 @@
+"""Which module made a NaN or Inf: what goes into every module and what comes out of it, forward and backward.
+
+Enters: modules. Leaves: the ``Origin`` of a step that turned out sick. Each look is one reduction on the device;
+nothing is read on the host until a step is sick.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from gradwatch.harmless import harmless
+from gradwatch.report import Origin
+
+__all__ = ["Passage", "Trace", "origin_of"]
+
+KEPT = 64  # forward passes of a whole model that are kept: more than most accumulate before one update
+
+Extremes = list[Tensor]
+"""(2,) smallest and largest entry of each tensor; NaN where any entry is."""
+
+
+@dataclass
+class Passage:
+    """One call of one module.
+
+    Attributes:
+        module, type: its name and class.
+        entered, left: what went in and came out.
+        gradient_entered, gradient_left: the gradients of what came out, and of what went in.
+    """
+
+    module: str
+    type: str
+    entered: Extremes
+    left: Extremes = field(default_factory=list)
+    gradient_entered: Extremes = field(default_factory=list)
+    gradient_left: Extremes = field(default_factory=list)
+
+    def title(self) -> str:
+        """How it is called in a sentence."""
+        return f"{self.module} ({self.type})" if self.module else f"the model itself ({self.type})"
+
+
+class Trace:
+    """Looks at every call of every module, from construction to ``remove``.
+
+    Modules that are compiled or scripted are left alone, with all that is in them; so is what runs without gradients,
+    and what a checkpoint computes again.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self.broken: set[str] = set()
+        modules = [pair for name, model in models.items() for pair in _visible(name, model)]
+        self._passages: deque[Passage] = deque(maxlen=KEPT * max(1, len(modules)))
+        self._under_way: list[Passage] = []
+        self._handles = [handle for name, module in modules for handle in self._hook(name, module)]
+
+    @harmless
+    def origin(self, passages: Sequence[Passage], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
+        """As ``origin_of``."""
+        return origin_of(passages, loss, sick_layers)
+
+    @harmless
+    def take(self) -> list[Passage]:
+        """The calls since the last time, in the order in which they ended."""
+        passages = list(self._passages)
+        self._passages.clear()
+        self._under_way.clear()
+        return passages
+
+    def remove(self) -> None:
+        """Takes every hook off."""
+        for handle in self._handles:
+            handle.remove()
+        self.take()
+
+    def _hook(self, name: str, module: nn.Module) -> Iterator[Any]:
+        kind = type(module).__name__
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not torch.compiler.is_compiling():
+                self._enter(name, kind, (args, kwargs))
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if not torch.compiler.is_compiling():
+                self._leave(name, output)
+
+        yield module.register_forward_pre_hook(enter, with_kwargs=True)
+        yield module.register_forward_hook(leave, with_kwargs=True)
+
+    @harmless
+    def _enter(self, name: str, kind: str, inputs: Any) -> None:
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+            return
+        passage = Passage(name, kind, [])
+        self._look(inputs, passage.entered, passage.gradient_left)
+        self._under_way.append(passage)
+
+    @harmless
+    def _leave(self, name: str, output: Any) -> None:
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+            return
+        while self._under_way:  # a forward pass that raised never left
+            passage = self._under_way.pop()
+            if passage.module == name:
+                self._look(output, passage.left, passage.gradient_entered)
+                self._passages.append(passage)
+                return
+
+    def _look(self, tree: Any, values: Extremes, gradients: Extremes) -> None:
+        for tensor in tree_leaves(tree):
+            if isinstance(tensor, Tensor) and _has_entries(tensor):
+                values.append(_extremes(tensor))
+                if tensor.requires_grad:
+                    tensor.register_hook(self._note_in(gradients))
+
+    def _note_in(self, gradients: Extremes) -> Callable[[Tensor], None]:
+        def note(gradient: Tensor) -> None:
+            self._note(gradients, gradient)
+
+        return note
+
+    @harmless
+    def _note(self, gradients: Extremes, gradient: Tensor) -> None:
+        if _has_entries(gradient):
+            gradients.append(_extremes(gradient))
+
+
+def origin_of(passages: Sequence[Passage], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
+    """Where a step's NaN or Inf came from; None where no call was seen. Waits for the device.
+
+    Args:
+        passages: the calls of that step, in the order in which they ended, so that a part stands before its whole.
+        loss: of that step, if it was observed.
+        sick_layers: names of the parameters whose gradients hold NaN or Inf.
+    """
+    if not passages:
+        return None
+    loss_is_sick = not _is_finite(loss) if loss is not None else _is_sick(passages[-1].left)
+    return _forward(passages) if loss_is_sick else _backward(passages, sick_layers)
+
+
+def _forward(passages: Sequence[Passage]) -> Origin:
+    made_nan = next((p for p in passages if _has_nan(p.left) and not _has_nan(p.entered)), None)
+    made_inf = next((p for p in passages if _is_sick(p.left) and not _is_sick(p.entered)), None)
+    if made_inf is not None and (made_nan is None or _is_sick(made_nan.entered) or made_nan is made_inf):
+        what = "NaN" if _has_nan(made_inf.left) else "Inf"
+        return Origin(
+            made_inf.module, "forward", f"observed: {made_inf.title()} was given finite values and returned {what}"
+        )
+    if made_nan is not None:
+        given = "Inf" if _is_sick(made_nan.entered) else "finite values"
+        return Origin(made_nan.module, "forward", f"observed: {made_nan.title()} was given {given} and returned NaN")
+    fed = next((p for p in passages if _is_sick(p.entered)), None)
+    if fed is not None:
+        return Origin(fed.module, "input", f"observed: what {fed.title()} was given already held NaN or Inf")
+    last = passages[-1]
+    return Origin(last.module, "loss", f"observed: {last.title()} returned finite values; the loss made of them is not")
+
+
+def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin | None:
+    received = [p for p in passages if p.gradient_entered]
+    makers = [p for p in received if not _is_sick(p.gradient_entered) and _is_sick_within(p, received, sick_layers)]
+    deepest = [p for p in makers if not any(q is not p and _is_inside(q.module, p.module) for q in makers)]
+    if deepest:
+        maker = deepest[-1]
+        return Origin(
+            maker.module,
+            "backward",
+            f"observed: the backward pass of {maker.title()} was given finite gradients and returned NaN or Inf",
+        )
+    if received and _is_sick(received[-1].gradient_entered):
+        last = received[-1]
+        return Origin(
+            last.module, "loss", f"observed: the gradient of what {last.title()} returned is already NaN or Inf"
+        )
+    return None
+
+
+def _is_sick_within(passage: Passage, received: Sequence[Passage], sick_layers: Sequence[str]) -> bool:
+    """Whether a gradient turned sick on its way through this module or a part of it."""
+    return (
+        _is_sick(passage.gradient_left)
+        or any(_is_inside(layer, passage.module) for layer in sick_layers)
+        or any(
+            q is not passage and _is_inside(q.module, passage.module) for q in received if _is_sick(q.gradient_entered)
+        )
+    )
+
+
+def _is_inside(name: str, module: str) -> bool:
+    return not module or name.startswith(f"{module}.")
+
+
+def _visible(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The module and its parts, less what is compiled or scripted."""
+    if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+        return
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return
+    yield name, module
+    for part, child in module.named_children():
+        yield from _visible(f"{name}.{part}".lstrip("."), child)
+
+
+def _has_entries(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is torch.strided
+
+
+@torch.no_grad()
+def _extremes(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return torch.stack(torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor))
+
+
+def _is_finite(number: float) -> bool:
+    return number - number == 0
+
+
+def _is_sick(extremes: Extremes) -> bool:
+    return any(not bool(torch.isfinite(pair).all()) for pair in extremes)
+
+
+def _has_nan(extremes: Extremes) -> bool:
+    return any(bool(torch.isnan(pair).any()) for pair in extremes)

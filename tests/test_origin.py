@@ -1,0 +1,236 @@
+"""The module that made a NaN or Inf, named out of those that it passed through."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gradwatch
+
+
+class Does(nn.Module):
+    """A module that does one thing."""
+
+    def __init__(self, thing):
+        super().__init__()
+        self.thing = thing
+
+    def forward(self, x):
+        return self.thing(x)
+
+
+class Bag(nn.Module):
+    """Divides before it chooses: a finite value, and a gradient of 0 · Inf."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        hidden = self.before(x)
+        count = hidden.sum(1, keepdim=True) * 0
+        return self.after(torch.where(count == 0, torch.zeros_like(hidden), hidden / count))
+
+
+class Residual(nn.Module):
+    def __init__(self, branch):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+def between(*middle):
+    """A network of three linear layers around what is under test."""
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), *middle, nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def mean_square(output):
+    return output.square().mean()
+
+
+def corrupted(model, layer, value=math.nan):
+    model.get_submodule(layer).weight.data.view(-1)[0] = value
+    return model
+
+
+def masked(x):
+    return torch.softmax(x.masked_fill(torch.ones_like(x, dtype=torch.bool), -math.inf), 1)
+
+
+PROGRAMS = {
+    "log of a negative number": (lambda: between(Does(torch.log)), mean_square, "2", "forward"),
+    "log of zero": (lambda: between(Does(lambda x: (x * 0).log())), mean_square, "2", "forward"),
+    "square root of a negative number": (lambda: between(Does(torch.sqrt)), mean_square, "2", "forward"),
+    "division of zero by zero": (lambda: between(Does(lambda x: (x * 0) / (x * 0))), mean_square, "2", "forward"),
+    "exponential that overflows": (lambda: between(Does(lambda x: (x * 0 + 100).exp())), mean_square, "2", "forward"),
+    "Inf made, NaN two modules on": (
+        lambda: between(Does(lambda x: (x * 0 + 100).exp()), nn.Identity(), Does(lambda x: x - x)),
+        mean_square,
+        "2",
+        "forward",
+    ),
+    "softmax over a masked row": (lambda: between(Does(masked)), mean_square, "2", "forward"),
+    "power of a negative number": (lambda: between(Does(lambda x: (-x.abs() - 1) ** 0.5)), mean_square, "2", "forward"),
+    "overflow of float16": (lambda: between(Does(lambda x: (x * 0 + 7e4).half().float())), mean_square, "2", "forward"),
+    "in place, under a rectifier": (
+        lambda: between(nn.Linear(4, 4), nn.ReLU(inplace=True), Does(lambda x: x.log())),
+        mean_square,
+        "4",
+        "forward",
+    ),
+    "in a residual branch": (
+        lambda: between(Residual(nn.Sequential(nn.Linear(4, 4), Does(torch.log)))),
+        mean_square,
+        "2.branch.1",
+        "forward",
+    ),
+    "corrupt weight": (lambda: corrupted(between(nn.Linear(4, 4)), "2"), mean_square, "2", "forward"),
+    "corrupt weight, last": (lambda: corrupted(between(), "4", math.inf), mean_square, "4", "forward"),
+    "normalised by a spread of zero": (
+        lambda: between(Does(lambda x: (x - x) / (x * 0).std(0))),
+        mean_square,
+        "2",
+        "forward",
+    ),
+    "loss of a logarithm": (between, lambda output: (-output.abs()).log().mean(), "", "loss"),
+    "loss divided by zero": (between, lambda output: mean_square(output) / (output.sum() * 0), "", "loss"),
+    "square root at zero, backward": (
+        lambda: between(Does(lambda x: (x * 0).sqrt() + x)),
+        mean_square,
+        "2",
+        "backward",
+    ),
+    "norm written by hand at zero, backward": (
+        lambda: between(Does(lambda x: x + (x * 0).square().sum(1, keepdim=True).sqrt())),
+        mean_square,
+        "2",
+        "backward",
+    ),
+    "where after the division, backward": (lambda: between(Bag()), mean_square, "2", "backward"),
+    "atan2 at the origin, backward": (
+        lambda: between(Does(lambda x: x + torch.where(x == x, x, torch.atan2(x * 0, x * 0) * torch.sqrt(x * 0)))),
+        mean_square,
+        "2",
+        "backward",
+    ),
+    "power at zero, backward": (lambda: between(Does(lambda x: x + (x * 0) ** 0.5)), mean_square, "2", "backward"),
+    "gradient of the loss alone": (between, lambda output: mean_square(output) + (output.sum() * 0).sqrt(), "", "loss"),
+}
+
+
+def watched(model, loss_of, x, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gradwatch.watch(model, optimizer, trace_nonfinite=True, **options) as watcher:
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = loss_of(model(x))
+            watcher.observe_loss(loss)
+            loss.backward()
+            optimizer.step()
+        return [finding for finding in watcher.findings if finding.kind == "nonfinite"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_names_the_module_that_made_it(name):
+    torch.manual_seed(0)
+    make, loss_of, module, where = PROGRAMS[name]
+    finding = watched(make(), loss_of, torch.randn(8, 4))[0]
+    said = finding.cause
+    assert said.startswith("observed: ")
+    title = f"{module} (" if module else "the model itself (Sequential)"
+    assert title in said
+    told = {"forward": "was given finite values and returned", "backward": "given finite gradients and returned"}
+    assert told.get(where, "the loss made of them is not") in said or "is already NaN or Inf" in said
+    assert finding.step == 0
+
+
+def test_a_bad_batch_is_told_from_a_bad_module():
+    x = torch.randn(8, 4)
+    x[3, 1] = math.nan
+    assert "what 0 (Linear) was given already held NaN or Inf" in watched(between(), mean_square, x)[0].cause
+
+
+def test_parts_of_several_models_bear_their_names():
+    torch.manual_seed(0)
+    models = {"first": nn.Linear(4, 4), "second": nn.Sequential(Does(torch.log), nn.Linear(4, 1))}
+    optimizer = torch.optim.SGD([p for model in models.values() for p in model.parameters()], lr=0.1)
+    with gradwatch.watch(models, optimizer, trace_nonfinite=True) as watcher:
+        models["second"](models["first"](torch.randn(8, 4))).sum().backward()
+        optimizer.step()
+        (finding,) = watcher.findings
+    assert "second.0 (Does) was given finite values and returned NaN" in finding.cause
+
+
+def test_a_healthy_run_has_the_same_bits_and_no_hook_left():
+    def trained(**options):
+        torch.manual_seed(0)
+        model = between(nn.Dropout(0.2), nn.ReLU(inplace=True), Residual(nn.Linear(4, 4)))
+        optimizer = torch.optim.Adam(model.parameters())
+        with gradwatch.watch(model, optimizer, **options) as watcher:
+            for _ in range(5):
+                optimizer.zero_grad()
+                mean_square(model(torch.randn(8, 4))).backward()
+                optimizer.step()
+        assert watcher.findings == []
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        return [*model.parameters(), torch.get_rng_state()]
+
+    assert all(torch.equal(a, b) for a, b in zip(trained(), trained(trace_nonfinite=True), strict=True))
+
+
+def test_without_tracing_the_finding_says_how_to_learn_the_module():
+    torch.manual_seed(0)
+    finding = watched(between(Does(torch.log)), mean_square, torch.randn(8, 4))[0]
+    assert not any("trace_nonfinite" in remedy for remedy in finding.remedies)
+    model = between(Does(torch.log))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        mean_square(model(torch.randn(8, 4))).backward()
+        optimizer.step()
+        (finding,) = watcher.findings
+    assert "trace_nonfinite=True to be told which module made it" in finding.remedies
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_modules_are_left_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].compile(backend="eager")
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    with gradwatch.watch({"a": model, "b": scripted}, trace_nonfinite=True):
+        assert not model[0]._forward_hooks
+        assert model[1]._forward_hooks
+
+
+def test_a_fault_in_the_trace_warns_once_and_training_goes_on(monkeypatch, caplog):
+    def fail(*_):
+        raise ValueError("a fault made to happen")
+
+    monkeypatch.setattr("gradwatch.origin._extremes", fail)
+    monkeypatch.setattr("gradwatch.origin.origin_of", fail)
+    torch.manual_seed(0)
+    findings = watched(between(Does(torch.log)), mean_square, torch.randn(8, 4))
+    assert [finding.kind for finding in findings] == ["nonfinite"]
+    assert "observed" not in findings[0].cause
+    assert caplog.text.count("a fault in gradwatch itself (origin)") == 1
+
+
+def test_passes_without_gradients_and_recomputed_ones_are_not_looked_at():
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    model = between(Does(torch.log))
+    with torch.no_grad():
+        model(torch.randn(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, trace_nonfinite=True) as watcher:
+        with torch.no_grad():
+            model(torch.full((8, 4), math.nan))
+        x = torch.randn(8, 4, requires_grad=True)
+        F.mse_loss(checkpoint(model, x, use_reentrant=False), torch.zeros(8, 2)).backward()
+        optimizer.step()
+        (finding,) = watcher.findings
+    assert "2 (Does) was given finite values and returned NaN" in finding.cause
