@@ -1,6 +1,7 @@
 """Watching changes nothing, leaves nothing behind, and no fault of gradwatch's own stops anyone's training."""
 
 import functools
+import gc
 import inspect
 import itertools
 import logging
@@ -374,11 +375,14 @@ def called_while_training(clip=None):
             called.setdefault(known[frame.f_code])
 
     def under_note(loop):
+        gc.collect()
+        gc.disable()  # the end of an earlier watcher is no part of this loop
         sys.setprofile(note)
         try:
             loop()
         finally:
             sys.setprofile(None)
+            gc.enable()
 
     logger = logging.getLogger("gradwatch")
     level = logger.level
