@@ -106,7 +106,11 @@ class Measurement:
         self._entries = self._take_entries() if moment.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()
         self._before = stats.sample(self._parameters) if "update_ratio" in moment.figures else None
-        self._sparse = [i for i, g in enumerate(self._watched_gradients) if g.layout is torch.sparse_coo]
+        self._sparse = [
+            i
+            for i, (p, g) in enumerate(zip(self._parameters, self._watched_gradients, strict=True))
+            if g.layout is torch.sparse_coo and p.numel() > stats.SAMPLED_ENTRIES
+        ]
         self._copy: HostCopy | None = None
         self._find_origin = origin
         if earlier is not None and np.array_equal(earlier._columns, columns):

@@ -17,6 +17,7 @@ FLOOR_1 = {
     "optimizers": {"harmless"},
     "checkpoint": set(),
     "backward": {"layers", "stats", "harmless"},
+    "origin": {"report", "harmless"},
     "sinks": {"findings", "report"},
     "remedies": {"findings", "layers"},
     "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},

@@ -840,3 +840,13 @@ def test_toggled_optimizers_in_lightning_are_those_of_the_bare_loop(namespace, o
 @pytest.mark.parametrize("on_nonfinite", ["report", "skip", "raise"])
 def test_halves_trained_by_turns_are_those_of_the_bare_loop(on_nonfinite, found):
     run_both(toggling, found, on_nonfinite)
+
+
+@pytest.mark.parametrize(("rows", "is_known"), [(8, True), (4096, False)], ids=["every entry sampled", "a sample"])
+def test_rows_of_a_sparse_table_that_were_not_met_say_nothing_of_its_updates(rows, is_known):
+    table = nn.Embedding(rows, 4, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    with gradwatch.watch(table, optimizer) as watcher:
+        table(torch.tensor([1, 3])).sum().backward()
+        optimizer.step()
+    assert bool(np.isfinite(watcher.history["update_ratio"][0, 0])) == is_known
