@@ -34,6 +34,7 @@ class Passage:
         module, type: its name and class.
         entered, left: what went in and came out.
         gradient_entered, gradient_left: the gradients of what came out, and of what went in.
+        batch: the tensors that went into a whole model, by reference; empty for its parts.
     """
 
     module: str
@@ -42,6 +43,7 @@ class Passage:
     left: Extremes = field(default_factory=list)
     gradient_entered: Extremes = field(default_factory=list)
     gradient_left: Extremes = field(default_factory=list)
+    batch: list[Tensor] = field(default_factory=list)
 
     def title(self) -> str:
         """How it is called in a sentence."""
@@ -101,6 +103,8 @@ class Trace:
             return
         passage = Passage(name, kind, [])
         self._look(inputs, passage.entered, passage.gradient_left)
+        if not self._under_way:
+            passage.batch = [t.detach() for t in tree_leaves(inputs) if isinstance(t, Tensor) and _has_entries(t)]
         self._under_way.append(passage)
 
     @harmless
@@ -158,9 +162,12 @@ def _forward(passages: Sequence[Passage]) -> Origin:
     if made_nan is not None:
         given = "Inf" if _is_sick(made_nan.entered) else "finite values"
         return Origin(made_nan.module, "forward", f"observed: {made_nan.title()} was given {given} and returned NaN")
-    fed = next((p for p in passages if _is_sick(p.entered)), None)
+    sick_inputs = [p for p in passages if _is_sick(p.entered)]
+    fed = next((p for p in sick_inputs if p.batch), sick_inputs[0] if sick_inputs else None)
     if fed is not None:
-        return Origin(fed.module, "input", f"observed: what {fed.title()} was given already held NaN or Inf")
+        return Origin(
+            fed.module, "input", f"observed: what {fed.title()} was given already held NaN or Inf{_rows(fed)}"
+        )
     last = passages[-1]
     return Origin(last.module, "loss", f"observed: {last.title()} returned finite values; the loss made of them is not")
 
@@ -193,6 +200,16 @@ def _is_sick_within(passage: Passage, received: Sequence[Passage], sick_layers: 
             q is not passage and _is_inside(q.module, passage.module) for q in received if _is_sick(q.gradient_entered)
         )
     )
+
+
+def _rows(passage: Passage) -> str:
+    """Which rows of the batch hold NaN or Inf, in words."""
+    for tensor in passage.batch:
+        if tensor.ndim > 1 and not bool(torch.isfinite(tensor).all()):
+            rows = torch.nonzero(~torch.isfinite(tensor).flatten(1).all(1)).flatten().tolist()
+            listed = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
+            return f", in {len(rows)} of {len(tensor)} rows: {listed}"
+    return ""
 
 
 def _is_inside(name: str, module: str) -> bool:

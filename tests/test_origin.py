@@ -151,7 +151,8 @@ def test_names_the_module_that_made_it(name):
 def test_a_bad_batch_is_told_from_a_bad_module():
     x = torch.randn(8, 4)
     x[3, 1] = math.nan
-    assert "what 0 (Linear) was given already held NaN or Inf" in watched(between(), mean_square, x)[0].cause
+    said = watched(between(), mean_square, x)[0].cause
+    assert "what the model itself (Sequential) was given already held NaN or Inf, in 1 of 8 rows: 3;" in said
 
 
 def test_parts_of_several_models_bear_their_names():
