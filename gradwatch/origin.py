@@ -34,7 +34,10 @@ class Passage:
         module, type: its name and class.
         entered, left: what went in and came out.
         gradient_entered, gradient_left: the gradients of what came out, and of what went in.
-        batch: the tensors that went into a whole model, by reference; empty for its parts.
+        is_whole: it was called by the loop, not by another module.
+        batch: the tensors that went into it then, by reference.
+        computed: (2,) extremes of those among them that have a gradient.
+        is_builtin: a layer of ``torch.nn`` without parts.
     """
 
     module: str
@@ -43,7 +46,10 @@ class Passage:
     left: Extremes = field(default_factory=list)
     gradient_entered: Extremes = field(default_factory=list)
     gradient_left: Extremes = field(default_factory=list)
+    is_whole: bool = False
     batch: list[Tensor] = field(default_factory=list)
+    computed: Extremes = field(default_factory=list)
+    is_builtin: bool = False
 
     def title(self) -> str:
         """How it is called in a sentence."""
@@ -85,10 +91,11 @@ class Trace:
 
     def _hook(self, name: str, module: nn.Module) -> Iterator[Any]:
         kind = type(module).__name__
+        is_builtin = type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not torch.compiler.is_compiling():
-                self._enter(name, kind, (args, kwargs))
+                self._enter(name, kind, is_builtin, (args, kwargs))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not torch.compiler.is_compiling():
@@ -98,13 +105,15 @@ class Trace:
         yield module.register_forward_hook(leave, with_kwargs=True)
 
     @harmless
-    def _enter(self, name: str, kind: str, inputs: Any) -> None:
+    def _enter(self, name: str, kind: str, is_builtin: bool, inputs: Any) -> None:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
-        passage = Passage(name, kind, [])
+        passage = Passage(name, kind, [], is_builtin=is_builtin)
         self._look(inputs, passage.entered, passage.gradient_left)
         if not self._under_way:
-            passage.batch = [t.detach() for t in tree_leaves(inputs) if isinstance(t, Tensor) and _has_entries(t)]
+            given = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and _has_entries(t)]
+            passage.is_whole, passage.batch = True, [t.detach() for t in given]
+            passage.computed = [pair for t, pair in zip(given, passage.entered, strict=True) if t.grad_fn is not None]
         self._under_way.append(passage)
 
     @harmless
@@ -159,11 +168,19 @@ def _forward(passages: Sequence[Passage]) -> Origin:
         return Origin(
             made_inf.module, "forward", f"observed: {made_inf.title()} was given finite values and returned {what}"
         )
+    fed = next((p for p in passages if _is_sick(p.computed)), None)
+    if fed is not None and (made_nan is None or _reaches(fed, made_nan, passages)):
+        return Origin(
+            fed.module,
+            "loss",
+            f"observed: what {fed.title()} was given already held NaN or Inf{_rows(fed)}; it was computed outside "
+            f"every module{_before(passages, fed)}",
+        )
     if made_nan is not None:
         given = "Inf" if _is_sick(made_nan.entered) else "finite values"
         return Origin(made_nan.module, "forward", f"observed: {made_nan.title()} was given {given} and returned NaN")
     sick_inputs = [p for p in passages if _is_sick(p.entered)]
-    fed = next((p for p in sick_inputs if p.batch), sick_inputs[0] if sick_inputs else None)
+    fed = next((p for p in sick_inputs if p.is_whole), sick_inputs[0] if sick_inputs else None)
     if fed is not None:
         return Origin(
             fed.module, "input", f"observed: what {fed.title()} was given already held NaN or Inf{_rows(fed)}"
@@ -172,23 +189,37 @@ def _forward(passages: Sequence[Passage]) -> Origin:
     return Origin(last.module, "loss", f"observed: {last.title()} returned finite values; the loss made of them is not")
 
 
+def _reaches(fed: Passage, other: Passage, passages: Sequence[Passage]) -> bool:
+    """Whether ``other`` was called by ``fed`` or after it, and what went into it was not finite either."""
+    is_later = passages.index(fed) < passages.index(other) or _is_inside(other.module, fed.module) or fed is other
+    return is_later and _is_sick(other.entered)
+
+
 def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin | None:
     received = [p for p in passages if p.gradient_entered]
     makers = [p for p in received if not _is_sick(p.gradient_entered) and _is_sick_within(p, received, sick_layers)]
     deepest = [p for p in makers if not any(q is not p and _is_inside(q.module, p.module) for q in makers)]
     if deepest:
         maker = deepest[-1]
-        return Origin(
-            maker.module,
-            "backward",
-            f"observed: the backward pass of {maker.title()} was given finite gradients and returned NaN or Inf",
-        )
-    if received and _is_sick(received[-1].gradient_entered):
-        last = received[-1]
-        return Origin(
-            last.module, "loss", f"observed: the gradient of what {last.title()} returned is already NaN or Inf"
-        )
-    return None
+        if _is_sick(maker.entered):
+            return _forward(passages)  # zero times NaN: a forward value that the loss did not see
+        given = f"observed: the backward pass of {maker.title()} was given finite gradients"
+        if maker.is_builtin and not _is_sick(maker.gradient_left):
+            layer = next(layer for layer in sick_layers if _is_inside(layer, maker.module))
+            return Origin(
+                maker.module,
+                "backward",
+                f"{given}, but that of {layer} is not finite: it overflowed, or something else uses that parameter (a "
+                "penalty in the loss)",
+            )
+        return Origin(maker.module, "backward", f"{given} and returned NaN or Inf")
+    sick = [place for place, p in enumerate(received) if _is_sick(p.gradient_entered)]
+    if not sick:
+        return None
+    first, behind = received[sick[-1]], received[sick[-1] + 1 :]
+    said = f"observed: the gradient of what {first.title()} returned is already NaN or Inf"
+    after = f", while that of what {behind[0].title()} returned is finite: made between the two" if behind else ""
+    return Origin(first.module, "loss", f"{said}{after}, outside every module")
 
 
 def _is_sick_within(passage: Passage, received: Sequence[Passage], sick_layers: Sequence[str]) -> bool:
@@ -202,8 +233,14 @@ def _is_sick_within(passage: Passage, received: Sequence[Passage], sick_layers: 
     )
 
 
+def _before(passages: Sequence[Passage], fed: Passage) -> str:
+    """After which call, in words."""
+    earlier = [p for p in passages[: passages.index(fed)] if p.is_whole and not _is_sick(p.left)]
+    return f", after {earlier[-1].title()} returned finite values" if earlier else ""
+
+
 def _rows(passage: Passage) -> str:
-    """Which rows of the batch hold NaN or Inf, in words."""
+    """Which rows of what went in hold NaN or Inf, in words."""
     for tensor in passage.batch:
         if tensor.ndim > 1 and not bool(torch.isfinite(tensor).all()):
             rows = torch.nonzero(~torch.isfinite(tensor).flatten(1).all(1)).flatten().tolist()

@@ -235,3 +235,67 @@ def test_passes_without_gradients_and_recomputed_ones_are_not_looked_at():
         optimizer.step()
         (finding,) = watcher.findings
     assert "2 (Does) was given finite values and returned NaN" in finding.cause
+
+
+class Parts(nn.Module):
+    """A loop that calls parts by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+
+def caused_by(model, loss_of):
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, trace_nonfinite=True) as watcher:
+        loss = loss_of(torch.randn(8, 4))
+        watcher.observe_loss(loss)
+        loss.backward()
+        optimizer.step()
+        return watcher.findings[0].cause
+
+
+def test_what_is_made_between_two_calls_is_no_bad_batch():
+    model = Parts()
+    said = caused_by(model, lambda x: mean_square(model.last(model.first(x).log())))
+    assert "what last (Linear) was given already held NaN or Inf, in 8 of 8 rows" in said
+    assert "computed outside every module, after first (Linear) returned finite values" in said
+
+
+def test_a_gradient_made_between_two_calls_names_both():
+    model = Parts()
+    said = caused_by(model, lambda x: mean_square(model.last((model.first(x) * 0).sqrt())))
+    assert "the gradient of what first (Linear) returned is already NaN or Inf" in said
+    assert "while that of what last (Linear) returned is finite: made between the two, outside every module" in said
+
+
+def test_a_penalty_on_a_weight_is_told_from_the_layer():
+    model = Parts()
+    penalty = lambda: (model.last.weight[0] * 0).square().sum().sqrt()
+    said = caused_by(model, lambda x: mean_square(model.last(model.first(x))) + penalty())
+    assert "last.weight is not finite: it overflowed, or something else uses that parameter" in said
+
+
+def test_a_forward_value_that_the_loss_masks_is_found():
+    model = nn.Sequential(nn.Linear(4, 4), Does(torch.log), nn.Linear(4, 2))
+    keep = torch.tensor(False)
+    said = caused_by(model, lambda x: torch.where(keep, model(x), torch.zeros(8, 2)).sum() + 1)
+    assert "1 (Does) was given finite values and returned NaN" in said
+
+
+def test_a_mask_of_minus_infinity_is_no_fault_of_the_calls_behind():
+    class Attends(Parts):
+        def __init__(self):
+            super().__init__()
+            self.attend = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    model = Attends()
+    mask = torch.zeros(8, 8)
+    mask[2] = -math.inf
+
+    def loss_of(x):
+        hidden = model.first(x)[None]
+        return mean_square(model.last(model.attend(hidden, hidden, hidden, attn_mask=mask, need_weights=True)[0]))
+
+    assert "attend (MultiheadAttention) was given Inf and returned NaN" in caused_by(model, loss_of)
