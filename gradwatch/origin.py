@@ -6,6 +6,8 @@ nothing is read on the host until a step is sick.
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +24,18 @@ __all__ = ["Passage", "Trace", "origin_of"]
 
 KEPT = 64  # forward passes of a whole model that are kept: more than most accumulate before one update
 
-Extremes = list[Tensor]
-"""(2,) smallest and largest entry of each tensor; NaN where any entry is."""
+
+@dataclass
+class Look:
+    """One tensor as it was when a module was given it, or returned it.
+
+    Attributes:
+        extremes: () its smallest and its largest entry; NaN where any entry is.
+        gradients: the same of its gradient, once the backward pass has come by.
+    """
+
+    extremes: tuple[Tensor, Tensor]
+    gradients: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -33,22 +45,19 @@ class Passage:
     Attributes:
         module, type: its name and class.
         entered, left: what went in and came out.
-        gradient_entered, gradient_left: the gradients of what came out, and of what went in.
         is_whole: it was called by the loop, not by another module.
-        batch: the tensors that went into it then, by reference.
-        computed: (2,) extremes of those among them that have a gradient.
+        batch: the tensors that went into it then, as long as the loop keeps them.
+        computed: those of ``entered`` then that were computed from parameters.
         is_builtin: a layer of ``torch.nn`` without parts.
     """
 
     module: str
     type: str
-    entered: Extremes
-    left: Extremes = field(default_factory=list)
-    gradient_entered: Extremes = field(default_factory=list)
-    gradient_left: Extremes = field(default_factory=list)
+    entered: list[Look] = field(default_factory=list)
+    left: list[Look] = field(default_factory=list)
     is_whole: bool = False
-    batch: list[Tensor] = field(default_factory=list)
-    computed: Extremes = field(default_factory=list)
+    batch: list[weakref.ref[Tensor]] = field(default_factory=list)
+    computed: list[Look] = field(default_factory=list)
     is_builtin: bool = False
 
     def title(self) -> str:
@@ -68,6 +77,7 @@ class Trace:
         modules = [pair for name, model in models.items() for pair in _visible(name, model)]
         self._passages: deque[Passage] = deque(maxlen=KEPT * max(1, len(modules)))
         self._under_way: list[Passage] = []
+        self._looks: dict[int, tuple[weakref.ref[Tensor], int, Look]] = {}
         self._handles = [handle for name, module in modules for handle in self._hook(name, module)]
 
     @harmless
@@ -81,6 +91,7 @@ class Trace:
         passages = list(self._passages)
         self._passages.clear()
         self._under_way.clear()
+        self._looks.clear()
         return passages
 
     def remove(self) -> None:
@@ -94,11 +105,11 @@ class Trace:
         is_builtin = type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not torch.compiler.is_compiling():
+            if not (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
                 self._enter(name, kind, is_builtin, (args, kwargs))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if not torch.compiler.is_compiling():
+            if not (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
                 self._leave(name, output)
 
         yield module.register_forward_pre_hook(enter, with_kwargs=True)
@@ -108,12 +119,13 @@ class Trace:
     def _enter(self, name: str, kind: str, is_builtin: bool, inputs: Any) -> None:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
-        passage = Passage(name, kind, [], is_builtin=is_builtin)
-        self._look(inputs, passage.entered, passage.gradient_left)
+        given = _tensors(inputs)
         if not self._under_way:
-            given = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and _has_entries(t)]
-            passage.is_whole, passage.batch = True, [t.detach() for t in given]
-            passage.computed = [pair for t, pair in zip(given, passage.entered, strict=True) if t.grad_fn is not None]
+            self._looks.clear()
+        passage = Passage(name, kind, [self._look(tensor) for tensor in given], is_builtin=is_builtin)
+        if not self._under_way:
+            passage.is_whole, passage.batch = True, [weakref.ref(tensor) for tensor in given]
+            passage.computed = [look for t, look in zip(given, passage.entered, strict=True) if t.grad_fn is not None]
         self._under_way.append(passage)
 
     @harmless
@@ -123,25 +135,29 @@ class Trace:
         while self._under_way:  # a forward pass that raised never left
             passage = self._under_way.pop()
             if passage.module == name:
-                self._look(output, passage.left, passage.gradient_entered)
+                passage.left = [self._look(tensor) for tensor in _tensors(output)]
                 self._passages.append(passage)
                 return
 
-    def _look(self, tree: Any, values: Extremes, gradients: Extremes) -> None:
-        for tensor in tree_leaves(tree):
-            if isinstance(tensor, Tensor) and _has_entries(tensor):
-                values.append(_extremes(tensor))
-                if tensor.requires_grad:
-                    tensor.register_hook(self._note_in(gradients))
+    def _look(self, tensor: Tensor) -> Look:
+        """What one module returns the next one is given: a tensor is looked at once, until it is changed in place."""
+        version = 0 if tensor.is_inference() else tensor._version
+        known, seen, look = self._looks.get(id(tensor), (None, 0, None))
+        if look is None or known is None or known() is not tensor or seen != version:
+            look = Look(_extremes(tensor))
+            self._looks[id(tensor)] = weakref.ref(tensor), version, look
+            if tensor.requires_grad:
+                tensor.register_hook(self._note_in(look.gradients))
+        return look
 
-    def _note_in(self, gradients: Extremes) -> Callable[[Tensor], None]:
+    def _note_in(self, gradients: list[tuple[Tensor, Tensor]]) -> Callable[[Tensor], None]:
         def note(gradient: Tensor) -> None:
             self._note(gradients, gradient)
 
         return note
 
     @harmless
-    def _note(self, gradients: Extremes, gradient: Tensor) -> None:
+    def _note(self, gradients: list[tuple[Tensor, Tensor]], gradient: Tensor) -> None:
         if _has_entries(gradient):
             gradients.append(_extremes(gradient))
 
@@ -156,7 +172,7 @@ def origin_of(passages: Sequence[Passage], loss: float | None, sick_layers: Sequ
     """
     if not passages:
         return None
-    loss_is_sick = not _is_finite(loss) if loss is not None else _is_sick(passages[-1].left)
+    loss_is_sick = not math.isfinite(loss) if loss is not None else _is_sick(passages[-1].left)
     return _forward(passages) if loss_is_sick else _backward(passages, sick_layers)
 
 
@@ -196,15 +212,15 @@ def _reaches(fed: Passage, other: Passage, passages: Sequence[Passage]) -> bool:
 
 
 def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin | None:
-    received = [p for p in passages if p.gradient_entered]
-    makers = [p for p in received if not _is_sick(p.gradient_entered) and _is_sick_within(p, received, sick_layers)]
+    received = [p for p in passages if any(look.gradients for look in p.left)]
+    makers = [p for p in received if not _turns_sick(p.left) and _is_sick_within(p, received, sick_layers)]
     deepest = [p for p in makers if not any(q is not p and _is_inside(q.module, p.module) for q in makers)]
     if deepest:
         maker = deepest[-1]
         if _is_sick(maker.entered):
             return _forward(passages)  # zero times NaN: a forward value that the loss did not see
         given = f"observed: the backward pass of {maker.title()} was given finite gradients"
-        if maker.is_builtin and not _is_sick(maker.gradient_left):
+        if maker.is_builtin and not _turns_sick(maker.entered):
             layer = next(layer for layer in sick_layers if _is_inside(layer, maker.module))
             return Origin(
                 maker.module,
@@ -213,7 +229,7 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
                 "penalty in the loss)",
             )
         return Origin(maker.module, "backward", f"{given} and returned NaN or Inf")
-    sick = [place for place, p in enumerate(received) if _is_sick(p.gradient_entered)]
+    sick = [place for place, p in enumerate(received) if _turns_sick(p.left)]
     if not sick:
         return None
     first, behind = received[sick[-1]], received[sick[-1] + 1 :]
@@ -225,11 +241,9 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
 def _is_sick_within(passage: Passage, received: Sequence[Passage], sick_layers: Sequence[str]) -> bool:
     """Whether a gradient turned sick on its way through this module or a part of it."""
     return (
-        _is_sick(passage.gradient_left)
+        _turns_sick(passage.entered)
         or any(_is_inside(layer, passage.module) for layer in sick_layers)
-        or any(
-            q is not passage and _is_inside(q.module, passage.module) for q in received if _is_sick(q.gradient_entered)
-        )
+        or any(q is not passage and _is_inside(q.module, passage.module) for q in received if _turns_sick(q.left))
     )
 
 
@@ -241,8 +255,8 @@ def _before(passages: Sequence[Passage], fed: Passage) -> str:
 
 def _rows(passage: Passage) -> str:
     """Which rows of what went in hold NaN or Inf, in words."""
-    for tensor in passage.batch:
-        if tensor.ndim > 1 and not bool(torch.isfinite(tensor).all()):
+    for tensor in (kept() for kept in passage.batch):
+        if tensor is not None and tensor.ndim > 1 and not bool(torch.isfinite(tensor).all()):
             rows = torch.nonzero(~torch.isfinite(tensor).flatten(1).all(1)).flatten().tolist()
             listed = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
             return f", in {len(rows)} of {len(tensor)} rows: {listed}"
@@ -268,19 +282,26 @@ def _has_entries(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is torch.strided
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and _has_entries(leaf)]
+
+
 @torch.no_grad()
-def _extremes(tensor: Tensor) -> Tensor:
+def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
     tensor = tensor.detach()
-    return torch.stack(torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor))
+    smallest, largest = torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+    return smallest, largest
 
 
-def _is_finite(number: float) -> bool:
-    return number - number == 0
+def _is_sick(looks: Sequence[Look]) -> bool:
+    """Whether any of the tensors held NaN or Inf."""
+    return any(not math.isfinite(float(end)) for look in looks for end in look.extremes)
 
 
-def _is_sick(extremes: Extremes) -> bool:
-    return any(not bool(torch.isfinite(pair).all()) for pair in extremes)
+def _has_nan(looks: Sequence[Look]) -> bool:
+    return any(math.isnan(float(end)) for look in looks for end in look.extremes)
 
 
-def _has_nan(extremes: Extremes) -> bool:
-    return any(bool(torch.isnan(pair).any()) for pair in extremes)
+def _turns_sick(looks: Sequence[Look]) -> bool:
+    """Whether any of their gradients held NaN or Inf."""
+    return any(not math.isfinite(float(end)) for look in looks for ends in look.gradients for end in ends)

@@ -1,6 +1,7 @@
 """The module that made a NaN or Inf, named out of those that it passed through."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -259,7 +260,7 @@ def caused_by(model, loss_of):
 def test_what_is_made_between_two_calls_is_no_bad_batch():
     model = Parts()
     said = caused_by(model, lambda x: mean_square(model.last(model.first(x).log())))
-    assert "what last (Linear) was given already held NaN or Inf, in 8 of 8 rows" in said
+    assert "what last (Linear) was given already held NaN or Inf; it was" in said
     assert "computed outside every module, after first (Linear) returned finite values" in said
 
 
@@ -299,3 +300,39 @@ def test_a_mask_of_minus_infinity_is_no_fault_of_the_calls_behind():
         return mean_square(model.last(model.attend(hidden, hidden, hidden, attn_mask=mask, need_weights=True)[0]))
 
     assert "attend (MultiheadAttention) was given Inf and returned NaN" in caused_by(model, loss_of)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_exporting_and_tracing_while_the_modules_are_looked_at():
+    torch.manual_seed(0)
+    model, x = between(nn.LayerNorm(4)), torch.randn(8, 4)
+    unwatched = torch.export.export(model, (x,)).graph_module.code
+    with gradwatch.watch(model, trace_nonfinite=True):
+        assert torch.export.export(model, (x,)).graph_module.code == unwatched
+        assert "aminmax" not in str(torch.jit.trace(model, x).inlined_graph)
+        assert torch.compile(model, backend="eager", fullgraph=True)(x).shape == (8, 2)
+
+
+def test_inputs_made_in_inference_mode_are_looked_at():
+    with torch.inference_mode():
+        x = torch.full((8, 4), math.nan)
+    model = between(nn.ReLU())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, trace_nonfinite=True) as watcher:
+        batch = x.clone()
+        mean_square(model(batch)).backward()
+        optimizer.step()
+        assert "in 8 of 8 rows" in watcher.findings[0].cause
+
+
+def test_calls_that_no_update_follows_are_not_kept():
+    model = between()
+    with gradwatch.watch(model, trace_nonfinite=True) as watcher:
+        batches = []
+        for _ in range(500):
+            batch = torch.randn(8, 4)
+            batches.append(weakref.ref(batch))
+            model(batch)
+        del batch
+        assert not any(kept() for kept in batches)
+        assert len(watcher._steps.trace._passages) <= 64 * 7
