@@ -106,11 +106,7 @@ class Measurement:
         self._entries = self._take_entries() if moment.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()
         self._before = stats.sample(self._parameters) if "update_ratio" in moment.figures else None
-        self._sparse = [
-            i
-            for i, (p, g) in enumerate(zip(self._parameters, self._watched_gradients, strict=True))
-            if g.layout is torch.sparse_coo and p.numel() > stats.SAMPLED_ENTRIES
-        ]
+        self._sparse = [] if self._before is None else self._sparse_beyond_the_sample()
         self._copy: HostCopy | None = None
         self._find_origin = origin
         if earlier is not None and np.array_equal(earlier._columns, columns):
@@ -176,9 +172,15 @@ class Measurement:
         )
 
     def _origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
-        sick_layers = [self._layers.names[column] for column in np.flatnonzero(self._spread(nonfinite, absent=0))]
-        is_sick = bool((nonfinite > 0).any()) or not (loss is None or math.isfinite(loss))
-        return self._find_origin(loss, sick_layers) if is_sick and self._find_origin is not None else None
+        is_healthy = not (nonfinite > 0).any() and (loss is None or math.isfinite(loss))
+        if is_healthy or self._find_origin is None:
+            return None
+        sick = np.flatnonzero(self._spread(nonfinite, absent=0))
+        return self._find_origin(loss, [self._layers.names[column] for column in sick])
+
+    def _sparse_beyond_the_sample(self) -> list[int]:
+        pairs = enumerate(zip(self._parameters, self._watched_gradients, strict=True))
+        return [i for i, (p, g) in pairs if g.layout is torch.sparse_coo and p.numel() > stats.SAMPLED_ENTRIES]
 
     def _add_change_of(self, measurement: Measurement) -> None:
         if measurement._before is not None:

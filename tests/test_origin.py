@@ -1,14 +1,17 @@
 """The module that made a NaN or Inf, named out of those that it passed through."""
 
+import contextlib
 import math
 import weakref
 
+import lightning.pytorch as lightning
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import gradwatch
+from gradwatch.lightning import GradWatch
 
 
 class Does(nn.Module):
@@ -336,3 +339,30 @@ def test_calls_that_no_update_follows_are_not_kept():
         del batch
         assert not any(kept() for kept in batches)
         assert len(watcher._steps.trace._passages) <= 64 * 7
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec")
+@pytest.mark.parametrize("on_nonfinite", ["report", "skip", "raise"])
+def test_lightning_names_the_module_too(on_nonfinite, tmp_path):
+    class Trained(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = between(Does(torch.log))
+
+        def training_step(self, batch, _):
+            return mean_square(self.net(batch[0]))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(16, 4)), 8)
+    watch = GradWatch(trace_nonfinite=True, on_nonfinite=on_nonfinite)
+    trainer = lightning.Trainer(
+        max_steps=2, callbacks=[watch], logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
+    )  # fmt: skip
+    expected = pytest.raises(gradwatch.NonFiniteError) if on_nonfinite == "raise" else contextlib.nullcontext()
+    with expected:
+        trainer.fit(Trained(), loader)
+    assert "net.2 (Does) was given finite values and returned NaN" in watch.findings[0].cause
