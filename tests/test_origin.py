@@ -214,8 +214,8 @@ def test_a_fault_in_the_trace_warns_once_and_training_goes_on(monkeypatch, caplo
     def fail(*_):
         raise ValueError("a fault made to happen")
 
-    monkeypatch.setattr("gradwatch.origin._extremes", fail)
-    monkeypatch.setattr("gradwatch.origin.origin_of", fail)
+    monkeypatch.setattr("gradwatch.trace._extremes", fail)
+    monkeypatch.setattr("gradwatch.trace.origin_of", fail)
     torch.manual_seed(0)
     findings = watched(between(Does(torch.log)), mean_square, torch.randn(8, 4))
     assert [finding.kind for finding in findings] == ["nonfinite"]

@@ -26,9 +26,10 @@ def advise(kind: str, layers: Layers, clips: bool, traces: bool = False) -> tupl
         clips: whether gradients are already clipped.
         traces: whether the modules are looked at for a NaN or Inf.
     """
+    remedies = list(_CANDIDATES[kind](layers.module_types, clips))
     if kind == "nonfinite" and not traces:
-        return (*_nonfinite(layers.module_types, clips), "trace_nonfinite=True to be told which module made it")
-    return tuple(dict.fromkeys(_CANDIDATES[kind](layers.module_types, clips)))
+        remedies.append("trace_nonfinite=True to be told which module made it")
+    return tuple(dict.fromkeys(remedies))
 
 
 def _vanishing(types: frozenset[str], clips: bool) -> Iterable[str]:

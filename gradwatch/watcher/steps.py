@@ -20,9 +20,9 @@ from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement
-from gradwatch.origin import Trace
 from gradwatch.remedies import advise
 from gradwatch.sinks.log import logger
+from gradwatch.trace import Trace
 from gradwatch.watcher.options import OnNonFinite
 from gradwatch.watcher.record import Record
 from gradwatch.watcher.updates import Cadence, Updates

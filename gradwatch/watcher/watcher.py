@@ -22,11 +22,11 @@ from gradwatch.findings import Finding, Thresholds
 from gradwatch.harmless import UnwatchableError, harmless
 from gradwatch.layers import Layers
 from gradwatch.optimizers import StepHooks, follow_scaler, parameters_of
-from gradwatch.origin import Trace
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.memory import History
 from gradwatch.sinks.tensorboard import LAYER_TAGS, layer_tags
+from gradwatch.trace import Trace
 from gradwatch.watcher.options import Options, refuse_bad_options
 from gradwatch.watcher.outlets import Outlets
 from gradwatch.watcher.record import Record
