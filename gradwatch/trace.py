@@ -1,4 +1,4 @@
-"""Looks at every call of every module: hooks → ``Passage``s.
+"""Looks at every call of every module → ``Passage``s.
 
 Enters: modules. Leaves: what each was given and returned since the last update, one reduction a tensor on the device.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
+from gradwatch.calls import listen
 from gradwatch.harmless import harmless
 from gradwatch.origin import Look, Passage, origin_of
 from gradwatch.report import Origin
@@ -32,11 +35,11 @@ class Trace:
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self.broken: set[str] = set()
-        modules = [pair for name, model in models.items() for pair in _visible(name, model)]
-        self._passages: deque[Passage] = deque(maxlen=KEPT * max(1, len(modules)))
         self._under_way: list[Passage] = []
         self._looks: dict[int, tuple[weakref.ref[Tensor], int, Look]] = {}
-        self._handles = [handle for name, module in modules for handle in self._hook(name, module)]
+        self._on_leaves: list[RemovableHandle] = []
+        self._undo = [stop for name, model in models.items() for stop in self._listen(name, model)]
+        self._passages: deque[Passage] = deque(maxlen=KEPT * max(1, len(self._undo)))
 
     @harmless
     def origin(self, passages: Sequence[Passage], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
@@ -50,32 +53,28 @@ class Trace:
         self._passages.clear()
         self._under_way.clear()
         self._looks.clear()
+        while self._on_leaves:
+            self._on_leaves.pop().remove()
         return passages
 
     def remove(self) -> None:
-        """Takes every hook off."""
-        for handle in self._handles:
-            handle.remove()
+        """Listens no more."""
+        for stop in self._undo:
+            stop()
         self.take()
 
-    def _hook(self, name: str, module: nn.Module) -> Iterator[Any]:
-        kind = type(module).__name__
+    def _listen(self, name: str, module: nn.Module) -> Iterator[Callable[[], None]]:
+        """To the module and its parts, less what is compiled or scripted."""
         is_builtin = type(module).__module__.startswith("torch.nn.") and not any(module.children())
-
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if _is_training_call():
-                self._enter(name, kind, is_builtin, (args, kwargs))
-
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if _is_training_call():
-                self._leave(name, output)
-
-        yield module.register_forward_pre_hook(enter, with_kwargs=True)
-        yield module.register_forward_hook(leave, with_kwargs=True)
+        stop = listen(module, partial(self._enter, name, type(module).__name__, is_builtin), self._leave)
+        if stop is not None:
+            yield stop
+            for part, child in module.named_children():
+                yield from self._listen(f"{name}.{part}".lstrip("."), child)
 
     @harmless
-    def _enter(self, name: str, kind: str, is_builtin: bool, inputs: Any) -> None:
-        given = _tensors(inputs)
+    def _enter(self, name: str, kind: str, is_builtin: bool, args: Any, kwargs: Any) -> Passage:
+        given = _tensors((args, kwargs))
         if not self._under_way:
             self._looks.clear()
         passage = Passage(name, kind, [self._look(tensor) for tensor in given], is_builtin=is_builtin)
@@ -83,15 +82,14 @@ class Trace:
             passage.is_whole, passage.batch = True, [weakref.ref(tensor) for tensor in given]
             passage.computed = [look for t, look in zip(given, passage.entered, strict=True) if t.grad_fn is not None]
         self._under_way.append(passage)
+        return passage
 
     @harmless
-    def _leave(self, name: str, output: Any) -> None:
-        while self._under_way:  # a forward pass that raised never left
-            passage = self._under_way.pop()
-            if passage.module == name:
-                passage.left = [self._look(tensor) for tensor in _tensors(output)]
-                self._passages.append(passage)
-                return
+    def _leave(self, passage: Passage | None, output: Any) -> None:
+        if passage in self._under_way:
+            del self._under_way[self._under_way.index(passage) :]  # those after it raised, and never left
+            passage.left = [self._look(tensor) for tensor in _tensors(output)]
+            self._passages.append(passage)
 
     def _look(self, tensor: Tensor) -> Look:
         """What one module returns the next one is given: a tensor is looked at once, until it is changed in place."""
@@ -101,7 +99,9 @@ class Trace:
             look = Look(_extremes(tensor))
             self._looks[id(tensor)] = weakref.ref(tensor), version, look
             if tensor.requires_grad:
-                tensor.register_hook(self._note_in(look.gradients))
+                handle = tensor.register_hook(self._note_in(look.gradients))
+                if tensor.is_leaf:  # it outlives the step
+                    self._on_leaves.append(handle)
         return look
 
     def _note_in(self, gradients: list[tuple[Tensor, Tensor]]) -> Callable[[Tensor], None]:
@@ -114,24 +114,6 @@ class Trace:
     def _note(self, gradients: list[tuple[Tensor, Tensor]], gradient: Tensor) -> None:
         if _has_entries(gradient):
             gradients.append(_extremes(gradient))
-
-
-def _visible(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The module and its parts, less what is compiled or scripted."""
-    if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
-        return
-    if getattr(module, "_compiled_call_impl", None) is not None:
-        return
-    yield name, module
-    for part, child in module.named_children():
-        yield from _visible(f"{name}.{part}".lstrip("."), child)
-
-
-def _is_training_call() -> bool:
-    """Whether a call is worth a look: not compiled or traced, with gradients, not computed again by a checkpoint."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    return torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
 
 
 def _has_entries(tensor: Tensor) -> bool:

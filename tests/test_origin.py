@@ -182,6 +182,7 @@ def test_a_healthy_run_has_the_same_bits_and_no_hook_left():
                 optimizer.step()
         assert watcher.findings == []
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert not any(module._compiled_call_impl for module in model.modules())
         return [*model.parameters(), torch.get_rng_state()]
 
     assert all(torch.equal(a, b) for a, b in zip(trained(), trained(trace_nonfinite=True), strict=True))
@@ -205,9 +206,10 @@ def test_compiled_modules_are_left_alone():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     model[0].compile(backend="eager")
     scripted = torch.jit.script(nn.Linear(2, 2))
+    compiled = model[0]._compiled_call_impl
     with gradwatch.watch({"a": model, "b": scripted}, trace_nonfinite=True):
-        assert not model[0]._forward_hooks
-        assert model[1]._forward_hooks
+        assert model[0]._compiled_call_impl is compiled
+        assert model[1]._compiled_call_impl is not None
 
 
 def test_a_fault_in_the_trace_warns_once_and_training_goes_on(monkeypatch, caplog):

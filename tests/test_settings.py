@@ -688,23 +688,33 @@ def saved(model):
     return torch.load(stream, weights_only=False)
 
 
+def replica(model):
+    copied = model._replicate_for_data_parallel()
+    copied._parameters = {name: nn.Parameter(p.detach().clone()) for name, p in model._parameters.items()}
+    for name, child in model._modules.items():
+        copied._modules[name] = replica(child)
+    return copied
+
+
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
     "torch.save": saved,
     "torch.export": lambda model: torch.export.export(model, (inputs(0),)).module(),
     "torch.fx": torch.fx.symbolic_trace,
+    "a replica of DataParallel": replica,
     "torch.jit.script": torch.jit.script,
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("stage", ["before", "during", "with gradients"])
+@pytest.mark.parametrize("traces", [False, True], ids=["by default", "traced"])
 @pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
-def test_a_watched_model_is_copied_saved_and_exported_as_ever(make, stage):
+def test_a_watched_model_is_copied_saved_and_exported_as_ever(make, traces, stage):
     model = net()
     optimizer = adam(model)
-    with gradwatch.watch(model, optimizer) as watcher:
+    with gradwatch.watch(model, optimizer, trace_nonfinite=traces) as watcher:
         if stage != "before":
             loss_of(model, 0).backward()
             optimizer.step()
