@@ -15,48 +15,68 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradwatch.harmless import harmless
+
 __all__ = ["listen"]
 
+Enter = Callable[[Any, Any], Any]
+Leave = Callable[[Any, Any], None]
 
-def listen(
-    module: nn.Module, enter: Callable[[Any, Any], Any], leave: Callable[[Any, Any], None]
-) -> Callable[[], None] | None:
+
+class _Listened:
+    """What a module is called through, once someone listens to it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)  # the module holds this, and would else wait for the garbage collector
+        self.listeners: list[tuple[Enter, Leave]] = []
+        self.broken: set[str] = set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._module()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
+        called: nn.Module = sys._getframe(1).f_locals["self"]  # DataParallel's replicas keep the attribute
+        listeners = self._listeners_of(called)
+        if not listeners:
+            return called._call_impl(*args, **kwargs)
+        began = [(enter(args, kwargs), leave) for enter, leave in listeners]
+        output = called._call_impl(*args, **kwargs)
+        for token, leave in reversed(began):
+            leave(token, output)
+        return output
+
+    @harmless
+    def _listeners_of(self, called: nn.Module) -> list[tuple[Enter, Leave]]:
+        """Those who listen to this call: nobody outside training, or where a replica of the module is called."""
+        is_traced = torch._C._get_tracing_state() is not None
+        is_in_training = torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and not is_traced
+        return self.listeners if is_in_training and called is self._module() else []
+
+
+def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] | None:
     """Around each call of ``module`` in training: ``leave(enter(args, kwargs), output)``.
 
     A call that raises never leaves. Not listened to: what is compiled or traced, what runs without gradients, and what
     a checkpoint computes again within the backward pass.
 
     Returns:
-        What ends it; None where the module is compiled, scripted, or listened to already.
+        What ends it; None where the module is compiled or scripted.
     """
     if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
         return None
-    if getattr(module, "_compiled_call_impl", None) is not None:
+    listened = module._compiled_call_impl
+    if listened is None:
+        module._compiled_call_impl = listened = _Listened(module)
+    elif not isinstance(listened, _Listened):
         return None
-
-    known = weakref.ref(module)  # the module holds ``call``, and would else wait for the garbage collector
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return known()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
-        called: nn.Module = sys._getframe(1).f_locals["self"]  # DataParallel's copies keep the attribute
-        if called is not known() or not _is_in_training():
-            return called._call_impl(*args, **kwargs)
-        began = enter(args, kwargs)
-        output = called._call_impl(*args, **kwargs)
-        leave(began, output)
-        return output
+    listener = (enter, leave)
+    listened.listeners.append(listener)
+    known = weakref.ref(module)
 
     def stop() -> None:
-        listened = known()
-        if listened is not None and listened._compiled_call_impl is call:  # compiled since, it is the compiler's
-            listened._compiled_call_impl = None
+        if listener in listened.listeners:
+            listened.listeners.remove(listener)
+        module = known()
+        if not listened.listeners and module is not None and module._compiled_call_impl is listened:
+            del module._compiled_call_impl  # else it was compiled since, and is the compiler's
 
-    module._compiled_call_impl = call
     return stop
-
-
-def _is_in_training() -> bool:
-    if torch._C._get_tracing_state() is not None or not torch.is_grad_enabled():
-        return False
-    return torch._C._current_graph_task_id() == -1

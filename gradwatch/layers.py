@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Layers", "Selection", "of_model", "of_tensors", "submodules"]
+__all__ = ["Layers", "Selection", "leaf_modules", "of_model", "of_tensors", "submodules"]
 
 Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 """Globs over names, or ``callable(name, parameter)``."""
@@ -140,6 +140,11 @@ def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
                     yield from walk(_join(path, name), child)
 
     yield from walk(prefix, root)
+
+
+def leaf_modules(root: nn.Module, prefix: str = "") -> list[str]:
+    """Names of the modules that have no parts, in order of registration."""
+    return [name for name, module in submodules(root, prefix) if not any(module.children())]
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -124,8 +124,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         sinks = [*self._tensorboard(trainer), *self._sinks]
         self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
         self.watcher.attach(trainer.optimizers, sees_gradients=False)
-        if self._trace_nonfinite:
-            self.watcher.trace({"": pl_module})
+        self.watcher.trace({"": pl_module}, every_call=self._trace_nonfinite)
         if (scaler := _scaler_of(trainer)) is not None:
             self.watcher.use_scaler(scaler, sees_gradients=False)
         if self._restored is not None:
@@ -135,6 +134,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self.watcher is None:
             return
+        self.watcher.follow_loss(loss)
         loss = loss.detach()
         if (scaler := _scaler_of(trainer)) is not None:
             loss = loss / scaler.scale(torch.ones((), device=loss.device))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from gradwatch.layers import Layers
 from gradwatch.report import Floats, Origin, StepReport
 
 __all__ = ["Measurement", "Moment"]
+
+FindOrigin = Callable[[float | None, list[str]], Origin | None]
+"""(loss, names of the layers whose gradients hold NaN or Inf) → where it came from."""
 
 HISTOGRAM_ENTRIES = 4096
 _ENTRY_FIGURES = ("grad_max", "grad_mean", "grad_std", "grad_zero_fraction")
@@ -63,7 +67,6 @@ class Measurement:
         scale: () a loss scale that the gradients still hold; None where they hold none.
         at_end: what they were where the backward pass ended, if the loop changed them since (it clips by itself).
         scale_at_end: () a loss scale that they held there.
-        origin: (loss, names of sick layers) → which module made it, where the modules are looked at.
         earlier: the measurement before, where nobody says when the update is made (a loop without an optimizer): how
             far its update moved the weights is seen now, and told in this report.
     """
@@ -80,7 +83,6 @@ class Measurement:
         earlier: Measurement | None = None,
         at_end: AtEnd | None = None,
         scale_at_end: Tensor | None = None,
-        origin: Callable[[float | None, list[str]], Origin | None] | None = None,
     ) -> None:
         self.moment = moment
         self._layers, self._columns = layers, columns
@@ -108,15 +110,37 @@ class Measurement:
         self._before = stats.sample(self._parameters) if "update_ratio" in moment.figures else None
         self._sparse = [] if self._before is None else self._sparse_beyond_the_sample()
         self._copy: HostCopy | None = None
-        self._find_origin = origin
+        self._finders: list[FindOrigin] = []
+        self._origin: Origin | None = None
         if earlier is not None and np.array_equal(earlier._columns, columns):
             self._add_change_of(earlier)
             self._sampled = self._sampled or earlier.moment.sampled  # its ratio comes with this report
 
+    @cached_property
     def is_finite(self) -> bool:
         """Whether every gradient entry and the loss are finite. Waits for the device."""
-        sick = self.magnitudes.nonfinite.sum() > 0
+        worst = self.magnitudes.total if self._loss is None else self.magnitudes.total + self._loss
+        if math.isfinite(float(worst)):
+            return True
+        sick = self.magnitudes.nonfinite.sum() > 0  # the norm may have overflowed, of entries that did not
         return not bool(sick if self._loss is None else sick | ~torch.isfinite(self._loss))
+
+    @property
+    def is_overflow(self) -> bool:
+        """Whether what is not finite may be the loss scale's doing. Waits for the device."""
+        return self.moment.has_scaler and (self.loss is None or math.isfinite(self.loss))
+
+    @property
+    def loss(self) -> float | None:
+        """The loss of the step. Waits for the device."""
+        return None if self._loss is None else float(self._loss)
+
+    def trace_back(self, find: FindOrigin, *, now: bool) -> None:
+        """Has ``find`` say where a NaN or Inf came from: now, or once the figures are on the host."""
+        if not now:
+            self._finders.append(find)
+        elif self._origin is None:
+            self._origin = find(self.loss, self._sick_layers(self.magnitudes.nonfinite.numpy(force=True)))
 
     def clip_(self, policy: Policy) -> None:
         """Clips the gradients in place."""
@@ -167,16 +191,18 @@ class Measurement:
             sampled=self._sampled,
             figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,
-            origin=self._origin(nonfinite, loss),
+            origin=self._find_origin(nonfinite, loss),
             entries=self._entries,
         )
 
-    def _origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
-        is_healthy = not (nonfinite > 0).any() and (loss is None or math.isfinite(loss))
-        if is_healthy or self._find_origin is None:
+    def _find_origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
+        if not (nonfinite > 0).any() and (loss is None or math.isfinite(loss)):
             return None
-        sick = np.flatnonzero(self._spread(nonfinite, absent=0))
-        return self._find_origin(loss, [self._layers.names[column] for column in sick])
+        found = (find(loss, self._sick_layers(nonfinite)) for find in self._finders)
+        return self._origin or next((origin for origin in found if origin is not None), None)
+
+    def _sick_layers(self, nonfinite: Floats) -> list[str]:
+        return [self._layers.names[column] for column in np.flatnonzero(self._spread(nonfinite, absent=0))]
 
     def _sparse_beyond_the_sample(self) -> list[int]:
         pairs = enumerate(zip(self._parameters, self._watched_gradients, strict=True))

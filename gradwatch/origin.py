@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gradwatch.layers import Layers
 from gradwatch.report import Origin
 
-__all__ = ["Look", "Passage", "origin_of"]
+__all__ = ["Look", "Passage", "inferred_origin", "origin_of"]
 
 
 @dataclass(eq=False)
@@ -89,6 +91,44 @@ def origin_of(passages: Sequence[Passage], loss: float | None, sick_layers: Sequ
     return _forward(passages) if loss_is_sick else _backward(passages, sick_layers)
 
 
+def inferred_origin(
+    layers: Layers, modules: Sequence[str], how_to_see: str, loss: float | None, sick_layers: Sequence[str]
+) -> Origin:
+    """The same from which gradients are finite: all that is known where no call was seen.
+
+    Args:
+        layers: the table.
+        modules: names of those without parts, as registered.
+        how_to_see: what would name the module.
+        loss, sick_layers: as for ``origin_of``.
+    """
+    order = [layers.names[column] for column in np.argsort(layers.depth)]
+    sick = [place for place, name in enumerate(order) if name in set(sick_layers)]
+    if not sick or (loss is not None and not math.isfinite(loss)):
+        words = "made in the forward pass, or by the loss"
+        return Origin("", "forward", f"{words}; the module was {how_to_see}", "inferred")
+    last = order[sick[-1]]
+    owner = last.rpartition(".")[0]
+    if sick[-1] == len(order) - 1:
+        words = f"no gradient is finite behind the loss, down from {last}: made by the loss, or behind that layer"
+        return Origin(owner, "loss", f"{words}; the module was {how_to_see}", "inferred")
+    finite = order[sick[-1] + 1]
+    if sick[0] > 0 and order[0].rpartition(".")[0] != owner:
+        words = f"the gradient of {last} is not finite, while those on both sides of it are"
+        return Origin(owner, "backward", f"{words}; the module was {how_to_see}", "inferred")
+    between = _between(modules, owner, finite.rpartition(".")[0])
+    maker = between[-1] if between else owner
+    words = f"gradients are finite from the loss down to {finite}, and no longer at {last}: made between the two"
+    said = f", where {', '.join(between)} stands" if len(between) == 1 else ""
+    return Origin(maker, "backward", f"{words}{said}; the module was {how_to_see}", "inferred")
+
+
+def _between(modules: Sequence[str], first: str, last: str) -> Sequence[str]:
+    if first in modules and last in modules:
+        return modules[modules.index(first) + 1 : modules.index(last)]
+    return ()
+
+
 def _forward(passages: Sequence[Passage]) -> Origin:
     made_nan = next((p for p in passages if _has_nan(p.left) and not _has_nan(p.entered)), None)
     made_inf = next((p for p in passages if _is_sick(p.left) and not _is_sick(p.entered)), None)
@@ -111,7 +151,9 @@ def _forward(passages: Sequence[Passage]) -> Origin:
     if fed is not None:
         return Origin(fed.module, "input", f"what {fed.title()} was given already held NaN or Inf{_rows(fed)}")
     last = passages[-1]
-    return Origin(last.module, "loss", f"{last.title()} returned finite values; the loss made of them is not")
+    ends = [float(end) for look in last.left for end in look.extremes]
+    reach = f" ({min(ends):.3g} to {max(ends):.3g})" if ends else ""
+    return Origin(last.module, "loss", f"{last.title()} returned finite values{reach}; the loss made of them is not")
 
 
 def _reaches(fed: Passage, other: Passage, passages: Sequence[Passage]) -> bool:
@@ -128,7 +170,7 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
     deepest = [p for p in makers if p.module not in around_makers]
     if deepest:
         maker = deepest[-1]
-        if _is_sick(maker.entered):
+        if _is_sick(maker.entered) and any(_is_sick(p.left) for p in passages):
             return _forward(passages)  # zero times NaN: a forward value that the loss did not see
         given = f"the backward pass of {maker.title()} was given finite gradients"
         if maker.is_builtin and not _turns_sick(maker.entered):

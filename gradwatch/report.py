@@ -37,11 +37,14 @@ class Origin:
         where: ``"forward"`` or ``"backward"`` through that module, ``"input"`` of the batch, or ``"loss"``: outside all
             modules.
         words: a sentence.
+        evidence: ``"observed"`` in that step's own forward and backward pass, or ``"inferred"`` from which gradients
+            are finite.
     """
 
     module: str
     where: Literal["forward", "backward", "input", "loss"]
     words: str
+    evidence: Literal["observed", "inferred"] = "observed"
 
 
 @dataclass(frozen=True)

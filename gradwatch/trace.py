@@ -57,6 +57,10 @@ class Trace:
             self._on_leaves.pop().remove()
         return passages
 
+    def module_under_way(self) -> str:
+        """The name of the innermost module whose forward pass has begun and not ended."""
+        return self._under_way[-1].module if self._under_way else ""
+
     def remove(self) -> None:
         """Listens no more."""
         for stop in self._undo:

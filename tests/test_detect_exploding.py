@@ -217,7 +217,7 @@ def test_a_norm_that_overflows_while_its_entries_are_finite_is_exploding_never_n
     (finding,) = findings(run_of([*STEADY[:step], [1.0, INF, 4.0]], [1.0] * (step + 1)))
     assert (finding.kind, finding.layer, finding.layers, finding.step) == ("exploding", "w1", ("w1",), step)
     assert finding.value == INF
-    assert f"overflows its norm while its entries are still finite at step {step}{level} Try" in finding.message
+    assert f"overflows its norm while its entries are still finite at step {step}{level} Why: " in finding.message
 
 
 def test_an_overflow_that_stays_is_never_taken_for_vanishing_elsewhere():

@@ -112,7 +112,7 @@ class Episode:
             value=float(symptoms.value[column]),
             threshold=float(symptoms.threshold[column]),
             cause=cause,
-            message=measured + (f" Try: {'; '.join(remedies[:3])}." if remedies else ""),
+            message=f"{measured} Why: {cause}." + (f" Try: {'; '.join(remedies[:3])}." if remedies else ""),
             remedies=remedies,
         )
         return Event(self._open, ended=False)

@@ -106,4 +106,4 @@ class NonFiniteLoss(Detector):
 
 
 def _with_origin(report: StepReport, cause: str) -> str:
-    return cause if report.origin is None else f"observed: {report.origin.words}; {cause}"
+    return cause if report.origin is None else f"{report.origin.evidence}: {report.origin.words}; {cause}"

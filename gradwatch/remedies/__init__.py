@@ -17,19 +17,15 @@ RECURRENT = {"RNN", "RNNCell"}
 GATED = {"LSTM", "LSTMCell", "GRU", "GRUCell"}
 
 
-def advise(kind: str, layers: Layers, clips: bool, traces: bool = False) -> tuple[str, ...]:
+def advise(kind: str, layers: Layers, clips: bool) -> tuple[str, ...]:
     """Remedies for a finding, those that fit the model's modules first.
 
     Args:
         kind: the finding's kind.
         layers: the table; its ``module_types`` decide what fits.
         clips: whether gradients are already clipped.
-        traces: whether the modules are looked at for a NaN or Inf.
     """
-    remedies = list(_CANDIDATES[kind](layers.module_types, clips))
-    if kind == "nonfinite" and not traces:
-        remedies.append("trace_nonfinite=True to be told which module made it")
-    return tuple(dict.fromkeys(remedies))
+    return tuple(dict.fromkeys(_CANDIDATES[kind](layers.module_types, clips)))
 
 
 def _vanishing(types: frozenset[str], clips: bool) -> Iterable[str]:

@@ -114,8 +114,7 @@ def watch(
     for root in models:
         _replace_watcher(root, watcher)
     watcher.attach(optimizers)
-    if trace_nonfinite:
-        watcher.trace({"": model} if isinstance(model, nn.Module) else model)
+    watcher.trace({"": model} if isinstance(model, nn.Module) else model, every_call=trace_nonfinite)
     if scaler is not None:
         watcher.use_scaler(scaler)
     return watcher

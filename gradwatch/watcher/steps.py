@@ -20,7 +20,9 @@ from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement
+from gradwatch.origin import inferred_origin
 from gradwatch.remedies import advise
+from gradwatch.replay import Replay
 from gradwatch.sinks.log import logger
 from gradwatch.trace import Trace
 from gradwatch.watcher.options import OnNonFinite
@@ -47,7 +49,9 @@ class Steps:
         losses: observed for the coming step.
         saw_loss: whether any step had one.
         scaler: decides about updates, if there is one.
-        trace: looks at the modules, if that is wanted.
+        modules: names of those without parts, as registered.
+        replay: can run a step again.
+        trace: looks at every module, if that is wanted.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Steps:
         self.losses: list[Tensor | float] = []
         self.saw_loss = False
         self.scaler: GradScaler | None = None
+        self.modules: tuple[str, ...] = ()
+        self.replay: Replay | None = None
         self.trace: Trace | None = None
         self.broken: set[str] = set()
         self._layers, self._backward, self._record, self._cadence = layers, backward, record, cadence
@@ -109,7 +115,6 @@ class Steps:
         updates = self.updates_of(key)
         updates.use(parameters, self._layers)
         columns = updates.columns
-        origin = None if self.trace is None else partial(self.trace.origin, self.trace.take() or ())
         if gradients is None:
             gradients = [g for p in parameters if (g := p.grad) is not None]
             if len(gradients) < len(parameters):
@@ -139,8 +144,8 @@ class Steps:
             updates.earlier,
             at_end,
             None if at_end is None or not has_scaler else self._loss_scale(gradients),
-            origin,
         )
+        self._trace_back(updates, updates.current)
         self.saw_loss = self.saw_loss or bool(self.losses)
         self.losses = []
         self.count += 1
@@ -193,10 +198,28 @@ class Steps:
         if updates.policy is not None:
             updates.policy.clip_(gradients, magnitudes)
 
+    @harmless
+    def _trace_back(self, updates: Updates, current: Measurement) -> None:
+        """Where a NaN or Inf came from: from running the step again where the update can wait, else from the trace."""
+        can_wait = current.device.type == "cpu" or self._on_nonfinite != "report"
+        if self.replay is not None:
+            if can_wait and not current.is_finite and not current.is_overflow and updates.begins_to_be_sick():
+                current.trace_back(self.replay.origin, now=True)
+            self.replay.forget()
+        if self.trace is not None:
+            current.trace_back(partial(self.trace.origin, self.trace.take() or ()), now=False)
+        current.trace_back(partial(inferred_origin, self._layers, self.modules, self._how_to_see(current)), now=False)
+
+    def _how_to_see(self, current: Measurement) -> str:
+        """What would name the module, where it could not be observed."""
+        if self.trace is not None or (self.replay is not None and current.device.type == "cpu"):
+            return "not seen: what is compiled, scripted or sharded is not looked at; run it as it is to be told"
+        return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'
+
     def _decide(self, updates: Updates, current: Measurement) -> None:
         """Whether the update is made, and how far."""
         skips_itself = current.moment.has_scaler  # a scaler that finds no gradients ends the run with an error
-        if self._on_nonfinite != "report" and not skips_itself and not current.is_finite():
+        if self._on_nonfinite != "report" and not skips_itself and not current.is_finite:
             current.mark_skipped()
             if self._on_nonfinite == "raise":
                 self.finish(updates)
@@ -208,7 +231,7 @@ class Steps:
             current.clip_(updates.policy)
 
     def _advise(self, kind: str, columns: list[int]) -> tuple[str, ...]:
-        return advise(kind, self._layers, clips=self._policy is not None, traces=self.trace is not None)
+        return advise(kind, self._layers, clips=self._policy is not None)
 
     def _loss_scale(self, gradients: list[Tensor]) -> Tensor | None:
         return None if self.scaler is None else self.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))

@@ -20,6 +20,7 @@ __all__ = ["Cadence", "Updates"]
 DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio", "grad_max", "grad_zero_fraction"})
 _FIRST_SAMPLES = (0, 1, 2, 4, 8)
 _SAMPLE_EVERY = 10
+_HEALTHY_AGAIN = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Updates:
         self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
+        self._last_sick: int | None = None
 
     def use(self, parameters: Sequence[Tensor], layers: Layers) -> None:
         """Looks columns up where the parameters are not those of the last update."""
@@ -77,6 +79,11 @@ class Updates:
             self.parameters = parameters
             self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
             self.watched = [column for column in found if column is not None]
+
+    def begins_to_be_sick(self) -> bool:
+        """Whether this sick update follows healthy ones: none of the last ten was sick."""
+        last, self._last_sick = self._last_sick, self.count
+        return last is None or self.count - last > _HEALTHY_AGAIN
 
     def moment(self, step: int, cadence: Cadence, has_scaler: bool, already_clipped: bool) -> Moment:
         """What the coming update is asked for."""

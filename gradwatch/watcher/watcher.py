@@ -20,8 +20,9 @@ from gradwatch.backward import BackwardPass
 from gradwatch.clip import policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.harmless import UnwatchableError, harmless
-from gradwatch.layers import Layers
+from gradwatch.layers import Layers, leaf_modules
 from gradwatch.optimizers import StepHooks, follow_scaler, parameters_of
+from gradwatch.replay import Replay
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.memory import History
@@ -92,6 +93,7 @@ class Watcher:
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
                 raise TypeError(f"observe_loss: expected a tensor of one entry, found shape {tuple(loss.shape)}.")
+            self.follow_loss(loss)
             loss = loss.detach()
         elif not isinstance(loss, int | float | np.number):
             raise TypeError(f"observe_loss: expected a number or a tensor of one entry, found {type(loss).__name__}.")
@@ -233,10 +235,26 @@ class Watcher:
         if sees_gradients:
             self._undo.append(follow_scaler(scaler, self._count, self._leave_out))
 
-    def trace(self, models: Mapping[str, nn.Module]) -> None:
-        """Looks at what every module of ``models`` is given and returns, to name the one that makes a NaN or Inf."""
-        self._steps.trace = Trace(models)
-        self._undo.append(self._steps.trace.remove)
+    @harmless
+    def trace(self, models: Mapping[str, nn.Module], *, every_call: bool) -> None:
+        """Names the module that makes a NaN or Inf: a sick step is run again, where its update can wait for that.
+
+        Args:
+            every_call: look at what every module is given and returns, too, which needs nothing to wait.
+        """
+        self._steps.modules = tuple(name for root, model in models.items() for name in leaf_modules(model, root))
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            self._steps.replay = Replay(models)
+            self._undo.append(self._steps.replay.remove)
+        if every_call:
+            self._steps.trace = Trace(models)
+            self._undo.append(self._steps.trace.remove)
+
+    @harmless
+    def follow_loss(self, loss: Tensor) -> None:
+        """Keeps the graph of ``loss`` until the update, to tell which operations made it."""
+        if self._steps.replay is not None:
+            self._steps.replay.observe_loss(loss)
 
     def is_updating(self, optimizer: Optimizer) -> bool:
         """Whether the gradients of ``optimizer`` were taken in and its update has not followed yet."""

@@ -1,0 +1,161 @@
+"""Looks at every operation of a step → the one that made a NaN or Inf, in words.
+
+Slow, and so only for a step that is run again: two reductions an operation, each read at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gradwatch.report import Origin
+
+__all__ = ["Operations", "operations_behind"]
+FURTHEST = 64  # nodes of a graph between the losses and the outputs that are looked at
+
+FILLS = (  # what writes a constant, or nothing yet, makes no NaN or Inf of its own
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "resize", "full",
+    "full_like", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh", "where", "constant_pad_nd", "set",
+    "masked_scatter", "index_fill", "copy", "detach", "view", "clone",
+)  # fmt: skip
+LEAF = "torch::autograd::AccumulateGrad"
+DOMAINS = {
+    "log": "the logarithm of {low}",
+    "log2": "the logarithm of {low}",
+    "log10": "the logarithm of {low}",
+    "log1p": "log1p of {low}",
+    "sqrt": "the square root of {low}",
+    "rsqrt": "1 ÷ the square root of {low}",
+    "reciprocal": "1 ÷ 0",
+    "exp": "the exponential of {high}",
+    "exp2": "the exponential of {high}",
+    "expm1": "the exponential of {high}",
+    "sinh": "sinh of {high}",
+    "cosh": "cosh of {high}",
+    "_softmax": "a softmax over a row that is −Inf throughout (masked entirely)",
+    "_log_softmax": "a softmax over a row that is −Inf throughout (masked entirely)",
+    "asin": "asin beyond ±1",
+    "acos": "acos beyond ±1",
+    "atanh": "atanh at or beyond ±1",
+    "acosh": "acosh below 1",
+}
+"""Operation → what it did to its first input, whose entries reach from ``low`` to ``high``."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An operation that made a NaN or Inf of what had none.
+
+    Attributes:
+        module: under way.
+        node: of the backward pass, ``""`` in the forward pass.
+        words: what it was.
+    """
+
+    module: str
+    node: str
+    words: str
+
+
+class Operations(TorchDispatchMode):
+    """While it is entered, notes every operation that makes a NaN or Inf.
+
+    Args:
+        module: → the name of the module under way.
+    """
+
+    def __init__(self, module: Callable[[], str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._module = module
+        self._made: list[Made] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = _floats((args, kwargs))
+        before = [_faults(tensor) for tensor in inputs] if func._schema.is_mutable else None
+        ranges = [_range(tensor) for tensor in inputs] if before is not None else None
+        output = func(*args, **(kwargs or {}))
+        self._look(func, inputs, before, ranges, output)
+        return output
+
+    def explain(self, origin: Origin) -> Origin:
+        """``origin`` with the operation in its words."""
+        fits = [made for made in self._made if bool(made.node) == (origin.where == "backward")]
+        if origin.where == "forward":
+            fits = [m for m in fits if m.module == origin.module or m.module.startswith(f"{origin.module}.")] or fits
+        if origin.where not in ("forward", "backward") or not fits:
+            return origin
+        return replace(origin, words=f"{origin.words}: {fits[0].words}")
+
+    def _look(self, func: Any, inputs: Sequence[Tensor], before: Any, ranges: Any, output: Any) -> None:
+        name = func._schema.name.split("::")[-1].rstrip("_") or func._schema.name
+        made = [faults for tensor in _floats(output) if (faults := _faults(tensor)) != (False, False)]
+        if not made or name in FILLS:
+            return
+        given = [_faults(tensor) for tensor in inputs] if before is None else before
+        is_nan = any(nan for nan, _ in made) and not any(nan for nan, _ in given)
+        is_inf = any(inf for _, inf in made) and not any(nan or inf for nan, inf in given)
+        if is_nan or is_inf:
+            node = torch._C._current_autograd_node()
+            ranges = [_range(tensor) for tensor in inputs] if ranges is None else ranges
+            words = _words(name, inputs, ranges, _floats(output)[0].dtype, is_nan)
+            title = "" if node is None else _title(node)
+            self._made.append(Made(self._module(), title, f"{words}, in the derivative of {title}" if title else words))
+
+
+def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
+    """Names of what made ``losses``, nodes of a graph, of those nodes that bear ``mark`` in their metadata."""
+    found: dict[Any, str] = {}
+    ahead = deque(losses)
+    while ahead and len(found) < FURTHEST:
+        node = ahead.popleft()
+        if node is not None and node not in found and node.name() != LEAF and mark not in node.metadata:
+            found[node] = _title(node)
+            ahead.extend(following for following, _ in node.next_functions)
+    return list(dict.fromkeys(reversed(found.values())))
+
+
+def _title(node: Any) -> str:
+    return str(node.name()).rstrip("0123456789").removesuffix("Backward").lower()
+
+
+def _words(
+    name: str, inputs: Sequence[Tensor], ranges: Sequence[tuple[float, float]], dtype: torch.dtype, nan: bool
+) -> str:
+    low, high = ranges[0] if ranges else (math.nan, math.nan)
+    if name in ("div", "true_divide") and len(inputs) > 1 and bool((inputs[1] == 0).any()):
+        return "0 ÷ 0" if nan else "a division by 0"
+    if name in DOMAINS:
+        return DOMAINS[name].format(low=f"{low:.3g}", high=f"{high:.3g}")
+    if name in ("pow", "float_power"):
+        return f"a power of {low:.3g}"
+    largest = max((abs(end) for ends in ranges for end in ends), default=math.nan)
+    if math.isinf(largest):
+        return f"{name} of Inf"
+    if nan:
+        return f"{name} of entries up to {largest:.3g}"
+    number = f"{str(dtype).removeprefix('torch.')} ({torch.finfo(dtype).max:.3g})"
+    done = "rounding" if name == "_to_copy" else name
+    return f"{done} of entries up to {largest:.3g} goes beyond the largest {number}"
+
+
+def _floats(tree: Any) -> list[Tensor]:
+    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return [t for t in leaves if t.is_floating_point() and t.numel() > 0 and t.layout is torch.strided]
+
+
+def _faults(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether it holds NaN, and Inf."""
+    return bool(torch.isnan(tensor).any()), bool(torch.isinf(tensor).any())
+
+
+def _range(tensor: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)

@@ -1,0 +1,292 @@
+"""One sick step once more, on the side: which module made its NaN or Inf, and by which operation.
+
+Enters: what every call of the model was given, by reference. Leaves: an ``Origin``, before the update is made. The step
+runs again on a replica: it shares the weights, has buffers, random state and gradients of its own, and so changes
+nothing of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from gradwatch.calls import listen
+from gradwatch.harmless import harmless
+from gradwatch.operations import Operations, operations_behind
+from gradwatch.origin import origin_of
+from gradwatch.report import Origin
+from gradwatch.trace import Trace
+
+__all__ = ["Replay"]
+
+KEPT = 8  # calls whose inputs are held until the update; more micro-batches than that are not all replayed
+OUTPUT = "gradwatch: returned by a model"  # in a node's metadata: holding the node itself would hold its graph
+LARGEST_GRADIENT = 2**20  # entries of an output's gradient that are held; beyond, the replay makes one up
+
+
+class _UnrepeatableError(Exception):
+    """Why a step cannot be run again."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a model, by reference.
+
+    Attributes:
+        name: of the model.
+        inputs: its positional and keyword arguments.
+        versions: of the tensors among them.
+        random: states of the generators before it.
+        autocast: device type, whether autocast was on, and its dtype.
+        gradients: of each tensor that it returned, what arrived in the backward pass; None for one too large to hold.
+    """
+
+    name: str
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    versions: list[int]
+    random: tuple[Tensor, Tensor | None]
+    autocast: tuple[str, bool, torch.dtype]
+    gradients: list[list[Tensor | None]] = field(default_factory=list)
+
+
+class Replay:
+    """Remembers how ``models`` were called since the last update, and can do it again.
+
+    Args:
+        models: {name: module}. Those compiled or scripted are not remembered, nor is anything under
+            ``torch.distributed``, where a rank by itself must not run a step.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self.broken: set[str] = set()
+        self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
+        self._calls: deque[_Call] = deque(maxlen=KEPT)
+        self._under_way: _Call | None = None
+        self._losses: deque[Any] = deque(maxlen=KEPT)
+        self._was_called = False
+        self._undo: list[Callable[[], None]] = []
+        self._listen()
+
+    def _listen(self) -> None:
+        listened = ((m, functools.partial(self._enter, name)) for name, m in self._models.items())
+        self._undo = [stop for module, enter in listened if (stop := listen(module, enter, self._leave)) is not None]
+
+    @harmless
+    def forget(self) -> None:
+        """The update is made."""
+        if not self._calls and not self._was_called:
+            self._descend()
+        self._was_called = self._was_called or bool(self._calls)
+        self._calls.clear()
+        self._losses.clear()
+        self._under_way = None
+
+    def _descend(self) -> None:
+        """The loop called none of them before its update (it calls their parts): listens to those instead."""
+        parts = {name: part for root, model in self._models.items() for name, part in _parts(root, model)}
+        if parts:
+            self.remove()
+            self._models = parts
+            self._listen()
+
+    def observe_loss(self, loss: Tensor) -> None:
+        """Takes the loss of the coming update; by which operations it was made is told where it is at fault."""
+        if loss.grad_fn is not None:
+            self._losses.append(loss.grad_fn)
+
+    def remove(self) -> None:
+        """Listens no more."""
+        for stop in self._undo:
+            stop()
+        self._undo.clear()
+        self._calls.clear()
+
+    @harmless
+    def origin(self, loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
+        """As ``origin_of``, from running the calls since the last update once more; None where that showed nothing."""
+        with contextlib.suppress(_UnrepeatableError), _as_it_was():
+            return self._run(loss, sick_layers)
+        return None
+
+    def _run(self, loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
+        known: dict[int, Any] = {}
+        replicas = {name: _replica(model, known) for name, model in self._models.items()}
+        trace = Trace(replicas)
+        trace.broken = self.broken  # a fault of its own warns once, not once a replay
+        parameters = [p for replica in replicas.values() for p in replica.parameters() if p.requires_grad]
+        with Operations(trace.module_under_way) as operations:
+            batches = [_repeat(call, replicas[call.name], parameters) for call in self._calls]
+        origin = origin_of(trace.take() or [], loss, sick_layers)
+        del batches  # whose sick rows the origin names
+        if origin is None or origin.where != "loss":
+            return None if origin is None else operations.explain(origin)
+        made_by = operations_behind(OUTPUT, self._losses)
+        return replace(origin, words=f"{origin.words}, by {', '.join(made_by)}") if made_by else origin
+
+    @harmless
+    def _enter(self, name: str, args: Any, kwargs: Any) -> _Call | None:
+        if self._under_way is not None and self._under_way.name != name:
+            return None  # a part, called by its whole
+        device = next((leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), "cpu")
+        self._under_way = _Call(
+            name,
+            tree_map(_cut_off, (args, kwargs)),
+            _versions((args, kwargs)),
+            (torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None),
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
+        )
+        return self._under_way
+
+    @harmless
+    def _leave(self, call: _Call | None, output: Any) -> None:
+        if call is None:
+            return
+        self._under_way = None
+        self._calls.append(call)
+        for tensor in _differentiable(output):
+            held: list[Tensor | None] = []
+            call.gradients.append(held)
+            tensor.grad_fn.metadata[OUTPUT] = True  # type: ignore[union-attr, index]
+            tensor.register_hook(functools.partial(self._hold, held))
+
+    @harmless
+    def _hold(self, held: list[Tensor | None], gradient: Tensor) -> None:
+        held.append(gradient if gradient.numel() <= LARGEST_GRADIENT else None)
+
+
+def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What a loop calls: the model; its parts where it has no forward of its own, and under Lightning."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return
+    yield name, model
+    if inspect.getattr_static(type(model), "forward") is nn.Module.forward or hasattr(model, "training_step"):
+        for part, child in _parts(name, model):
+            yield from _called(part, child)
+
+
+def _parts(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((f"{name}.{part}".lstrip("."), child) for part, child in model.named_children())
+
+
+def _repeat(call: _Call, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
+    """Forward and backward of one call; returns what went in."""
+    if _versions(call.inputs) != call.versions:
+        raise _UnrepeatableError("what the model was given was changed in place since")
+    torch.set_rng_state(call.random[0])
+    if call.random[1] is not None:
+        torch.cuda.set_rng_state(call.random[1])
+    device, is_on, dtype = call.autocast
+    leaves: list[Tensor] = []
+    args, kwargs = tree_map(functools.partial(_replayed, leaves), call.inputs)
+    with torch.autocast(device, dtype, enabled=is_on):
+        outputs = _differentiable(replica(*args, **kwargs))
+    if len(outputs) != len(call.gradients):
+        raise _UnrepeatableError("the model returned something else")
+    arrived = [(output, held) for output, held in zip(outputs, call.gradients, strict=True) if held]
+    if arrived:
+        gradients = [_sum(output, held) for output, held in arrived]
+        wanted = [*parameters, *leaves]
+        torch.autograd.grad([output for output, _ in arrived], wanted, gradients, allow_unused=True)
+    return args, kwargs
+
+
+def _sum(output: Tensor, held: Sequence[Tensor | None]) -> Tensor:
+    """What arrived at ``output``; noise where it was too large to hold."""
+    parts = [torch.randn_like(output) if gradient is None else gradient for gradient in held]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _replica(thing: Any, known: dict[int, Any]) -> Any:
+    """A module as it is, down to its parts: weights by reference, buffers and containers its own."""
+    if id(thing) in known:
+        return known[id(thing)]
+    made: Any = thing
+    if isinstance(thing, nn.Module):
+        return _replica_of_module(thing, known)
+    if isinstance(thing, nn.Parameter):
+        made = nn.Parameter(thing.detach(), thing.requires_grad)
+    elif isinstance(thing, Tensor):
+        made = thing.detach() if thing.grad_fn is not None else thing.detach().clone()
+    elif type(thing) in (list, tuple, set, deque):
+        made = type(thing)(_replica(part, known) for part in thing)
+    elif isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
+        made = type(thing)((key, _replica(part, known)) for key, part in thing.items())
+    known[id(thing)] = made
+    return made
+
+
+def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise _UnrepeatableError("a part of the model is scripted")
+    if (eager := module._modules.get("_orig_mod")) is not None:
+        known[id(module)] = made = _replica_of_module(eager, known)
+        return made
+    known[id(module)] = made = module.__new__(type(module))
+    attributes = {name: value for name, value in module.__dict__.items() if not name.endswith("_hooks")}
+    made.__dict__ = {name: _replica(value, known) for name, value in attributes.items()}
+    made.__dict__["_compiled_call_impl"] = None
+    for name, hooks in module.__dict__.items():
+        if name.endswith("_hooks"):  # those of torch make the weight (``spectral_norm``, ``prune``); others only look
+            made.__dict__[name] = type(hooks)((i, hook) for i, hook in hooks.items() if _is_of_torch(name, hook))
+    return made
+
+
+def _is_of_torch(name: str, hook: Callable[..., Any]) -> bool:
+    return name.startswith("_forward") and type(hook).__module__.startswith("torch.nn.utils.")
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Gives every generator back its state, and switches gradients on and anomaly mode off, meanwhile."""
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@dataclass
+class _Computed:
+    """A tensor that was computed from something with a gradient: it is held, its graph is not."""
+
+    tensor: Tensor
+
+
+def _cut_off(thing: Any) -> Any:
+    is_computed = isinstance(thing, Tensor) and thing.grad_fn is not None
+    return _Computed(thing.detach()) if is_computed else thing
+
+
+def _replayed(leaves: list[Tensor], thing: Any) -> Any:
+    """What the replica is given for ``thing``; computed from one of ``leaves`` where it was computed in the run."""
+    if isinstance(thing, _Computed):
+        leaves.append(thing.tensor.detach().requires_grad_())
+        return leaves[-1].view_as(leaves[-1])
+    if isinstance(thing, Tensor) and thing.requires_grad:
+        leaves.append(thing.detach().requires_grad_())
+        return leaves[-1]
+    return thing
+
+
+def _versions(tree: Any) -> list[int]:
+    leaves = (leaf.tensor if isinstance(leaf, _Computed) else leaf for leaf in tree_leaves(tree))
+    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+
+
+def _differentiable(output: Any) -> list[Tensor]:
+    """The tensors of what a model returned that were computed from something with a gradient."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
