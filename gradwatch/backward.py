@@ -7,7 +7,6 @@ that scripting, exporting, pickling and compiling a watched model do what they a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch import stats
+from gradwatch.calls import anything_is_compiled
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 
@@ -86,7 +86,7 @@ class BackwardPass:
     def settle(self, columns: Sequence[int]) -> None:
         """The first backward pass of ``columns`` is over: puts them in order, and keeps one hook of theirs."""
         mine = [column for column in reversed(self._arrived) if column in set(columns)]
-        if not _anything_is_compiled():
+        if not anything_is_compiled():
             # those that ran take the places that they already hold among all, in the order in which they ran
             self._layers.depth[mine] = np.sort(self._layers.depth[mine])
             self._sort_recurrent(mine)
@@ -155,8 +155,3 @@ class BackwardPass:
         present = [(column, gradient) for column, gradient in gradients if gradient is not None]
         columns = np.array([column for column, _ in present], dtype=np.int64)
         return AtEnd(columns, stats.measure([gradient for _, gradient in present]))
-
-
-def _anything_is_compiled() -> bool:
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])

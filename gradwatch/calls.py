@@ -17,7 +17,7 @@ from torch import nn
 
 from gradwatch.harmless import harmless
 
-__all__ = ["listen"]
+__all__ = ["anything_is_compiled", "listen"]
 
 Enter = Callable[[Any, Any], Any]
 Leave = Callable[[Any, Any], None]
@@ -39,9 +39,12 @@ class _Listened:
         if not listeners:
             return called._call_impl(*args, **kwargs)
         began = [(enter(args, kwargs), leave) for enter, leave in listeners]
-        output = called._call_impl(*args, **kwargs)
-        for token, leave in reversed(began):
-            leave(token, output)
+        output = None
+        try:
+            output = called._call_impl(*args, **kwargs)
+        finally:
+            for token, leave in reversed(began):
+                leave(token, output)
         return output
 
     @harmless
@@ -52,11 +55,17 @@ class _Listened:
         return self.listeners if is_in_training and called is self._module() else []
 
 
+def anything_is_compiled() -> bool:
+    """Whether ``torch.compile`` has compiled anything in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
+
+
 def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] | None:
     """Around each call of ``module`` in training: ``leave(enter(args, kwargs), output)``.
 
-    A call that raises never leaves. Not listened to: what is compiled or traced, what runs without gradients, and what
-    a checkpoint computes again within the backward pass.
+    A call that raises leaves with None. Not listened to: what is compiled or traced, what runs without gradients, and
+    what a checkpoint computes again within the backward pass.
 
     Returns:
         What ends it; None where the module is compiled or scripted.

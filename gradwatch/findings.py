@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 __all__ = ["KINDS", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
 
-Kind = Literal["vanishing", "exploding", "nonfinite", "stalled", "unstable"]
+Kind = Literal["vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable"]
 Severity = Literal["warning", "error"]
-KINDS: tuple[Kind, ...] = ("vanishing", "exploding", "nonfinite", "stalled", "unstable")
+KINDS: tuple[Kind, ...] = ("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable")
 
 
 class NonFiniteError(RuntimeError):
@@ -86,6 +86,8 @@ class Thresholds:
     Attributes:
         vanishing_norm: a layer whose gradient's L2 norm stays below this is vanishing.
         exploding_growth: a layer whose gradient's L2 norm exceeds this many times its own running level is exploding.
+        dead_share: a layer more than this share of whose units pass no gradient is dead.
+        saturated_share: a layer whose activation function is flat for more than this share of its entries is saturated.
         stalled_update_ratio: a run whose weights all move by less than this share of their norm is stalled.
         unstable_jump: a loss that keeps jumping by more than this share of its first value is unstable.
         patience: how many sick steps in a row make a finding, for every kind but ``nonfinite``.
@@ -102,6 +104,8 @@ class Thresholds:
 
     vanishing_norm: float | None = None
     exploding_growth: float | None = None
+    dead_share: float | None = None
+    saturated_share: float | None = None
     stalled_update_ratio: float | None = None
     unstable_jump: float | None = None
     patience: int | None = None

@@ -125,6 +125,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
         self.watcher.attach(trainer.optimizers, sees_gradients=False)
         self.watcher.trace({"": pl_module}, every_call=self._trace_nonfinite)
+        self.watcher.look_at_activations({"": pl_module})
         if (scaler := _scaler_of(trainer)) is not None:
             self.watcher.use_scaler(scaler, sees_gradients=False)
         if self._restored is not None:

@@ -7,7 +7,7 @@ update is made. Knows nothing of detectors, sinks or cadences: what to measure i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -141,6 +141,15 @@ class Measurement:
             self._finders.append(find)
         elif self._origin is None:
             self._origin = find(self.loss, self._sick_layers(self.magnitudes.nonfinite.numpy(force=True)))
+
+    def add_activations(self, figures: Mapping[str, Mapping[int, Tensor]]) -> None:
+        """Takes {figure: {column: () value}} of the step's forward pass."""
+        place = {int(self._columns[i]): at for at, i in enumerate(self._watched)}
+        for name, values in figures.items():
+            known = {place[column]: value.to(self.device) for column, value in values.items() if column in place}
+            if known:
+                absent = torch.full((), torch.nan, device=self.device)
+                self._figures[name] = torch.stack([known.get(at, absent) for at in range(len(place))])
 
     def clip_(self, policy: Policy) -> None:
         """Clips the gradients in place."""

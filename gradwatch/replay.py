@@ -153,6 +153,8 @@ class Replay:
         if call is None:
             return
         self._under_way = None
+        if output is None:
+            return
         self._calls.append(call)
         for tensor in _differentiable(output):
             held: list[Tensor | None] = []

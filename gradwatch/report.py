@@ -24,8 +24,17 @@ FIGURES = (
     "weight_norm",
     "weight_std",
     "update_ratio",
+    "activation_rms",
+    "dead_share",
+    "saturated_share",
+    "saturated_output_share",
 )
-"""Per-layer figures beyond ``grad_norm``; measured at sampled and logged steps only."""
+"""Per-layer figures beyond ``grad_norm``; measured at sampled and logged steps only, the last four at sampled ones.
+
+Those are of forward passes: the root mean square of what the layer's module returned; and of the activation function
+behind it the share of units that have passed no gradient for five samples, and the share of entries where it is flat,
+under a name of its own for the last function of the model.
+"""
 
 
 @dataclass(frozen=True)

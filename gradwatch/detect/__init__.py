@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gradwatch.detect.dead import Dead
 from gradwatch.detect.episode import Episode, Event
 from gradwatch.detect.exploding import Exploding
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
+from gradwatch.detect.saturated import Saturated
 from gradwatch.detect.stalled import Stalled
 from gradwatch.detect.symptoms import Detector
 from gradwatch.detect.unstable import Unstable
@@ -43,6 +45,8 @@ class Detectors:
             NonFiniteGradient(layers),
             Exploding(layers, thresholds),
             Vanishing(layers, thresholds),
+            Dead(layers, thresholds),
+            Saturated(layers, thresholds),
             Stalled(thresholds),
             Unstable(thresholds),
         ]

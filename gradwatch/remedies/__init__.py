@@ -83,6 +83,25 @@ def _unstable(types: frozenset[str], clips: bool) -> Iterable[str]:
         yield "batch or layer normalisation between the layers"
 
 
+def _dead(types: frozenset[str], clips: bool) -> Iterable[str]:
+    yield "leaky ReLU, ELU or GELU in place of ReLU"
+    yield "a lower learning rate, or warm-up"
+    yield "biases that begin at 0, and He initialisation"
+    yield "inputs scaled to about unit variance"
+    if not _normalises(types):
+        yield "batch or layer normalisation between the layers"
+
+
+def _saturated(types: frozenset[str], clips: bool) -> Iterable[str]:
+    if not _normalises(types):
+        yield "batch or layer normalisation before the activation function"
+    yield "smaller initial weights (Xavier), biases that begin at 0"
+    yield "inputs scaled to about unit variance"
+    if squashing := sorted(types & SQUASHING):
+        yield f"ReLU, GELU or SiLU in place of {' and '.join(squashing)}"
+    yield "a lower learning rate, or warm-up"
+
+
 def _normalises(types: frozenset[str]) -> bool:
     return any(name.startswith(NORMALISING) or name.endswith(NORMALISING) for name in types)
 
@@ -91,6 +110,8 @@ _CANDIDATES = {
     "vanishing": _vanishing,
     "exploding": _exploding,
     "nonfinite": _nonfinite,
+    "dead": _dead,
+    "saturated": _saturated,
     "stalled": _stalled,
     "unstable": _unstable,
 }

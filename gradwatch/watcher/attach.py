@@ -114,7 +114,9 @@ def watch(
     for root in models:
         _replace_watcher(root, watcher)
     watcher.attach(optimizers)
-    watcher.trace({"": model} if isinstance(model, nn.Module) else model, every_call=trace_nonfinite)
+    named = {"": model} if isinstance(model, nn.Module) else model
+    watcher.trace(named, every_call=trace_nonfinite)
+    watcher.look_at_activations(named)
     if scaler is not None:
         watcher.use_scaler(scaler)
     return watcher

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from gradwatch import stats
+from gradwatch.activations import Activations
 from gradwatch.backward import BackwardPass
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
@@ -50,6 +51,7 @@ class Steps:
         saw_loss: whether any step had one.
         scaler: decides about updates, if there is one.
         modules: names of those without parts, as registered.
+        activations: looks at the forward passes of sampled steps.
         replay: can run a step again.
         trace: looks at every module, if that is wanted.
     """
@@ -69,6 +71,7 @@ class Steps:
         self.saw_loss = False
         self.scaler: GradScaler | None = None
         self.modules: tuple[str, ...] = ()
+        self.activations: Activations | None = None
         self.replay: Replay | None = None
         self.trace: Trace | None = None
         self.broken: set[str] = set()
@@ -146,6 +149,7 @@ class Steps:
             None if at_end is None or not has_scaler else self._loss_scale(gradients),
         )
         self._trace_back(updates, updates.current)
+        self._look_at_activations(updates, updates.current)
         self.saw_loss = self.saw_loss or bool(self.losses)
         self.losses = []
         self.count += 1
@@ -197,6 +201,15 @@ class Steps:
             raise NonFiniteError(layer, self.count - 1, message)
         if updates.policy is not None:
             updates.policy.clip_(gradients, magnitudes)
+
+    @harmless
+    def _look_at_activations(self, updates: Updates, current: Measurement) -> None:
+        """Those of this step's forward pass, if it was sampled; from now on those of the next one, if it will be."""
+        if self.activations is not None:
+            if current.moment.sampled:
+                current.add_activations(self.activations.take() or {})
+            if self._cadence.is_sampled(current.moment.update + 1):
+                self.activations.begin()
 
     @harmless
     def _trace_back(self, updates: Updates, current: Measurement) -> None:

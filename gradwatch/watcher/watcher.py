@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from gradwatch import checkpoint
+from gradwatch.activations import Activations
 from gradwatch.backward import BackwardPass
 from gradwatch.clip import policy_of
 from gradwatch.findings import Finding, Thresholds
@@ -234,6 +235,12 @@ class Watcher:
         self._steps.scaler = scaler
         if sees_gradients:
             self._undo.append(follow_scaler(scaler, self._count, self._leave_out))
+
+    @harmless
+    def look_at_activations(self, models: Mapping[str, nn.Module]) -> None:
+        """Looks at the forward passes of sampled steps, from the second step on."""
+        self._steps.activations = Activations(models, self._layers)
+        self._undo.append(self._steps.activations.remove)
 
     @harmless
     def trace(self, models: Mapping[str, nn.Module], *, every_call: bool) -> None:
