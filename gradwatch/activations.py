@@ -160,8 +160,9 @@ class Activations:
         for column in self._owner:
             figures = self._now.setdefault(column, _Figures())
             if slopes is not None:
-                fits = figures.slopes is not None and figures.slopes.shape == slopes.shape
-                figures.slopes = torch.maximum(figures.slopes, slopes) if fits else slopes
+                before = figures.slopes
+                fits = before is not None and before.shape == slopes.shape
+                figures.slopes = slopes if before is None or not fits else torch.maximum(before, slopes)
             if saturated is not None:
                 figures.saturated, figures.is_output = saturated, True
 
@@ -170,7 +171,7 @@ class _Functions(TorchFunctionMode):
     """Shows every call of a function of torch's to ``look`` before it is made."""
 
     def __init__(self, look: Callable[[str, Callable[..., Any], Any, Any], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._look = look
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

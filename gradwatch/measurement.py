@@ -41,7 +41,7 @@ class Moment:
         figures: names of ``gradwatch.report.FIGURES`` to measure.
         entries: whether to take entries for histograms.
         has_scaler: a gradient scaler skips the update by itself where a gradient is not finite.
-        already_clipped: as in ``StepReport``.
+        already_clipped, learning_rate: as in ``StepReport``.
     """
 
     step: int
@@ -52,6 +52,7 @@ class Moment:
     entries: bool
     has_scaler: bool = False
     already_clipped: bool = False
+    learning_rate: float | None = None
 
 
 class Measurement:
@@ -200,6 +201,7 @@ class Measurement:
             sampled=self._sampled,
             figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,
+            learning_rate=self.moment.learning_rate,
             origin=self._find_origin(nonfinite, loss),
             entries=self._entries,
         )

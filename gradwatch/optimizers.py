@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from gradwatch.harmless import harmless
 
-__all__ = ["StepHooks", "follow_scaler", "parameters_of"]
+__all__ = ["StepHooks", "follow_scaler", "learning_rate_of", "parameters_of"]
 
 
 class Before(Protocol):
@@ -37,6 +37,14 @@ _STEP = Optimizer.profile_hook_step(lambda: None).__code__  # what torch wraps a
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """All that ``optimizer`` updates, group by group."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def learning_rate_of(optimizer: Optimizer) -> float | None:
+    """The largest of its groups' rates; None where one has none, or where it would have to be fetched from a device."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if not rates or not all(isinstance(r, int | float) or (isinstance(r, Tensor) and r.is_cpu) for r in rates):
+        return None
+    return max(map(float, rates))
 
 
 class StepHooks:

@@ -78,6 +78,7 @@ class StepReport:
         figures: (P,) float64 for each name of ``FIGURES`` measured at this step; NaN where not measured.
         weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
             was not finite, else None.
+        learning_rate: the largest of the optimizer's groups, None where it has none.
         origin: which module made a NaN or Inf of this step, where the modules were looked at.
         entries: ``"grad"`` and ``"weight"`` to (P,) lists of at most 4,096 evenly spaced entries, for histograms.
     """
@@ -98,5 +99,6 @@ class StepReport:
     sampled: bool = False
     figures: Mapping[str, Floats] = field(default_factory=dict)
     weight_nonfinite: NDArray[np.int64] | None = None
+    learning_rate: float | None = None
     origin: Origin | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ PACKAGE = Path(gradwatch.__file__).parent
 
 FLOOR_0 = {"findings", "report", "stats", "layers", "host_copy"}
 FLOOR_1 = {
-    "detect": {"findings", "report", "layers"},
+    "detect": {"findings", "report", "layers", "harmless"},
     "clip": {"stats"},
     "harmless": {"findings"},
     "optimizers": {"harmless"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gradwatch.detect.background import Background
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.episode import Episode, Event
 from gradwatch.detect.exploding import Exploding
@@ -50,12 +51,14 @@ class Detectors:
             Stalled(thresholds),
             Unstable(thresholds),
         ]
-        self._pairs = [(detector, Episode(detector, layers, advise)) for detector in detectors]
+        self._background = Background(layers)
+        self._pairs = [(detector, Episode(detector, layers, advise, self._background)) for detector in detectors]
         self._quiet = thresholds.warmup_steps or 0
 
     def observe(self, report: StepReport) -> list[Event]:
         """What opened or ended at this step."""
         events: list[Event] = []
+        self._background.observe(report)
         for detector, episode in self._pairs:
             symptoms = detector.examine(report)
             if symptoms is not None and (detector.kind == "nonfinite" or report.update >= self._quiet):
@@ -68,13 +71,16 @@ class Detectors:
 
     def state(self) -> dict[str, Any]:
         """Everything that lives across steps, as plain values and arrays, by detector."""
-        return {
+        states = {
             type(detector).__name__: {"detector": detector.state(), "episode": episode.state()}
             for detector, episode in self._pairs
         }
+        return {**states, "Background": self._background.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what ``state`` returned; a detector that is not in it begins anew."""
+        if "Background" in state:
+            self._background.restore(state["Background"])
         for detector, episode in self._pairs:
             saved = state.get(type(detector).__name__)
             if saved is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradwatch.detect.background import Background
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Finding
 from gradwatch.layers import Layers
@@ -36,10 +37,17 @@ class Episode:
         detector: says what is sick.
         layers: names of the columns.
         advise: (kind, covered columns) → remedies.
+        background: what joins the cause.
     """
 
-    def __init__(self, detector: Detector, layers: Layers, advise: Callable[[str, list[int]], tuple[str, ...]]) -> None:
-        self._detector, self._layers, self._advise = detector, layers, advise
+    def __init__(
+        self,
+        detector: Detector,
+        layers: Layers,
+        advise: Callable[[str, list[int]], tuple[str, ...]],
+        background: Background,
+    ) -> None:
+        self._detector, self._layers, self._advise, self._background = detector, layers, advise, background
         self._streak = np.zeros(0, dtype=np.int64)  # sick steps in a row, a column each
         self._onset = np.zeros(0, dtype=np.int64)  # the step at which each streak began
         self._earliest = 0  # no onset lies before this step: it belongs to the finding before
@@ -100,6 +108,8 @@ class Episode:
         self._covered, self._healthy = set(columns), 0
         cause, measured = self._detector.explain(report, column, columns)
         whole = self._detector.covers_whole_run
+        facts = self._background.facts(self._detector.kind, report, None if whole else column, columns)
+        cause = f"{cause}; {facts}" if facts else cause
         remedies = self._advise(self._detector.kind, [] if whole else columns)
         self._open = Finding(
             kind=self._detector.kind,

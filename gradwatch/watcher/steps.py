@@ -114,6 +114,7 @@ class Steps:
         again: bool,
         scale: Tensor | None = None,
         has_scaler: bool = False,
+        rate: float | None = None,
     ) -> None:
         updates = self.updates_of(key)
         updates.use(parameters, self._layers)
@@ -135,7 +136,8 @@ class Steps:
         if not updates.is_settled:
             self._backward.settle(updates.watched)
             updates.is_settled = True
-        moment = updates.moment(self.count, self._cadence, has_scaler, already_clipped=is_changed and at_end is None)
+        is_clipped = is_changed and at_end is None
+        moment = updates.moment(self.count, self._cadence, has_scaler, is_clipped, rate)
         updates.current = Measurement(
             moment,
             self._layers,

@@ -85,12 +85,14 @@ class Updates:
         last, self._last_sick = self._last_sick, self.count
         return last is None or self.count - last > _HEALTHY_AGAIN
 
-    def moment(self, step: int, cadence: Cadence, has_scaler: bool, already_clipped: bool) -> Moment:
+    def moment(
+        self, step: int, cadence: Cadence, has_scaler: bool, already_clipped: bool, rate: float | None
+    ) -> Moment:
         """What the coming update is asked for."""
         sampled, logged = cadence.is_sampled(self.count), cadence.is_logged(self.count)
         figures = (DETECTION_FIGURES if sampled else frozenset()) | (cadence.row_figures if logged else frozenset())
         entries = logged and cadence.histograms
-        return Moment(step, self.index, self.count, sampled, figures, entries, has_scaler, already_clipped)
+        return Moment(step, self.index, self.count, sampled, figures, entries, has_scaler, already_clipped, rate)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run goes on from."""

@@ -22,7 +22,7 @@ from gradwatch.clip import policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.harmless import UnwatchableError, harmless
 from gradwatch.layers import Layers, leaf_modules
-from gradwatch.optimizers import StepHooks, follow_scaler, parameters_of
+from gradwatch.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
 from gradwatch.replay import Replay
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
@@ -218,7 +218,8 @@ class Watcher:
             scale = getattr(optimizer, "grad_scale", None)
         scaler = self._steps.scaler
         has_scaler = hasattr(optimizer, "found_inf") or (scaler is not None and scaler.is_enabled())
-        self._steps.begin(id(optimizer), parameters_of(optimizer), None, again, scale, has_scaler)
+        rate = learning_rate_of(optimizer)
+        self._steps.begin(id(optimizer), parameters_of(optimizer), None, again, scale, has_scaler, rate)
 
     @harmless
     def after_update(self, optimizer: Optimizer, *, is_made: bool = True) -> None:

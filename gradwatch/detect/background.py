@@ -1,0 +1,182 @@
+"""What else is known when a finding opens: figures that join its cause. Decides nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gradwatch.findings import Kind
+from gradwatch.harmless import harmless
+from gradwatch.layers import Layers
+from gradwatch.report import StepReport
+
+__all__ = ["Background"]
+
+FIRST_STEPS = 5
+GREW = 100.0  # times the first total norms or losses: the run had diverged before its first NaN
+FAR_OFF = 3.0  # times the standard deviation that keeps the variance from layer to layer
+FAR_OUT = 3.0  # a mean bias beyond it decides by itself where the activation function works
+MUCH = 0.5  # share of dead units or flat entries that is worth a word
+RATE_ROSE = 1.5
+COURSES = (("totals", "last_total", "total gradient norm"), ("losses", "last_loss", "loss"))
+STEEPEST = {"Sigmoid": "0.25", "LogSigmoid": "1", "Tanh": "1", "Softsign": "1", "Hardsigmoid": "0.17"}
+NORMALISING = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
+
+
+class Background:
+    """Keeps the course of the run so far, and tells it.
+
+    Args:
+        layers: the table.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        self.broken: set[str] = set()
+        self._layers = layers
+        self._memory: dict[str, Any] = {
+            "totals": [],  # the first ones
+            "losses": [],
+            "last_total": None,  # (step, norm), the latest that was finite
+            "last_loss": None,
+            "best": None,  # (loss, step, learning rate) where the loss was lowest
+            "shares": {},  # the latest of the figures of activations
+        }
+
+    @harmless
+    def observe(self, report: StepReport) -> None:
+        """Takes in one step."""
+        memory = self._memory
+        for first, last, value in (
+            ("totals", "last_total", report.grad_norm_total),
+            ("losses", "last_loss", report.loss),
+        ):
+            if value is not None and math.isfinite(value):
+                memory[last] = (report.step, float(value))
+                if len(memory[first]) < FIRST_STEPS:
+                    memory[first] = [*memory[first], float(value)]
+        if report.loss is not None and (memory["best"] is None or report.loss < memory["best"][0]):
+            memory["best"] = (report.loss, report.step, report.learning_rate)
+        for name in ("activation_rms", "dead_share", "saturated_share", "update_ratio"):
+            if name in report.figures:
+                memory["shares"][name] = report.figures[name]
+
+    @harmless
+    def facts(self, kind: Kind, report: StepReport, column: int | None, covered: list[int]) -> str:
+        """What joins the cause of a finding of ``kind`` that opens now; ``""`` where nothing does.
+
+        Args:
+            kind: of the finding.
+            report: of the step.
+            column: the layer that names it; None for the whole run.
+            covered: all layers that it covers.
+        """
+        found = {
+            "vanishing": (
+                self._slope(report, column),
+                self._functions(),
+                self._activations(),
+                self._start(column),
+            ),
+            "exploding": (self._rate(report), self._start(column), self._update(column)),
+            "nonfinite": (self._divergence(report),),
+            "dead": (self._start(column), self._activation_rms(column), self._rate(report)),
+            "saturated": (self._activation_rms(column), self._start(column), self._rate(report)),
+            "stalled": (self._rate(report),),
+            "unstable": (self._rate(report), self._update(None)),
+        }[kind]
+        return "; ".join(fact for facts in found for fact in facts)
+
+    def state(self) -> dict[str, Any]:
+        """A copy of what was learned."""
+        return copy.deepcopy(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned."""
+        self._memory = copy.deepcopy(state)
+
+    def _slope(self, report: StepReport, column: int | None) -> Iterator[str]:
+        """How much smaller gradients get from one weight to the next, from the strongest down to ``column``."""
+        if column is None:
+            return
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rms = report.grad_norm / np.sqrt(self._layers.size)
+        weights = [c for c in np.argsort(self._layers.depth) if self._layers.is_weight[c] and np.isfinite(rms[c])]
+        behind = weights[weights.index(column) :] if column in weights else []
+        if len(behind) < 2 or rms[column] <= 0:
+            return
+        strongest = max(range(1, len(behind)), key=lambda place: float(rms[behind[place]]))
+        shrink = float(rms[behind[strongest]] / rms[column]) ** (1 / strongest)
+        yield f"per entry they shrink {shrink:.3g} times a weight over {strongest} weights"
+
+    def _functions(self) -> Iterator[str]:
+        types = self._layers.module_types
+        squashing = [f"{name} (slope at most {STEEPEST[name]})" for name in STEEPEST if name in types]
+        if squashing:
+            normalises = any(norm in name for name in types for norm in NORMALISING)
+            yield f"through {' and '.join(squashing)}{'' if normalises else ' without normalisation'}"
+
+    def _activations(self) -> Iterator[str]:
+        shares = self._memory["shares"]
+        for name, what in (("dead_share", "of the units are dead"), ("saturated_share", "of the entries are flat")):
+            if name in shares and not np.isnan(shares[name]).all() and np.nanmax(shares[name]) >= MUCH:
+                worst = int(np.nanargmax(shares[name]))
+                yield f"behind {self._layers.names[worst]} {shares[name][worst]:.0%} {what}"
+
+    def _activation_rms(self, column: int | None) -> Iterator[str]:
+        rms = self._memory["shares"].get("activation_rms")
+        if column is not None and rms is not None and np.isfinite(rms[column]):
+            module = self._layers.names[column].rpartition(".")[0]
+            yield f"{module or 'the layer'} returns entries of RMS {rms[column]:.3g}"
+
+    def _start(self, column: int | None) -> Iterator[str]:
+        """How far the weights are from those that keep the variance, and how far out the bias of the layer is."""
+        if column is None:
+            return
+        layers, name = self._layers, self._layers.names[column]
+        tensor = layers.tensors[column].detach()
+        if layers.is_weight[column] and layers.owners[column] != "Embedding":
+            std, kept = float(tensor.float().std()), (tensor.numel() / tensor.shape[0]) ** -0.5
+            if std == 0:
+                yield f"all entries of {name} are {float(tensor.flatten()[0]):.3g}"
+            elif not kept / FAR_OFF < std < kept * FAR_OFF:
+                yield f"{name} has standard deviation {std:.2g}, where {kept:.2g} keeps the variance"
+        bias = f"{name.rpartition('.')[0]}.bias".lstrip(".")
+        if bias in layers.names:
+            mean = float(layers.tensors[layers.names.index(bias)].detach().float().mean())
+            if abs(mean) > FAR_OUT:
+                yield f"{bias} is {mean:.3g} on average"
+
+    def _update(self, column: int | None) -> Iterator[str]:
+        ratios = self._memory["shares"].get("update_ratio")
+        if ratios is None or np.isnan(ratios).all():
+            return
+        if column is None:
+            column = int(np.nanargmax(ratios))
+        if np.isfinite(ratios[column]):
+            yield f"the last sampled update moved {self._layers.names[column]} by {ratios[column]:.2g} of its norm"
+
+    def _rate(self, report: StepReport) -> Iterator[str]:
+        rate, best = report.learning_rate, self._memory["best"]
+        if rate is None:
+            return
+        if best is not None and best[2] and best[1] < report.step and rate > RATE_ROSE * best[2]:
+            times = f", {rate / best[2]:.3g} times that of step {best[1]}, where the loss was lowest"
+            yield f"the learning rate is {rate:.3g}{times}"
+        else:
+            yield f"the learning rate is {rate:.3g}"
+
+    def _divergence(self, report: StepReport) -> Iterator[str]:
+        memory = self._memory
+        for first, last, what in COURSES:
+            if not memory[first]:
+                continue
+            start, (step, value) = float(np.median(np.abs(memory[first]))), memory[last]
+            if start > 0 and abs(value) >= GREW * start:
+                rate = "".join(f"; {fact}" for fact in self._rate(report))
+                grew = f"its {what} grew from {start:.3g} to {value:.3g} at step {step}"
+                yield f"the run had diverged before: {grew}{rate}"
+                return
