@@ -142,9 +142,10 @@ def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
     yield from walk(prefix, root)
 
 
-def leaf_modules(root: nn.Module, prefix: str = "") -> list[str]:
-    """Names of the modules that have no parts, in order of registration."""
-    return [name for name, module in submodules(root, prefix) if not any(module.children())]
+def leaf_modules(root: nn.Module, prefix: str = "") -> list[tuple[str, bool]]:
+    """(name, whether it is one of ``torch.nn``) of the modules that have no parts, in order of registration."""
+    leaves = (pair for pair in submodules(root, prefix) if not any(pair[1].children()))
+    return [(name, type(module).__module__.startswith("torch.nn.")) for name, module in leaves]
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

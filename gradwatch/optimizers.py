@@ -44,7 +44,7 @@ def learning_rate_of(optimizer: Optimizer) -> float | None:
     rates = [group.get("lr") for group in optimizer.param_groups]
     if not rates or not all(isinstance(r, int | float) or (isinstance(r, Tensor) and r.is_cpu) for r in rates):
         return None
-    return max(map(float, rates))
+    return max(float(rate) for rate in rates if rate is not None)
 
 
 class StepHooks:

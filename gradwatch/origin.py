@@ -40,6 +40,12 @@ class Look:
         return any(not math.isfinite(float(end)) for end in self.extremes)
 
     @cached_property
+    def is_mask(self) -> bool:
+        """Whether it held −Inf, and neither NaN nor Inf: attention is told so what to leave out."""
+        low, high = map(float, self.extremes)
+        return low == -math.inf and high < math.inf
+
+    @cached_property
     def has_nan(self) -> bool:
         """Whether it held NaN."""
         return any(math.isnan(float(end)) for end in self.extremes)
@@ -92,13 +98,13 @@ def origin_of(passages: Sequence[Passage], loss: float | None, sick_layers: Sequ
 
 
 def inferred_origin(
-    layers: Layers, modules: Sequence[str], how_to_see: str, loss: float | None, sick_layers: Sequence[str]
+    layers: Layers, modules: Sequence[tuple[str, bool]], how_to_see: str, loss: float | None, sick_layers: Sequence[str]
 ) -> Origin:
     """The same from which gradients are finite: all that is known where no call was seen.
 
     Args:
         layers: the table.
-        modules: names of those without parts, as registered.
+        modules: (name, whether it is one of ``torch.nn``) of those without parts, as registered.
         how_to_see: what would name the module.
         loss, sick_layers: as for ``origin_of``.
     """
@@ -116,17 +122,27 @@ def inferred_origin(
     if sick[0] > 0 and order[0].rpartition(".")[0] != owner:
         words = f"the gradient of {last} is not finite, while those on both sides of it are"
         return Origin(owner, "backward", f"{words}; the module was {how_to_see}", "inferred")
-    between = _between(modules, owner, finite.rpartition(".")[0])
-    maker = between[-1] if between else owner
+    if finite.rpartition(".")[0] == owner:
+        words = f"the gradient of {finite} is finite and that of {last} is not: what {owner} was given held NaN or Inf"
+        return Origin(owner, "input", f"{words}; the module that made it was {how_to_see}", "inferred")
     words = f"gradients are finite from the loss down to {finite}, and no longer at {last}: made between the two"
-    said = f", where {', '.join(between)} stands" if len(between) == 1 else ""
-    return Origin(maker, "backward", f"{words}{said}; the module was {how_to_see}", "inferred")
+    maker = _between(modules, owner, finite.rpartition(".")[0])
+    if maker is not None:
+        words += f", where {maker or 'the model itself'} stands"
+    return Origin(maker or owner, "backward", f"{words}; the module was {how_to_see}", "inferred")
 
 
-def _between(modules: Sequence[str], first: str, last: str) -> Sequence[str]:
-    if first in modules and last in modules:
-        return modules[modules.index(first) + 1 : modules.index(last)]
-    return ()
+def _between(modules: Sequence[tuple[str, bool]], first: str, last: str) -> str | None:
+    """The one module between two that may have made it: torch's own activation functions have bounded slopes."""
+    names = [name for name, _ in modules]
+    if first not in names or last not in names:
+        return None
+    between = modules[names.index(first) + 1 : names.index(last)]
+    own = [name for name, is_builtin in between if not is_builtin] or [name for name, _ in between]
+    whole = first.rpartition(".")[0]
+    if not own and whole and whole == last.rpartition(".")[0]:
+        return whole  # the forward pass of the module around both
+    return own[0] if len(own) == 1 else None
 
 
 def _forward(passages: Sequence[Passage]) -> Origin:
@@ -143,7 +159,8 @@ def _forward(passages: Sequence[Passage]) -> Origin:
             f"what {fed.title()} was given already held NaN or Inf{_rows(fed)}; it was computed outside "
             f"every module{_before(passages, fed)}",
         )
-    if made_nan is not None:
+    whole = [p for p in passages if p.is_whole and any(look.is_sick and not look.is_mask for look in p.entered)]
+    if made_nan is not None and not (whole and _reaches(whole[0], made_nan, passages)):
         given = "Inf" if _is_sick(made_nan.entered) else "finite values"
         return Origin(made_nan.module, "forward", f"{made_nan.title()} was given {given} and returned NaN")
     sick_inputs = [p for p in passages if _is_sick(p.entered)]

@@ -66,6 +66,9 @@ class Replay:
     Args:
         models: {name: module}. Those compiled or scripted are not remembered, nor is anything under
             ``torch.distributed``, where a rank by itself must not run a step.
+
+    Attributes:
+        was_called: any of them was.
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
@@ -74,7 +77,7 @@ class Replay:
         self._calls: deque[_Call] = deque(maxlen=KEPT)
         self._under_way: _Call | None = None
         self._losses: deque[Any] = deque(maxlen=KEPT)
-        self._was_called = False
+        self.was_called = False
         self._undo: list[Callable[[], None]] = []
         self._listen()
 
@@ -85,9 +88,9 @@ class Replay:
     @harmless
     def forget(self) -> None:
         """The update is made."""
-        if not self._calls and not self._was_called:
+        if not self._calls and not self.was_called:
             self._descend()
-        self._was_called = self._was_called or bool(self._calls)
+        self.was_called = self.was_called or bool(self._calls)
         self._calls.clear()
         self._losses.clear()
         self._under_way = None
@@ -132,7 +135,8 @@ class Replay:
         if origin is None or origin.where != "loss":
             return None if origin is None else operations.explain(origin)
         made_by = operations_behind(OUTPUT, self._losses)
-        return replace(origin, words=f"{origin.words}, by {', '.join(made_by)}") if made_by else origin
+        said = f"{origin.words} (the loss is made by {', '.join(made_by)})"
+        return replace(origin, words=said) if made_by else origin
 
     @harmless
     def _enter(self, name: str, args: Any, kwargs: Any) -> _Call | None:

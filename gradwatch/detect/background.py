@@ -65,14 +65,13 @@ class Background:
                 memory["shares"][name] = report.figures[name]
 
     @harmless
-    def facts(self, kind: Kind, report: StepReport, column: int | None, covered: list[int]) -> str:
+    def facts(self, kind: Kind, report: StepReport, column: int | None) -> str:
         """What joins the cause of a finding of ``kind`` that opens now; ``""`` where nothing does.
 
         Args:
             kind: of the finding.
             report: of the step.
             column: the layer that names it; None for the whole run.
-            covered: all layers that it covers.
         """
         found = {
             "vanishing": (

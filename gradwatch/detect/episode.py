@@ -108,7 +108,7 @@ class Episode:
         self._covered, self._healthy = set(columns), 0
         cause, measured = self._detector.explain(report, column, columns)
         whole = self._detector.covers_whole_run
-        facts = self._background.facts(self._detector.kind, report, None if whole else column, columns)
+        facts = self._background.facts(self._detector.kind, report, None if whole else column)
         cause = f"{cause}; {facts}" if facts else cause
         remedies = self._advise(self._detector.kind, [] if whole else columns)
         self._open = Finding(

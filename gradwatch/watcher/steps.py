@@ -50,7 +50,7 @@ class Steps:
         losses: observed for the coming step.
         saw_loss: whether any step had one.
         scaler: decides about updates, if there is one.
-        modules: names of those without parts, as registered.
+        modules: those without parts, as ``gradwatch.layers.leaf_modules`` names them.
         activations: looks at the forward passes of sampled steps.
         replay: can run a step again.
         trace: looks at every module, if that is wanted.
@@ -70,7 +70,7 @@ class Steps:
         self.losses: list[Tensor | float] = []
         self.saw_loss = False
         self.scaler: GradScaler | None = None
-        self.modules: tuple[str, ...] = ()
+        self.modules: tuple[tuple[str, bool], ...] = ()
         self.activations: Activations | None = None
         self.replay: Replay | None = None
         self.trace: Trace | None = None
@@ -227,6 +227,8 @@ class Steps:
 
     def _how_to_see(self, current: Measurement) -> str:
         """What would name the module, where it could not be observed."""
+        if self.trace is None and self.replay is not None and not self.replay.was_called:
+            return "not seen: this loop calls parts of the model, which are looked at from its second step on"
         if self.trace is not None or (self.replay is not None and current.device.type == "cpu"):
             return "not seen: what is compiled, scripted or sharded is not looked at; run it as it is to be told"
         return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'

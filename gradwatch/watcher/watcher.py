@@ -250,7 +250,7 @@ class Watcher:
         Args:
             every_call: look at what every module is given and returns, too, which needs nothing to wait.
         """
-        self._steps.modules = tuple(name for root, model in models.items() for name in leaf_modules(model, root))
+        self._steps.modules = tuple(leaf for root, model in models.items() for leaf in leaf_modules(model, root))
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             self._steps.replay = Replay(models)
             self._undo.append(self._steps.replay.remove)

@@ -1,0 +1,244 @@
+"""Which module made the NaN, and why: gradwatch's word against what is known, beside anomaly mode and Hugging Face's.
+
+``python -m benchmarks.why [--write]``: every program of ``tests/test_origin.py`` and every ``nonfinite`` one of
+``benchmarks/detection``, under the default (the sick step is run again), under ``trace_nonfinite=True`` alone (as where
+an update cannot wait), and under neither (compiled, sharded). What is true of each stands in ``KNOWN``, read off its
+code and not off any tool. A tool that names a line of Python (anomaly mode) is right if it names the operation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import gradwatch
+from benchmarks.detection import faulty  # noqa: F401 - registers the programs
+from benchmarks.detection.bare import start
+from benchmarks.detection.program import PROGRAMS, Training
+from tests import test_origin
+
+LOSS, INPUT, BETWEEN = "(loss)", "(input)", "(between calls)"
+
+KNOWN: dict[str, tuple[str, str]] = {
+    # program: (module that made it, a word that its cause must hold)
+    "deep_relu_started_too_large": ("20", "beyond the largest float32"),
+    "log_of_a_difference": (LOSS, "log,"),
+    "root_of_zero": (LOSS, "sqrt"),
+    "one_bad_pixel": (INPUT, "rows"),
+    "masked_row_of_attention": ("attend", "masked entirely"),
+    "one_corrupt_weight": ("4", "the weight 4.weight already held"),
+    "half_precision_overflows": (LOSS, "tocopy"),
+    "relu_as_probabilities": (LOSS, "log,"),
+    "binary_cross_entropy_of_logits": (LOSS, "log,"),
+    "where_hides_a_division_by_zero": (BETWEEN, "between the two"),
+    "variational_autoencoder_on_raw_pixels": ("encoder.2", "beyond the largest float32"),
+    "softmax_by_hand": (LOSS, "exp"),
+    "adam_in_half_precision": ("0", "the weight 0.weight already held"),
+    "log_sum_exp_without_a_shift": (LOSS, "exp"),
+    "poisson_rate_overflows": (LOSS, "exp"),
+    "divergence_from_hard_labels": (LOSS, "mul"),
+    "padding_masked_by_a_product": (LOSS, "log"),
+    "variance_rectified_to_zero": (LOSS, "div"),
+    "temperature_annealed_to_zero": (LOSS, "div"),
+    "same_item_on_both_sides": (LOSS, "sqrt"),
+    "group_lasso_on_a_pruned_row": ("2", "penalty"),
+    "cosine_of_a_blank_image": (LOSS, "div"),
+    "weight_norm_of_zeros": ("2.parametrizations.weight.0", "_weight_norm"),
+    "angle_reaches_zero": (LOSS, "acos"),
+    "squashed_actions_inverted": (LOSS, "loss made of them is not"),
+    "generalised_mean_of_negatives": (BETWEEN, "computed outside every module"),
+    "root_behind_a_where": (BETWEEN, "between the two"),
+    "mean_over_an_empty_mask": (BETWEEN, "computed outside every module"),
+    "every_label_ignored_in_one_batch": (LOSS, "nllloss"),
+    "constant_pixels_standardised": (INPUT, "rows"),
+    "batch_norm_by_hand_without_epsilon": ("2", "0 ÷ 0"),
+    "deviation_of_a_last_batch_of_one": (BETWEEN, "computed outside every module"),
+    "advantages_of_equal_rewards": (LOSS, "div"),
+    "root_mean_square_of_padding": (BETWEEN, "computed outside every module"),
+    "isolated_node_of_a_graph": (BETWEEN, "computed outside every module"),
+    "left_padding_under_a_causal_mask": ("", "masked entirely"),
+    "attention_scores_in_float16": ("", "beyond the largest float16"),
+    "transcript_longer_than_its_frames": (LOSS, "ctcloss"),
+    "loss_scale_doubles_without_a_check": ("2", "beyond the largest float16"),
+    "noise_drawn_in_float16": (BETWEEN, "computed outside every module"),
+    "gradients_underflow_in_float16": ("0", "the weight 0.weight already held"),
+    "nan_image_through_batch_norm": (INPUT, "rows"),
+    "target_of_minus_infinity": (LOSS, "mseloss"),
+    "missing_labels_masked_by_a_product": (LOSS, "mul"),
+    "weight_of_a_deep_layer_corrupt": ("blocks.4.1", "the weight blocks.4.1.weight already held"),
+    "corrupt_embedding_row_met_late": ("0", "the weight 0.weight already held"),
+    "auxiliary_branch_fails_late": (LOSS, "sqrt"),
+    "one_expert_of_four_overflows": (INPUT, "already held"),
+    "adam_without_epsilon": ("0", "the weight 0.weight already held"),
+    "schedule_starts_at_infinity": ("0", "the weight 0.weight already held"),
+    "logarithm_of_raw_logits": (LOSS, "log,"),
+    "where_after_the_division": (LOSS, "div"),
+    # of tests/test_origin.py, where the module stands beside each program
+    "log of a negative number": ("2", "the logarithm of -"),
+    "log of zero": ("2", "the logarithm of"),
+    "square root of a negative number": ("2", "the square root of -"),
+    "division of zero by zero": ("2", "0 ÷ 0"),
+    "exponential that overflows": ("2", "the exponential of 100"),
+    "Inf made, NaN two modules on": ("2", "the exponential of 100"),
+    "softmax over a masked row": ("2", "masked entirely"),
+    "power of a negative number": ("2", "a power of -"),
+    "overflow of float16": ("2", "beyond the largest float16"),
+    "in place, under a rectifier": ("4", "the logarithm of 0"),
+    "in a residual branch": ("2.branch.1", "the logarithm of -"),
+    "corrupt weight": ("2", "the weight 2.weight already held"),
+    "corrupt weight, last": ("4", "the weight 4.weight already held"),
+    "normalised by a spread of zero": ("2", "0 ÷ 0"),
+    "loss of a logarithm": (LOSS, "log"),
+    "loss divided by zero": (LOSS, "div"),
+    "square root at zero, backward": ("2", "derivative of sqrt"),
+    "norm written by hand at zero, backward": ("2", "derivative of sqrt"),
+    "where after the division, backward": ("2", "derivative of div"),
+    "atan2 at the origin, backward": ("2", "derivative of sqrt"),
+    "power at zero, backward": ("2", "derivative of pow"),
+    "gradient of the loss alone": (LOSS, "sqrt"),
+}
+"""A loop that calls the parts of a model, and computes in between, has no module to blame: ``BETWEEN``."""
+
+WORDS = {
+    LOSS: ("the loss made of them is not", "outside every module"),
+    INPUT: ("was given already held NaN or Inf, in ",),
+    BETWEEN: ("computed outside every module", "made between the two"),
+}
+
+
+def trainings() -> Iterator[tuple[str, Callable[[], Training]]]:
+    """Every program of known origin."""
+    for name in KNOWN:
+        if name in PROGRAMS:
+            yield name, lambda name=name: start(PROGRAMS[name], 0)
+        else:
+            yield name, lambda name=name: _of_tests(name)
+
+
+def _of_tests(name: str) -> Training:
+    torch.manual_seed(0)
+    make, loss_of, _, _ = test_origin.PROGRAMS[name]
+    model, x = make(), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def step(_: int, observe: Callable[[torch.Tensor], None]) -> None:
+        optimizer.zero_grad()
+        loss = loss_of(model(x))
+        observe(loss)
+        loss.backward()
+        optimizer.step()
+
+    return Training(model, [optimizer], 2, step)
+
+
+def said_by_gradwatch(training: Training, how: str) -> str:
+    """The cause of the first ``nonfinite`` finding."""
+    with gradwatch.watch(training.model, training.optimizers, trace_nonfinite=how == "trace") as watcher:
+        if how != "default":
+            watcher._steps.replay.remove()  # as where an update cannot wait for it
+            watcher._steps.replay = None
+        for number in range(training.steps):
+            training.step(number, watcher.observe_loss)
+            found = [finding for finding in watcher.findings if finding.kind == "nonfinite"]
+            if found:
+                return found[0].cause
+    return ""
+
+
+def said_by_anomaly_mode(training: Training) -> str:
+    """The error's first line; ``""`` where the run ends without one."""
+    with torch.autograd.set_detect_anomaly(True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number in range(training.steps):
+            try:
+                training.step(number, lambda _: None)
+            except RuntimeError as error:
+                return str(error).splitlines()[0]
+    return ""
+
+
+def said_by_debug_underflow_overflow(training: Training) -> str:
+    """The last frame of its report: the call in which it first saw NaN or Inf."""
+    from transformers.debug_utils import DebugUnderflowOverflow
+
+    models = [training.model] if isinstance(training.model, nn.Module) else list(training.model.values())
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(ValueError):
+        tools = [DebugUnderflowOverflow(model) for model in models]
+        for number in range(training.steps):
+            training.step(number, lambda _: None)
+        return "" if tools else "no module"
+    heads = [line for line in printed.getvalue().splitlines() if line.startswith(" " * 18)]
+    return heads[-1] if heads else ""
+
+
+def names_module(cause: str, module: str) -> bool:
+    """Whether ``cause`` blames what is known to be at fault."""
+    if module in WORDS:
+        return any(words in cause for words in WORDS[module])
+    blames_module = "was given finite values and" in cause or "given finite gradients" in cause or "given Inf" in cause
+    title = f" {module} (" if module else " the model itself ("
+    return blames_module and title in cause.split(": ", 1)[1][:200].join((" ", ""))
+
+
+def names_inferred(cause: str, module: str) -> bool:
+    """The same where no call was seen: the place among the layers, or the loss."""
+    if "by the loss, or behind" in cause:
+        return module == LOSS
+    if ", where " in cause:
+        return f", where {module or 'the model itself'} stands" in cause
+    return module == BETWEEN or f" {module}." in cause
+
+
+def main() -> None:
+    """Prints the table; ``--write`` puts it into ``benchmarks/results/why.md``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--tell", action="store_true", help="print what was said wrongly")
+    arguments = parser.parse_args()
+    logging.getLogger("gradwatch").setLevel(logging.CRITICAL)
+    torch.set_num_threads(1)
+    counts: dict[str, list[int]] = {}
+    for name, make in trainings():
+        module, word = KNOWN[name]
+        for how in ("default", "trace", "neither"):
+            cause = said_by_gradwatch(make(), how)
+            evidence = "observed" if cause.startswith("observed") else "inferred"
+            if "made in the forward pass, or by the loss" in cause or "the module that made it was not seen" in cause:
+                _add(counts, f"gradwatch, {how}: module said to be unknown", True)
+                continue
+            right = names_module(cause, module) if evidence == "observed" else names_inferred(cause, module)
+            _add(counts, f"gradwatch, {how}, {evidence}: module", right)
+            _add(counts, f"gradwatch, {how}: cause", word in cause)
+            if arguments.tell and how != "trace" and not (right and word in cause):
+                print(f"{name} [{module}, {word}]: {cause}")
+        said = said_by_anomaly_mode(make())
+        _add(counts, "anomaly mode: module", False)
+        _add(counts, "anomaly mode: operation or cause", word.split()[-1].strip(",").lower() in said.lower())
+        said = said_by_debug_underflow_overflow(make())
+        _add(counts, "DebugUnderflowOverflow: module", module not in WORDS and f" {module} " in f"{said} ")
+    lines = ["| what was told | right |", "|---|---|"]
+    lines += [f"| {what} | {right}/{total} ({right / total:.0%}) |" for what, (right, total) in sorted(counts.items())]
+    print("\n".join(lines))
+    if arguments.write:
+        path = Path(__file__).parent / "results" / "why.md"
+        title = f"{len(KNOWN)} programs of known origin, seed 0, torch {torch.__version__}."
+        path.write_text("\n".join([title, "", *lines, ""]))
+
+
+def _add(counts: dict[str, list[int]], what: str, right: bool) -> None:
+    tally = counts.setdefault(what, [0, 0])
+    tally[0] += right
+    tally[1] += 1
+
+
+if __name__ == "__main__":
+    main()
