@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from gradwatch.calls import anything_is_compiled, listen
+from gradwatch.calls import anything_is_compiled, is_compiled, listen
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers, submodules
 from gradwatch.report import FIGURES
@@ -76,8 +76,8 @@ class Activations:
     @harmless
     def begin(self) -> None:
         """From the next forward pass on."""
-        is_compiled = any(_is_compiled(module) for model in self._models.values() for module in model.modules())
-        if not self._undo and not is_compiled and not anything_is_compiled():
+        modules = (module for model in self._models.values() for module in model.modules())
+        if not self._undo and not any(map(is_compiled, modules)) and not anything_is_compiled():
             self._undo = [stop for model in self._models.values() for stop in self._listen(model)]
 
     @harmless
@@ -209,9 +209,3 @@ def _is_activation(thing: Any) -> bool:
     if not isinstance(thing, Tensor) or thing.layout is not torch.strided:
         return False
     return thing.is_floating_point() and thing.ndim > 0 and thing.numel() > 0
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
-        return True
-    return module._compiled_call_impl is not None and type(module._compiled_call_impl).__module__.startswith("torch")

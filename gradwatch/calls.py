@@ -17,7 +17,7 @@ from torch import nn
 
 from gradwatch.harmless import harmless
 
-__all__ = ["anything_is_compiled", "listen"]
+__all__ = ["anything_is_compiled", "is_compiled", "listen"]
 
 Enter = Callable[[Any, Any], Any]
 Leave = Callable[[Any, Any], None]
@@ -55,6 +55,13 @@ class _Listened:
         return self.listeners if is_in_training and called is self._module() else []
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of ``module`` itself are compiled or scripted."""
+    if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
+        return True
+    return not isinstance(module._compiled_call_impl, _Listened | None)
+
+
 def anything_is_compiled() -> bool:
     """Whether ``torch.compile`` has compiled anything in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
@@ -70,13 +77,11 @@ def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] 
     Returns:
         What ends it; None where the module is compiled or scripted.
     """
-    if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+    if is_compiled(module):
         return None
-    listened = module._compiled_call_impl
+    listened: Any = module._compiled_call_impl
     if listened is None:
         module._compiled_call_impl = listened = _Listened(module)
-    elif not isinstance(listened, _Listened):
-        return None
     listener = (enter, leave)
     listened.listeners.append(listener)
     known = weakref.ref(module)

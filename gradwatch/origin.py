@@ -185,8 +185,11 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
     makers = [p for p in received if not _turns_sick(p.left) and (_turns_sick(p.entered) or p.module in around_sick)]
     around_makers = _parents(p.module for p in makers)
     deepest = [p for p in makers if p.module not in around_makers]
+    seen = [p for p in deepest if _turns_sick(p.entered) or _is_sick(p.entered)]
+    if not seen and any(p.is_whole and _turns_sick(p.left) for p in received):
+        deepest = []  # of several micro-batches, one whose gradient came sick from the loss
     if deepest:
-        maker = deepest[-1]
+        maker = (seen or deepest)[-1]
         if _is_sick(maker.entered) and any(_is_sick(p.left) for p in passages):
             return _forward(passages)  # zero times NaN: a forward value that the loss did not see
         given = f"the backward pass of {maker.title()} was given finite gradients"

@@ -408,3 +408,95 @@ def test_a_mask_is_no_fault_of_a_backward_pass(caused_by):
     model = Attends()
     said = caused_by(model, lambda x: mean_square(model(x[None])))
     assert "the backward pass of the model itself (Attends) was given finite gradients" in said
+
+
+class Remembers(nn.Module):
+    """Counts its calls, keeps what it returned, and draws random numbers."""
+
+    def __init__(self, turns_sick_at=None):
+        super().__init__()
+        self.inner, self.norm, self.calls, self.kept = nn.Linear(4, 4), nn.BatchNorm1d(4), 0, []
+        self.turns_sick_at = turns_sick_at
+
+    def forward(self, x):
+        self.calls += 1
+        hidden = F.dropout(self.norm(self.inner(x)), 0.5)
+        self.kept.append(hidden.detach())
+        return hidden.log() if x.max() > 100 or self.calls == self.turns_sick_at else hidden
+
+
+@pytest.mark.parametrize("on_nonfinite", ["report", "skip"])
+def test_a_replay_changes_nothing_of_the_run(on_nonfinite):
+    def trained(is_watched):
+        torch.manual_seed(0)
+        model = Remembers()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watcher = gradwatch.watch(model, optimizer, on_nonfinite=on_nonfinite) if is_watched else None
+        for step in range(4):
+            optimizer.zero_grad()
+            mean_square(model(torch.randn(8, 4) + 1000 * (step == 2))).backward()
+            if on_nonfinite == "report" or is_watched or all(p.grad.isfinite().all() for p in model.parameters()):
+                optimizer.step()
+        if watcher is not None:
+            (finding,) = watcher.findings
+            assert "the model itself (Remembers) was given finite values and returned NaN: the logarithm of" in (
+                finding.cause
+            )
+            watcher.close()
+        return [*model.state_dict().values(), torch.get_rng_state(), *model.kept], model.calls
+
+    (bare, calls), (watched_run, watched_calls) = trained(False), trained(True)
+    assert calls == watched_calls == 4
+    for a, b in zip(bare, watched_run, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def test_a_batch_changed_in_place_since_is_not_replayed():
+    model = between(Does(torch.log))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        x = torch.randn(8, 4)
+        mean_square(model(x)).backward()
+        x.add_(1)
+        optimizer.step()
+        assert watcher.findings[0].cause.startswith("inferred: ")
+
+
+def test_a_forward_pass_that_does_something_else_the_second_time_is_not_believed():
+    torch.manual_seed(0)
+    model = Remembers(turns_sick_at=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for _ in range(2):
+            optimizer.zero_grad()
+            mean_square(model(torch.randn(8, 4))).backward()
+            optimizer.step()
+        assert watcher.findings[0].cause.startswith("inferred: ")
+
+
+def test_weights_made_by_torchs_own_hooks_are_made_again():
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(4, 4)), Does(torch.log), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        mean_square(model(torch.randn(8, 4))).backward()
+        moved = {name: value.clone() for name, value in model.named_buffers()}
+        optimizer.step()
+        assert "1 (Does) was given finite values and returned NaN" in watcher.findings[0].cause
+    assert any(not torch.equal(before[name], moved[name]) for name in before)
+    assert all(torch.equal(value, moved[name]) for name, value in model.named_buffers())
+
+
+def test_every_micro_batch_is_replayed():
+    torch.manual_seed(0)
+    model = between(Does(lambda x: x.sum(1, keepdim=True).clamp(min=0).sqrt() if x.max() < -0.9 else x))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for micro in range(4):
+            x = torch.randn(8, 4)
+            if micro == 1:
+                x[5, 2] = math.inf
+            mean_square(model(x)).backward()
+        optimizer.step()
+        assert "already held NaN or Inf, in 1 of 8 rows: 5" in watcher.findings[0].cause

@@ -229,8 +229,10 @@ class Steps:
         """What would name the module, where it could not be observed."""
         if self.trace is None and self.replay is not None and not self.replay.was_called:
             return "not seen: this loop calls parts of the model, which are looked at from its second step on"
-        if self.trace is not None or (self.replay is not None and current.device.type == "cpu"):
+        if self.trace is not None:
             return "not seen: what is compiled, scripted or sharded is not looked at; run it as it is to be told"
+        if self.replay is not None and current.device.type == "cpu":
+            return "not seen: the step could not be run again as it was; trace_nonfinite=True looks at every call"
         return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'
 
     def _decide(self, updates: Updates, current: Measurement) -> None:

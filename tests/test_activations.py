@@ -1,0 +1,239 @@
+"""Activations of sampled forward passes, against float64 twins; ``dead`` and ``saturated``."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gradwatch
+from gradwatch import Thresholds
+
+SAMPLED = (1, 2, 4, 8, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110)
+
+
+def watched(model, steps, batch_of, loss_of=lambda output: output.square().mean(), rate=0.0, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    with gradwatch.watch(model, optimizer, **options) as watcher:
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = loss_of(model(batch_of(step)))
+            watcher.observe_loss(loss)
+            loss.backward()
+            optimizer.step()
+    return watcher
+
+
+def of_kind(watcher, kind):
+    return [finding for finding in watcher.findings if finding.kind == kind]
+
+
+def batch(step, width=8, rows=32):
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(step))
+
+
+class Functional(nn.Module):
+    """The same functions without modules of their own."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(8, 16), nn.Linear(16, 2), function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+SQUASHING = {
+    "nn.Sigmoid": (nn.Sigmoid(), lambda x: 4 * math.exp(-x) / (1 + math.exp(-x)) ** 2),
+    "torch.sigmoid": (torch.sigmoid, lambda x: 4 * math.exp(-x) / (1 + math.exp(-x)) ** 2),
+    "Tensor.tanh": (lambda x: x.tanh(), lambda x: 1 - math.tanh(x) ** 2),
+    "F.hardtanh": (F.hardtanh, lambda x: float(-1 < x < 1)),
+    "F.hardsigmoid": (F.hardsigmoid, lambda x: float(-3 < x < 3)),
+    "F.softsign": (F.softsign, lambda x: 1 / (1 + abs(x)) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", SQUASHING)
+def test_the_saturated_share_is_that_of_its_twin(name):
+    function, slope = SQUASHING[name]
+    torch.manual_seed(0)
+    model = Functional(function)
+    with torch.no_grad():
+        model.first.weight.mul_(10)
+    history = watched(model, 3, batch).history
+    before = model.first.double()(batch(2).double()).flatten().tolist()
+    expected = np.mean([slope(x) < 0.05 for x in before])
+    assert history["saturated_share"][2, 0] == pytest.approx(expected)
+    assert 0 < expected < 1
+    assert math.isnan(history["saturated_share"][0, 0])  # activations are looked at from step 1 on
+
+
+RECTIFIERS = {
+    "nn.ReLU": nn.ReLU(),
+    "nn.ReLU(inplace=True)": nn.ReLU(inplace=True),
+    "F.relu": F.relu,
+    "torch.relu": torch.relu,
+    "Tensor.relu": lambda x: x.relu(),
+    "F.gelu": F.gelu,
+    "nn.SiLU": nn.SiLU(),
+    "F.relu6": F.relu6,
+}
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_units_that_are_silent_on_all_inputs_of_five_samples_are_dead(name):
+    torch.manual_seed(0)
+    model = Functional(RECTIFIERS[name])
+    with torch.no_grad():
+        model.first.bias[:6] = -40.0
+        model.first.bias[6:] = 1.0
+    history = watched(model, 12, batch).history
+    shares = dict(zip(history.steps.tolist(), history["dead_share"][:, 0].tolist(), strict=True))
+    assert [shares[step] for step in SAMPLED[:4]] == [0, 0, 0, 0]
+    assert shares[10] == pytest.approx(6 / 16)
+
+
+def test_a_unit_that_wakes_up_for_one_batch_is_not_dead():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1.0)
+        model[0].weight[0, 0] = 1.0  # unit 0 wakes where the first input is large
+    history = watched(model, 31, lambda step: torch.full((4, 8), 5.0 if step == 8 else 0.0)).history
+    by_step = dict(zip(history.steps.tolist(), history["dead_share"][:, 0].tolist(), strict=True))
+    assert (by_step[10], by_step[20], by_step[30]) == (0.75, 0.75, 0.75)
+
+
+def test_the_root_mean_square_is_that_of_what_the_module_returned():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    images = lambda step: batch(step, 36).reshape(-1, 1, 6, 6)[:4]  # few enough that every row is looked at
+    history = watched(model, 3, images).history
+    returned = model[0].double()(images(2).double())
+    assert history["activation_rms"][2, 0] == pytest.approx(returned.square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_units_of_a_convolution_are_its_channels():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([-50.0, 1.0, 1.0, 1.0]))
+    history = watched(model, 11, lambda step: batch(step, 36).reshape(-1, 1, 6, 6)).history
+    assert history["dead_share"][10, 0] == 0.25
+
+
+def test_dead_is_found_once_and_says_why():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    nn.init.constant_(model[0].bias, -20.0)
+    (finding,) = of_kind(watched(model, 60, batch), "dead")
+    assert (finding.layer, finding.step, finding.raised_step, finding.value) == ("0.weight", 1, 20, 1.0)
+    assert "0.bias is -20 on average" in finding.cause
+    assert "100% of the units behind 0.weight passed no gradient" in finding.message
+
+
+def test_saturated_is_found_once_and_says_why():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    nn.init.normal_(model[0].weight, std=30.0)
+    (finding,) = of_kind(watched(model, 60, batch), "saturated")
+    assert (finding.layer, finding.step, finding.raised_step) == ("0.weight", 1, 4)
+    assert "0.weight has standard deviation" in finding.cause
+    assert "where 0.35 keeps the variance" in finding.cause
+
+
+@pytest.mark.parametrize(("falls", "found"), [(True, 0), (False, 1)])
+def test_a_layer_that_turned_flat_by_training_counts_only_while_the_loss_stays(falls, found):
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.head = nn.Linear(8, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.head(torch.sigmoid(self.gate(x)))
+
+    model = Gate()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(130):
+            with torch.no_grad():
+                model.gate.bias.fill_(0.2 * step)
+            optimizer.zero_grad()
+            output = model(batch(step))
+            watcher.observe_loss(1 / (1 + step) if falls else 1.0)
+            output.mean().backward()
+            optimizer.step()
+        assert len(of_kind(watcher, "saturated")) == found
+
+
+def test_an_output_that_is_sure_of_itself_under_a_falling_loss_is_healthy():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 1), nn.Sigmoid())
+    target = lambda step: (batch(step)[:, :1] > 0).float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=50.0)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(150):
+            optimizer.zero_grad()
+            loss = F.binary_cross_entropy(model(batch(step)), target(step))
+            watcher.observe_loss(loss)
+            loss.backward()
+            optimizer.step()
+        shares = watcher.history["saturated_output_share"]
+        assert np.nanmax(shares) > 0.8
+        assert of_kind(watcher, "saturated") == []
+
+
+def test_thresholds_hold_literally():
+    torch.manual_seed(0)
+    model = Functional(F.relu)
+    with torch.no_grad():
+        model.first.bias[:6] = -40.0
+        model.first.bias[6:] = 1.0
+    (finding,) = of_kind(watched(model, 40, batch, thresholds=Thresholds(dead_share=0.3)), "dead")
+    assert finding.value == pytest.approx(6 / 16)
+    assert finding.threshold == pytest.approx(0.3)
+    model = Functional(torch.tanh)
+    assert of_kind(watched(model, 40, batch, thresholds=Thresholds(saturated_share=1e-9)), "saturated") == []
+
+
+def test_the_bits_are_those_of_an_unwatched_run_and_nothing_is_left():
+    def trained(is_watched):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(8, 16), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.Tanh(),
+            nn.Linear(16, 2), nn.Softmax(-1),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters())
+        watcher = gradwatch.watch(model, optimizer) if is_watched else None
+        for step in range(25):
+            optimizer.zero_grad()
+            model(batch(step)).square().mean().backward()
+            optimizer.step()
+        if watcher is not None:
+            watcher.close()
+        assert not any("_compiled_call_impl" in vars(module) for module in model.modules())
+        return [*model.state_dict().values(), torch.get_rng_state()]
+
+    assert all(torch.equal(a, b) for a, b in zip(trained(False), trained(True), strict=True))
+
+
+def test_a_forward_pass_that_raises_leaves_no_mode_behind():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer):
+        for step in range(3):
+            if step == 1:
+                with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                    model(torch.ones(2, 5))
+                assert torch._C._len_torch_function_stack() == 0
+            optimizer.zero_grad()
+            model(batch(step)).sum().backward()
+            optimizer.step()
+
+
+def test_no_activations_of_what_is_compiled():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
+    model[1].compile(backend="eager")
+    history = watched(model, 5, batch).history
+    assert np.isnan(history["activation_rms"]).all()
