@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -182,11 +183,15 @@ class _Functions(TorchFunctionMode):
 def _slope(rows: Tensor, function: Callable[..., Any], rest: Any, kwargs: Any) -> Tensor:
     """The function's derivative at each entry."""
     kwargs = {name: value for name, value in kwargs.items() if name not in ("inplace", "out")}
-    with torch.enable_grad():
+    with torch.enable_grad(), saved_tensors_hooks(_same, _same):  # not to be counted by a checkpoint around us
         x = rows.float().clone().requires_grad_()
         rest = tuple(False if isinstance(value, bool) else value for value in rest)  # ``inplace``, by position
         y = function(x * 1, *rest, **kwargs)
         return torch.autograd.grad(y.sum(), x)[0]
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @torch.no_grad()

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradwatch.harmless import harmless
-
 __all__ = ["anything_is_compiled", "is_compiled", "listen"]
 
 Enter = Callable[[Any, Any], Any]
@@ -29,16 +27,15 @@ class _Listened:
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)  # the module holds this, and would else wait for the garbage collector
         self.listeners: list[tuple[Enter, Leave]] = []
-        self.broken: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self._module()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
         called: nn.Module = sys._getframe(1).f_locals["self"]  # DataParallel's replicas keep the attribute
-        listeners = self._listeners_of(called)
-        if not listeners:
+        is_in_training = torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
+        if called is not self._module() or not is_in_training or torch._C._get_tracing_state() is not None:
             return called._call_impl(*args, **kwargs)
-        began = [(enter(args, kwargs), leave) for enter, leave in listeners]
+        began = [(enter(args, kwargs), leave) for enter, leave in self.listeners]
         output = None
         try:
             output = called._call_impl(*args, **kwargs)
@@ -46,13 +43,6 @@ class _Listened:
             for token, leave in reversed(began):
                 leave(token, output)
         return output
-
-    @harmless
-    def _listeners_of(self, called: nn.Module) -> list[tuple[Enter, Leave]]:
-        """Those who listen to this call: nobody outside training, or where a replica of the module is called."""
-        is_traced = torch._C._get_tracing_state() is not None
-        is_in_training = torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and not is_traced
-        return self.listeners if is_in_training and called is self._module() else []
 
 
 def is_compiled(module: nn.Module) -> bool:
