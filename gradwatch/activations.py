@@ -107,7 +107,7 @@ class Activations:
         before = self._silent_for.get(column)
         if before is None or before.shape != slopes.shape:
             before = torch.zeros_like(slopes)
-        self._silent_for[column] = silent = torch.where(slopes.abs() > SILENT, 0.0, before + 1)
+        self._silent_for[column] = silent = torch.where(slopes.abs() <= SILENT, before + 1, 0.0)  # NaN is no silence
         return (silent >= SILENT_SAMPLES).float().mean()
 
     def _listen(self, model: nn.Module) -> Iterator[Callable[[], None]]:
@@ -187,7 +187,8 @@ def _slope(rows: Tensor, function: Callable[..., Any], rest: Any, kwargs: Any) -
         x = rows.float().clone().requires_grad_()
         rest = tuple(False if isinstance(value, bool) else value for value in rest)  # ``inplace``, by position
         y = function(x * 1, *rest, **kwargs)
-        return torch.autograd.grad(y.sum(), x)[0]
+        slope = torch.autograd.grad(y.sum(), x)[0]
+    return torch.where(x.detach().isnan(), torch.nan, slope)  # a rectifier's would be 0 there
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Background:
         if report.loss is not None and (memory["best"] is None or report.loss < memory["best"][0]):
             memory["best"] = (report.loss, report.step, report.learning_rate)
         for name in ("activation_rms", "dead_share", "saturated_share", "update_ratio"):
-            if name in report.figures:
+            if report.sampled and name in report.figures:  # whatever the logging
                 memory["shares"][name] = report.figures[name]
 
     @harmless
