@@ -97,6 +97,7 @@ class Activations:
         self._now = {}
         return found
 
+    @harmless
     def remove(self) -> None:
         """Listens no more."""
         while self._undo:
@@ -131,7 +132,7 @@ class Activations:
         tensor = next((leaf for leaf in tree_leaves(output) if _is_activation(leaf)), None)
         if columns and tensor is not None:
             for column in self._owner:
-                self._now[column].is_output = False
+                self._now.setdefault(column, _Figures()).is_output = False
             self._owner = columns
             with torch.no_grad():
                 mean_square = _rows(tensor.detach(), -1).float().square().mean()

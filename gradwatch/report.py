@@ -5,6 +5,7 @@ Enters: numpy rows, a column per layer. Leaves: what detectors judge and sinks w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -102,3 +103,8 @@ class StepReport:
     learning_rate: float | None = None
     origin: Origin | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every gradient and the loss are."""
+        return not (self.nonfinite > 0).any() and (self.loss is None or math.isfinite(self.loss))

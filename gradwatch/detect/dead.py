@@ -34,7 +34,7 @@ class Dead(Detector):
 
     def examine(self, report: StepReport) -> Symptoms | None:
         share = report.figures.get("dead_share")
-        if share is None:
+        if share is None or not report.is_finite:  # of NaN nothing is alive
             return None
         self._memory["samples"] = [*self._memory["samples"], report.step][-WINDOW:]
         known = np.nan_to_num(share, nan=0.0)

@@ -44,7 +44,8 @@ class Saturated(Detector):
         self._watch_loss(report.loss)
         hidden = _known(report, "saturated_share", len(self._layers))
         output = _known(report, "saturated_output_share", len(self._layers))
-        if "saturated_share" not in report.figures and "saturated_output_share" not in report.figures:
+        is_sampled = "saturated_share" in report.figures or "saturated_output_share" in report.figures
+        if not is_sampled or not report.is_finite:
             return None
         memory = self._memory
         memory["trained"] = memory["trained"] | (hidden < UNSATURATED) & ~np.isnan(hidden)
