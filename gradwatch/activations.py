@@ -7,6 +7,7 @@ entries. Functions are seen whether a module calls them or the forward does by i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +69,8 @@ class Activations:
         self._columns = {id(tensor): column for column, tensor in enumerate(layers.tensors)}
         self._functions = _Functions(self._look_at_function)
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
-        self._depth = 0
+        self._inside = contextlib.ExitStack()
+        self._is_inside = False
         self._owner: list[int] = []  # columns of the last module with parameters
         self._units = -1  # the dimension in which the units of the last weight lie
         self._now: dict[int, _Figures] = {}
@@ -102,7 +104,8 @@ class Activations:
         """Listens no more."""
         while self._undo:
             self._undo.pop()()
-        self._owner, self._depth = [], 0
+        self._inside.close()  # where a call never left: a fault of ours, or this came in its midst
+        self._owner, self._is_inside = [], False
 
     def _dead_share(self, column: int, slopes: Tensor) -> Tensor:
         before = self._silent_for.get(column)
@@ -119,16 +122,19 @@ class Activations:
                 yield stop
 
     @harmless
-    def _enter(self, args: Any, kwargs: Any) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._functions.__enter__()  # type: ignore[no-untyped-call]
+    def _enter(self, args: Any, kwargs: Any) -> bool:
+        """Whether this is the outermost call, around which functions are seen."""
+        if self._is_inside or self.broken:
+            return False
+        self._inside.enter_context(self._functions)
+        self._is_inside = True
+        return True
 
     @harmless
-    def _leave(self, columns: list[int], _: None, output: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    def _leave(self, columns: list[int], is_outermost: bool | None, output: Any) -> None:
+        if is_outermost:
+            self._inside.close()
+            self._is_inside = False
         tensor = next((leaf for leaf in tree_leaves(output) if _is_activation(leaf)), None)
         if columns and tensor is not None:
             for column in self._owner:

@@ -232,6 +232,27 @@ def test_a_forward_pass_that_raises_leaves_no_mode_behind():
             optimizer.step()
 
 
+def test_closing_in_the_midst_of_a_forward_pass_leaves_no_mode_behind():
+    class Closes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.watcher = nn.Linear(8, 1), None
+
+        def forward(self, x):
+            if self.watcher is not None:
+                self.watcher.close()
+            return self.layer(x)
+
+    model = Closes()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watcher = gradwatch.watch(model, optimizer)
+    model(batch(0)).sum().backward()
+    optimizer.step()
+    model.watcher = watcher
+    model(batch(1))
+    assert torch._C._len_torch_function_stack() == 0
+
+
 def test_no_activations_of_what_is_compiled():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
     model[1].compile(backend="eager")

@@ -319,7 +319,6 @@ SENSITIVE = Thresholds(
 EXEMPT = {
     "parameters_of",  # reads a stranger's optimizer, which may refuse: the last test of this file
     "Watcher.observe_loss",  # users call it; what it calls is made to fail instead
-    "Activations._look_at_function",  # warns twice when broken here, not yet known why: training goes on all the same
     "_Functions.__torch_function__",  # calls torch's function; what else it calls is made to fail instead
     "_Listened.__call__",  # calls the model; what else it calls is made to fail instead
     "Outlets._each",  # is what keeps a sink's fault from training
@@ -469,6 +468,7 @@ def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch,
     watcher = gradwatch.watch(model, optimizer, log_dir=tmp_path, thresholds=SENSITIVE, sinks=sinks, **EVERYTHING)
     faults = break_(monkeypatch, *CALLED[name])
     train(model, optimizer, LONG, watcher, **SICK)
+    assert torch._C._len_torch_function_stack() == 0
     assert bits(left_by(model, optimizer)) == bits_of_an_unwatched_run()
     assert_still_answers(watcher)
     assert_warned_once(caplog, faults)
