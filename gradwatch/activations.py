@@ -22,12 +22,11 @@ from torch.utils._pytree import tree_leaves
 from gradwatch.calls import anything_is_compiled, is_compiled, listen
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers, submodules
-from gradwatch.report import FIGURES
+from gradwatch.report import ACTIVATION_FIGURES, SILENT_SAMPLES
 
 __all__ = ["Activations"]
 
 ROWS = 256  # inputs of each unit that are looked at in one forward pass
-SILENT_SAMPLES = 5  # a unit is dead once it was silent in so many sampled forward passes in a row
 SILENT = 1e-3  # the slope of a unit that passes no gradient; a rectifier's is exactly 0
 SATURATED = 0.05  # of its steepest slope: tanh beyond ±2.2, sigmoid beyond ±4.4
 
@@ -65,8 +64,7 @@ class Activations:
 
     def __init__(self, models: Mapping[str, nn.Module], layers: Layers) -> None:
         self.broken: set[str] = set()
-        self._models = models
-        self._columns = {id(tensor): column for column, tensor in enumerate(layers.tensors)}
+        self._models, self._layers = models, layers
         self._functions = _Functions(self._look_at_function)
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
         self._inside = contextlib.ExitStack()
@@ -87,7 +85,7 @@ class Activations:
     def take(self) -> dict[str, dict[int, Tensor]]:
         """Ends it. {figure: {column: () value}}."""
         self.remove()
-        found: dict[str, dict[int, Tensor]] = {name: {} for name in FIGURES[-4:]}
+        found: dict[str, dict[int, Tensor]] = {name: {} for name in ACTIVATION_FIGURES}
         for column, figures in self._now.items():
             if figures.mean_square is not None:
                 found["activation_rms"][column] = figures.mean_square.sqrt()
@@ -116,7 +114,8 @@ class Activations:
 
     def _listen(self, model: nn.Module) -> Iterator[Callable[[], None]]:
         for _, module in submodules(model):
-            columns = [self._columns[id(p)] for p in module._parameters.values() if id(p) in self._columns]
+            owned = (self._layers.column(p) for p in module._parameters.values() if p is not None)
+            columns = [column for column in owned if column is not None]
             stop = listen(module, self._enter, partial(self._leave, columns))
             if stop is not None:
                 yield stop

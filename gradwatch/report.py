@@ -13,10 +13,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIGURES", "Floats", "Origin", "StepReport"]
+__all__ = ["ACTIVATION_FIGURES", "FIGURES", "SILENT_SAMPLES", "Floats", "Origin", "StepReport"]
 
 Floats = NDArray[np.floating]
 
+SILENT_SAMPLES = 5  # a unit is dead once it has passed no gradient in so many sampled forward passes in a row
+ACTIVATION_FIGURES = ("activation_rms", "dead_share", "saturated_share", "saturated_output_share")
 FIGURES = (
     "grad_max",
     "grad_mean",
@@ -25,16 +27,14 @@ FIGURES = (
     "weight_norm",
     "weight_std",
     "update_ratio",
-    "activation_rms",
-    "dead_share",
-    "saturated_share",
-    "saturated_output_share",
+    *ACTIVATION_FIGURES,
 )
-"""Per-layer figures beyond ``grad_norm``; measured at sampled and logged steps only, the last four at sampled ones.
+"""Per-layer figures beyond ``grad_norm``.
 
-Those are of forward passes: the root mean square of what the layer's module returned; and of the activation function
-behind it the share of units that have passed no gradient for five samples, and the share of entries where it is flat,
-under a name of its own for the last function of the model.
+Measured at sampled and logged steps only, those of activations at sampled ones. They are, of forward passes: the root
+mean square of what the layer's module returned; and of the activation function behind it the share of units that have
+passed no gradient for five samples, and the share of entries where it is flat, under a name of its own for the last
+function of the model.
 """
 
 

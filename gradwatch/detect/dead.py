@@ -7,13 +7,12 @@ import numpy as np
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Thresholds
 from gradwatch.layers import Layers
-from gradwatch.report import StepReport
+from gradwatch.report import SILENT_SAMPLES, StepReport
 
 __all__ = ["Dead"]
 
 SHARE = 0.8  # of a layer's units; healthy rectifiers lose up to two thirds
 PATIENCE = 2  # samples
-WINDOW = 5  # samples that a dead unit was silent in, as ``gradwatch.activations`` counts them
 
 
 class Dead(Detector):
@@ -36,7 +35,7 @@ class Dead(Detector):
         share = report.figures.get("dead_share")
         if share is None or not report.is_finite:  # of NaN nothing is alive
             return None
-        self._memory["samples"] = [*self._memory["samples"], report.step][-WINDOW:]
+        self._memory["samples"] = [*self._memory["samples"], report.step][-SILENT_SAMPLES:]
         known = np.nan_to_num(share, nan=0.0)
         return Symptoms(
             sick=(known >= self._share) & self._layers.is_weight,

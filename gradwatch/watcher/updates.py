@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
+from gradwatch.detect.episode import CLEAR_STEPS
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement, Moment
 from gradwatch.sinks import RowBuilder
@@ -20,7 +21,6 @@ __all__ = ["Cadence", "Updates"]
 DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio", "grad_max", "grad_zero_fraction"})
 _FIRST_SAMPLES = (0, 1, 2, 4, 8)
 _SAMPLE_EVERY = 10
-_HEALTHY_AGAIN = 10
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Updates:
             self.watched = [column for column in found if column is not None]
 
     def begins_to_be_sick(self) -> bool:
-        """Whether this sick update follows healthy ones: none of the last ten was sick."""
+        """Whether this sick update follows healthy ones, so many that a finding before has ended."""
         last, self._last_sick = self._last_sick, self.count
-        return last is None or self.count - last > _HEALTHY_AGAIN
+        return last is None or self.count - last > CLEAR_STEPS
 
     def moment(
         self, step: int, cadence: Cadence, has_scaler: bool, already_clipped: bool, rate: float | None
