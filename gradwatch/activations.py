@@ -8,14 +8,14 @@ entries. Functions are seen whether a module calls them or the forward does by i
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,10 +23,12 @@ from gradwatch.calls import anything_is_compiled, is_compiled, listen
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers, submodules
 from gradwatch.report import ACTIVATION_FIGURES, SILENT_SAMPLES
+from gradwatch.slopes import SteepRange, steep_range
 
 __all__ = ["Activations"]
 
 ROWS = 256  # inputs of each unit that are looked at in one forward pass
+SAMPLES = 16  # of a batch of convolutions, each at ROWS ÷ SAMPLES places
 SILENT = 1e-3  # the slope of a unit that passes no gradient; a rectifier's is exactly 0
 SATURATED = 0.05  # of its steepest slope: tanh beyond ±2.2, sigmoid beyond ±4.4
 
@@ -34,7 +36,6 @@ RECTIFIERS = {"relu", "relu_", "relu6", "gelu", "silu", "mish", "elu", "elu_", "
               "hardswish", "threshold", "threshold_", "softplus", "leaky_relu"}  # fmt: skip
 SQUASHING = {"sigmoid", "sigmoid_", "tanh", "tanh_", "hardtanh", "hardtanh_", "hardsigmoid", "softsign"}
 """Activation functions, by their names in ``torch``, ``torch.nn.functional`` and as methods of a tensor."""
-STEEPEST = {"sigmoid": 0.25, "hardsigmoid": 1 / 6}
 
 
 @dataclass(eq=False)
@@ -42,14 +43,14 @@ class _Figures:
     """Of one layer, in the forward passes since the last sample.
 
     Attributes:
-        mean_square: () of what its module returned.
-        slopes: (units,) the steepest slope at which the function behind it was met at each unit.
+        rms: () of what its module returned.
+        silent: (units,) whether the function behind it was flat on every input of each unit.
         saturated: () share of its entries where the function was flat.
         is_output: no module with parameters came after it.
     """
 
-    mean_square: Tensor | None = None
-    slopes: Tensor | None = None
+    rms: Tensor | None = None
+    silent: Tensor | None = None
     saturated: Tensor | None = None
     is_output: bool = False
 
@@ -66,6 +67,7 @@ class Activations:
         self.broken: set[str] = set()
         self._models, self._layers = models, layers
         self._functions = _Functions(self._look_at_function)
+        self._steep: dict[tuple[str, Any], SteepRange] = {}  # by a function's name and settings
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
         self._inside = contextlib.ExitStack()
         self._is_inside = False
@@ -87,10 +89,10 @@ class Activations:
         self.remove()
         found: dict[str, dict[int, Tensor]] = {name: {} for name in ACTIVATION_FIGURES}
         for column, figures in self._now.items():
-            if figures.mean_square is not None:
-                found["activation_rms"][column] = figures.mean_square.sqrt()
-            if figures.slopes is not None:
-                found["dead_share"][column] = self._dead_share(column, figures.slopes)
+            if figures.rms is not None:
+                found["activation_rms"][column] = figures.rms
+            if figures.silent is not None:
+                found["dead_share"][column] = self._dead_share(column, figures.silent)
             if figures.saturated is not None:
                 name = "saturated_output_share" if figures.is_output else "saturated_share"
                 found[name][column] = figures.saturated
@@ -105,18 +107,18 @@ class Activations:
         self._inside.close()  # where a call never left: a fault of ours, or this came in its midst
         self._owner, self._is_inside = [], False
 
-    def _dead_share(self, column: int, slopes: Tensor) -> Tensor:
+    def _dead_share(self, column: int, silent: Tensor) -> Tensor:
         before = self._silent_for.get(column)
-        if before is None or before.shape != slopes.shape:
-            before = torch.zeros_like(slopes)
-        self._silent_for[column] = silent = torch.where(slopes.abs() <= SILENT, before + 1, 0.0)  # NaN is no silence
-        return (silent >= SILENT_SAMPLES).float().mean()
+        if before is None or before.shape != silent.shape:
+            before = torch.zeros_like(silent, dtype=torch.float32)
+        self._silent_for[column] = passes = (before + 1) * silent
+        return (passes >= SILENT_SAMPLES).float().mean()
 
     def _listen(self, model: nn.Module) -> Iterator[Callable[[], None]]:
         for _, module in submodules(model):
             owned = (self._layers.column(p) for p in module._parameters.values() if p is not None)
             columns = [column for column in owned if column is not None]
-            stop = listen(module, self._enter, partial(self._leave, columns))
+            stop = listen(module, self._enter, functools.partial(self._leave, columns))
             if stop is not None:
                 yield stop
 
@@ -134,15 +136,17 @@ class Activations:
         if is_outermost:
             self._inside.close()
             self._is_inside = False
-        tensor = next((leaf for leaf in tree_leaves(output) if _is_activation(leaf)), None)
-        if columns and tensor is not None:
+        if not columns:
+            return
+        leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
+        tensor = next((leaf for leaf in leaves if _is_activation(leaf)), None)
+        if tensor is not None:
             for column in self._owner:
                 self._now.setdefault(column, _Figures()).is_output = False
             self._owner = columns
-            with torch.no_grad():
-                mean_square = _rows(tensor.detach(), -1).float().square().mean()
+            rms = _rms(tensor.detach())
             for column in columns:
-                self._now.setdefault(column, _Figures()).mean_square = mean_square
+                self._now.setdefault(column, _Figures()).rms = rms
 
     @harmless
     def _look_at_function(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
@@ -155,21 +159,26 @@ class Activations:
         if name == "softmax":
             self._note(None, _flat_softmax(args[0], args, kwargs))
         elif name in RECTIFIERS or name in SQUASHING:
-            slope = _slope(_rows(args[0].detach(), self._units), function, args[1:], kwargs)
-            if name in RECTIFIERS:
-                self._note(slope.abs().amax(0), None)
-            else:
-                steepest = STEEPEST.get(name.rstrip("_"), 1.0)
-                self._note(None, (slope.abs() < SATURATED * steepest).float().mean())
+            flat = self._steep_range(name, function, args[1:], kwargs).is_outside(_rows(args[0].detach(), self._units))
+            self._note(*((flat.all(0), None) if name in RECTIFIERS else (None, flat.float().mean())))
 
-    def _note(self, slopes: Tensor | None, saturated: Tensor | None) -> None:
+    def _steep_range(self, name: str, function: Callable[..., Any], rest: Any, kwargs: Any) -> SteepRange:
+        """Asked of the function once, not of every entry: its slope costs more than the comparison with two numbers."""
+        settings = tuple(value for value in (*rest, *kwargs.values()) if not isinstance(value, Tensor))
+        known = self._steep.get((name, settings))
+        if known is None:
+            least = {"slope": SILENT} if name in RECTIFIERS else {"share": SATURATED}
+            known = self._steep[name, settings] = steep_range(function, rest, kwargs, **least)
+        return known
+
+    def _note(self, silent: Tensor | None, saturated: Tensor | None) -> None:
         """Several calls of one function add up: a unit is as alive as it was at its best."""
         for column in self._owner:
             figures = self._now.setdefault(column, _Figures())
-            if slopes is not None:
-                before = figures.slopes
-                fits = before is not None and before.shape == slopes.shape
-                figures.slopes = slopes if before is None or not fits else torch.maximum(before, slopes)
+            if silent is not None:
+                before = figures.silent
+                fits = before is not None and before.shape == silent.shape
+                figures.silent = silent if before is None or not fits else before & silent
             if saturated is not None:
                 figures.saturated, figures.is_output = saturated, True
 
@@ -186,21 +195,6 @@ class _Functions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _slope(rows: Tensor, function: Callable[..., Any], rest: Any, kwargs: Any) -> Tensor:
-    """The function's derivative at each entry."""
-    kwargs = {name: value for name, value in kwargs.items() if name not in ("inplace", "out")}
-    with torch.enable_grad(), saved_tensors_hooks(_same, _same):  # not to be counted by a checkpoint around us
-        x = rows.float().clone().requires_grad_()
-        rest = tuple(False if isinstance(value, bool) else value for value in rest)  # ``inplace``, by position
-        y = function(x * 1, *rest, **kwargs)
-        slope = torch.autograd.grad(y.sum(), x)[0]
-    return torch.where(x.detach().isnan(), torch.nan, slope)  # a rectifier's would be 0 there
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 @torch.no_grad()
 def _flat_softmax(logits: Tensor, args: Any, kwargs: Any) -> Tensor:
     """Share of rows of which one entry takes nearly all."""
@@ -211,10 +205,27 @@ def _flat_softmax(logits: Tensor, args: Any, kwargs: Any) -> Tensor:
 
 
 @torch.no_grad()
+def _rms(tensor: Tensor) -> Tensor:
+    rows = _rows(tensor, -1)
+    norm = torch.linalg.vector_norm(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return norm.float() / math.sqrt(rows.numel())
+
+
+@torch.no_grad()
 def _rows(tensor: Tensor, units: int) -> Tensor:
     """(at most ROWS, units) evenly spaced rows of ``tensor``, the dimension of its units last."""
-    flat = tensor.movedim(units, -1).flatten(0, -2) if tensor.ndim > 1 else tensor[None]
-    return flat[:: max(1, len(flat) // ROWS)][:ROWS]
+    if tensor.ndim == 1:
+        return tensor[None]
+    if units == 1 and tensor.ndim > 2:  # (samples, units, places...): few are taken before they are turned
+        samples = min(len(tensor), SAMPLES)
+        tensor = _spread(_spread(tensor.flatten(2), samples).transpose(0, 2), ROWS // samples)
+        return tensor.transpose(1, 2).flatten(0, 1)
+    return _spread(tensor.flatten(0, -2), ROWS)
+
+
+def _spread(tensor: Tensor, count: int) -> Tensor:
+    """At most ``count`` evenly spaced of its first dimension."""
+    return tensor[:: max(1, len(tensor) // count)][:count]
 
 
 def _is_activation(thing: Any) -> bool:

@@ -10,7 +10,7 @@ import gradwatch
 
 PACKAGE = Path(gradwatch.__file__).parent
 
-FLOOR_0 = {"findings", "report", "stats", "layers", "host_copy"}
+FLOOR_0 = {"findings", "report", "stats", "layers", "host_copy", "slopes"}
 FLOOR_1 = {
     "detect": {"findings", "report", "layers", "harmless"},
     "clip": {"stats"},
@@ -20,7 +20,7 @@ FLOOR_1 = {
     "backward": {"calls", "layers", "stats", "harmless"},
     "origin": {"layers", "report"},
     "calls": set(),
-    "activations": {"calls", "harmless", "layers", "report"},
+    "activations": {"calls", "harmless", "layers", "report", "slopes"},
     "trace": {"calls", "origin", "report", "harmless"},
     "operations": {"report"},
     "replay": {"calls", "operations", "origin", "report", "trace", "harmless"},
