@@ -189,6 +189,8 @@ class Measurement:
             optimizer=self.moment.optimizer,
             update=self.moment.update,
             layers=self._layers.names,
+            depth=self._layers.depth,
+            size=self._layers.size,
             measured=self._spread(np.ones(len(l2)), absent=0) > 0,
             grad_norm=self._spread(l2),
             nonfinite=self._spread(nonfinite, absent=0).astype(np.int64),

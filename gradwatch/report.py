@@ -65,7 +65,9 @@ class StepReport:
         step: attempted updates so far, over all watched optimizers, counted from 0.
         optimizer: index of the optimizer that stepped.
         update: that optimizer's own updates so far, counted from 0.
-        layers: P parameter names.
+        layers: P parameter names, in order of registration.
+        depth: (P,) int64, place of each from input to output, as far as is known by now.
+        size: (P,) int64, entries of each.
         measured: (P,) bool, where the layer had a gradient at this step.
         grad_norm: (P,) float64, L2 norm before clipping, in the gradient's own unit; NaN where not measured.
         nonfinite: (P,) int64, how many entries are NaN or Inf.
@@ -88,6 +90,8 @@ class StepReport:
     optimizer: int
     update: int
     layers: tuple[str, ...]
+    depth: NDArray[np.int64]
+    size: NDArray[np.int64]
     measured: NDArray[np.bool_]
     grad_norm: Floats
     nonfinite: NDArray[np.int64]

@@ -32,7 +32,8 @@ def report(norms: Sequence[float], step: int = 0, loss: float | None = None, **r
     norm[nonfinite > 0] = NAN
     total = rest.pop("grad_norm_total", math.hypot(*norm[measured]))
     names = tuple(f"w{column}" for column in range(len(norm)))
-    rest = {"optimizer": 0, "update": step, "layers": names, "grad_norm_clipped_total": total} | rest
+    shape = {"layers": names, "depth": np.arange(len(norm)), "size": np.full(len(norm), 4)}
+    rest = {"optimizer": 0, "update": step, "grad_norm_clipped_total": total, **shape} | rest
     return StepReport(
         step=step, measured=measured, grad_norm=norm, nonfinite=nonfinite, grad_norm_total=total, loss=loss, **rest
     )

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from reports import INF, NAN, findings, report, run_of
@@ -6,6 +9,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from test_sinks_memory import row_of
 from torch.utils.tensorboard import SummaryWriter
 
+from gradwatch.findings import Finding
 from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
 
@@ -116,16 +120,46 @@ def test_a_row_packs_norm_highest_and_lowest_of_every_layer(tmp_path):
     np.testing.assert_array_equal(packed, [[3.0, NAN, 2.0], [9.0, NAN, 2.0], [1.0, NAN, 1.0]])
 
 
-def test_the_first_packed_event_alone_carries_the_layer_names(tmp_path):
-    sink = TensorBoard(tmp_path)
-    for step in run_of([[1.0, 2.0]] * 3, layers=DOTTED):
-        sink.write_row(row_of([step]))
-    sink.close()
+def strings(events, tag):
+    return [(event.step, json.loads(make_ndarray(event.tensor_proto).item())) for event in events.Tensors(tag)]
+
+
+def test_the_first_event_of_a_tag_alone_carries_the_metadata(tmp_path):
+    written(tmp_path, run_of([[1.0, 2.0]] * 3))
     events = read(tmp_path)
-    assert events.SummaryMetadata(PACKED).plugin_data.plugin_name == "gradwatch"
-    assert events.PluginTagToContent("gradwatch")[PACKED].decode().split("\n") == list(DOTTED)
+    assert set(events.PluginTagToContent("gradwatch").values()) == {b'{"version": 1}'}
     assert [len(event.tensor_proto.tensor_content) for event in events.Tensors(PACKED)] == [3 * 2 * 4] * 3
-    assert b"".join(path.read_bytes() for path in tmp_path.iterdir()).count("\n".join(DOTTED).encode()) == 1
+    assert b"".join(path.read_bytes() for path in tmp_path.iterdir()).count(b'{"version"') == 2  # layers, grad_norm
+
+
+def test_the_table_of_layers_is_written_whenever_it_changed(tmp_path):
+    reports = run_of([[1.0, 2.0]] * 3, layers=DOTTED)
+    reports[1:] = [replace(step, depth=np.array([1, 0])) for step in reports[1:]]
+    events = written(tmp_path, reports)
+    shape = {"layers": list(DOTTED), "size": [4, 4]}
+    assert strings(events, "gradwatch/layers") == [(0, {"depth": [0, 1], **shape}), (1, {"depth": [1, 0], **shape})]
+
+
+def test_a_row_packs_each_figure_that_was_measured(tmp_path):
+    reports = run_of([[1.0, 2.0]] * 2)
+    reports[1].figures.update(
+        update_ratio=np.array([1e-3, NAN]),
+        grad_max=np.array([1.0, 1.0]),
+        saturated_share=np.array([0.5, NAN]),
+        saturated_output_share=np.array([NAN, 0.25]),
+    )
+    events = written(tmp_path, reports)
+    packed = {tag.removeprefix("gradwatch/") for tag in events.PluginTagToContent("gradwatch")}
+    assert packed == {"layers", "grad_norm", "update_ratio", "saturated_share"}
+    (event,) = events.Tensors("gradwatch/update_ratio")
+    np.testing.assert_array_equal(make_ndarray(event.tensor_proto), np.float32([1e-3, NAN]))
+    (event,) = events.Tensors("gradwatch/saturated_share")
+    assert (event.step, make_ndarray(event.tensor_proto).tolist()) == (1, [0.5, 0.25])
+
+
+def test_the_loss_is_a_scalar_of_its_own(tmp_path):
+    events = written(tmp_path, [report([1.0], 0, loss=0.5), report([1.0], 1)])
+    assert series(events, "gradwatch/loss") == [(0, 0.5)]
 
 
 def test_histograms_hold_every_finite_entry_they_were_given(tmp_path):
@@ -158,13 +192,25 @@ def test_a_finding_is_text_at_the_step_it_was_raised_and_again_at_its_end(tmp_pa
     sink.write_finding(FINDING, ended=True)
     sink.close()
     (opened_at, opened), (ended_at, ended) = texts(read(tmp_path))
-    assert (opened_at, ended_at) == (7, 7)
+    assert (opened_at, ended_at) == (7, 8)  # of two at one step TensorBoard would keep one
     assert opened.startswith("**nonfinite** (error) in `w1` since step 7\n\n")
     assert FINDING.message in opened
     assert f"Cause: {FINDING.cause}." in opened
     assert opened.count("\n* ") == len(FINDING.remedies)
     assert opened.endswith(f"\n* {FINDING.remedies[-1]}")
     assert ended == "**nonfinite** in `w1` ended: steps 7 to 7."
+
+
+def test_a_finding_is_json_too(tmp_path):
+    sink = TensorBoard(tmp_path)
+    sink.write_finding(replace(FINDING, value=INF), ended=False)
+    sink.write_finding(FINDING, ended=True)
+    sink.close()
+    (opened_at, opened), (ended_at, ended) = strings(read(tmp_path), "gradwatch/finding")
+    assert (opened_at, opened.pop("ended"), opened["value"]) == (7, False, None)
+    assert (ended_at, ended.pop("ended")) == (8, True)
+    assert Finding.from_dict(ended) == FINDING
+    assert Finding.from_dict({**opened, "value": FINDING.value}) == FINDING
 
 
 def test_a_finding_without_a_layer_is_of_the_whole_run(tmp_path):
@@ -178,7 +224,7 @@ def test_a_finding_without_a_layer_is_of_the_whole_run(tmp_path):
 def test_a_finding_is_on_disk_before_the_sink_is_closed(tmp_path):
     sink = TensorBoard(tmp_path)
     sink.write_finding(FINDING, ended=False)
-    assert len(texts(read(tmp_path))) == 1
+    assert len(texts(read(tmp_path))) == len(strings(read(tmp_path), "gradwatch/finding")) == 1
     sink.close()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gradwatch.findings import Finding
 from gradwatch.sinks import Row
 
-__all__ = ["JsonLines"]
+__all__ = ["JsonLines", "json_of"]
 
 
 class JsonLines:
@@ -55,7 +55,12 @@ class JsonLines:
         self._file.close()
 
     def _write(self, **values: Any) -> None:
-        self._file.write(json.dumps(_finite(values)) + "\n")
+        self._file.write(json_of(values) + "\n")
+
+
+def json_of(values: Any) -> str:
+    """As JSON, numbers that are not finite as null."""
+    return json.dumps(_finite(values))
 
 
 def _finite(value: Any) -> Any:

@@ -19,9 +19,10 @@ from torch.utils.tensorboard import SummaryWriter
 from gradwatch.findings import Finding
 from gradwatch.report import Floats
 from gradwatch.sinks import Row
+from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.log import logger
 
-__all__ = ["LAYER_TAGS", "PLUGIN", "TensorBoard"]
+__all__ = ["LAYER_TAGS", "TensorBoard"]
 
 LAYER_TAGS = (
     "grad_norm",
@@ -35,16 +36,26 @@ LAYER_TAGS = (
 )
 """Per-layer scalars that ``layer_scalars`` may name."""
 
-PLUGIN = "gradwatch"
-FINDINGS_TAG = "gradwatch/findings"
+PACKED = ("update_ratio", "weight_norm", "activation_rms", "dead_share", "saturated_share")
+"""Figures of all layers in one tensor each, beside the norms; what draws depth × time reads these."""
+
+VERSION = 1  # of what stands under ``gradwatch/``, for readers of older and newer files
+_METADATA = SummaryMetadata(
+    plugin_data=SummaryMetadata.PluginData(plugin_name="gradwatch", content=json_of({"version": VERSION}).encode()),
+    data_class=2,  # DATA_CLASS_TENSOR
+)
 _HISTOGRAM_BINS = 64
 
 
 class TensorBoard:
     """Scalars ``<statistic>/<parameter>``, totals, histograms, and findings as text.
 
-    Beside the scalars each row holds one packed tensor ``gradwatch/grad_norm`` of shape (3, P): the norm at this step
-    and its highest and lowest since the last row. Its first event carries the layer names.
+    For readers that draw all layers at once, each row also holds tensors of the plugin ``gradwatch``, with a column per
+    layer in order of registration: ``gradwatch/grad_norm``, (3, P) float32, the norm at this step and its highest and
+    lowest since the last row, and ``gradwatch/<name>``, (P,) float32, of each figure of ``PACKED`` measured since then.
+    ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
+    ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``, at its opening and at its end; its step is
+    where it was told, or one more than that of the finding before: of two at one step a reader would keep one.
 
     Args:
         where: a directory, or a ``SummaryWriter`` that stays its owner's (flushed, never closed). A directory that
@@ -64,19 +75,23 @@ class TensorBoard:
         self.continues = False
         self._directory = None if isinstance(where, SummaryWriter) else Path(where)
         self._writer = where if isinstance(where, SummaryWriter) else None
-        self._described = False
+        self._described: set[str] = set()  # tags whose first event, with its metadata, is written
+        self._table: tuple[tuple[str, ...], bytes] | None = None
+        self._told_at = -1
 
     def write_row(self, row: Row) -> None:
         report = row.report
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars(row)]
-        values.append(self._packed("gradwatch/grad_norm", np.stack([report.grad_norm, row.highest, row.lowest]), row))
+        values += [self._tensor(tag, content) for tag, content in self._tensors(row)]
         values += [_histogram(tag, entries) for tag, entries in _histograms(row)]
         self._open()._get_file_writer().add_summary(Summary(value=values), report.step)
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        self._open().add_text(
-            FINDINGS_TAG, _in_words(finding, ended), finding.last_step if ended else finding.raised_step
-        )
+        writer = self._open()
+        self._told_at = max(self._told_at + 1, finding.last_step if ended else finding.raised_step)
+        writer.add_text("gradwatch/findings", _in_words(finding, ended), self._told_at)
+        told = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
+        writer._get_file_writer().add_summary(Summary(value=[told]), self._told_at)
         self.flush()  # what a killed process had not flushed is lost
 
     def flush(self) -> None:
@@ -101,6 +116,8 @@ class TensorBoard:
         yield f"grad_norm_total{which}", report.grad_norm_total
         yield f"grad_norm_clipped_total{which}", report.grad_norm_clipped_total
         yield "skipped_steps", row.skipped_steps
+        if report.loss is not None:
+            yield f"gradwatch/loss{which}", report.loss
         for statistic in self._tags:
             figure = report.grad_norm if statistic == "grad_norm" else row.figures.get(statistic)
             if figure is None:
@@ -109,18 +126,28 @@ class TensorBoard:
             for column in np.flatnonzero(shown):
                 yield f"{statistic}/{report.layers[column]}", float(figure[column])
 
-    def _packed(self, tag: str, rows: Floats, row: Row) -> Summary.Value:
-        metadata = None
-        if not self._described:
-            self._described = True
-            names = "\n".join(row.report.layers).encode()
-            metadata = SummaryMetadata(
-                plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN, content=names),
-                data_class=2,  # DATA_CLASS_TENSOR
-            )
-        with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
-            packed = make_tensor_proto(rows.astype(np.float32))
-        return Summary.Value(tag=tag, tensor=packed, metadata=metadata)
+    def _tensors(self, row: Row) -> Iterator[tuple[str, Floats | str]]:
+        report = row.report
+        table = (report.layers, report.depth.tobytes())
+        if table != self._table:
+            self._table = table
+            shape = {"layers": report.layers, "depth": report.depth.tolist(), "size": report.size.tolist()}
+            yield "gradwatch/layers", json_of(shape)
+        yield "gradwatch/grad_norm", np.stack([report.grad_norm, row.highest, row.lowest])
+        figures = dict(row.figures)
+        if (output := figures.get("saturated_output_share")) is not None:
+            figures["saturated_share"] = np.fmax(figures.get("saturated_share", output), output)
+        for name in PACKED:
+            if name in figures:
+                yield f"gradwatch/{name}", figures[name]
+
+    def _tensor(self, tag: str, content: Floats | str) -> Summary.Value:
+        if not isinstance(content, str):
+            with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
+                content = content.astype(np.float32)
+        metadata = None if tag in self._described else _METADATA
+        self._described.add(tag)
+        return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
 
 
 def _without_run(directory: Path) -> Path:
