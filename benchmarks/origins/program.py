@@ -1,0 +1,70 @@
+"""What a program of this benchmark is: a small training run, and where its first NaN or Inf is made.
+
+Leaves: ``ORIGINS``, name → (make, truth). Knows nothing of gradwatch, nor of how the truths are proven.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.detection.program import Training
+
+Make = Callable[[int], Training]
+
+PLACES = ("forward", "backward", "loss", "input", "between")
+CAUSES = (
+    "log", "sqrt", "division", "exp", "softmax", "norm", "pow", "acos", "atan2", "overflow", "input", "weight",
+    "diverged", "loss scale", "derivative", "other",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where the first NaN or Inf of a run is made; ``prove.py`` proves it.
+
+    Attributes:
+        module: dotted name of the innermost module whose forward (or backward) pass was given finite values and
+            returned one that is not; "" for the model's own forward, and for what lies outside the model.
+        place: ``forward`` or ``backward`` of that module; ``loss``: computed from the model's outputs (its value or
+            its derivative); ``input``: the data came so; ``between``: made by the loop between two calls of modules.
+        cause: one of ``CAUSES``.
+        operation: torch's name of the operation; for a backward pass, of the one whose derivative failed.
+        note: one sentence why: the first line of the program's docstring.
+        rows: of the batch, that were bad; for ``input`` alone.
+        weight: name of the corrupt parameter or buffer; for the cause ``weight`` alone.
+    """
+
+    module: str
+    place: str
+    cause: str
+    operation: str
+    note: str
+    rows: tuple[int, ...] = ()
+    weight: str = ""
+
+
+ORIGINS: dict[str, tuple[Make, Truth]] = {}
+
+
+def origin(
+    module: str, place: str, cause: str, operation: str, *, rows: tuple[int, ...] = (), weight: str = ""
+) -> Callable[[Make], Make]:
+    """Registers a program under the name of the function that makes it."""
+    if place not in PLACES or cause not in CAUSES:
+        raise ValueError(f"place={place!r}, cause={cause!r}: expected one of {PLACES} and one of {CAUSES}")
+
+    def register(make: Make) -> Make:
+        if make.__name__ in ORIGINS:
+            raise ValueError(f"two programs are called {make.__name__!r}")
+        note = (make.__doc__ or "").splitlines()[0]
+        ORIGINS[make.__name__] = make, Truth(module, place, cause, operation, note, rows, weight)
+        return make
+
+    return register
+
+
+def is_measured(name: str) -> bool:
+    """Whether a program belongs to the half that is only measured on, never tuned on."""
+    return hashlib.sha256(name.encode()).digest()[0] % 2 == 1
