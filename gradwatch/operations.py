@@ -5,6 +5,7 @@ Slow, and so only for a step that is run again: two reductions an operation, eac
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from gradwatch.report import Origin
 
-__all__ = ["Operations", "operations_behind"]
+__all__ = ["Operations", "fault_behind", "operations_behind"]
+
 FURTHEST = 64  # nodes of a graph between the losses and the outputs that are looked at
 
 FILLS = (  # what writes a constant, or nothing yet, makes no NaN or Inf of its own
@@ -48,6 +50,15 @@ DOMAINS = {
     "acosh": "acosh below 1",
 }
 """Operation → what it did to its first input, whose entries reach from ``low`` to ``high``."""
+WITHOUT_INPUT = {
+    "sqrt": "the square root of a negative number",
+    "rsqrt": "1 ÷ the square root of what is not above 0",
+    "reciprocal": "1 ÷ 0",
+    "exp": "an exponential beyond the largest number of its format",
+    "softmax": DOMAINS["_softmax"],
+    "logsoftmax": DOMAINS["_log_softmax"],
+}
+"""The same of operations whose graph saves what they made, not what they were given."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +98,16 @@ class Operations(TorchDispatchMode):
 
     def explain(self, origin: Origin) -> Origin:
         """``origin`` with the operation in its words."""
-        fits = [made for made in self._made if bool(made.node) == (origin.where == "backward")]
-        if origin.where == "forward":
-            fits = [m for m in fits if m.module == origin.module or m.module.startswith(f"{origin.module}.")] or fits
-        if origin.where not in ("forward", "backward") or not fits:
+        if origin.where not in ("forward", "backward"):
             return origin
-        return replace(origin, words=f"{origin.words}: {fits[0].words}")
+        forward = [made for made in self._made if not made.node]
+        inside = [m for m in forward if m.module == origin.module or m.module.startswith(f"{origin.module}.")]
+        if origin.where == "forward":
+            words = [made.words for made in inside or forward]
+        else:  # what a NaN was replaced by is finite; its derivative is not
+            words = [made.words for made in self._made if made.node]
+            words += [f"{made.words}, in its forward pass" for made in inside]
+        return replace(origin, words=f"{origin.words}: {words[0]}") if words else origin
 
     def _look(self, func: Any, inputs: Sequence[Tensor], before: Any, ranges: Any, output: Any) -> None:
         name = func._schema.name.split("::")[-1].rstrip("_") or func._schema.name
@@ -112,14 +127,55 @@ class Operations(TorchDispatchMode):
 
 def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
     """Names of what made ``losses``, nodes of a graph, of those nodes that bear ``mark`` in their metadata."""
-    found: dict[Any, str] = {}
+    return list(dict.fromkeys(map(_title, _nodes_behind(mark, losses))))
+
+
+def fault_behind(mark: str, loss: Any) -> str:
+    """Which of those operations made a NaN or Inf of finite numbers, in words; ``""`` where none is seen to.
+
+    To be asked before the backward pass, which frees what the graph has saved.
+    """
+    return next((words for node in _nodes_behind(mark, [loss]) if (words := _fault_of(node))), "")
+
+
+def _nodes_behind(mark: str, losses: Iterable[Any]) -> list[Any]:
+    """In the order in which they ran."""
+    found: set[Any] = set()
     ahead = deque(losses)
     while ahead and len(found) < FURTHEST:
         node = ahead.popleft()
         if node is not None and node not in found and node.name() != LEAF and mark not in node.metadata:
-            found[node] = _title(node)
+            found.add(node)
             ahead.extend(following for following, _ in node.next_functions)
-    return list(dict.fromkeys(reversed(found.values())))
+    return sorted(found, key=lambda node: node._sequence_nr())
+
+
+def _fault_of(node: Any) -> str:
+    """What an operation did to finite numbers, as far as its node has saved them."""
+    title = _title(node)
+    given, result = [_saved(node, name) for name in ("self", "other", "exponent")], _saved(node, "result")
+    inputs = [tensor for tensor in given if isinstance(tensor, Tensor) and tensor.numel() > 0]
+    if any(_faults(tensor) != (False, False) for tensor in inputs):
+        return ""
+    function = getattr(torch, title, None)
+    if title == "div" and inputs and given[1] is not None and bool((given[1] == 0).any()):
+        return "a division by 0"
+    if result is None and function is not None and given[0] is not None and title in (*DOMAINS, "pow", "mul"):
+        with contextlib.suppress(TypeError):  # an operand that was not saved
+            result = function(*(each for each in given if each is not None))
+    if not isinstance(result, Tensor) or _faults(result) == (False, False):
+        return ""
+    has_nan = bool(torch.isnan(result).any())
+    if inputs:
+        return _words(title, inputs, [_range(tensor) for tensor in inputs], result.dtype, has_nan)
+    return WITHOUT_INPUT.get(title, "")
+
+
+def _saved(node: Any, name: str) -> Any:
+    """What a node keeps for its backward pass under ``name``; None where nothing, or not any more."""
+    with contextlib.suppress(RuntimeError):  # freed, or changed in place since
+        return getattr(node, f"_saved_{name}", None)
+    return None
 
 
 def _title(node: Any) -> str:

@@ -148,7 +148,9 @@ def _between(modules: Sequence[tuple[str, bool]], first: str, last: str) -> str 
 def _forward(passages: Sequence[Passage]) -> Origin:
     made_nan = next((p for p in passages if _has_nan(p.left) and not _has_nan(p.entered)), None)
     made_inf = next((p for p in passages if _is_sick(p.left) and not _is_sick(p.entered)), None)
-    if made_inf is not None and (made_nan is None or _is_sick(made_nan.entered) or made_nan is made_inf):
+    if made_inf is not None and (
+        made_nan is None or _is_sick(made_nan.entered) or _came_first(made_inf, made_nan, passages)
+    ):
         what = "NaN" if _has_nan(made_inf.left) else "Inf"
         return Origin(made_inf.module, "forward", f"{made_inf.title()} was given finite values and returned {what}")
     fed = next((p for p in passages if _is_sick(p.computed)), None)
@@ -173,6 +175,12 @@ def _forward(passages: Sequence[Passage]) -> Origin:
     return Origin(last.module, "loss", f"{last.title()} returned finite values{reach}; the loss made of them is not")
 
 
+def _came_first(made_inf: Passage, made_nan: Passage, passages: Sequence[Passage]) -> bool:
+    """Whether an Inf that is no mask was there before: it may have come as a weight that another module generated."""
+    is_no_mask = any(look.is_sick and not look.is_mask for look in made_inf.left)
+    return made_inf is made_nan or (is_no_mask and passages.index(made_inf) < passages.index(made_nan))
+
+
 def _reaches(fed: Passage, other: Passage, passages: Sequence[Passage]) -> bool:
     """Whether ``other`` was called by ``fed`` or after it, and what went into it was not finite either."""
     is_later = passages.index(fed) < passages.index(other) or _is_inside(other.module, fed.module) or fed is other
@@ -182,7 +190,8 @@ def _reaches(fed: Passage, other: Passage, passages: Sequence[Passage]) -> bool:
 def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin | None:
     received = [p for p in passages if any(look.gradients for look in p.left)]
     around_sick = _parents([*sick_layers, *(p.module for p in received if _turns_sick(p.left))])
-    makers = [p for p in received if not _turns_sick(p.left) and (_turns_sick(p.entered) or p.module in around_sick)]
+    healthy = [p for p in received if not _turns_sick(p.left)]
+    makers = [p for p in healthy if _passes_on(p, received) or p.module in around_sick]
     around_makers = _parents(p.module for p in makers)
     deepest = [p for p in makers if p.module not in around_makers]
     seen = [p for p in deepest if _turns_sick(p.entered) or _is_sick(p.entered)]
@@ -209,6 +218,12 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
     said = f"the gradient of what {first.title()} returned is already NaN or Inf"
     after = f", while that of what {behind[0].title()} returned is finite: made between the two" if behind else ""
     return Origin(first.module, "loss", f"{said}{after}, outside every module")
+
+
+def _passes_on(passage: Passage, received: Sequence[Passage]) -> bool:
+    """Whether the gradient of what went in is sick, and not by another module that was given the same."""
+    others = [p for p in received if _turns_sick(p.left) and not _is_inside(p.module, passage.module)]
+    return any(look.turns_sick and not any(look in p.entered for p in others) for look in passage.entered)
 
 
 def _before(passages: Sequence[Passage], fed: Passage) -> str:

@@ -10,21 +10,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import random
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradwatch.calls import listen
 from gradwatch.harmless import harmless
-from gradwatch.operations import Operations, operations_behind
+from gradwatch.operations import Operations, fault_behind, operations_behind
 from gradwatch.origin import origin_of
+from gradwatch.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.report import Origin
 from gradwatch.trace import Trace
 
@@ -33,10 +33,6 @@ __all__ = ["Replay"]
 KEPT = 8  # calls whose inputs are held until the update; more micro-batches than that are not all replayed
 OUTPUT = "gradwatch: returned by a model"  # in a node's metadata: holding the node itself would hold its graph
 LARGEST_GRADIENT = 2**20  # entries of an output's gradient that are held; beyond, the replay makes one up
-
-
-class _UnrepeatableError(Exception):
-    """Why a step cannot be run again."""
 
 
 @dataclass(eq=False)
@@ -79,6 +75,7 @@ class Replay:
         self._calls: deque[_Call] = deque(maxlen=KEPT)
         self._under_way: _Call | None = None
         self._losses: deque[Any] = deque(maxlen=KEPT)
+        self._loss_fault = ""
         self.was_called = False
         self._undo: list[Callable[[], None]] = []
         self._listen()
@@ -95,6 +92,7 @@ class Replay:
         self.was_called = self.was_called or bool(self._calls)
         self._calls.clear()
         self._losses.clear()
+        self._loss_fault = ""
         self._under_way = None
 
     def _descend(self) -> None:
@@ -109,6 +107,8 @@ class Replay:
         """Takes the loss of the coming update; by which operations it was made is told where it is at fault."""
         if loss.grad_fn is not None:
             self._losses.append(loss.grad_fn)
+            if loss.is_cpu and not self._loss_fault and not math.isfinite(loss):  # elsewhere this would wait
+                self._loss_fault = fault_behind(OUTPUT, loss.grad_fn)
 
     def remove(self) -> None:
         """Listens no more."""
@@ -120,13 +120,13 @@ class Replay:
     @harmless
     def origin(self, loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
         """As ``origin_of``, from running the calls since the last update once more; None where that showed nothing."""
-        with contextlib.suppress(_UnrepeatableError), _as_it_was():
+        with contextlib.suppress(UnrepeatableError), as_it_was():
             return self._run(loss, sick_layers)
         return None
 
     def _run(self, loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
         known: dict[int, Any] = {}
-        replicas = {name: _replica(model, known) for name, model in self._models.items()}
+        replicas = {name: replica_of(model, known) for name, model in self._models.items()}
         trace = Trace(replicas)
         trace.broken = self.broken  # a fault of its own warns once, not once a replay
         parameters = [p for replica in replicas.values() for p in replica.parameters() if p.requires_grad]
@@ -137,7 +137,8 @@ class Replay:
         if origin is None or origin.where != "loss":
             return None if origin is None else operations.explain(origin)
         made_by = operations_behind(OUTPUT, self._losses)
-        said = f"{origin.words} (the loss is made by {', '.join(made_by)})"
+        fault = f": {self._loss_fault}" if self._loss_fault else ""
+        said = f"{origin.words}{fault} (the loss is made by {', '.join(made_by)})"
         return replace(origin, words=said) if made_by else origin
 
     @harmless
@@ -191,7 +192,7 @@ def _parts(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _repeat(call: _Call, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
     """Forward and backward of one call; returns what went in."""
     if _versions(call.inputs) != call.versions:
-        raise _UnrepeatableError("what the model was given was changed in place since")
+        raise UnrepeatableError("what the model was given was changed in place since")
     torch.set_rng_state(call.random[0])
     if call.random[1] is not None:
         torch.cuda.set_rng_state(call.random[1])
@@ -202,10 +203,10 @@ def _repeat(call: _Call, replica: nn.Module, parameters: Sequence[Tensor]) -> An
         output = replica(*args, **kwargs)
     returned = _sample(output)
     if returned is not None and call.returned is not None and not _is_same(returned, call.returned):
-        raise _UnrepeatableError("the model returned something else")
+        raise UnrepeatableError("the model returned something else")
     outputs = _differentiable(output)
     if len(outputs) != len(call.gradients):
-        raise _UnrepeatableError("the model returned something else")
+        raise UnrepeatableError("the model returned something else")
     arrived = [(output, held) for output, held in zip(outputs, call.gradients, strict=True) if held]
     if arrived:
         gradients = [_sum(output, held) for output, held in arrived]
@@ -218,58 +219,6 @@ def _sum(output: Tensor, held: Sequence[Tensor | None]) -> Tensor:
     """What arrived at ``output``; noise where it was too large to hold."""
     parts = [torch.randn_like(output) if gradient is None else gradient for gradient in held]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-
-
-def _replica(thing: Any, known: dict[int, Any]) -> Any:
-    """A module as it is, down to its parts: weights by reference, buffers and containers its own."""
-    if id(thing) in known:
-        return known[id(thing)]
-    made: Any = thing
-    if isinstance(thing, nn.Module):
-        return _replica_of_module(thing, known)
-    if isinstance(thing, nn.Parameter):
-        made = nn.Parameter(thing.detach(), thing.requires_grad)
-    elif isinstance(thing, Tensor):
-        made = thing.detach() if thing.grad_fn is not None else thing.detach().clone()
-    elif type(thing) in (list, tuple, set, deque):
-        made = type(thing)(_replica(part, known) for part in thing)
-    elif isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
-        made = type(thing)((key, _replica(part, known)) for key, part in thing.items())
-    known[id(thing)] = made
-    return made
-
-
-def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
-    if isinstance(module, torch.jit.ScriptModule):
-        raise _UnrepeatableError("a part of the model is scripted")
-    if (eager := module._modules.get("_orig_mod")) is not None:
-        known[id(module)] = made = _replica_of_module(eager, known)
-        return made
-    known[id(module)] = made = module.__new__(type(module))
-    attributes = {name: value for name, value in module.__dict__.items() if not name.endswith("_hooks")}
-    made.__dict__ = {name: _replica(value, known) for name, value in attributes.items()}
-    made.__dict__["_compiled_call_impl"] = None
-    for name, hooks in module.__dict__.items():
-        if name.endswith("_hooks"):  # those of torch make the weight (``spectral_norm``, ``prune``); others only look
-            made.__dict__[name] = type(hooks)((i, hook) for i, hook in hooks.items() if _is_of_torch(name, hook))
-    return made
-
-
-def _is_of_torch(name: str, hook: Callable[..., Any]) -> bool:
-    return name.startswith("_forward") and type(hook).__module__.startswith("torch.nn.utils.")
-
-
-@contextlib.contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Gives every generator back its state, and switches gradients on and anomaly mode off, meanwhile."""
-    states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 @dataclass

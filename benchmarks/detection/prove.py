@@ -12,6 +12,12 @@ vanishing: in a lasting stretch, from its onset to the last update (a tenth of t
     and the run has not got down to 1.2 times the loss that the cured program attains. Layers: those.
 stalled: no weight moves by more than a millionth of its norm an update, and the loss stays above 1.2 times attainable.
 unstable: the loss jumps up by its own first value at least six times within some forty updates.
+dead: in a lasting stretch, 30 updates or more that reach the last one or are half of the run, the same 80 % or more of
+    the units of a rectifier pass no gradient, |f'| ≤ 1e-3, on any entry that they meet, and the loss stays above 1.2
+    times attainable, where that is given. Layers: the parameters of the module called last before the rectifier.
+saturated: in such a stretch, 80 % or more of the entries of a squashing function have a slope below 5 % of its steepest
+    (of a softmax: 80 % of its rows one probability p > 1/2 with 4p(1 − p) below 5 %), and the loss stays above 1.2
+    times attainable. Layers: likewise.
 healthy: no gradient or loss is NaN or Inf, and the mean of the last tenth of the losses is at most ``falls_to`` times
     that of the first twentieth.
 """
@@ -30,6 +36,7 @@ from benchmarks.detection.program import PROGRAMS, Program
 
 SEEDS = (0, 1, 2)
 GROWTH, SHARE, SOON = 10.0, 2e-3, 10
+INACTIVE, LASTING = 0.8, 30
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ def prove(program: Program, bare: Bare) -> Proof:
         "vanishing": _vanishing,
         "stalled": _stalled,
         "unstable": _unstable,
+        "dead": _dead,
+        "saturated": _saturated,
     }[program.kind](bare, first, program)
     if program.layers:
         layers = tuple(name for name in layers if any(fnmatch.fnmatchcase(name, glob) for glob in program.layers))
@@ -135,6 +144,49 @@ def _unstable(bare, first, program):
         if rises[max(0, step - 39) : step + 1].sum() >= 6:
             return int(np.flatnonzero(rises)[0]) + 1, ("",), f"six jumps by {step + 1}"
     return None, (), f"{int(rises.sum())} jumps in all"
+
+
+def _dead(bare, first, program):
+    return _inactive(bare.silent, bare, first, program)
+
+
+def _saturated(bare, first, program):
+    with np.errstate(invalid="ignore"):
+        flat = {site: (share >= INACTIVE)[:, None] for site, share in bare.flat.items()}
+    return _inactive(flat, bare, first, program)
+
+
+def _inactive(masks, bare, first, program):
+    """Where ``masks``, site → (S, U) bool, last: the first onset, and the layers that ever come to it."""
+    end = len(bare.loss) if first is None else first
+    onsets = {site: _lasting(mask[:end]) for site, mask in masks.items()}
+    onsets = {site: onset for site, onset in onsets.items() if onset is not None}
+    last = float(np.nanmean(bare.loss[end - max(1, end // 10) : end]))
+    attained = program.attainable is not None and last <= 1.2 * program.attainable
+    if program.layers:
+        onsets = {
+            (own, call): onset
+            for (own, call), onset in onsets.items()
+            if any(fnmatch.fnmatchcase(name, glob) for name in own for glob in program.layers)
+        }
+    if not onsets or attained:
+        return None, (), f"nothing lasts (or loss attained: {attained}, {last:.4g})"
+    layers = tuple(dict.fromkeys(name for own, _ in onsets for name in own))
+    since = min(onsets.values())
+    return since, layers, f"since {since} at {len(onsets)} of {len(masks)}, loss {last:.4g} of {program.attainable}"
+
+
+def _lasting(mask):
+    """First update of a lasting stretch through which the same units, ``INACTIVE`` of all or more, are True."""
+    end, units = mask.shape
+    needed = int(np.ceil(INACTIVE * units))
+    runs = np.zeros(units, dtype=int)
+    for step in range(end):
+        runs = np.where(mask[step], runs + 1, 0)
+        longest = int(np.sort(runs)[-needed])
+        if longest >= (LASTING if step == end - 1 else max(LASTING, end / 2)):
+            return step - longest + 1
+    return None
 
 
 def main(names: list[str]) -> int:

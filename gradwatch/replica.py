@@ -1,0 +1,75 @@
+"""A model once more, on the side: whatever is done to the replica changes nothing of the run.
+
+Enters: a model. Leaves: its replica, which shares the weights and has buffers, containers and gradients of its own.
+Knows nothing of steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["UnrepeatableError", "as_it_was", "replica_of"]
+
+
+class UnrepeatableError(Exception):
+    """Why a step cannot be run again."""
+
+
+def replica_of(thing: Any, known: dict[int, Any]) -> Any:
+    """A module as it is, down to its parts: weights by reference, buffers and containers its own."""
+    if id(thing) in known:
+        return known[id(thing)]
+    made: Any = thing
+    if isinstance(thing, nn.Module):
+        return _replica_of_module(thing, known)
+    if isinstance(thing, nn.Parameter):
+        made = nn.Parameter(thing.detach(), thing.requires_grad)
+    elif isinstance(thing, Tensor):
+        made = thing.detach() if thing.grad_fn is not None else thing.detach().clone()
+    elif type(thing) in (list, tuple, set, deque):
+        made = type(thing)(replica_of(part, known) for part in thing)
+    elif isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
+        made = type(thing)((key, replica_of(part, known)) for key, part in thing.items())
+    known[id(thing)] = made
+    return made
+
+
+def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnrepeatableError("a part of the model is scripted")
+    if (eager := module._modules.get("_orig_mod")) is not None:
+        known[id(module)] = made = _replica_of_module(eager, known)
+        return made
+    known[id(module)] = made = module.__new__(type(module))
+    attributes = {name: value for name, value in module.__dict__.items() if not name.endswith("_hooks")}
+    made.__dict__ = {name: replica_of(value, known) for name, value in attributes.items()}
+    made.__dict__["_compiled_call_impl"] = None
+    for name, hooks in module.__dict__.items():
+        if name.endswith("_hooks"):  # those of torch make the weight (``spectral_norm``, ``prune``); others only look
+            made.__dict__[name] = type(hooks)((i, hook) for i, hook in hooks.items() if _is_of_torch(name, hook))
+    return made
+
+
+def _is_of_torch(name: str, hook: Callable[..., Any]) -> bool:
+    return name.startswith("_forward") and type(hook).__module__.startswith("torch.nn.utils.")
+
+
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """Gives every generator back its state, and switches gradients on and anomaly mode off, meanwhile."""
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
