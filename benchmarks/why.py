@@ -128,7 +128,7 @@ OF_CAUSE = {
     "norm": "norm of entries",
     "pow": "a power of|derivative of pow",
     "acos": "acos",
-    "overflow": "beyond the largest|the exponential of",
+    "overflow": "beyond the largest|the exponential of|cosh of",
     "diverged": "had diverged before",
     "loss scale": "beyond the largest float16|had diverged before: its loss grew",
 }
@@ -170,9 +170,9 @@ def _words_of(truth: Truth) -> str:
     if truth.cause == "input":
         return f"in {len(truth.rows)} of .* rows: {', '.join(map(str, truth.rows))}"
     if truth.cause == "weight":
-        return f"the weight {re.escape(truth.weight)} already held"
+        return f"(the weight|its) {re.escape(truth.weight)} already held"
     if truth.cause == "derivative":
-        return f"derivative of {truth.operation.replace('_', '')}"
+        return f"derivative of {truth.operation.replace('_', '').lower()}"
     return OF_CAUSE[truth.cause]
 
 
@@ -251,8 +251,8 @@ def names_module(cause: str, module: str) -> bool:
 
 def names_inferred(cause: str, module: str) -> bool:
     """The same where no call was seen: the place among the layers, or the loss."""
-    if "by the loss, or behind" in cause:
-        return module == LOSS
+    if "by the loss, or b" in cause:
+        return module == LOSS or f"or by {module}, which" in cause
     if ", where " in cause:
         return f", where {module or 'the model itself'} stands" in cause
     return module == BETWEEN or f" {module}." in cause

@@ -19,16 +19,19 @@ from torch.utils._pytree import tree_leaves
 
 from gradwatch.report import Origin
 
-__all__ = ["Operations", "fault_behind", "operations_behind"]
+__all__ = ["STEEP", "Operations", "fault_behind", "operations_behind"]
 
 FURTHEST = 64  # nodes of a graph between the losses and the outputs that are looked at
 
 FILLS = (  # what writes a constant, or nothing yet, makes no NaN or Inf of its own
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "resize", "full",
     "full_like", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh", "where", "constant_pad_nd", "set",
-    "masked_scatter", "index_fill", "copy", "detach", "view", "clone",
+    "masked_scatter", "index_fill", "copy", "detach", "view", "clone", "view_as_real", "view_as_complex",
 )  # fmt: skip
 LEAF = "torch::autograd::AccumulateGrad"
+STEEP = {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "div", "reciprocal", "pow", "acos", "asin", "acosh", "atanh",
+         "atan2", "linalgvectornorm", "norm", "std", "var", "xlogy", "specialentr", "logsumexp"}  # fmt: skip
+"""Nodes of a graph whose derivative has no bound: those that make a sick gradient of a finite loss."""
 DOMAINS = {
     "log": "the logarithm of {low}",
     "log2": "the logarithm of {low}",
@@ -40,8 +43,8 @@ DOMAINS = {
     "exp": "the exponential of {high}",
     "exp2": "the exponential of {high}",
     "expm1": "the exponential of {high}",
-    "sinh": "sinh of {high}",
-    "cosh": "cosh of {high}",
+    "sinh": "sinh of {far}",
+    "cosh": "cosh of {far}",
     "_softmax": "a softmax over a row that is −Inf throughout (masked entirely)",
     "_log_softmax": "a softmax over a row that is −Inf throughout (masked entirely)",
     "asin": "asin beyond ±1",
@@ -49,7 +52,7 @@ DOMAINS = {
     "atanh": "atanh at or beyond ±1",
     "acosh": "acosh below 1",
 }
-"""Operation → what it did to its first input, whose entries reach from ``low`` to ``high``."""
+"""Operation → what it did to its first input, whose entries reach from ``low`` to ``high``, and ``far`` from 0."""
 WITHOUT_INPUT = {
     "sqrt": "the square root of a negative number",
     "rsqrt": "1 ÷ the square root of what is not above 0",
@@ -189,8 +192,9 @@ def _words(
     if name in ("div", "true_divide") and len(inputs) > 1 and bool((inputs[1] == 0).any()):
         return "0 ÷ 0" if nan else "a division by 0"
     if name in DOMAINS:
-        return DOMAINS[name].format(low=f"{low:.3g}", high=f"{high:.3g}")
-    if name in ("pow", "float_power"):
+        far = high if high >= -low else low
+        return DOMAINS[name].format(low=f"{low:.3g}", high=f"{high:.3g}", far=f"{far:.3g}")
+    if name in ("pow", "float_power") and (nan or low == 0):
         return f"a power of {low:.3g}"
     largest = max((abs(end) for ends in ranges for end in ends), default=math.nan)
     if math.isinf(largest):
@@ -204,7 +208,8 @@ def _words(
 
 def _floats(tree: Any) -> list[Tensor]:
     leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-    return [t for t in leaves if t.is_floating_point() and t.numel() > 0 and t.layout is torch.strided]
+    fractions = (leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex())
+    return [tensor for tensor in fractions if tensor.numel() > 0 and tensor.layout is torch.strided]
 
 
 def _faults(tensor: Tensor) -> tuple[bool, bool]:
@@ -213,5 +218,5 @@ def _faults(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _range(tensor: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(tensor)
+    low, high = torch.aminmax(tensor.abs() if tensor.is_complex() else tensor)
     return float(low), float(high)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.layers import Layers
-from gradwatch.report import Origin
+from gradwatch.report import Origin, Where
 
 __all__ = ["Look", "Passage", "inferred_origin", "origin_of"]
 
@@ -116,7 +116,9 @@ def inferred_origin(
     last = order[sick[-1]]
     owner = last.rpartition(".")[0]
     if sick[-1] == len(order) - 1:
-        words = f"no gradient is finite behind the loss, down from {last}: made by the loss, or behind that layer"
+        words = f"no gradient is finite behind the loss, down from {last}: made by the loss, or "
+        own = _own_from(modules, owner)
+        words += f"by {own[0]}, which stands there" if len(own) == 1 else "behind that layer"
         return Origin(owner, "loss", f"{words}; the module was {how_to_see}", "inferred")
     finite = order[sick[-1] + 1]
     if sick[0] > 0 and order[0].rpartition(".")[0] != owner:
@@ -139,10 +141,19 @@ def _between(modules: Sequence[tuple[str, bool]], first: str, last: str) -> str 
         return None
     between = modules[names.index(first) + 1 : names.index(last)]
     own = [name for name, is_builtin in between if not is_builtin] or [name for name, _ in between]
+    if not own and (last, False) in modules:
+        return last  # no layer of torch's: what goes in may get a sick gradient while its own weights get none
     whole = first.rpartition(".")[0]
     if not own and whole and whole == last.rpartition(".")[0]:
         return whole  # the forward pass of the module around both
     return own[0] if len(own) == 1 else None
+
+
+def _own_from(modules: Sequence[tuple[str, bool]], first: str) -> list[str]:
+    """Those from ``first`` on that are not torch's, whose derivatives may be without bound."""
+    names = [name for name, _ in modules]
+    behind = modules[names.index(first) :] if first in names else []
+    return [name for name, is_builtin in behind if not is_builtin]
 
 
 def _forward(passages: Sequence[Passage]) -> Origin:
@@ -157,11 +168,11 @@ def _forward(passages: Sequence[Passage]) -> Origin:
     if fed is not None and (made_nan is None or _reaches(fed, made_nan, passages)):
         return Origin(
             fed.module,
-            "loss",
+            "between",
             f"what {fed.title()} was given already held NaN or Inf{_rows(fed)}; it was computed outside "
             f"every module{_before(passages, fed)}",
         )
-    whole = [p for p in passages if p.is_whole and any(look.is_sick and not look.is_mask for look in p.entered)]
+    whole = [p for p in passages if p.is_whole and _is_fed(p)]
     if made_nan is not None and not (whole and _reaches(whole[0], made_nan, passages)):
         given = "Inf" if _is_sick(made_nan.entered) else "finite values"
         return Origin(made_nan.module, "forward", f"{made_nan.title()} was given {given} and returned NaN")
@@ -173,6 +184,11 @@ def _forward(passages: Sequence[Passage]) -> Origin:
     ends = [float(end) for look in last.left for end in look.extremes]
     reach = f" ({min(ends):.3g} to {max(ends):.3g})" if ends else ""
     return Origin(last.module, "loss", f"{last.title()} returned finite values{reach}; the loss made of them is not")
+
+
+def _is_fed(passage: Passage) -> bool:
+    """Whether what went in was sick; a mask is no sickness, and never what a model is given first."""
+    return any(look.is_sick and (place == 0 or not look.is_mask) for place, look in enumerate(passage.entered))
 
 
 def _came_first(made_inf: Passage, made_nan: Passage, passages: Sequence[Passage]) -> bool:
@@ -191,7 +207,8 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
     received = [p for p in passages if any(look.gradients for look in p.left)]
     around_sick = _parents([*sick_layers, *(p.module for p in received if _turns_sick(p.left))])
     healthy = [p for p in received if not _turns_sick(p.left)]
-    makers = [p for p in healthy if _passes_on(p, received) or p.module in around_sick]
+    sick_elsewhere = {p.module for p in received if _turns_sick(p.left)}  # of a module that is called several times
+    makers = [p for p in healthy if _passes_on(p, received) or p.module in around_sick - sick_elsewhere]
     around_makers = _parents(p.module for p in makers)
     deepest = [p for p in makers if p.module not in around_makers]
     seen = [p for p in deepest if _turns_sick(p.entered) or _is_sick(p.entered)]
@@ -217,7 +234,8 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
     first, behind = received[sick[-1]], received[sick[-1] + 1 :]
     said = f"the gradient of what {first.title()} returned is already NaN or Inf"
     after = f", while that of what {behind[0].title()} returned is finite: made between the two" if behind else ""
-    return Origin(first.module, "loss", f"{said}{after}, outside every module")
+    where: Where = "between" if behind else "loss"
+    return Origin(first.module, where, f"{said}{after}, outside every module")
 
 
 def _passes_on(passage: Passage, received: Sequence[Passage]) -> bool:

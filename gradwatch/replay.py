@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradwatch.calls import listen
 from gradwatch.harmless import harmless
-from gradwatch.operations import Operations, fault_behind, operations_behind
+from gradwatch.operations import STEEP, Operations, fault_behind, operations_behind
 from gradwatch.origin import origin_of
 from gradwatch.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.report import Origin
@@ -107,7 +107,7 @@ class Replay:
         """Takes the loss of the coming update; by which operations it was made is told where it is at fault."""
         if loss.grad_fn is not None:
             self._losses.append(loss.grad_fn)
-            if loss.is_cpu and not self._loss_fault and not math.isfinite(loss):  # elsewhere this would wait
+            if loss.is_cpu and not self._loss_fault and not math.isfinite(loss.item()):  # elsewhere this would wait
                 self._loss_fault = fault_behind(OUTPUT, loss.grad_fn)
 
     def remove(self) -> None:
@@ -127,7 +127,7 @@ class Replay:
     def _run(self, loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
         known: dict[int, Any] = {}
         replicas = {name: replica_of(model, known) for name, model in self._models.items()}
-        trace = Trace(replicas)
+        trace = Trace(replicas, keeps_all=True)
         trace.broken = self.broken  # a fault of its own warns once, not once a replay
         parameters = [p for replica in replicas.values() for p in replica.parameters() if p.requires_grad]
         with Operations(trace.module_under_way) as operations:
@@ -135,11 +135,34 @@ class Replay:
         origin = origin_of(trace.take() or [], loss, sick_layers)
         del batches  # whose sick rows the origin names
         if origin is None or origin.where != "loss":
-            return None if origin is None else operations.explain(origin)
+            return None if origin is None else self._explain(origin, operations)
+        return replace(origin, words=f"{origin.words}{self._about_the_loss(loss)}")
+
+    def _explain(self, origin: Origin, operations: Operations) -> Origin:
+        explained = operations.explain(origin)
+        if explained is not origin or origin.where != "forward":
+            return explained
+        named = (
+            (f"{name}.{path}".strip("."), m)
+            for name, model in self._models.items()
+            for path, m in model.named_modules()
+        )
+        buffers = next(module for name, module in named if name == origin.module).named_buffers()
+        corrupt = [name for name, buffer in buffers if not bool(torch.isfinite(buffer).all())]
+        if not corrupt:
+            return origin
+        them = ", ".join(f"{origin.module}.{name}".lstrip(".") for name in corrupt)
+        return replace(origin, words=f"{origin.words}: its {them} already held NaN or Inf")
+
+    def _about_the_loss(self, loss: float | None) -> str:
+        """By which operations it was made, and which of them failed."""
         made_by = operations_behind(OUTPUT, self._losses)
+        if not made_by:
+            return ""
+        steep = [name for name in made_by if name in STEEP] if loss is not None and math.isfinite(loss) else []
         fault = f": {self._loss_fault}" if self._loss_fault else ""
-        said = f"{origin.words}{fault} (the loss is made by {', '.join(made_by)})"
-        return replace(origin, words=said) if made_by else origin
+        without_bound = f"; without bound is the derivative of {' and '.join(steep)}" if steep else ""
+        return f"{fault} (the loss is made by {', '.join(made_by)}{without_bound})"
 
     @harmless
     def _enter(self, name: str, args: Any, kwargs: Any) -> _Call | None:

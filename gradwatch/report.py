@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATION_FIGURES", "FIGURES", "SILENT_SAMPLES", "Floats", "Origin", "StepReport"]
+__all__ = ["ACTIVATION_FIGURES", "FIGURES", "SILENT_SAMPLES", "Floats", "Origin", "StepReport", "Where"]
 
 Floats = NDArray[np.floating]
+Where = Literal["forward", "backward", "between", "input", "loss"]
 
 SILENT_SAMPLES = 5  # a unit is dead once it has passed no gradient in so many sampled forward passes in a row
 ACTIVATION_FIGURES = ("activation_rms", "dead_share", "saturated_share", "saturated_output_share")
@@ -43,16 +44,16 @@ class Origin:
     """Where a NaN or Inf was seen to come from.
 
     Attributes:
-        module: dotted name, ``""`` for the model itself; under ``"input"`` and ``"loss"`` the one next to it.
-        where: ``"forward"`` or ``"backward"`` through that module, ``"input"`` of the batch, or ``"loss"``: outside all
-            modules.
+        module: dotted name, ``""`` for the model itself; else the one next to it.
+        where: ``"forward"`` or ``"backward"`` through that module, ``"input"`` of the batch, or outside all modules:
+            ``"between"`` two calls of them, or the ``"loss"``.
         words: a sentence.
         evidence: ``"observed"`` in that step's own forward and backward pass, or ``"inferred"`` from which gradients
             are finite.
     """
 
     module: str
-    where: Literal["forward", "backward", "input", "loss"]
+    where: Where
     words: str
     evidence: Literal["observed", "inferred"] = "observed"
 

@@ -31,15 +31,20 @@ class Trace:
 
     Modules that are compiled or scripted are left alone, with all that is in them; so is what runs without gradients,
     and what a checkpoint computes again.
+
+    Args:
+        models: {name: module}.
+        keeps_all: calls without end, where somebody takes them soon.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], *, keeps_all: bool = False) -> None:
         self.broken: set[str] = set()
         self._under_way: list[Passage] = []
         self._looks: dict[int, tuple[weakref.ref[Tensor], int, Look]] = {}
         self._on_leaves: list[RemovableHandle] = []
         self._undo = [stop for name, model in models.items() for stop in self._listen(name, model)]
-        self._passages: deque[Passage] = deque(maxlen=KEPT * max(1, len(self._undo)))
+        most = None if keeps_all else KEPT * max(1, len(self._undo))
+        self._passages: deque[Passage] = deque(maxlen=most)
 
     @harmless
     def origin(self, passages: Sequence[Passage], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:

@@ -43,6 +43,7 @@ class Background:
             "last_total": None,  # (step, norm), the latest that was finite
             "last_loss": None,
             "best": None,  # (loss, step, learning rate) where the loss was lowest
+            "first_weights": None,  # norms as they were first sampled
             "shares": {},  # the latest of the figures of activations
         }
 
@@ -60,7 +61,9 @@ class Background:
                     memory[first] = [*memory[first], float(value)]
         if report.loss is not None and (memory["best"] is None or report.loss < memory["best"][0]):
             memory["best"] = (report.loss, report.step, report.learning_rate)
-        for name in ("activation_rms", "dead_share", "saturated_share", "update_ratio"):
+        if memory["first_weights"] is None and "weight_norm" in report.figures:
+            memory["first_weights"] = report.figures["weight_norm"]
+        for name in ("activation_rms", "dead_share", "saturated_share", "update_ratio", "weight_norm"):
             if report.sampled and name in report.figures:  # whatever the logging
                 memory["shares"][name] = report.figures[name]
 
@@ -179,3 +182,15 @@ class Background:
                 grew = f"its {what} grew from {start:.3g} to {value:.3g} at step {step}"
                 yield f"the run had diverged before: {grew}{rate}"
                 return
+        yield from self._grown_weight()
+
+    def _grown_weight(self) -> Iterator[str]:
+        first, last = self._memory["first_weights"], self._memory["shares"].get("weight_norm")
+        if first is None or last is None:
+            return
+        with np.errstate(divide="ignore", invalid="ignore"):
+            growth = np.where(first > 0, last / first, np.nan)
+        if not np.isnan(growth).all() and np.nanmax(growth) >= GREW:
+            worst = int(np.nanargmax(growth))
+            grew = f"the norm of {self._layers.names[worst]} grew from {first[worst]:.3g} to {last[worst]:.3g}"
+            yield f"the run had diverged before: {grew}"
