@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gradwatch.graph import nodes_behind, operation_of, saved_by
 from gradwatch.report import Origin
 
 __all__ = ["STEEP", "Operations", "fault_behind", "operations_behind"]
@@ -28,7 +28,6 @@ FILLS = (  # what writes a constant, or nothing yet, makes no NaN or Inf of its 
     "full_like", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh", "where", "constant_pad_nd", "set",
     "masked_scatter", "index_fill", "copy", "detach", "view", "clone", "view_as_real", "view_as_complex",
 )  # fmt: skip
-LEAF = "torch::autograd::AccumulateGrad"
 STEEP = {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "div", "reciprocal", "pow", "acos", "asin", "acosh", "atanh",
          "atan2", "linalgvectornorm", "norm", "std", "var", "xlogy", "specialentr", "logsumexp"}  # fmt: skip
 """Nodes of a graph whose derivative has no bound: those that make a sick gradient of a finite loss."""
@@ -124,13 +123,13 @@ class Operations(TorchDispatchMode):
             node = torch._C._current_autograd_node()
             ranges = [_range(tensor) for tensor in inputs] if ranges is None else ranges
             words = _words(name, inputs, ranges, _floats(output)[0].dtype, is_nan)
-            title = "" if node is None else _title(node)
+            title = "" if node is None else operation_of(node)
             self._made.append(Made(self._module(), title, f"{words}, in the derivative of {title}" if title else words))
 
 
 def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
     """Names of what made ``losses``, nodes of a graph, of those nodes that bear ``mark`` in their metadata."""
-    return list(dict.fromkeys(map(_title, _nodes_behind(mark, losses))))
+    return list(dict.fromkeys(map(operation_of, nodes_behind(losses, mark, FURTHEST))))
 
 
 def fault_behind(mark: str, loss: Any) -> str:
@@ -138,25 +137,13 @@ def fault_behind(mark: str, loss: Any) -> str:
 
     To be asked before the backward pass, which frees what the graph has saved.
     """
-    return next((words for node in _nodes_behind(mark, [loss]) if (words := _fault_of(node))), "")
-
-
-def _nodes_behind(mark: str, losses: Iterable[Any]) -> list[Any]:
-    """In the order in which they ran."""
-    found: set[Any] = set()
-    ahead = deque(losses)
-    while ahead and len(found) < FURTHEST:
-        node = ahead.popleft()
-        if node is not None and node not in found and node.name() != LEAF and mark not in node.metadata:
-            found.add(node)
-            ahead.extend(following for following, _ in node.next_functions)
-    return sorted(found, key=lambda node: node._sequence_nr())
+    return next((words for node in nodes_behind([loss], mark, FURTHEST) if (words := _fault_of(node))), "")
 
 
 def _fault_of(node: Any) -> str:
     """What an operation did to finite numbers, as far as its node has saved them."""
-    title = _title(node)
-    given, result = [_saved(node, name) for name in ("self", "other", "exponent")], _saved(node, "result")
+    title = operation_of(node)
+    given, result = [saved_by(node, name) for name in ("self", "other", "exponent")], saved_by(node, "result")
     inputs = [tensor for tensor in given if isinstance(tensor, Tensor) and tensor.numel() > 0]
     if any(_faults(tensor) != (False, False) for tensor in inputs):
         return ""
@@ -172,17 +159,6 @@ def _fault_of(node: Any) -> str:
     if inputs:
         return _words(title, inputs, [_range(tensor) for tensor in inputs], result.dtype, has_nan)
     return WITHOUT_INPUT.get(title, "")
-
-
-def _saved(node: Any, name: str) -> Any:
-    """What a node keeps for its backward pass under ``name``; None where nothing, or not any more."""
-    with contextlib.suppress(RuntimeError):  # freed, or changed in place since
-        return getattr(node, f"_saved_{name}", None)
-    return None
-
-
-def _title(node: Any) -> str:
-    return str(node.name()).rstrip("0123456789").removesuffix("Backward").lower()
 
 
 def _words(

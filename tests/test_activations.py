@@ -1,6 +1,7 @@
 """Activations of sampled forward passes, against float64 twins; ``dead`` and ``saturated``."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -218,21 +219,22 @@ def test_the_bits_are_those_of_an_unwatched_run_and_nothing_is_left():
     assert all(torch.equal(a, b) for a, b in zip(trained(False), trained(True), strict=True))
 
 
-def test_a_forward_pass_that_raises_leaves_no_mode_behind():
+def test_a_forward_pass_that_raises_does_not_spoil_the_next_one():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with gradwatch.watch(model, optimizer):
-        for step in range(3):
-            if step == 1:
-                with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-                    model(torch.ones(2, 5))
-                assert torch._C._len_torch_function_stack() == 0
+    nn.init.constant_(model[0].bias, -40.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(12):
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                model(torch.ones(2, 5))
             optimizer.zero_grad()
             model(batch(step)).sum().backward()
             optimizer.step()
+        assert watcher.history["dead_share"][10, 0] == 1.0
 
 
-def test_closing_in_the_midst_of_a_forward_pass_leaves_no_mode_behind():
+def test_closing_in_the_midst_of_a_forward_pass_is_no_fault(caplog):
     class Closes(nn.Module):
         def __init__(self):
             super().__init__()
@@ -250,7 +252,82 @@ def test_closing_in_the_midst_of_a_forward_pass_leaves_no_mode_behind():
     optimizer.step()
     model.watcher = watcher
     model(batch(1))
-    assert torch._C._len_torch_function_stack() == 0
+    assert not [record for record in caplog.records if "fault" in record.message]
+
+
+def test_functions_that_the_loop_calls_belong_to_the_layer_before():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"first": nn.Linear(8, 16), "second": nn.Linear(16, 4)})
+    nn.init.constant_(model["first"].bias, -40.0)
+    nn.init.normal_(model["second"].bias, std=30.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(12):
+            optimizer.zero_grad()
+            output = model["second"](F.relu(model["first"](batch(step))))
+            loss = output.softmax(1).square().mean()  # after the last module: seen with the loss
+            watcher.observe_loss(loss)
+            loss.backward()
+            optimizer.step()
+        history = watcher.history
+    assert dict(zip(history.layers, history["dead_share"][10].tolist(), strict=True))["first.weight"] == 1.0
+    shares = dict(zip(history.layers, history["saturated_output_share"][10].tolist(), strict=True))
+    assert shares["second.weight"] == 1.0
+    assert math.isnan(shares["first.weight"])
+
+
+def test_of_a_recurrence_each_call_counts():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"cell": nn.Linear(4, 4), "head": nn.Linear(4, 1)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    inputs = [30.0 * torch.ones(8, 4), 0.0 * torch.ones(8, 4)]
+    nn.init.eye_(model["cell"].weight)
+    nn.init.zeros_(model["cell"].bias)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for _ in range(3):
+            optimizer.zero_grad()
+            state = torch.zeros(8, 4)
+            for each in inputs:
+                state = model["cell"](each + 0 * state).tanh()
+            model["head"](state).sum().backward()
+            optimizer.step()
+        assert watcher.history["saturated_share"][2, 0] == 0.5  # of the first call all, of the second none
+
+
+def test_a_checkpointed_part_is_not_computed_once_more():
+    from torch.utils.checkpoint import checkpoint
+
+    calls = []
+
+    class Counts(nn.Linear):
+        def forward(self, x):
+            calls.append(1)
+            return super().forward(x).relu()
+
+    model = nn.ModuleList([Counts(8, 8), nn.Linear(8, 1)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(6):
+            optimizer.zero_grad()
+            loss = model[1](checkpoint(model[0], batch(step), use_reentrant=False)).sum()
+            watcher.observe_loss(loss)
+            loss.backward()
+            optimizer.step()
+    assert len(calls) == 12
+
+
+def test_no_function_of_the_graph_is_held_once_the_step_is_over():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradwatch.watch(model, optimizer):
+        for step in range(5):
+            optimizer.zero_grad()
+            hidden = model[1](model[0](batch(step)))
+            saved = weakref.ref(hidden)
+            model[2](hidden).sum().backward()
+            optimizer.step()
+            del hidden
+            assert saved() is None
 
 
 def test_no_activations_of_what_is_compiled():

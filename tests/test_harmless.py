@@ -319,7 +319,6 @@ SENSITIVE = Thresholds(
 EXEMPT = {
     "parameters_of",  # reads a stranger's optimizer, which may refuse: the last test of this file
     "Watcher.observe_loss",  # users call it; what it calls is made to fail instead
-    "_Functions.__torch_function__",  # calls torch's function; what else it calls is made to fail instead
     "_Listened.__call__",  # calls the model; what else it calls is made to fail instead
     "Outlets._each",  # is what keeps a sink's fault from training
 }

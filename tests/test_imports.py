@@ -10,7 +10,7 @@ import gradwatch
 
 PACKAGE = Path(gradwatch.__file__).parent
 
-FLOOR_0 = {"findings", "report", "stats", "layers", "host_copy", "slopes"}
+FLOOR_0 = {"findings", "report", "stats", "layers", "host_copy", "slopes", "graph"}
 FLOOR_1 = {
     "detect": {"findings", "report", "layers", "harmless"},
     "clip": {"stats"},
@@ -20,9 +20,10 @@ FLOOR_1 = {
     "backward": {"calls", "layers", "stats", "harmless"},
     "origin": {"layers", "report"},
     "calls": set(),
-    "activations": {"calls", "harmless", "layers", "report", "slopes"},
+    "functions": {"graph", "slopes"},
+    "activations": {"calls", "functions", "graph", "harmless", "layers", "report"},
     "trace": {"calls", "origin", "report", "harmless"},
-    "operations": {"report"},
+    "operations": {"graph", "report"},
     "replica": set(),
     "replay": {"calls", "operations", "origin", "replica", "report", "trace", "harmless"},
     "sinks": {"findings", "report"},

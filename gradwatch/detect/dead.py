@@ -38,7 +38,7 @@ class Dead(Detector):
         self._memory["samples"] = [*self._memory["samples"], report.step][-SILENT_SAMPLES:]
         known = np.nan_to_num(share, nan=0.0)
         return Symptoms(
-            sick=(known >= self._share) & self._layers.is_weight,
+            sick=known >= self._share,
             badness=known - 1e-6 * self._layers.depth,  # of several dead layers, that nearest the input
             value=known,
             threshold=np.full(len(known), self._share),

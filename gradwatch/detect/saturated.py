@@ -55,7 +55,7 @@ class Saturated(Detector):
         is_flat |= (memory["output_streak"] >= OUTPUT_PATIENCE) & (came_down is False)
         share = np.nan_to_num(np.fmax(hidden, output), nan=0.0)
         return Symptoms(
-            sick=is_flat & self._layers.is_weight,
+            sick=is_flat,
             badness=share - 1e-6 * self._layers.depth,
             value=share,
             threshold=np.full(len(share), self._share),

@@ -260,9 +260,10 @@ class Watcher:
 
     @harmless
     def follow_loss(self, loss: Tensor) -> None:
-        """Keeps the graph of ``loss`` until the update, to tell which operations made it."""
-        if self._steps.replay is not None:
-            self._steps.replay.observe_loss(loss)
+        """Looks at the graph of ``loss`` before its backward pass: its operations, and where they are flat."""
+        for part in (self._steps.replay, self._steps.activations):
+            if part is not None:
+                part.observe_loss(loss)
 
     def is_updating(self, optimizer: Optimizer) -> bool:
         """Whether the gradients of ``optimizer`` were taken in and its update has not followed yet."""
