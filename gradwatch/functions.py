@@ -23,6 +23,8 @@ __all__ = ["Flat", "Functions"]
 SILENT = 1e-3  # the slope of a unit that passes no gradient; a rectifier's is exactly 0
 SATURATED = 0.05  # of its steepest slope: tanh beyond ±2.2, sigmoid beyond ±4.4
 
+MASKING = ("maskedfill", "where", "add")  # what writes −Inf into logits
+
 Rows = Callable[[Tensor], Tensor]
 """What a function has saved → (rows, units), the part of it that is looked at."""
 
@@ -85,7 +87,7 @@ class Functions:
         if name in FUNCTIONS:
             return self._look_at_entries(node, name, rows)
         if name == "softmax":
-            return _flat_softmax(saved_by(node, "result"), saved_by(node, "dim"))
+            return _flat_softmax(saved_by(node, "result"), saved_by(node, "dim"), _is_masked(node))
         if name == "div" and _is_softsign(node) and (divisor := saved_by(node, "other")) is not None:
             return Flat("squashing", rows(divisor) >= SATURATED**-0.5)  # 1 + |x|, whose −2nd power is the slope
         return None
@@ -113,13 +115,22 @@ def _range_of(function: _Function, settings: tuple[Any, ...], is_rectifier: bool
     return SteepRange(low if math.isfinite(found.low) else -math.inf, high if math.isfinite(found.high) else math.inf)
 
 
-def _flat_softmax(probabilities: Tensor | None, dim: Any) -> Flat | None:
-    """Rows of which one entry takes nearly all."""
+def _flat_softmax(probabilities: Tensor | None, dim: Any, is_masked: bool) -> Flat | None:
+    """Rows of which one entry takes nearly all; none that a mask has left a single entry."""
     if probabilities is None or probabilities.numel() == 0:
         return None
     last = probabilities.movedim(dim if dim < probabilities.ndim else dim - 2**64, -1)  # −1 is saved as 2⁶⁴ − 1
     largest = last.float().amax(-1).flatten()
-    return Flat("softmax", (4 * largest * (1 - largest) < SATURATED) & (largest > 0.5))
+    flat = (4 * largest * (1 - largest) < SATURATED) & (largest > 0.5)
+    if is_masked:
+        flat &= ((last > 0).sum(-1) > 1).flatten()
+    return Flat("softmax", flat)
+
+
+def _is_masked(node: Any) -> bool:
+    """Whether the logits of a softmax may hold −Inf for what is to be left out."""
+    (logits, _) = node.next_functions[0]
+    return logits is not None and operation_of(logits) in MASKING
 
 
 def _is_softsign(node: Any) -> bool:

@@ -84,6 +84,16 @@ def test_rows_of_a_softmax_that_are_sure_are_flat(dim):
     assert not all(expected)
 
 
+@pytest.mark.parametrize(
+    "masked",
+    [lambda x, m: x.masked_fill(m, -math.inf), lambda x, m: x + torch.zeros(x.shape).masked_fill(m, -math.inf)],
+)
+def test_a_row_that_its_mask_leaves_one_entry_is_not_flat(masked):
+    x = torch.tensor([[9.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+    mask = torch.tensor([[False, True, True], [False, False, True]])
+    assert looked_at(lambda x: masked(x, mask).softmax(1), x).entries.tolist() == [False, True]
+
+
 def test_nan_is_not_flat():
     for function in (F.relu, F.gelu, torch.sigmoid, F.softsign):
         assert not looked_at(function, torch.full((3,), math.nan)).entries.any()
