@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from gradwatch.calls import anything_is_compiled, is_compiled, listen
 from gradwatch.functions import Functions
-from gradwatch.graph import nodes_behind
+from gradwatch.graph import nodes_behind, operation_of
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers, submodules
 from gradwatch.report import ACTIVATION_FIGURES, SILENT_SAMPLES
@@ -32,6 +32,18 @@ NODES = 4096  # of a graph that are looked at between two calls; a GPT-2 of 12 l
 NEAR = 64  # nodes between a function and the module whose output it takes
 MADE_BY = "gradwatch: returned by a layer"  # in a node's metadata: (column, the dimension of its units)
 SEEN = "gradwatch: behind this was looked"
+PASSING_ON = (
+    "rsub",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "view",
+    "reshape",
+    "unsafeview",
+    "transpose",
+    "permute",
+    "slice",
+)
 
 
 @dataclass(eq=False)
@@ -42,12 +54,14 @@ class _Figures:
         rms: () of what its module returned.
         silent: (units,) whether the rectifier behind it was flat on every input of each unit.
         saturated: () shares of entries at which the functions behind it were flat, one a call.
+        gates: the same of those whose result is a factor.
         is_output: no module with parameters came after it.
     """
 
     rms: Tensor | None = None
     silent: Tensor | None = None
     saturated: list[Tensor] = field(default_factory=list)
+    gates: list[Tensor] = field(default_factory=list)
     is_output: bool = True
 
 
@@ -93,9 +107,10 @@ class Activations:
                 found["activation_rms"][column] = figures.rms
             if figures.silent is not None:
                 found["dead_share"][column] = self._dead_share(column, figures.silent)
-            if figures.saturated:
-                name = "saturated_output_share" if figures.is_output else "saturated_share"
-                found[name][column] = torch.stack(figures.saturated).mean()
+            hidden, sure = ([], figures.saturated) if figures.is_output else (figures.saturated, [])
+            for name, shares in (("saturated_share", hidden), ("saturated_output_share", sure + figures.gates)):
+                if shares:
+                    found[name][column] = torch.stack(shares).mean()
         self._now = {}
         return found
 
@@ -154,7 +169,9 @@ class Activations:
                 tensor.grad_fn.metadata[MADE_BY] = (column, self._units)  # type: ignore[index]
 
     def _look_behind(self, nodes: list[Any]) -> None:
-        for node in nodes_behind(nodes, SEEN, NODES):
+        behind = nodes_behind(nodes, SEEN, NODES)
+        factors = _factors(behind)
+        for node in behind:
             maker = _maker_of(node)
             if maker is None:
                 continue
@@ -167,7 +184,16 @@ class Activations:
                 silent, before = flat.entries.all(0), figures.silent
                 figures.silent = silent if before is None or before.shape != silent.shape else before & silent
             else:
-                figures.saturated.append(flat.entries.float().mean())
+                (figures.gates if node in factors else figures.saturated).append(flat.entries.float().mean())
+
+
+def _factors(nodes: list[Any]) -> set[Any]:
+    """What is multiplied by something, or one less it is, reshaped or not."""
+    factors = {factor for node in nodes if operation_of(node) == "mul" for factor, _ in node.next_functions}
+    for node in reversed(nodes):
+        if node in factors and operation_of(node) in PASSING_ON:
+            factors.add(node.next_functions[0][0])
+    return factors
 
 
 def _maker_of(node: Any) -> tuple[int, int] | None:

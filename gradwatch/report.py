@@ -34,8 +34,8 @@ FIGURES = (
 
 Measured at sampled and logged steps only, those of activations at sampled ones. They are, of forward passes: the root
 mean square of what the layer's module returned; and of the activation function behind it the share of units that have
-passed no gradient for five samples, and the share of entries where it is flat, under a name of its own for the last
-function of the model.
+passed no gradient for five samples, and the share of entries where it is flat, under a name of its own for gates (what
+is multiplied by something) and the last function of the model.
 """
 
 

@@ -168,6 +168,32 @@ def test_a_layer_that_turned_flat_by_training_counts_only_while_the_loss_stays(f
         assert len(of_kind(watcher, "saturated")) == found
 
 
+@pytest.mark.parametrize(
+    "gated",
+    [lambda gate, x: gate * x, lambda gate, x: x * (1 - gate), lambda gate, x: gate.unsqueeze(2)[..., 0] * x],
+)
+@pytest.mark.parametrize(("falls", "found"), [(True, 0), (False, 1)])
+def test_a_gate_that_is_shut_from_the_start_counts_only_while_the_loss_stays(gated, falls, found):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.head = nn.Linear(8, 8), nn.Linear(8, 1)
+            nn.init.constant_(self.gate.bias, -20.0)
+
+        def forward(self, x):
+            return self.head(gated(torch.sigmoid(self.gate(x)), x))
+
+    model = Gated()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(130):
+            optimizer.zero_grad()
+            watcher.observe_loss(1 / (1 + step) if falls else 1.0)
+            model(batch(step)).mean().backward()
+            optimizer.step()
+        assert len(of_kind(watcher, "saturated")) == found
+
+
 def test_an_output_that_is_sure_of_itself_under_a_falling_loss_is_healthy():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 1), nn.Sigmoid())
@@ -288,7 +314,7 @@ def test_of_a_recurrence_each_call_counts():
             optimizer.zero_grad()
             state = torch.zeros(8, 4)
             for each in inputs:
-                state = model["cell"](each + 0 * state).tanh()
+                state = model["cell"](each + state - state).tanh()
             model["head"](state).sum().backward()
             optimizer.step()
         assert watcher.history["saturated_share"][2, 0] == 0.5  # of the first call all, of the second none

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.detection.run import Verdict
 
 OURS, SILENT = "gradwatch", "gradwatch, no loss observed"
-KINDS = ("vanishing", "exploding", "nonfinite", "stalled", "unstable")
+KINDS = ("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable")
 MARKERS = "<!-- bench-detection: begin -->", "<!-- bench-detection: end -->"
 
 

@@ -16,7 +16,7 @@ __all__ = ["Saturated"]
 SHARE = 0.8  # of the entries; healthy hidden layers reach a fifth
 UNSATURATED = 0.5  # a layer that once was below this has become what it is by training
 PATIENCE = 3  # samples, for a hidden layer; taken at updates 1, 2, 4, 8 and every tenth
-OUTPUT_PATIENCE = 10  # samples, for the last function of the model
+OUTPUT_PATIENCE = 10  # samples, for the last function of the model, and for gates
 IMPROVED = 0.9  # share of the first losses below which a loss has come down
 RECENT = 10  # losses
 
@@ -25,9 +25,9 @@ class Saturated(Detector):
     """A sigmoid, tanh or softmax that is flat for four of five entries.
 
     Confidence is no sickness: a gate, a router or an output may saturate while the run learns. So a layer that became
-    flat by training counts only where the loss has not come down, and so does the last function of the model, for ten
-    samples. ``value`` is the share of flat entries, those where the function's slope is below a twentieth of its
-    steepest. ``Thresholds.saturated_share`` replaces the share.
+    flat by training counts only where the loss has not come down, and so do the last function of the model and gates
+    (what is multiplied by something), for ten samples. ``value`` is the share of flat entries, those where the slope of
+    the function is below a twentieth of its steepest. ``Thresholds.saturated_share`` replaces the share.
     """
 
     kind = "saturated"

@@ -205,20 +205,6 @@ def two_digits_at_a_time(seed: int) -> Training:
     return on_digits(model, adam(model, 1e-3), 800, batch=2)
 
 
-@healthy(falls_to=0.5)
-def dark_batches_at_first(seed: int) -> Training:
-    """Fifteen updates on blank images with biases below zero: no unit fires, until the digits come."""
-    model = network(64, 64, 10)
-    nn.init.constant_(model[0].bias, -0.05)
-    x, y = digits()
-
-    def loss_of(step: int) -> Tensor:
-        chosen = torch.randint(len(x), (64,))
-        return F.cross_entropy(model(x[chosen] * (step >= 15)), y[chosen])
-
-    return plain(model, adam(model), loss_of, 200)
-
-
 @healthy(falls_to=0.3)
 def sparse_autoencoder(seed: int) -> Training:
     """An overcomplete code under a small L1 penalty: half of its units fall silent, and the images come out."""
