@@ -170,7 +170,7 @@ def test_a_layer_that_turned_flat_by_training_counts_only_while_the_loss_stays(f
 
 @pytest.mark.parametrize(
     "gated",
-    [lambda gate, x: gate * x, lambda gate, x: x * (1 - gate), lambda gate, x: gate.unsqueeze(2)[..., 0] * x],
+    [lambda g, x: g * x, lambda g, x: x * (1 - g), lambda g, x: (g.unsqueeze(2) * x.unsqueeze(2)).squeeze(2)],
 )
 @pytest.mark.parametrize(("falls", "found"), [(True, 0), (False, 1)])
 def test_a_gate_that_is_shut_from_the_start_counts_only_while_the_loss_stays(gated, falls, found):
