@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gradwatch.runs.content import MalformedError, legible, parse
+from gradwatch.runs.content import MalformedError, Row, Told, legible, parse
 from gradwatch.runs.records import Damage, records
 from gradwatch.runs.run import NORMS, Run, Series
 from gradwatch.runs.timeline import Timeline
@@ -91,6 +91,7 @@ def _read(name: str, files: list[Path]) -> Run | _NoRun:
 
 def _read_file(path: Path, timeline: Timeline) -> list[str]:
     """Adds what ``path`` holds to ``timeline``; returns what could not be read."""
+    found: list[Row | Told] = []
     problems: Counter[str] = Counter()
     try:
         for record in records(path):
@@ -98,11 +99,12 @@ def _read_file(path: Path, timeline: Timeline) -> list[str]:
                 problems[record.words] += 1
                 continue
             try:
-                if (found := parse(record)) is not None:
-                    timeline.add(found)
+                if (written := parse(record)) is not None:
+                    found.append(written)
             except MalformedError as error:
                 problems[str(error)] += 1
     except OSError as error:
         problems[f"cannot be read: {error.strerror}"] += 1
+    timeline.add_file(found)
     file = legible(path.name)
     return [f"{file}: {words}" + (f" ({count} times)" if count > 1 else "") for words, count in problems.items()]

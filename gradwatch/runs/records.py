@@ -126,9 +126,9 @@ def _masked(crc: Any) -> Any:  # one, or an array of them
 def _table() -> NDArray[np.uint32]:
     """(block, 256): what a byte leaves in the register, by its place in the block and its value."""
     table = np.empty((_BLOCK, 256), dtype=np.uint32)
-    last = np.arange(256, dtype=np.uint32)
+    last: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        last = last >> 1 ^ np.where(last & 1, np.uint32(0x82F63B78), np.uint32(0))
+        last = (last >> 1 ^ np.where(last & 1, 0x82F63B78, 0)).astype(np.uint32)
     table[-1] = last
     for place in range(_BLOCK - 2, -1, -1):  # one byte further from the end: one byte of nothing follows
         nearer = table[place + 1]

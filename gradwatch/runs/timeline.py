@@ -6,7 +6,7 @@ Enters: what ``content`` found. Leaves: a ``Run``. Knows nothing of files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +30,8 @@ class _Placed:
 class Timeline:
     """What has been read of one run so far.
 
-    A run that was cut and goes on tells the steps since its checkpoint once more, in another file. Within one run a row
-    is later than every row and every opening before it; so one that is not begins anew there, and what was told from
-    that step on is dropped.
+    A run that was cut and goes on tells the steps since its checkpoint once more: in another file, or, as a second fit
+    with one logger does, in the same. What was told of them before is dropped.
     """
 
     def __init__(self) -> None:
@@ -44,19 +43,13 @@ class Timeline:
     def __bool__(self) -> bool:
         return bool(self._rows or self._told)
 
-    def add(self, found: Row | Told) -> None:
-        """Takes in what was written next."""
-        if isinstance(found, Told):
-            if not found.ended:
-                self._begin_anew(found.finding.raised_step)
-            self._told.append(found)
-            return
-        self._table = found.table or self._table
-        if self._table is None or len(self._table.layers) != found.norms.shape[1]:
-            self._unusable["whose table of layers is missing"] += 1
-            return
-        self._begin_anew(found.step)
-        self._rows.append(_Placed(found, self._table))
+    def add_file(self, found: Sequence[Row | Told]) -> None:
+        """Takes in what stands in the next file: it wins from its first step on."""
+        steps = [each.step if isinstance(each, Row) else each.finding.raised_step for each in found if _is_new(each)]
+        if steps:
+            self._begin_anew(min(steps))
+        for each in found:
+            self._add(each)
 
     def build(self, name: str, written_at: float, problems: Iterable[str]) -> Run:
         """All of it as one run."""
@@ -82,12 +75,27 @@ class Timeline:
             ),
         )
 
-    def _begin_anew(self, step: int) -> None:
-        if not self._rows or step > self._rows[-1].row.step:
+    def _add(self, found: Row | Told) -> None:
+        if isinstance(found, Told):
+            self._told.append(found)
             return
+        self._table = found.table or self._table
+        if self._table is None or len(self._table.layers) != found.norms.shape[1]:
+            self._unusable["whose table of layers is missing"] += 1
+            return
+        if self._rows and found.step <= self._rows[-1].row.step:
+            self._begin_anew(found.step)
+        self._rows.append(_Placed(found, self._table))
+
+    def _begin_anew(self, step: int) -> None:
         while self._rows and self._rows[-1].row.step >= step:
             self._rows.pop()
         self._told = [told for told in self._told if _moment(told) < step]
+
+
+def _is_new(found: Row | Told) -> bool:
+    """An end may be that of a finding from before the run was cut."""
+    return isinstance(found, Row) or not found.ended
 
 
 def _moment(told: Told) -> int:

@@ -34,11 +34,8 @@ _TITLES = {"grad_norm_total": "total norm", "grad_norm_clipped_total": "after cl
 
 def run_in_terminal(run: Run) -> RenderableType:
     """All that is known of one run."""
-    parts: list[RenderableType] = [
-        Rule(Text(run.name, style="bold"), align="left"),
-        _headline(run),
-        Text(facts(run, time.time())),
-    ]
+    parts: list[RenderableType] = [Rule(Text(run.name, style="bold"), align="left"), _headline(run)]
+    parts.append(Text(facts(run, time.time())))
     parts += [Text(f"Not read: {problem}.", style="yellow") for problem in run.problems]
     parts += [_finding(*told) for told in zip(run.findings, run.ended, strict=True)]
     if len(run.steps):
