@@ -19,7 +19,7 @@ from gradwatch.views.profile import pooled
 
 __all__ = ["NOT_FINITE", "VIRIDIS", "Scale", "colours", "picture_of", "png", "scale_of"]
 
-MOST_COLUMNS, MOST_ROWS = 900, 600  # what a screen shows
+MOST_COLUMNS, MOST_ROWS = 420, 400  # what two pages side by side have for it: a browser would drop pixels
 _NOT_MEASURED, _NOT_FINITE = 254, 255  # colour numbers after the 254 of the scale
 NOT_FINITE = "#e8112d"  # no colour of the scale is red; told apart by its lightness, too, where red is not seen
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")

@@ -78,6 +78,7 @@ def _finding(finding: Finding, ended: bool) -> RenderableType:
     )  # fmt: skip
     body = [Text(f"{since(finding, ended)[0].upper()}{since(finding, ended)[1:]}."), Text(measured(finding))]
     body.append(Text(f"Cause: {finding.cause}."))
+    body += [Text("What to try:")] if finding.remedies else []
     body += [Text(f"• {remedy}") for remedy in finding.remedies]
     return Group(head, Padding(Group(*body), (0, 0, 0, 2)))
 

@@ -113,4 +113,4 @@ def age(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{int(seconds / length)} {unit}"
-    return f"{max(0, int(seconds))} seconds"
+    return "less than two minutes"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.runs import Run, Series
-from gradwatch.views.page.heatmap import shortened
+from gradwatch.views.page.heatmap import labels
 from gradwatch.views.profile import Profile, lengths, pooled
 from gradwatch.views.words import number
 
@@ -38,11 +38,11 @@ def bars(profile: Profile) -> str:
     width = (WIDTH - left) / count
     height = _ROW * (len(profile.names) + 1) + 8
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Figures of each layer">']
-    for place, name in enumerate(profile.names):
+    for place, name in enumerate(labels(profile.names)):
         mark = ' class="sick"' if profile.sick[place] else ""
         sick = "● " if profile.sick[place] else ""
         middle = _ROW * (place + 2) - 5
-        parts.append(f'<text{mark} x="{left - 8}" y="{middle}" text-anchor="end">{sick}{shortened(name)}</text>')
+        parts.append(f'<text{mark} x="{left - 8}" y="{middle}" text-anchor="end">{sick}{escape(name)}</text>')
     for column, (title, values) in enumerate(profile.columns.items()):
         parts += _column(left + column * width, width, title, values, profile.sick)
     return "".join([*parts, "</svg>"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from html import escape
 
 import numpy as np
@@ -15,9 +16,9 @@ from gradwatch.runs import Run
 from gradwatch.views.picture import NOT_FINITE, VIRIDIS, Scale, picture_of, png
 from gradwatch.views.words import layer_of, number, since
 
-__all__ = ["heatmap", "legend", "shortened"]
+__all__ = ["heatmap", "labels", "legend"]
 
-WIDTH, LEFT, BOTTOM = 760, 170, 40
+WIDTH, LEFT, TOP, BOTTOM = 760, 170, 6, 40
 _TALLEST, _LOWEST, _LAYER = 560, 90, 14  # pixels
 _LABEL = 14  # pixels between two names, at least
 _NARROWEST = 4  # pixels: an outline of one step is seen
@@ -28,7 +29,7 @@ def heatmap(run: Run, scale: Scale) -> str:
     height = int(np.clip(_LAYER * len(run.layers), _LOWEST, _TALLEST))
     pixels = base64.b64encode(png(picture_of(run, scale))).decode()
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {height + BOTTOM}" role="img" aria-label="Gradient norms along time">',
+        f'<svg viewBox="0 {-TOP} {WIDTH} {TOP + height + BOTTOM}" role="img" aria-label="Gradient norms along time">',
         f'<image class="pixels" x="{LEFT}" y="0" width="{WIDTH - LEFT}" height="{height}" preserveAspectRatio="none" '
         f'href="data:image/png;base64,{pixels}"/>',
         *_names(run, height),
@@ -51,21 +52,25 @@ def legend(scale: Scale) -> str:
     )
 
 
-def shortened(name: str, most: int = 24) -> str:
-    """``name``, its middle left out where it is long, safe between tags."""
+def labels(names: Sequence[str], most: int = 24) -> list[str]:
+    """Names that fit: without the modules that all are in, where one is too long, and then without their middle."""
+    shared = 0
+    if any(len(name) > most for name in names):
+        shared = os.path.commonprefix(list(names)).rfind(".") + 1  # noqa: RUF071 (names, not paths)
+    cut = ["…" + name[shared:] if shared else name for name in names]
     half = (most - 1) // 2
-    return escape(name if len(name) <= most else f"{name[:half]}…{name[-half:]}")
+    return [name if len(name) <= most else f"{name[:half]}…{name[-half:]}" for name in cut]
 
 
 def _names(run: Run, height: int) -> Iterator[str]:
     count = len(run.layers)
     every = -(-count * _LABEL // height) if count else 1
-    sick = run.sick
+    sick, shown = run.sick, labels(run.layers)
     for place in range(0, count, every):
         column = run.order[place]
         middle = (place + 0.5) * height / count + 4
         mark = ' class="sick"' if sick[column] else ""
-        yield f'<text{mark} x="{LEFT - 8}" y="{middle:.1f}" text-anchor="end">{shortened(run.layers[column])}</text>'
+        yield f'<text{mark} x="{LEFT - 8}" y="{middle:.1f}" text-anchor="end">{escape(shown[column])}</text>'
 
 
 def _steps(run: Run, height: int) -> Iterator[str]:
