@@ -11,12 +11,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from reports import run_of
-from runs import FINDING, TABLE, event, forge, norms, train, write_rows
 from test_runs_records import framed
 from torch.utils.tensorboard import SummaryWriter
 
 from gradwatch.cli import main
+from gradwatch.runs.records import records
+from runs import FINDING, TABLE, event, forge, norms, train, write_rows
 
 FIELDS = {"kind", "severity", "layer", "layers", "step", "last_step", "value", "threshold", "cause", "message"}
 
@@ -253,6 +256,27 @@ def test_a_page_that_cannot_be_written_is_a_usage_error(runs, tmp_path):
     done = report("--html", tmp_path / "nowhere" / "page.html", runs / "sick")
     assert done.exit_code == 2
     assert "cannot be written" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def sound(runs):
+    """Contents of the records of a real run."""
+    return [content for path in (runs / "sick").iterdir() for content in records(path)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_written_beneath_sound_checksums_is_shown_or_refused(sound, tmp_path, data):
+    contents = list(sound)
+    for _ in range(data.draw(st.integers(1, 5))):
+        which = data.draw(st.integers(0, len(contents) - 1))
+        at = data.draw(st.integers(0, len(contents[which]) - 1))
+        patch = data.draw(st.binary(min_size=1, max_size=8))
+        contents[which] = contents[which][:at] + patch + contents[which][at + len(patch) :]
+    where = forge(tmp_path / "run", *contents)
+    for done in (report(where), report(where, "--json"), report(where, where, "--html", tmp_path / "page.html")):
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert done.exit_code in (0, 6)
 
 
 @pytest.mark.parametrize("layers", [1, 300])
