@@ -14,7 +14,7 @@ from screenshots import FLAGS, IMAGES
 
 from gradwatch.runs import Run, read_runs
 from gradwatch.views.page import page_of
-from gradwatch.views.terminal import each_in_terminal
+from gradwatch.views.terminal import in_terminal
 
 SIZES = {"report-terminal": (1240, None), "report-page": (1000, 1040)}  # None: all of it
 
@@ -30,7 +30,7 @@ def main(run: str = "runs/vanishing") -> None:
 
 def terminal_of(runs: list[Run], run: str) -> str:
     console = Console(record=True, file=io.StringIO(), width=100, highlight=False)
-    for part in each_in_terminal(runs):
+    for part in in_terminal(runs):
         console.print(part)
     return f"<body style='margin:0'>{console.export_svg(title=f'gradwatch report {run}')}</body>"
 

@@ -51,7 +51,7 @@ def test_a_healthy_run_is_called_healthy(runs):
 def test_a_sick_run_shows_finding_curves_and_profile(runs):
     text = report(runs / "sick").stdout
     assert "ERROR  1 finding: nonfinite in 2.bias and 3 more since step 30." in text
-    assert "Since step 30, not ended." in text
+    assert "nonfinite (error) in 2.bias and 3 more, since step 30, not ended" in text
     assert "Cause: observed:" in text
     assert "• check this step's batch for NaN and Inf" in text
     assert re.search(r"total norm +[▁-█]+✗+ ", text)
@@ -226,6 +226,15 @@ def test_the_page_of_two_runs_compares_them_on_one_scale(runs, tmp_path):
     legends = re.findall(r"Norm of each layer.*?</p>", text)
     assert len(legends) == 2
     assert legends[0] == legends[1]
+
+
+@pytest.mark.parametrize(("layers", "boxes"), [(["a"], 1), (["a", "b"], 1), (["a", "c"], 2), ([], 1), (["gone"], 0)])
+def test_the_page_outlines_each_stretch_of_layers_that_a_finding_covers(tmp_path, layers, boxes):
+    table = {"layers": ["a", "b", "c"], "depth": [0, 1, 2], "size": [1, 1, 1]}
+    rows = [event(step, layers=table, grad_norm=norms(1.0, 2.0, 3.0)) for step in range(9)]
+    finding = {**FINDING, "layer": layers[0] if layers else "", "layers": layers}
+    text = page_of(tmp_path, forge(tmp_path / "run", *rows, event(4, finding=finding)))
+    assert text.count('class="outline"') == boxes
 
 
 HOSTILE = '<script>alert("x")</script>&[red]"\'><img src=x onerror=alert(1)>'

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reports import INF, NAN, report, run_of
-from runs import FINDING, TABLE, event, forge, norms, train, write_rows
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -18,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gradwatch import Finding
 from gradwatch.runs import NORMS, NoRunError, read_runs
+from runs import FINDING, TABLE, event, forge, norms, train, write_rows
 
 
 def read(directory):
@@ -156,7 +156,7 @@ def test_rows_of_another_model_are_left_out_and_said(tmp_path):
         forge(tmp_path, event(0, layers=other, grad_norm=norms(1.0)), event(1, layers=TABLE, grad_norm=norms(1.0, 2.0)))
     )
     assert (run.layers, run.steps.tolist()) == (("a", "b"), [1])
-    assert run.problems == ("1 rows of another model, from before it was resumed were left out",)
+    assert run.problems == ("rows of another model, from before it was resumed, left out: 1",)
 
 
 def test_a_missing_directory_and_a_file_are_no_run(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gradwatch.findings import KINDS
-from gradwatch.runs import NoRunError, Run, read_runs
+from gradwatch.runs import NoRunError, Run, legible, read_runs
 
 __all__ = ["command"]
 
@@ -85,6 +85,9 @@ def _read(directories: Sequence[Path]) -> tuple[list[Run], int]:
         except NoRunError as error:
             click.echo(f"gradwatch: {error}", err=True)
             status = status or STATUS[error.reason]
+        except OSError as error:  # removed, or forbidden, while it was read
+            click.echo(f"gradwatch: {legible(str(directory))}: cannot be read: {error.strerror}.", err=True)
+            status = status or STATUS["missing"]
     return runs, status
 
 
@@ -103,12 +106,12 @@ def _print_json(runs: Sequence[Run]) -> None:
 def _print(runs: Sequence[Run]) -> None:
     from rich.console import Console
 
-    from gradwatch.views.terminal import each_in_terminal
+    from gradwatch.views.terminal import in_terminal
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without bars shows question marks, not a traceback
     console = Console(highlight=False)
-    for part in each_in_terminal(runs):
+    for part in in_terminal(runs):
         console.print(part)
 
 

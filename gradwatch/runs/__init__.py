@@ -17,7 +17,7 @@ from gradwatch.runs.records import Damage, records
 from gradwatch.runs.run import NORMS, Run, Series
 from gradwatch.runs.timeline import Timeline
 
-__all__ = ["NORMS", "NoRunError", "Run", "Series", "read_runs"]
+__all__ = ["NORMS", "NoRunError", "Run", "Series", "legible", "read_runs"]
 
 Reason = Literal["missing", "empty", "foreign", "corrupt"]
 

@@ -71,7 +71,7 @@ class Timeline:
             written_at=written_at,
             problems=(
                 *problems,
-                *(f"{count} rows {which} were left out" for which, count in unusable.items() if count),
+                *(f"rows {which}, left out: {count}" for which, count in unusable.items() if count),
             ),
         )
 

@@ -6,7 +6,7 @@ Names are printed as plain text: rich's markup in them means nothing here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from gradwatch.runs import Run
 from gradwatch.views.profile import lengths, pooled, profile_of
 from gradwatch.views.words import changes, facts, layer_of, measured, number, since, verdict
 
-__all__ = ["run_in_terminal", "runs_compared"]
+__all__ = ["in_terminal"]
 
 STYLES = {"healthy": "bold green", "warning": "bold yellow", "error": "bold red"}
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -32,11 +32,16 @@ _BAR = 8  # columns of a bar
 _TITLES = {"grad_norm_total": "total norm", "grad_norm_clipped_total": "after clipping", "loss": "loss"}
 
 
-def run_in_terminal(run: Run) -> RenderableType:
-    """All that is known of one run."""
+def in_terminal(runs: Sequence[Run]) -> Iterator[RenderableType]:
+    """Every run, and of two what went and what came."""
+    yield from map(_run, runs)
+    if len(runs) == 2:
+        yield _compared(*runs)
+
+
+def _run(run: Run) -> RenderableType:
     parts: list[RenderableType] = [Rule(Text(run.name, style="bold"), align="left"), _headline(run)]
     parts.append(Text(facts(run, time.time())))
-    parts += [Text(f"Not read: {problem}.", style="yellow") for problem in run.problems]
     parts += [_finding(*told) for told in zip(run.findings, run.ended, strict=True)]
     if len(run.steps):
         parts += [_titled("Along time"), _along_time(run), _titled("Along depth, last finite figures, input first")]
@@ -44,8 +49,7 @@ def run_in_terminal(run: Run) -> RenderableType:
     return Group(*parts)
 
 
-def runs_compared(first: Run, second: Run) -> RenderableType:
-    """What went and what came."""
+def _compared(first: Run, second: Run) -> RenderableType:
     title = Text(f"From {first.name} to {second.name}", style="bold")
     table = Table("", "kind", "layer", "first run", "second run")
     styles = {"went": "green", "stayed": "yellow", "came": "red"}
@@ -73,11 +77,9 @@ def _titled(title: str) -> Text:
 
 
 def _finding(finding: Finding, ended: bool) -> RenderableType:
-    head = Text.assemble(
-        "\n", (finding.kind, STYLES[finding.severity]), f" ({finding.severity}) in {layer_of(finding)}"
-    )  # fmt: skip
-    body = [Text(f"{since(finding, ended)[0].upper()}{since(finding, ended)[1:]}."), Text(measured(finding))]
-    body.append(Text(f"Cause: {finding.cause}."))
+    kind = (finding.kind, STYLES[finding.severity])
+    head = Text.assemble("\n", kind, f" ({finding.severity}) in {layer_of(finding)}, {since(finding, ended)}")
+    body = [Text(measured(finding)), Text(f"Cause: {finding.cause}.")]
     body += [Text("What to try:")] if finding.remedies else []
     body += [Text(f"• {remedy}") for remedy in finding.remedies]
     return Group(head, Padding(Group(*body), (0, 0, 0, 2)))
@@ -108,11 +110,10 @@ def _sparkline(values: NDArray[np.floating]) -> Text:
     starts = np.arange(min(_SPARKS, len(known))) * len(known) // min(_SPARKS, len(known))
     highest = pooled(known, starts)
     finite = highest[np.isfinite(highest)]
-    if len(finite) and finite.min() > 0:
-        highest = np.log10(highest)
-    elif not len(finite):
+    if not len(finite):
         return Text("✗" * len(highest), style="red")
-    finite = highest[np.isfinite(highest)]
+    if finite.min() > 0:
+        highest, finite = np.log10(highest), np.log10(finite)
     low, high = finite.min(), finite.max()
     levels = np.rint((highest - low) / max(high - low, 1e-9) * (len(_BLOCKS) - 1))
     return Text.assemble(
@@ -143,10 +144,3 @@ def _bar(share: float, value: float, is_sick: bool) -> Text:
     whole, part = divmod(round((0 if np.isnan(share) else min(share, 1)) * _BAR * 8), 8)
     bar = ("█" * whole + _EIGHTHS[part]).rstrip().ljust(_BAR)
     return Text.assemble((bar[:_BAR], "red" if is_sick else "cyan"), " ", number(value))
-
-
-def each_in_terminal(runs: Sequence[Run]) -> Iterable[RenderableType]:
-    """Every run, and of two what went and what came."""
-    yield from (run_in_terminal(run) for run in runs)
-    if len(runs) == 2:
-        yield runs_compared(*runs)

@@ -109,7 +109,10 @@ def _across(steps: NDArray[np.int64], finding: Finding, ended: bool) -> tuple[fl
 
 
 def _places(run: Run, finding: Finding) -> list[int]:
-    covered = {finding.layer, *finding.layers}
+    """Of a finding of the whole run, all."""
+    covered = {finding.layer, *finding.layers} - {""}
+    if not covered:
+        return list(range(len(run.layers)))
     return [place for place, column in enumerate(run.order.tolist()) if run.layers[column] in covered]
 
 
