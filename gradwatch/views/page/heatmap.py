@@ -19,7 +19,7 @@ from gradwatch.views.words import layer_of, number, since
 __all__ = ["heatmap", "labels", "legend"]
 
 WIDTH, LEFT, TOP, BOTTOM = 760, 170, 6, 40
-_TALLEST, _LOWEST, _LAYER = 560, 90, 14  # pixels
+_TALLEST, _LOWEST, _LAYER = 560, 130, 14  # pixels
 _LABEL = 14  # pixels between two names, at least
 _NARROWEST = 4  # pixels: an outline of one step is seen
 
