@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
-	$(BIN)/python -m gradwatch.demo
+	$(BIN)/gradwatch demo
 
 test: .venv/installed  ## all tests
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -17,9 +17,10 @@ check: .venv/installed  ## formatter, linter, types
 	$(BIN)/mypy
 
 screenshots: .venv/bench  ## the pictures of README and docs, from a fresh demonstration (needs chromium)
-	$(BIN)/python -m gradwatch.demo
+	$(BIN)/gradwatch demo
 	$(BIN)/python docs/screenshots.py
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/report_pictures.py
 
 bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)
 	$(BIN)/python -m benchmarks.detection.prove

@@ -24,9 +24,10 @@ from torch.optim import Optimizer
 import gradwatch
 from gradwatch.findings import Finding
 
-__all__ = ["NETWORKS", "Network", "main", "train"]
+__all__ = ["NETWORKS", "NOT_INSTALLED", "Network", "main", "train"]
 
 BATCH = 64
+NOT_INSTALLED = "The demonstration trains on scikit-learn's digits. Run: pip install 'gradwatch[demo]'"
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def table_of(network: Network, findings: list[Finding]) -> Table:
 
 def main(directory: str = "runs", steps: int = 300) -> None:
     """Trains the four networks, prints their findings, and leaves TensorBoard files in ``directory``."""
+    digits()  # without scikit-learn it fails before anything is shown
     console = Console()
     torch.set_num_threads(1)  # networks this small are slower on several
     logging.getLogger("gradwatch").addHandler(logging.NullHandler())  # the tables say it all
@@ -153,6 +155,7 @@ def main(directory: str = "runs", steps: int = 300) -> None:
             task = progress.add_task(network.name, total=steps)
             findings = train(network, steps, log_dir, lambda t=task: progress.advance(t))  # type: ignore[misc]
         console.print(table_of(network, findings))
+    console.print(f"In short: gradwatch report {directory}", highlight=False)
     console.print(f"Now look: tensorboard --logdir {directory}", highlight=False)
 
 
@@ -162,4 +165,4 @@ if __name__ == "__main__":
     except ModuleNotFoundError as error:
         if error.name != "sklearn":
             raise
-        sys.exit("The demonstration trains on scikit-learn's digits. Run: pip install 'gradwatch[demo]'")
+        sys.exit(NOT_INSTALLED)

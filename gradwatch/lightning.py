@@ -20,6 +20,7 @@ from gradwatch import layers as layer_table
 from gradwatch.clip import Policy, policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.sinks import Sink
+from gradwatch.sinks.loggers import Loggers, is_a
 from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
 from gradwatch.watcher import Watcher
 from gradwatch.watcher.options import OnNonFinite
@@ -121,7 +122,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         self._close()
         layers = layer_table.of_model(pl_module, self._include, self._exclude)
         steps = trainer.log_every_n_steps if self._log_every_n_steps is None else self._log_every_n_steps
-        sinks = [*self._tensorboard(trainer), *self._sinks]
+        sinks = [*self._own_sinks(trainer), *self._sinks]
         self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
         self.watcher.attach(trainer.optimizers, sees_gradients=False)
         self.watcher.trace({"": pl_module}, every_call=self._trace_nonfinite)
@@ -173,14 +174,16 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         if self.watcher is not None:
             self.watcher.close()
 
-    def _tensorboard(self, trainer: Any) -> list[Sink]:
+    def _own_sinks(self, trainer: Any) -> list[Sink]:
+        """TensorBoard files, and the findings for every logger whose files these are not."""
+        shared = [logger for logger in trainer.loggers if self._log_dir is None and is_a(logger, "TensorBoardLogger")]
+        others = [logger for logger in trainer.loggers if logger not in shared[:1]]
+        self._writes_totals = bool(shared)  # else self.log would write the same tags once more
         if not trainer.is_global_zero:
             return []
-        if self._log_dir is not None:
-            return [TensorBoard(self._log_dir, self._layer_scalars)]
-        writers = [logger.experiment for logger in trainer.loggers if _is_tensorboard_logger(logger)]
-        self._writes_totals = bool(writers)  # else self.log would write the same tags once more
-        return [TensorBoard(writer, self._layer_scalars) for writer in writers[:1]]
+        where = [self._log_dir] if self._log_dir is not None else [logger.experiment for logger in shared[:1]]
+        files = [TensorBoard(each, self._layer_scalars) for each in where]
+        return [*files, *([Loggers(others, totals=self._writes_totals)] if others else [])]
 
 
 def _scaler_of(trainer: Any) -> GradScaler | None:
@@ -193,7 +196,3 @@ def _scale_still_held(trainer: Any, optimizer: Optimizer) -> Tensor | None:
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None
     return scaler.scale(torch.ones((), device=optimizer.param_groups[0]["params"][0].device))
-
-
-def _is_tensorboard_logger(logger: object) -> bool:
-    return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)

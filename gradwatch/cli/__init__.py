@@ -1,0 +1,43 @@
+"""The command ``gradwatch``: a table of commands, each loaded when it is called for.
+
+Knows nothing of what a command does; ``gradwatch --help`` imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+import gradwatch
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "report": ("gradwatch.cli.report", "Show the findings of a run, and its figures along depth and time."),
+    "demo": ("gradwatch.cli.demo", "Train four small networks, one healthy and three sick, and show what is found."),
+}
+"""Name → its module, which holds a command ``command``, and the line that stands for it in ``gradwatch --help``."""
+
+
+class _Commands(click.Group):
+    """Commands of a table."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(gradwatch.__version__, message="gradwatch %(version)s")
+def main() -> None:
+    """Find the gradients that vanish, explode or turn NaN: which layer, since when, why, and what to do."""

@@ -1,0 +1,81 @@
+"""The profile along depth: what each layer's gradient, activation and update were like at last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.runs import Run
+
+__all__ = ["Profile", "latest_finite", "lengths", "pooled", "profile_of"]
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """P layers, or groups of neighbours where there are more than fit, from input to output.
+
+    Attributes:
+        names: of each.
+        sick: whether a finding covers it.
+        columns: title → (P,) figures, NaN where none was measured.
+    """
+
+    names: list[str]
+    sick: NDArray[np.bool_]
+    columns: Mapping[str, Floats]
+
+
+def profile_of(run: Run, most: int) -> Profile:
+    """The last finite figure of each layer; of a group the largest."""
+    order = run.order
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entries = np.where(run.size > 0, np.sqrt(run.size), np.nan)
+    gradient = latest_finite(run.packed["grad_norm"].values) / entries
+    columns: dict[str, Floats] = {"gradient RMS": gradient}
+    for title, name in (("activation RMS", "activation_rms"), ("update ratio", "update_ratio")):
+        if name in run.packed:
+            columns[title] = latest_finite(run.packed[name].values)
+    groups = [group for group in np.array_split(order, min(most, len(order)) or 1) if len(group)]
+    starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
+    return Profile(
+        names=[_name(run, group) for group in groups],
+        sick=np.array([run.sick[group].any() for group in groups], dtype=bool),
+        columns={title: pooled(values[order], starts) for title, values in columns.items()} if groups else {},
+    )
+
+
+def latest_finite(values: Floats) -> Floats:
+    """(S, P) → (P,) each column's last finite entry, NaN where it has none."""
+    if not len(values):
+        return np.full(values.shape[1], np.nan)
+    finite = np.isfinite(values)
+    last = len(values) - 1 - finite[::-1].argmax(axis=0)
+    latest = values[last, np.arange(values.shape[1])].astype(float)
+    return np.where(finite.any(axis=0), latest, np.nan)
+
+
+def pooled(values: Floats, starts: NDArray[np.int64]) -> Floats:
+    """The largest of each group of rows that begins at ``starts``; Inf is the largest, NaN is nothing."""
+    return np.fmax.reduceat(values, starts, axis=0)
+
+
+def lengths(values: Floats) -> Floats:
+    """Magnitudes → shares of a bar from 0 to 1, by their logarithm; NaN for none, 0 for nought."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decades = np.log10(values)
+    finite = decades[np.isfinite(decades)]
+    if not len(finite):
+        return np.where(np.isnan(values), np.nan, 0.0)
+    low, high = finite.min(), finite.max()
+    shares = 0.1 + 0.9 * (decades - low) / max(high - low, 1.0)  # less than a decade apart looks alike
+    return np.where(np.isneginf(decades), 0.0, shares)
+
+
+def _name(run: Run, group: NDArray[np.int64]) -> str:
+    first, last = run.layers[group[0]], run.layers[group[-1]]
+    return first if len(group) == 1 else f"{first} … {last}"

@@ -1,0 +1,146 @@
+"""A run in the terminal: headline, findings, sparklines along time, bars along depth.
+
+Names are printed as plain text: rich's markup in them means nothing here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from gradwatch.findings import Finding
+from gradwatch.runs import Run
+from gradwatch.views.profile import lengths, pooled, profile_of
+from gradwatch.views.words import changes, facts, layer_of, measured, number, since, verdict
+
+__all__ = ["in_terminal"]
+
+STYLES = {"healthy": "bold green", "warning": "bold yellow", "error": "bold red"}
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_SPARKS = 50  # columns of a sparkline: with its name and its range a terminal of 80
+_MOST_LAYERS = 40  # lines of the profile
+_BAR = 8  # columns of a bar
+_TITLES = {"grad_norm_total": "total norm", "grad_norm_clipped_total": "after clipping", "loss": "loss"}
+
+
+def in_terminal(runs: Sequence[Run]) -> Iterator[RenderableType]:
+    """Every run, and of two what went and what came."""
+    yield from map(_run, runs)
+    if len(runs) == 2:
+        yield _compared(*runs)
+
+
+def _run(run: Run) -> RenderableType:
+    parts: list[RenderableType] = [Rule(Text(run.name, style="bold"), align="left"), _headline(run)]
+    parts.append(Text(facts(run, time.time())))
+    parts += [_finding(*told) for told in zip(run.findings, run.ended, strict=True)]
+    if len(run.steps):
+        parts += [_titled("Along time"), _along_time(run), _titled("Along depth, last finite figures, input first")]
+        parts.append(_along_depth(run))
+    return Group(*parts)
+
+
+def _compared(first: Run, second: Run) -> RenderableType:
+    title = Text(f"From {first.name} to {second.name}", style="bold")
+    table = Table("", "kind", "layer", "first run", "second run")
+    styles = {"went": "green", "stayed": "yellow", "came": "red"}
+    for change in changes(first, second):
+        finding = change.before or change.after
+        assert finding is not None
+        steps = [_step(each) for each in (change.before, change.after)]
+        table.add_row(Text(change.what, styles[change.what]), finding.kind, Text(layer_of(finding)), *steps)
+    if not table.row_count:
+        return Group(Text(""), title, Text("Neither run has a finding.", style="green"))
+    return Group(Text(""), title, table)
+
+
+def _step(finding: Finding | None) -> str:
+    return "–" if finding is None else f"since step {finding.step}"
+
+
+def _headline(run: Run) -> Text:
+    judged = verdict(run)
+    return Text.assemble((judged.word.upper(), STYLES[judged.word]), "  ", judged.words)
+
+
+def _titled(title: str) -> Text:
+    return Text(f"\n{title}", style="bold")
+
+
+def _finding(finding: Finding, ended: bool) -> RenderableType:
+    kind = (finding.kind, STYLES[finding.severity])
+    head = Text.assemble("\n", kind, f" ({finding.severity}) in {layer_of(finding)}, {since(finding, ended)}")
+    body = [Text(measured(finding)), Text(f"Cause: {finding.cause}.")]
+    body += [Text("What to try:")] if finding.remedies else []
+    body += [Text(f"• {remedy}") for remedy in finding.remedies]
+    return Group(head, Padding(Group(*body), (0, 0, 0, 2)))
+
+
+def _along_time(run: Run) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, series in _curves(run):
+        known = series[np.isfinite(series)]
+        extent = f"{number(known.min())} … {number(known.max())}" if len(known) else "not finite"
+        table.add_row(name, _sparkline(series), Text(extent, style="dim"))
+    return table
+
+
+def _curves(run: Run) -> Iterator[tuple[str, NDArray[np.floating]]]:
+    for name, series in run.curves.items():
+        which, _, optimizer = name.partition("/")
+        total = run.curves.get(name.replace("_clipped", ""))
+        is_unclipped = which == "grad_norm_clipped_total" and total is not None
+        if is_unclipped and np.array_equal(series.values, total.values, equal_nan=True):  # type: ignore[union-attr]
+            continue  # nothing was clipped
+        yield _TITLES.get(which, which) + (f", {optimizer}" if optimizer else ""), series.values
+
+
+def _sparkline(values: NDArray[np.floating]) -> Text:
+    """The largest of neighbours, by logarithm where all are positive; ✗ where one is not finite."""
+    known = np.where(np.isfinite(values), values, np.inf).astype(float)
+    starts = np.arange(min(_SPARKS, len(known))) * len(known) // min(_SPARKS, len(known))
+    highest = pooled(known, starts)
+    finite = highest[np.isfinite(highest)]
+    if not len(finite):
+        return Text("✗" * len(highest), style="red")
+    if finite.min() > 0:
+        highest, finite = np.log10(highest), np.log10(finite)
+    low, high = finite.min(), finite.max()
+    levels = np.rint((highest - low) / max(high - low, 1e-9) * (len(_BLOCKS) - 1))
+    return Text.assemble(
+        *(("✗", "red") if not np.isfinite(level) else (_BLOCKS[int(level)], "cyan") for level in levels)
+    )
+
+
+def _along_depth(run: Run) -> Table:
+    profile = profile_of(run, _MOST_LAYERS)
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("")
+    table.add_column("layer", overflow="fold")
+    for title in profile.columns:
+        table.add_column(title, no_wrap=True)
+    bars = {title: lengths(values) for title, values in profile.columns.items()}
+    for place, name in enumerate(profile.names):
+        mark = Text("●", style="red") if profile.sick[place] else Text(" ")
+        figures = [
+            _bar(bars[title][place], values[place], profile.sick[place]) for title, values in profile.columns.items()
+        ]
+        table.add_row(mark, Text(name), *figures)
+    return table
+
+
+def _bar(share: float, value: float, is_sick: bool) -> Text:
+    if np.isnan(value):
+        return Text("–".ljust(_BAR), style="dim")
+    whole, part = divmod(round((0 if np.isnan(share) else min(share, 1)) * _BAR * 8), 8)
+    bar = ("█" * whole + _EIGHTHS[part]).rstrip().ljust(_BAR)
+    return Text.assemble((bar[:_BAR], "red" if is_sick else "cyan"), " ", number(value))

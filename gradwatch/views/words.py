@@ -1,0 +1,116 @@
+"""A run and its findings in a few words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gradwatch.findings import Finding
+from gradwatch.runs import Run
+
+__all__ = [
+    "FLUSHED",
+    "Change",
+    "Verdict",
+    "age",
+    "changes",
+    "facts",
+    "layer_of",
+    "measured",
+    "number",
+    "since",
+    "verdict",
+]
+
+FLUSHED = 120  # seconds after which a SummaryWriter writes out what it holds: a file older than that may be complete
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The headline of a run.
+
+    Attributes:
+        word: ``"healthy"``, ``"warning"`` or ``"error"``: the gravest severity found.
+        words: one line.
+    """
+
+    word: str
+    words: str
+
+
+def verdict(run: Run) -> Verdict:
+    """The gravest that was found, and how much."""
+    if not run.findings:
+        return Verdict("healthy", "No findings.")
+    by_kind = list(dict.fromkeys(finding.kind for finding in run.findings))
+    firsts = [next(finding for finding in run.findings if finding.kind == kind) for kind in by_kind]
+    told = "; ".join(f"{each.kind} in {layer_of(each)} since step {each.step}" for each in firsts)
+    gravest = "error" if any(finding.severity == "error" for finding in run.findings) else "warning"
+    count = len(run.findings)
+    return Verdict(gravest, f"{count} finding{'s' if count > 1 else ''}: {told}.")
+
+
+def facts(run: Run, now: float) -> str:
+    """How much was read, and whether more may come."""
+    extent = "no rows yet"
+    if len(run.steps):
+        extent = f"{len(run.steps)} rows, steps {run.steps[0]} to {run.steps[-1]}, {len(run.layers)} layers"
+    skipped = f", {run.skipped_steps} updates skipped" if run.skipped_steps else ""
+    still = "; the run may still be going on" if now - run.written_at < FLUSHED else ""
+    return f"{extent}{skipped}; last written {age(now - run.written_at)} ago{still}."
+
+
+def layer_of(finding: Finding) -> str:
+    """Where it is: a layer, and how many more."""
+    if not finding.layer:
+        return "the whole run"
+    more = len(set(finding.layers) - {finding.layer})
+    return f"{finding.layer} and {more} more" if more else finding.layer
+
+
+def measured(finding: Finding) -> str:
+    """Its message without cause and remedies, where these are told beside it."""
+    return finding.message.partition(" Why: ")[0]
+
+
+def since(finding: Finding, ended: bool) -> str:
+    """When it began, when it was told, and whether it is over."""
+    told = "" if finding.raised_step == finding.step else f", raised at step {finding.raised_step}"
+    end = f", last seen at step {finding.last_step}, ended" if ended else ", not ended"
+    return f"since step {finding.step}{told}{end}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A finding that two runs may share, by kind and layer.
+
+    Attributes:
+        what: ``"went"``, ``"stayed"`` or ``"came"``.
+        before, after: as the first and the second run tell it.
+    """
+
+    what: str
+    before: Finding | None
+    after: Finding | None
+
+
+def changes(first: Run, second: Run) -> Iterator[Change]:
+    """What went, what stayed, what came, from one run to another."""
+    before, after = ({(each.kind, each.layer): each for each in run.findings} for run in (first, second))
+    for key, finding in before.items():
+        yield Change("stayed" if key in after else "went", finding, after.get(key))
+    yield from (Change("came", None, finding) for key, finding in after.items() if key not in before)
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def age(seconds: float) -> str:
+    """A length of time, roughly."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds / length)} {unit}"
+    return "less than two minutes"
