@@ -92,9 +92,9 @@ class Replay:
         """The update is made.
 
         Args:
-            was_seen_whole: nobody began to watch in the midst of this step, which would then tell nothing. (Nor does a
-                step of compiled code, which calls nothing that can be heard, and is compiled again for other listeners.)
+            was_seen_whole: nobody began to watch in the midst of this step, which would then tell nothing.
         """
+        # compiled code calls nothing that can be heard, and would be compiled again for other listeners
         if was_seen_whole and not self._calls and not self.was_called and not anything_is_compiled():
             self._descend()
         self.was_called = self.was_called or bool(self._calls)

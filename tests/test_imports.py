@@ -29,14 +29,16 @@ FLOOR_1 = {
     "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},
 }
 BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
-ALL = {"gradwatch", "watcher", "lightning", "demo", *BELOW_WATCHER}
+ALL = {"gradwatch", "watcher", "lightning", "demo", "scripts", *BELOW_WATCHER}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     **FLOOR_1,
     "watcher": BELOW_WATCHER,
     "lightning": {"watcher", *BELOW_WATCHER},
+    "scripts": {"watcher", *BELOW_WATCHER},
     "demo": ALL,
     "cli": ALL,
+    "__main__": {"cli"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
@@ -70,7 +72,9 @@ def test_the_floors_rest_on_each_other():
     assert all(order.index(below) < order.index(name) for name, parts in FLOOR_1.items() for below in parts)
 
 
-@pytest.mark.parametrize("module", ["gradwatch", "gradwatch.findings", "gradwatch.report"])
+@pytest.mark.parametrize(
+    "module", ["gradwatch", "gradwatch.findings", "gradwatch.report", "gradwatch.scripts", "gradwatch.cli.run"]
+)
 def test_a_fresh_import_loads_nothing_heavy(module):
     heavy = {"torch", "tensorboard", "lightning", "pytorch_lightning", "rich"}
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"

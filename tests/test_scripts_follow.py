@@ -94,9 +94,10 @@ def test_figures_are_those_of_a_watched_loop(follower):
             optimizer.step()
         return model, optimizer, watcher
 
-    model, optimizer, _ = trained(watch=False)
+    model, kept, _ = trained(watch=False)  # a dropped optimizer would let its watcher go
     history = watcher_of(follower).history
     follower.end()
+    del kept
     twin, _, watcher = trained(watch=True)
     watcher.close()
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
@@ -222,7 +223,9 @@ def test_losses_of_accumulated_batches_are_averaged(follower):
     assert watcher_of(follower).history["loss"].tolist() == pytest.approx(means)
 
 
-@pytest.mark.parametrize("call", [lambda pair: torch.autograd.backward(pair), lambda pair: (pair[0] + pair[1]).backward()])
+@pytest.mark.parametrize(
+    "call", [lambda pair: torch.autograd.backward(pair), lambda pair: (pair[0] + pair[1]).backward()]
+)
 def test_of_several_losses_the_sum_counts(follower, call):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -369,9 +372,19 @@ def test_clip_is_passed_on(tmp_path):
     assert (history["grad_norm_total"] > 1e-3).all()
 
 
+@pytest.fixture
+def compiler():
+    """A compiler that has seen nothing, and forgets what it saw."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("compile_first", [True, False])
 def test_a_compiled_model_has_its_own_names_and_is_compiled_once(follower, compile_first):
-    torch._dynamo.reset()
     counter = CompileCounter()
     model = Net()
     optimizer = None if compile_first else torch.optim.SGD(model.parameters(), lr=0.1)
@@ -456,4 +469,3 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     assert not follower.is_first_rank
     assert follower.accounts[0].steps == 3
     assert not (tmp_path / "runs").exists()
-

@@ -51,7 +51,8 @@ ABOUT_ITSELF = """
         return main.where is where, main.__dict__ is globals()
 
     if __name__ == "__main__":
-        print(sys.argv, sys.path[0], __file__, __spec__ and __spec__.name, __package__, __doc__, type(__loader__).__name__)
+        print(sys.argv, sys.path[0], __file__, __doc__)
+        print(__spec__ and __spec__.name, __package__, type(__loader__).__name__)
         print(sorted(name for name in globals() if name.startswith("__")))
         print(pickle.loads(pickle.dumps(Kept())) == Kept(), Kept.__module__)
         print(inspect.getsource(Kept), where(), sys.exc_info())
@@ -131,7 +132,9 @@ def test_a_syntax_error_is_pointed_at(tmp_path):
 def test_streams_are_the_programs_own(tmp_path):
     write(tmp_path, "train.py", "import sys; print(sys.stdin.read()[::-1]); print('to stderr', file=sys.stderr)")
     done = [
-        subprocess.run([*before, "train.py"], cwd=tmp_path, env=ENVIRONMENT, input="abc", capture_output=True, text=True)
+        subprocess.run(
+            [*before, "train.py"], cwd=tmp_path, env=ENVIRONMENT, input="abc", capture_output=True, text=True
+        )
         for before in (BARE, WATCHED)
     ]
     assert done[0].stdout == done[1].stdout == "cba\n"

@@ -14,33 +14,23 @@ from gradwatch.scripts import Program, run_watched
 __all__ = ["run"]
 
 
-class _Clip(click.ParamType):
-    """A positive number, or ``auto``."""
-
-    name = "norm|auto"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        if value == "auto":
-            return "auto"
-        try:
-            norm = float(str(value))
-        except ValueError:
-            norm = math.nan
-        if not 0 < norm < math.inf:
-            self.fail(f'expected a positive number (the largest total norm) or "auto", found {value!r}.', param, ctx)
-        return norm
+def _clip(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
+    if value is None or value == "auto":
+        return value
+    try:
+        norm = float(value)
+    except ValueError:
+        norm = math.nan
+    if not 0 < norm < math.inf:
+        raise click.BadParameter(f'expected a positive number (the largest total norm) or "auto", found {value!r}.')
+    return norm
 
 
-class _Kinds(click.ParamType):
-    """Kinds of findings, separated by commas."""
-
-    name = "kinds"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        kinds = tuple(str(value).split(",")) if not isinstance(value, tuple) else value
-        if unknown := [kind for kind in kinds if kind not in KINDS]:
-            self.fail(f"expected kinds out of {', '.join(KINDS)}, found {unknown[0]!r}.", param, ctx)
-        return kinds
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
+    kinds = frozenset() if value is None else frozenset(value.split(","))
+    if unknown := sorted(kinds.difference(KINDS)):
+        raise click.BadParameter(f"expected kinds out of {', '.join(KINDS)}, found {unknown[0]!r}.")
+    return kinds
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -49,15 +39,20 @@ class _Kinds(click.ParamType):
     type=click.Path(file_okay=False, path_type=Path),
     help="Where TensorBoard event files go.  [default: runs/NAME of the script]",
 )
-@click.option("--clip", type=_Clip(), help="Also clip gradients to this total norm, or by the run's own history.")
-@click.option("--fail-on", type=_Kinds(), default=(), metavar="KINDS", help="Exit with 1 if any of these was found.")
+@click.option(
+    "--clip",
+    callback=_clip,
+    metavar="NORM|auto",
+    help="Also clip gradients: to this total norm, or by the run's own history.",
+)
+@click.option("--fail-on", callback=_kinds, metavar="KINDS", help="Exit with 1 if one of these kinds was found.")
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as behind python -m.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(
     log_dir: Path | None,
     clip: float | str | None,
-    fail_on: tuple[str, ...],
+    fail_on: frozenset[str],
     is_module: bool,
     script: str,
     args: tuple[str, ...],

@@ -6,7 +6,6 @@ and an account of each model. Torch is patched between ``begin`` and ``end`` onl
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from gradwatch.harmless import UnwatchableError, harmless
 from gradwatch.optimizers import StepHooks, parameters_of
 from gradwatch.scripts.losses import Losses
 from gradwatch.scripts.models import caller_outside
+from gradwatch.scripts.patches import after, around, before
 from gradwatch.scripts.summary import Account
 from gradwatch.scripts.trained import Trained
 from gradwatch.sinks.log import logger
@@ -50,7 +50,7 @@ class Follower:
         self.accounts: list[Account] = []
         self._log_dir, self._clip = log_dir, clip
         self._trained: list[Trained] = []
-        self._of: weakref.WeakKeyDictionary[Optimizer, Trained] = weakref.WeakKeyDictionary()
+        self._of: weakref.WeakKeyDictionary[Optimizer, Trained | None] = weakref.WeakKeyDictionary()
         self._losses = Losses()
         self._names: set[str] = set()
         self._undo: list[Callable[[], None]] = []
@@ -61,10 +61,12 @@ class Follower:
         """From the next optimizer on."""
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._rest)
-        self._patch(Optimizer, "__init__", self._made)
-        self._patch(torch.autograd, "backward", self._backward, before=True)
-        self._patch(GradScaler, "scale", self._scaled)
-        self._follow_scalers()
+        self._undo += [
+            after(Optimizer, "__init__", self._made),
+            before(torch.autograd, "backward", self._backward),
+            after(GradScaler, "scale", self._scaled),
+            around(GradScaler, "step", self._follow_scaler),
+        ]
 
     def end(self) -> None:
         """Takes everything off again, and closes what was watched."""
@@ -83,28 +85,12 @@ class Follower:
 
     # what torch is made to tell
 
-    def _patch(self, owner: Any, name: str, tell: Callable[..., object], *, before: bool = False) -> None:
-        """Has ``tell`` called with the arguments of ``owner.name``, before it or after."""
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def told(*args: Any, **kwargs: Any) -> Any:
-            if before:
-                tell(*args, **kwargs)
-                return original(*args, **kwargs)
-            result = original(*args, **kwargs)
-            tell(*args, result=result, **kwargs)
-            return result
-
-        setattr(owner, name, told)
-        self._undo.append(lambda: setattr(owner, name, original))
-
     @harmless
-    def _made(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        """``optimizer`` was made: listens to its model."""
+    def _made(self, /, *args: Any, **kwargs: Any) -> None:
+        """An optimizer was made: listens to its model."""
         if not self.is_in_child:
             self._follow_steps()
-            self._find(optimizer)
+            self._find(args[0])
 
     def _follow_steps(self) -> None:
         """Not before an optimizer is made, which loads the compiler; to hide something from the compiler does, too."""
@@ -115,10 +101,7 @@ class Follower:
         self._undo.append(hooks.remove)
         torch.compiler.disable(torch.autograd.backward, recursive=False)
 
-    def _follow_scalers(self) -> None:
-        step = GradScaler.step
-
-        @functools.wraps(step)
+    def _follow_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def followed(scaler: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
             seen = self._use_scaler(scaler, optimizer)
             result = step(scaler, optimizer, *args, **kwargs)
@@ -126,11 +109,10 @@ class Follower:
                 self._leave_out_unless_stepped(optimizer, seen)
             return result
 
-        GradScaler.step = followed  # type: ignore[method-assign]
-        self._undo.append(lambda: setattr(GradScaler, "step", step))
+        return followed
 
     @harmless
-    def _backward(self, tensors: Any, *_: Any, **__: Any) -> None:
+    def _backward(self, /, tensors: Any, *args: Any, **kwargs: Any) -> None:
         if self.is_in_child:
             return
         for trained in self._trained:
@@ -139,8 +121,8 @@ class Follower:
         self._losses.note_backward(tensors)
 
     @harmless
-    def _scaled(self, scaler: GradScaler, given: Any, *, result: Any) -> None:
-        self._losses.note_scaled(scaler, given, result)
+    def _scaled(self, scaler: GradScaler, outputs: Any, *, result: Any) -> None:
+        self._losses.note_scaled(scaler, outputs, result)
 
     @harmless
     def _use_scaler(self, scaler: GradScaler, optimizer: Optimizer) -> int | None:
@@ -156,7 +138,7 @@ class Follower:
     @harmless
     def _leave_out_unless_stepped(self, optimizer: Optimizer, seen: int) -> None:
         trained = self._of[optimizer]
-        if trained.steps_of.get(optimizer, 0) == seen:
+        if trained is not None and trained.steps_of.get(optimizer, 0) == seen:
             self._before(optimizer)
             if trained.watcher is not None:
                 trained.watcher.after_update(optimizer, is_made=False)
@@ -195,12 +177,12 @@ class Follower:
 
     def _find(self, optimizer: Optimizer) -> Trained | None:
         """What ``optimizer`` trains; None beyond ``MOST_MODELS``."""
-        if (known := self._of.get(optimizer)) is not None:
-            return known
+        if optimizer in self._of:
+            return self._of[optimizer]
         parameters = parameters_of(optimizer)
         trained = next((each for each in self._trained if each.holds(parameters)), None) or self._new(parameters)
+        self._of[optimizer] = trained
         if trained is not None:
-            self._of[optimizer] = trained
             trained.optimizers.add(optimizer)
         for each in self._trained:
             if not each.optimizers:  # its model may be gone, but for us

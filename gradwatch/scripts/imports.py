@@ -35,7 +35,9 @@ class _Finder:
     def __init__(self, name: str, then: Callable[[], None]) -> None:
         self._name, self._then = name, then
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> object:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != self._name:
             return None
         self.stop()
@@ -54,7 +56,7 @@ class _Finder:
         load = loader.exec_module
 
         def load_and_tell(module: ModuleType) -> None:
-            del loader.exec_module  # type: ignore[method-assign]
+            vars(loader).pop("exec_module", None)  # two may wait for one module
             load(module)
             self._then()
 

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
+from typing import Any
 
 __all__ = ["End", "Program", "leave", "run"]
 
@@ -109,23 +110,22 @@ def _prepared(program: Program) -> tuple[ModuleType, CodeType]:
     sys.modules["__main__"] = module
     if "__annotations__" in ours.__dict__:  # not in every version of Python
         module.__annotations__ = {}
+    spec: importlib.machinery.ModuleSpec | None = None
     if program.is_module:
         sys.argv = ["-m", *program.args]
         _put_first(os.getcwd())
         spec = _spec_of(program.target)
-        code = spec.loader.get_code(spec.name)  # type: ignore[union-attr]
+        loader: Any = spec.loader
+        code = loader.get_code(spec.name)
         sys.argv[0] = path = str(spec.origin)
-        details = (spec, spec.parent, spec.loader, spec.cached)
     else:
         path = os.path.join(os.getcwd(), program.target)
         sys.argv = [program.target, *program.args]
         _put_first(os.path.dirname(os.path.realpath(path)))
         loader = importlib.machinery.SourceFileLoader("__main__", path)
         code = compile(loader.get_data(path), path, "exec", dont_inherit=True)
-        details = (None, None, loader, None)
-    module.__file__ = path
-    module.__spec__, module.__package__, module.__loader__, module.__cached__ = details
-    module.__dict__["__builtins__"] = sys.modules["builtins"]
+    about = {"__spec__": spec, "__package__": spec and spec.parent, "__cached__": spec and spec.cached}
+    module.__dict__.update(about, __loader__=loader, __file__=path, __builtins__=sys.modules["builtins"])
     return module, code
 
 
