@@ -2,7 +2,7 @@
 
 import click
 
-from gradwatch.cli.run import run
+from gradwatch.cli.run import command
 
 __all__ = ["main"]
 
@@ -12,4 +12,4 @@ def main() -> None:
     """Watches a PyTorch training run for gradients that vanish, explode or turn NaN."""
 
 
-main.add_command(run)
+main.add_command(command)

@@ -11,7 +11,7 @@ import click
 from gradwatch.findings import KINDS
 from gradwatch.scripts import Program, run_watched
 
-__all__ = ["run"]
+__all__ = ["command"]
 
 
 def _clip(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
@@ -33,7 +33,7 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     return kinds
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command("run", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--log-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -49,7 +49,7 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as behind python -m.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-def run(
+def command(
     log_dir: Path | None,
     clip: float | str | None,
     fail_on: frozenset[str],

@@ -54,7 +54,8 @@ def summary(accounts: Sequence[Account]) -> str:
     if not seen:
         return (
             "gradwatch: no optimizer of torch.optim has stepped in this process, so there was nothing to watch. A loop "
-            "that updates its weights by itself calls gradwatch.watch(model) and watcher.step().\n"
+            "that updates its weights by itself calls gradwatch.watch(model) and watcher.step(); for training in "
+            "processes that a script starts, see docs/run.md.\n"
         )
     lines = [line for account in seen for line in _lines(account, is_only=len(seen) == 1)]
     return "\n".join(lines) + "\n"
