@@ -48,11 +48,11 @@ class Trained:
         self._models = {_free(name_of(root, frame), taken): weakref.ref(root) for root in roots}
         self._bare = {} if roots else {n: weakref.ref(t) for n, t in tensor_names(bare, frame).items()}
         self.name = "+".join(self._models) or _free("tensors", taken)
-        self._known = {id(tensor) for tensor in self._tensors()}
 
     def holds(self, parameters: Sequence[Tensor]) -> bool:
         """Whether any of ``parameters`` is one of its own."""
-        return any(id(parameter) in self._known for parameter in parameters)
+        own = {id(tensor) for tensor in self._tensors()}  # of those alive: a dead one's id may be another's by now
+        return any(id(parameter) in own for parameter in parameters)
 
     def listen(self, begin: Callable[[Trained], object]) -> None:
         """Has ``begin`` called within the first forward pass in training."""
