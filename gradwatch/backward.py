@@ -83,9 +83,15 @@ class BackwardPass:
         self._can_measure = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         self._measures = self._can_measure
 
-    def settle(self, columns: Sequence[int]) -> None:
-        """The first backward pass of ``columns`` is over: puts them in order, and keeps one hook of theirs."""
+    def settle(self, columns: Sequence[int]) -> bool:
+        """The first backward pass of ``columns`` is over: puts them in order, and keeps one hook of theirs.
+
+        Returns:
+            Whether it was seen; else whoever began to listen in the midst of a step waits for the next.
+        """
         mine = [column for column in reversed(self._arrived) if column in set(columns)]
+        if not mine:
+            return False
         if not anything_is_compiled():
             # those that ran take the places that they already hold among all, in the order in which they ran
             self._layers.depth[mine] = np.sort(self._layers.depth[mine])
@@ -94,6 +100,7 @@ class BackwardPass:
             if column in self._handles:
                 self._handles.pop(column).remove()
                 self._arrived.pop(column, None)
+        return True
 
     def _sort_recurrent(self, columns: Sequence[int]) -> None:
         """Weights of one recurrent module work at every step of time: as registered, input before state."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gradwatch.calls import listen
+from gradwatch.calls import anything_is_compiled, is_compiled, listen
 from gradwatch.harmless import harmless
 from gradwatch.operations import STEEP, Operations, fault_behind, operations_behind
 from gradwatch.origin import origin_of
@@ -85,9 +85,14 @@ class Replay:
         self._undo = [stop for module, enter in listened if (stop := listen(module, enter, self._leave)) is not None]
 
     @harmless
-    def forget(self) -> None:
-        """The update is made."""
-        if not self._calls and not self.was_called:
+    def forget(self, *, was_seen_whole: bool = True) -> None:
+        """The update is made.
+
+        Args:
+            was_seen_whole: nobody began to watch in the midst of this step, which would then tell nothing.
+        """
+        # compiled code calls nothing that can be heard, and would be compiled again for other listeners
+        if was_seen_whole and not self._calls and not self.was_called and not anything_is_compiled():
             self._descend()
         self.was_called = self.was_called or bool(self._calls)
         self._calls.clear()
@@ -200,7 +205,7 @@ class Replay:
 
 def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What a loop calls: the model; its parts where it has no forward of its own, and under Lightning."""
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or is_compiled(model):
         return
     yield name, model
     if inspect.getattr_static(type(model), "forward") is nn.Module.forward or hasattr(model, "training_step"):

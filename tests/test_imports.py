@@ -32,13 +32,14 @@ FLOOR_1 = {
     "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},
 }
 BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
-ALL = {"gradwatch", "watcher", "lightning", "demo", "views", *BELOW_WATCHER}
+ALL = {"gradwatch", "watcher", "lightning", "demo", "views", "scripts", *BELOW_WATCHER}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     **FLOOR_1,
     "watcher": BELOW_WATCHER,
     "lightning": {"watcher", *BELOW_WATCHER},
     "views": {"findings", "runs", "sinks"},
+    "scripts": {"watcher", *BELOW_WATCHER},
     "demo": ALL,
     "cli": ALL,
     "__main__": {"cli"},
@@ -76,7 +77,17 @@ def test_the_floors_rest_on_each_other():
     assert all(order.index(below) < order.index(name) for name, parts in FLOOR_1.items() for below in parts)
 
 
-@pytest.mark.parametrize("module", ["gradwatch", "gradwatch.findings", "gradwatch.report", "gradwatch.cli"])
+HEAVY_FREE = [
+    "gradwatch",
+    "gradwatch.findings",
+    "gradwatch.report",
+    "gradwatch.scripts",
+    "gradwatch.cli",
+    "gradwatch.cli.run",
+]
+
+
+@pytest.mark.parametrize("module", HEAVY_FREE)
 def test_a_fresh_import_loads_nothing_heavy(module):
     heavy = {"torch", "tensorboard", "lightning", "pytorch_lightning", "rich"}
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from reports import run_of
 from test_runs_records import framed
 from torch.utils.tensorboard import SummaryWriter
+from written import FINDING, TABLE, event, forge, norms, train, write_rows
 
 from gradwatch.cli import main
 from gradwatch.runs.records import records
-from runs import FINDING, TABLE, event, forge, norms, train, write_rows
 
 FIELDS = {"kind", "severity", "layer", "layers", "step", "last_step", "value", "threshold", "cause", "message"}
 

@@ -14,10 +14,10 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
+from written import FINDING, TABLE, event, forge, norms, train, write_rows
 
 from gradwatch import Finding
 from gradwatch.runs import NORMS, NoRunError, read_runs
-from runs import FINDING, TABLE, event, forge, norms, train, write_rows
 
 
 def read(directory):

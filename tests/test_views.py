@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from reports import INF, NAN, run_of
+from written import FINDING, TABLE, event, forge, norms, write_rows
 
 from gradwatch.runs import read_runs
 from gradwatch.views.page.heatmap import labels
 from gradwatch.views.picture import Scale, colours, picture_of, png, scale_of
 from gradwatch.views.profile import latest_finite, lengths, profile_of
 from gradwatch.views.words import age
-from runs import FINDING, TABLE, event, forge, norms, write_rows
 
 
 def read(directory):

@@ -14,6 +14,7 @@ import gradwatch
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
+    "run": ("gradwatch.cli.run", "Run a training script and watch it, without a line of it changed."),
     "report": ("gradwatch.cli.report", "Show the findings of a run, and its figures along depth and time."),
     "demo": ("gradwatch.cli.demo", "Train four small networks, one healthy and three sick, and show what is found."),
 }

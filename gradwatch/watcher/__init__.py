@@ -4,6 +4,6 @@ Enters: a model and its optimizers. Leaves: findings, a history, files. Does no 
 """
 
 from gradwatch.watcher.attach import watch, watch_tensors
-from gradwatch.watcher.watcher import Watcher
+from gradwatch.watcher.watcher import Watcher, watcher_of
 
-__all__ = ["Watcher", "watch", "watch_tensors"]
+__all__ = ["Watcher", "watch", "watch_tensors", "watcher_of"]

@@ -20,6 +20,10 @@ class Outlets:
     def __init__(self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None) -> None:
         self._sinks, self._on_finding = [*sinks, Log()], on_finding
 
+    def add(self, sink: Sink) -> None:
+        """``sink`` is one of them from now on."""
+        self._sinks.append(sink)
+
     def write_row(self, row: Row) -> None:
         """To every sink."""
         self._each("write_row", row)

@@ -133,9 +133,7 @@ class Steps:
         is_changed, at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
         if is_changed:
             self._say_that_the_loop_clips(updates.policy, is_seen_past=at_end is not None)
-        if not updates.is_settled:
-            self._backward.settle(updates.watched)
-            updates.is_settled = True
+        updates.is_settled = updates.is_settled or self._backward.settle(updates.watched)
         is_clipped = is_changed and at_end is None
         moment = updates.moment(self.count, self._cadence, has_scaler, is_clipped, rate)
         updates.current = Measurement(
@@ -220,7 +218,7 @@ class Steps:
         if self.replay is not None:
             if can_wait and not current.is_finite and not current.is_overflow and updates.begins_to_be_sick():
                 current.trace_back(self.replay.origin, now=True)
-            self.replay.forget()
+            self.replay.forget(was_seen_whole=updates.is_settled)
         if self.trace is not None:
             current.trace_back(partial(self.trace.origin, self.trace.take() or ()), now=False)
         current.trace_back(partial(inferred_origin, self._layers, self.modules, self._how_to_see(current)), now=False)

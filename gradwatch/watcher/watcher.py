@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -35,7 +36,7 @@ from gradwatch.watcher.record import Record
 from gradwatch.watcher.steps import Steps
 from gradwatch.watcher.updates import Cadence
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "watcher_of"]
 
 
 class Watcher:
@@ -175,6 +176,15 @@ class Watcher:
         self._steps.restore(saved)
 
     # what integrations call
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
+    def add_sink(self, sink: Sink) -> None:
+        """``sink`` is told what comes from now on."""
+        self._outlets.add(sink)
 
     def attach(self, optimizers: Sequence[Optimizer] | None, *, sees_gradients: bool = True) -> None:
         """Hooks the watcher to ``optimizers``; None finds those that own a watched parameter as they step.
@@ -331,6 +341,14 @@ _DEFAULTS: Options = {
     "on_finding": None,
 }
 _open_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+# a forked child has no thread that writes files, and would wait for one for ever; they are its parent's to close
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_open_watchers.clear)
+
+
+def watcher_of(parameters: Sequence[Tensor]) -> Watcher | None:
+    """The open watcher that watches any of ``parameters``."""
+    return next((watcher for watcher in list(_open_watchers) if watcher.owns(parameters)), None)
 
 
 @atexit.register

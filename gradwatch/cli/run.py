@@ -1,0 +1,74 @@
+"""``gradwatch run``: the command line of ``gradwatch.scripts``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import click
+
+from gradwatch.findings import KINDS
+from gradwatch.scripts import Program, run_watched
+
+__all__ = ["command"]
+
+
+def _clip(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
+    if value is None or value == "auto":
+        return value
+    try:
+        norm = float(value)
+    except ValueError:
+        norm = math.nan
+    if not 0 < norm < math.inf:
+        raise click.BadParameter(f'expected a positive number (the largest total norm) or "auto", found {value!r}.')
+    return norm
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
+    kinds = frozenset() if value is None else frozenset(value.split(","))
+    if unknown := sorted(kinds.difference(KINDS)):
+        raise click.BadParameter(f"expected kinds out of {', '.join(KINDS)}, found {unknown[0]!r}.")
+    return kinds
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--log-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where TensorBoard event files go.  [default: runs/NAME of the script]",
+)
+@click.option(
+    "--clip",
+    callback=_clip,
+    metavar="NORM|auto",
+    help="Also clip gradients: to this total norm, or by the run's own history.",
+)
+@click.option("--fail-on", callback=_kinds, metavar="KINDS", help="Exit with 1 if one of these kinds was found.")
+@click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as behind python -m.")
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def command(
+    log_dir: Path | None,
+    clip: float | str | None,
+    fail_on: frozenset[str],
+    is_module: bool,
+    script: str,
+    args: tuple[str, ...],
+) -> None:
+    """Runs SCRIPT with ARGS as python would, and watches every optimizer that steps.
+
+    The exit status is the script's own; where that is 0 and --fail-on names a kind that was found, it is 1.
+    """
+    program = Program(script, args, is_module)
+    if (refusal := program.refusal()) is not None:
+        raise click.BadParameter(refusal, param_hint="SCRIPT")
+    _forget_click()
+    run_watched(program, log_dir or Path("runs") / program.name, clip, fail_on)
+
+
+def _forget_click() -> None:
+    """A program with a ``click.py`` of its own imports that one, as it would without us."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "click"]:
+        del sys.modules[name]

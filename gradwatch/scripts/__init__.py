@@ -1,0 +1,78 @@
+"""Any training script, watched without a line of it changed: what ``gradwatch run`` does.
+
+Enters: a program and what to do with it. Leaves: the program's own ending, a summary on stderr, event files. Loads
+torch no earlier than the program does.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradwatch.scripts import program as programs
+from gradwatch.scripts.imports import after_import
+from gradwatch.scripts.program import Program
+
+if TYPE_CHECKING:
+    from gradwatch.scripts.follow import Follower
+
+__all__ = ["Program", "run_watched"]
+
+
+def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_on: Collection[str]) -> None:
+    """Runs ``program`` and watches what it trains.
+
+    Args:
+        program: what to run.
+        log_dir: where event files go.
+        clip: as in ``gradwatch.watch``.
+        fail_on: kinds of findings that make the status 1 where the program's own is 0.
+
+    Raises:
+        SystemExit: always, with the status.
+    """
+    watched = _Watched(log_dir.absolute(), clip)  # the program may change its directory
+    stop_waiting = after_import("torch", watched.begin)
+    end = programs.run(program)
+    stop_waiting()
+    kinds = watched.end()
+    programs.leave(end, otherwise=int(not kinds.isdisjoint(fail_on)))
+
+
+class _Watched:
+    """A follower as soon as there is torch, whose faults are none of the program's."""
+
+    def __init__(self, log_dir: Path, clip: float | str | None) -> None:
+        self._log_dir, self._clip = log_dir, clip
+        self._follower: Follower | None = None
+
+    def begin(self) -> None:
+        try:
+            from gradwatch.scripts.follow import Follower
+
+            follower = Follower(self._log_dir, self._clip)
+            follower.begin()
+            self._follower = follower
+        except Exception:
+            logging.getLogger("gradwatch").warning("gradwatch: this run cannot be watched:", exc_info=True)
+
+    def end(self) -> set[str]:
+        """Says what was found; returns the kinds."""
+        follower = self._follower
+        if follower is not None and follower.is_in_child:
+            return set()
+        try:
+            from gradwatch.scripts.summary import summary
+
+            if follower is not None:
+                follower.end()
+            accounts = [] if follower is None else follower.accounts
+            if follower is None or follower.is_first_rank:
+                sys.stderr.write(summary(accounts))
+            return {finding.kind for account in accounts for finding in account.findings}
+        except Exception:
+            logging.getLogger("gradwatch").warning("gradwatch: the summary failed:", exc_info=True)
+            return set()

@@ -1,0 +1,77 @@
+"""The losses of a program that hands none over: what ``backward()`` is called on.
+
+Enters: calls of ``torch.autograd.backward`` (``Tensor.backward`` among them) and ``GradScaler.scale``. Leaves: for an
+optimizer about to update, the losses since the last one. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = ["Losses"]
+
+KEPT = 256  # losses between two updates: more than most accumulate; a program that never updates must not fill memory
+
+
+class Losses:
+    """Losses on which ``backward()`` was called, until an update was made of them.
+
+    Several optimizers that update after one backward pass each get its loss.
+    """
+
+    def __init__(self) -> None:
+        self._since: deque[Tensor] = deque(maxlen=KEPT)
+        self._latest: Tensor | None = None
+        self._took: set[int] = set()  # optimizers that have updated since the latest backward pass
+        self._unscaled = WeakIdKeyDictionary()  # what a scaler returned → what it was given
+        self._scaler: GradScaler | None = None  # has scaled something since the latest backward pass
+
+    def note_scaled(self, scaler: GradScaler, given: Any, scaled: Any) -> None:
+        """``scaler`` made ``scaled`` from ``given``."""
+        if isinstance(scaled, Tensor) and isinstance(given, Tensor) and scaled is not given:
+            self._unscaled[scaled] = given
+            self._scaler = scaler
+
+    def note_backward(self, tensors: Any) -> None:
+        """``backward()`` is called on ``tensors``; of several the sum is the loss, of a tensor with entries nothing."""
+        if torch._C._current_graph_task_id() != -1:  # a checkpoint, within a backward pass
+            return
+        parts = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        scaler, self._scaler = self._scaler, None
+        if not parts or not all(isinstance(part, Tensor) and part.numel() == 1 for part in parts):
+            return
+        if self._took:
+            self._since.clear()
+            self._took.clear()
+        with torch.no_grad():
+            values = [self._value(part, scaler) for part in parts]
+            self._since.append(values[0] if len(values) == 1 else torch.stack(values).sum())
+        self._latest = parts[-1]
+
+    def take(self, optimizer: object) -> Sequence[Tensor]:
+        """() losses since the last update, detached; none where ``optimizer`` has taken them before."""
+        if id(optimizer) in self._took:
+            return ()
+        self._took.add(id(optimizer))
+        return tuple(self._since)
+
+    def take_graph(self) -> Tensor | None:
+        """The latest loss with its graph, which is held no longer."""
+        latest, self._latest = self._latest, None
+        return latest
+
+    def _value(self, loss: Tensor, scaler: GradScaler | None) -> Tensor:
+        """() ``loss`` before it was scaled; where more was computed since, divided by the scale."""
+        value = loss.detach()
+        if (given := self._unscaled.get(loss)) is not None:
+            value = given.detach()
+        elif scaler is not None:
+            value = value / scaler._get_scale_async()  # type: ignore[operator]
+        return value.reshape(())

@@ -1,0 +1,106 @@
+"""An optimizer's parameters → the models that they belong to, and what the program calls those.
+
+Enters: parameters. Leaves: the outermost modules that hold them, found among all that are alive, and names. Knows
+nothing of steps.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradwatch.layers import submodules
+
+__all__ = ["caller_outside", "name_of", "roots_of", "tensor_names"]
+
+_ANY_MODEL = {"model", "module", "net", "network"}  # arguments of a function that trains whatever it is given
+
+
+def roots_of(parameters: Sequence[Tensor]) -> tuple[list[nn.Module], list[Tensor]]:
+    """The outermost modules that hold ``parameters``, each as few as will do, and the parameters that no module holds.
+
+    Of two that hold the same (a model, and what was wrapped around it by the side) the one that was found to hold more
+    of the parameters comes first; between equals the younger gives way.
+    """
+    modules = _living_modules()
+    parents: dict[int, list[nn.Module]] = {}
+    for module in modules:
+        for child in module.__dict__.get("_modules", {}).values():
+            parents.setdefault(id(child), []).append(module)
+    wanted = {id(parameter): parameter for parameter in parameters}
+    held: dict[int, tuple[nn.Module, set[int]]] = {}
+    for module in modules:
+        mine = {id(parameter) for parameter in module.__dict__.get("_parameters", {}).values()} & wanted.keys()
+        for root in _outermost(module, parents) if mine else ():
+            held.setdefault(id(root), (root, set()))[1].update(mine)
+    roots, left = [], set(wanted)
+    while left and held:
+        root, mine = max(held.values(), key=lambda pair: len(pair[1] & left))
+        if not mine & left:
+            break
+        roots.append(root)
+        left -= mine
+    return roots, [parameter for parameter in parameters if id(parameter) in left]
+
+
+def name_of(model: nn.Module, frame: FrameType) -> str:
+    """The class of ``model``; for one of torch's own, which say little, the variable that holds it around ``frame``."""
+    model = next(submodules(model))[1]  # under its wrappers
+    kind = type(model)
+    if not kind.__module__.startswith("torch."):
+        return kind.__name__
+    names = list(_names_of(model, frame))
+    return next((name for name in names if name not in _ANY_MODEL), names[0] if names else kind.__name__)
+
+
+def tensor_names(tensors: Sequence[Tensor], frame: FrameType) -> dict[str, Tensor]:
+    """Bare tensors by the variables that hold them around ``frame``, else numbered."""
+    named: dict[str, Tensor] = {}
+    for number, tensor in enumerate(tensors):
+        name = next(_names_of(tensor, frame), f"parameter_{number}")
+        named[name if name not in named else f"{name}_{number}"] = tensor
+    return named
+
+
+def _living_modules() -> list[nn.Module]:
+    things = gc.get_objects()
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, nn.Module)}  # isinstance would ask each thing
+    return [thing for thing in things if type(thing) in kinds]
+
+
+def _outermost(module: nn.Module, parents: dict[int, list[nn.Module]]) -> list[nn.Module]:
+    """The modules above ``module`` that no module holds; itself, where there is only a circle above it."""
+    found, seen, above = [], set(), [module]
+    while above:
+        one = above.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        holders = parents.get(id(one), [])
+        above += holders
+        if not holders:
+            found.append(one)
+    return found or [module]
+
+
+def _names_of(thing: object, frame: FrameType) -> Iterator[str]:
+    """Names of variables, and of attributes of ``self``, that hold ``thing``; those nearest to ``frame`` first."""
+    at: FrameType | None = frame
+    while at is not None:
+        variables: dict[str, Any] = dict(at.f_locals)
+        own = getattr(variables.get("self"), "__dict__", {})
+        yield from (name for name, value in [*variables.items(), *own.items()] if value is thing and name != "self")
+        at = at.f_back
+
+
+def caller_outside(*packages: str) -> FrameType:
+    """The innermost frame of the stack that runs none of ``packages``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
+        frame = frame.f_back
+    return frame

@@ -1,0 +1,181 @@
+"""A script or module as the program ``__main__``, as ``python SCRIPT`` and ``python -m MODULE`` run it.
+
+Enters: what stands behind ``python`` on a command line. Leaves: how it ended. Knows nothing of training, and imports
+nothing that the program might have wanted to import first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType, TracebackType
+from typing import Any
+
+__all__ = ["End", "Program", "leave", "run"]
+
+_PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
+_interrupts: list[KeyboardInterrupt] = []
+_kept: list[ModuleType] = []  # a module that sys.modules no longer holds would lose its globals
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run.
+
+    Attributes:
+        target: a file, or a module's dotted name.
+        args: what follows it.
+        is_module: whether it is a module.
+    """
+
+    target: str
+    args: tuple[str, ...] = ()
+    is_module: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages and directories: the file's stem, or the module's name."""
+        return self.target if self.is_module else Path(self.target).stem
+
+    def refusal(self) -> str | None:
+        """Why it cannot be run, found without running anything of it; None where it seems it can."""
+        if not self.is_module:
+            return None if Path(self.target).is_file() else f"expected a Python file, found no such file: {self.target}"
+        package = self.target.partition(".")[0]
+        path = [os.getcwd(), *sys.path[1:]]
+        if package in sys.builtin_module_names or importlib.machinery.PathFinder.find_spec(package, path):
+            return None
+        return f"expected a module's name behind -m, found none of this name: {self.target}"
+
+
+@dataclass(frozen=True)
+class End:
+    """How a program ended: ``raised`` is None where it reached its last line."""
+
+    raised: BaseException | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status that ``python`` would have ended with; 130, a shell's word for it, after Ctrl-C."""
+        if self.raised is None:
+            return 0
+        if not isinstance(self.raised, SystemExit):
+            return 130 if isinstance(self.raised, KeyboardInterrupt) else 1
+        code = self.raised.code
+        return code if isinstance(code, int) else int(code is not None)
+
+
+def run(program: Program) -> End:
+    """Runs it to its end; what it raises is printed as ``python`` prints it."""
+    atexit.register(_die_if_interrupted)  # before the program registers any: it is called when all of those have been
+    try:
+        module, code = _prepared(program)
+        exec(code, module.__dict__)
+    except SystemExit as left:
+        if not isinstance(left.code, int | None):
+            print(left.code, file=sys.stderr)
+        return End(left)
+    except BaseException as error:
+        _forget_our_frames(error)
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+        sys.excepthook(type(error), error, error.__traceback__)
+        return End(error)
+    return End()
+
+
+def leave(end: End, otherwise: int = 0) -> None:
+    """Leaves the interpreter as the program would have: by its status, or by the signal of Ctrl-C.
+
+    Args:
+        otherwise: the status where its own is 0.
+
+    Raises:
+        SystemExit: always.
+    """
+    if isinstance(end.raised, KeyboardInterrupt):
+        _interrupts.append(end.raised)
+    raise SystemExit(end.status or otherwise)
+
+
+def _prepared(program: Program) -> tuple[ModuleType, CodeType]:
+    """The empty module ``__main__``, in its place, and the code to run in it."""
+    module, ours = ModuleType("__main__"), sys.modules["__main__"]
+    _kept.append(ours)
+    sys.modules["__main__"] = module
+    if "__annotations__" in ours.__dict__:  # not in every version of Python
+        module.__annotations__ = {}
+    spec: importlib.machinery.ModuleSpec | None = None
+    if program.is_module:
+        sys.argv = ["-m", *program.args]
+        _put_first(os.getcwd())
+        spec = _spec_of(program.target)
+        loader: Any = spec.loader
+        code = loader.get_code(spec.name)
+        sys.argv[0] = path = str(spec.origin)
+    else:
+        path = os.path.join(os.getcwd(), program.target)
+        sys.argv = [program.target, *program.args]
+        _put_first(os.path.dirname(os.path.realpath(path)))
+        loader = importlib.machinery.SourceFileLoader("__main__", path)
+        code = compile(loader.get_data(path), path, "exec", dont_inherit=True)
+    about = {"__spec__": spec, "__package__": spec and spec.parent, "__cached__": spec and spec.cached}
+    module.__dict__.update(about, __loader__=loader, __file__=path, __builtins__=sys.modules["builtins"])
+    return module, code
+
+
+def _spec_of(name: str) -> importlib.machinery.ModuleSpec:
+    """That of the module to run; importing its packages is the program's own doing."""
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{name}.__main__")
+    if spec is None or not hasattr(spec.loader, "get_code"):
+        raise SystemExit(f"{sys.executable}: No module named {name}")
+    return spec
+
+
+def _put_first(directory: str) -> None:
+    """Where ``python`` has put our own directory stands the program's; under ``-P`` it puts none."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = directory
+
+
+def _forget_our_frames(error: BaseException | None) -> None:
+    """So that tracebacks read as without us, those of what the error came from too."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.__traceback__ = _without_ours(error.__traceback__)
+        _forget_our_frames(error.__cause__)
+        error = error.__context__
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    frames = []
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    kept = None
+    for frame in reversed([frame for frame in frames if not _is_ours(frame)]):
+        frame.tb_next = kept
+        kept = frame
+    return kept
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    return trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def _die_if_interrupted() -> None:
+    """By the signal, as ``python`` does after Ctrl-C, so that a shell's loop around it ends too."""
+    if not _interrupts:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,215 @@
+"""``gradwatch run`` around real training scripts, each a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import gradwatch
+
+WATCHED = (sys.executable, "-m", "gradwatch", "run")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+    "PYTHONPATH": str(Path(gradwatch.__file__).parent.parent),
+    "PYTHONWARNINGS": "ignore",  # of packages that these scripts use
+}
+SECONDS = 120
+
+LOOP = """
+    import os, sys
+    os.environ["OMP_NUM_THREADS"] = "1"
+    assert "torch" not in sys.modules
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return self.last(self.first(x).tanh())
+
+    def train(model, batches, factor=1.0):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x in batches:
+            loss = (model(x) - x.sum(1, keepdim=True)).square().mean() * factor
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+        return loss.item(), sum(weight.double().sum().item() for weight in model.parameters())
+"""
+
+
+def write(directory, *programs):
+    (directory / "train.py").write_text("\n".join(map(textwrap.dedent, programs)), encoding="utf-8")
+
+
+def run(directory, *command):
+    return subprocess.run(
+        command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+def summary_of(done):
+    lines = done.stderr.splitlines()
+    return [line for line in lines if line.startswith("gradwatch: ") and " step" in line and ("find" in line)]
+
+
+def scalars(directory, tag):
+    events = EventAccumulator(str(directory))
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_a_script_with_workers_its_own_clipping_and_a_crash_does_what_it_does_bare(tmp_path):
+    program = """
+        from torch.utils.data import DataLoader, Dataset
+
+        class Numbers(Dataset):
+            def __len__(self):
+                return 64
+
+            def __getitem__(self, index):
+                return torch.full((4,), index / 64.0)
+
+        if __name__ == "__main__":
+            print(torch.get_num_threads())
+            for method in ("fork", "spawn"):
+                loader = DataLoader(Numbers(), batch_size=8, num_workers=1, multiprocessing_context=method)
+                print(method, train(Net(), loader))
+            raise ValueError("as it happens")
+    """
+    write(tmp_path, LOOP, program)
+    bare = run(tmp_path, sys.executable, "train.py")
+    watched = run(tmp_path, *WATCHED, "train.py")
+    assert bare.stdout.splitlines()[0] == "1"
+    assert watched.stdout == bare.stdout
+    assert watched.returncode == bare.returncode == 1
+    assert watched.stderr.startswith(bare.stderr)
+    assert bare.stderr.endswith("ValueError: as it happens\n")
+    assert summary_of(watched) == [
+        f"gradwatch: Net: 8 steps, no findings; event files in {tmp_path / 'runs' / 'train'}",
+        f"gradwatch: Net_2: 8 steps, no findings; event files in {tmp_path / 'runs' / 'train' / 'Net_2'}",
+    ]
+    assert scalars(tmp_path / "runs" / "train", "grad_norm/first.weight") == [0]
+
+
+def test_ctrl_c_ends_it_as_ever_with_a_summary_and_whole_files(tmp_path):
+    program = """
+        def batches():
+            for step in range(1_000_000):
+                print(step, flush=True)
+                yield torch.randn(8, 4)
+
+        train(Net(), batches())
+    """
+    write(tmp_path, LOOP, program)
+    command = [*WATCHED, "--log-dir", "here", "train.py"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:
+        for line in process.stdout:
+            if line == "120\n":
+                process.send_signal(signal.SIGINT)
+                break
+        _, error = process.communicate(timeout=SECONDS)
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in error
+    assert "gradwatch/" not in error.partition("KeyboardInterrupt")[0]
+    assert "no findings; event files in" in error.splitlines()[-1]
+    assert scalars(tmp_path / "here", "grad_norm_total")[:3] == [0, 50, 100]
+
+
+def test_findings_decide_about_the_status_where_the_script_does_not(tmp_path):
+    program = """
+        print(train(Net(), torch.ones(3, 8, 4), factor=float("nan")))
+        sys.exit(int(sys.argv[1]))
+    """
+    write(tmp_path, LOOP, program)
+    fails = run(tmp_path, *WATCHED, "--fail-on", "exploding,nonfinite", "train.py", "0")
+    own = run(tmp_path, *WATCHED, "--fail-on", "nonfinite", "train.py", "3")
+    assert (fails.returncode, own.returncode) == (1, 3)
+    assert summary_of(fails)[0].startswith("gradwatch: 3 steps, 1 finding; event files in ")
+    assert "  nonfinite in last.bias since step 0: " in fails.stderr
+
+
+def test_lightning_with_and_without_the_callback(tmp_path):
+    program = """
+        import lightning.pytorch as L
+        from lightning.pytorch.demos.boring_classes import BoringModel
+        from gradwatch.lightning import GradWatch
+
+        def fit(model, *callbacks):
+            quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False)
+            trainer = L.Trainer(max_steps=8, enable_checkpointing=False, accelerator="cpu", accumulate_grad_batches=2,
+                                gradient_clip_val=1e-3, callbacks=list(callbacks), **quiet)
+            trainer.fit(model)
+
+        class Other(BoringModel):
+            pass
+
+        if __name__ == "__main__":
+            fit(BoringModel())
+            watch = GradWatch()
+            fit(Other(), watch)
+            print(len(watch.watcher.history))
+    """
+    write(tmp_path, program)
+    done = run(tmp_path, *WATCHED, "train.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "8"
+    first, second = summary_of(done)
+    assert first.startswith("gradwatch: BoringModel: 8 steps, ")
+    assert second.startswith("gradwatch: Other: 8 steps, ")
+    assert second.endswith("watched by the program's own watcher")
+    assert scalars(tmp_path / "runs" / "train", "grad_norm/layer.weight") == [0]
+
+
+def test_hugging_faces_trainer(tmp_path):
+    program = """
+        import torch
+        from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+        config = GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+        tokens = [{"input_ids": torch.arange(8) + i % 4, "labels": torch.arange(8) + i % 4} for i in range(64)]
+        arguments = TrainingArguments("out", max_steps=6, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+                                      report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no")
+        result = Trainer(GPT2LMHeadModel(config), arguments, train_dataset=tokens).train()
+        print(result.global_step)
+    """
+    write(tmp_path, program)
+    done = run(tmp_path, *WATCHED, "train.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "6"
+    assert summary_of(done)[0].startswith("gradwatch: 6 steps, ")
+    assert scalars(tmp_path / "runs" / "train", "grad_norm/transformer.h.0.attn.c_attn.weight") == [0]
+    assert scalars(tmp_path / "runs" / "train", "gradwatch/loss") == [0]
+
+
+def test_under_torchrun_the_first_rank_writes_and_speaks(tmp_path):
+    program = """
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        torch.manual_seed(dist.get_rank())
+        model = nn.parallel.DistributedDataParallel(Net())
+        print(f"rank {dist.get_rank()}", train(model, torch.randn(5, 8, 4))[1], flush=True)
+        dist.destroy_process_group()
+    """
+    write(tmp_path, LOOP, program)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = run(tmp_path, *launcher, "-m", "gradwatch", "run", "--log-dir", "here", "train.py")
+    assert done.returncode == 0, done.stderr
+    weights = sorted(line.split() for line in done.stdout.splitlines())
+    assert [line[1] for line in weights] == ["0", "1"]
+    assert weights[0][2] == weights[1][2]
+    assert summary_of(done) == [f"gradwatch: 5 steps, no findings; event files in {tmp_path / 'here'}"]
+    assert len(list((tmp_path / "here").iterdir())) == 1
+    assert scalars(tmp_path / "here", "grad_norm/first.weight") == [0]
