@@ -317,7 +317,9 @@ def test_an_optimizer_that_was_never_constructed_is_met_when_it_steps(follower, 
     history = watcher_of(follower).history
     assert history.layers[0] == "first.weight"
     assert history["loss"].tolist() == pytest.approx(losses, rel=1e-6)
-    assert (history["activation_rms"][2] > 0).all()  # its second sampled step, the first that it can be seen in whole
+    assert (
+        history["activation_rms"][2, ::2] > 0
+    ).all()  # in the columns of weights; its second sampled step, the first that it can be seen in whole
 
 
 def test_an_optimizer_inside_the_backward_pass_is_told_and_left_alone(follower, caplog):
