@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.parameter import is_lazy
 
-from gradwatch.calls import anything_is_compiled, is_compiled, listen
+from gradwatch.calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.functions import Functions
 from gradwatch.graph import nodes_behind, operation_of
 from gradwatch.harmless import harmless
@@ -75,7 +75,9 @@ class Activations:
 
     def __init__(self, models: Mapping[str, nn.Module], layers: Layers) -> None:
         self.broken: set[str] = set()
-        self._models, self._layers = models, layers
+        self._parts = [
+            (module, *_first_parameter(module, layers)) for m in models.values() for _, module in submodules(m)
+        ]
         self._functions = Functions()
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
         self._depth = 0  # calls under way
@@ -87,9 +89,8 @@ class Activations:
     @harmless
     def begin(self) -> None:
         """From the next forward pass on."""
-        modules = (module for model in self._models.values() for module in model.modules())
-        if not self._undo and not any(map(is_compiled, modules)) and not anything_is_compiled():
-            self._undo = [stop for model in self._models.values() for stop in self._listen(model)]
+        if not self._undo and not any(is_compiled(part) for part, _, _ in self._parts) and not anything_is_compiled():
+            self._undo = list(self._listen())
 
     @harmless
     def observe_loss(self, loss: Tensor) -> None:
@@ -128,11 +129,8 @@ class Activations:
         self._silent_for[column] = passes = (before + 1) * silent
         return (passes >= SILENT_SAMPLES).float().mean()
 
-    def _listen(self, model: nn.Module) -> Iterator[Callable[[], None]]:
-        for _, module in submodules(model):
-            owned = [p for p in module._parameters.values() if p is not None]
-            column = next((c for p in owned if (c := self._layers.column(p)) is not None), None)
-            dimensions = max((p.ndim for p in owned), default=0)
+    def _listen(self) -> Iterator[Callable[[], None]]:
+        for module, column, dimensions in self._parts:
             stop = listen(module, self._enter, functools.partial(self._leave, column, dimensions))
             if stop is not None:
                 yield stop
@@ -144,8 +142,7 @@ class Activations:
     @harmless
     def _leave(self, column: int | None, dimensions: int, _: None, output: Any) -> None:
         self._depth -= 1
-        leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
-        activations = [leaf for leaf in leaves if _is_activation(leaf)]
+        activations = [tensor for tensor in tensors_in(output) if _is_activation(tensor)]
         if column is not None and activations:
             self._take_output(column, dimensions, activations)
         if self._depth == 0:
@@ -185,6 +182,13 @@ class Activations:
                 figures.silent = silent if before is None or before.shape != silent.shape else before & silent
             else:
                 (figures.gates if node in factors else figures.saturated).append(flat.entries.float().mean())
+
+
+def _first_parameter(module: nn.Module, layers: Layers) -> tuple[int | None, int]:
+    """(column of the first watched one that ``module`` itself holds, most dimensions of any)."""
+    owned = [parameter for parameter in module._parameters.values() if parameter is not None]
+    columns = (column for parameter in owned if (column := layers.column(parameter)) is not None)
+    return next(columns, None), max((0 if is_lazy(p) else p.ndim for p in owned), default=0)
 
 
 def _factors(nodes: list[Any]) -> set[Any]:
@@ -231,7 +235,6 @@ def _spread(tensor: Tensor, count: int) -> Tensor:
     return tensor[:: max(1, len(tensor) // count)][:count]
 
 
-def _is_activation(thing: Any) -> bool:
-    if not isinstance(thing, Tensor) or thing.layout is not torch.strided:
-        return False
-    return thing.is_floating_point() and thing.ndim > 0 and thing.numel() > 0
+def _is_activation(tensor: Tensor) -> bool:
+    is_strided = tensor.layout is torch.strided
+    return is_strided and tensor.is_floating_point() and tensor.ndim > 0 and tensor.numel() > 0

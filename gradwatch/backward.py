@@ -93,8 +93,7 @@ class BackwardPass:
         if not mine:
             return False
         if not anything_is_compiled():
-            # those that ran take the places that they already hold among all, in the order in which they ran
-            self._layers.depth[mine] = np.sort(self._layers.depth[mine])
+            self._layers.sort(mine)  # in the order in which they ran
             self._sort_recurrent(mine)
         for column in set(columns) - set(mine[:1] if self._can_measure else ()):
             if column in self._handles:
@@ -104,13 +103,13 @@ class BackwardPass:
 
     def _sort_recurrent(self, columns: Sequence[int]) -> None:
         """Weights of one recurrent module work at every step of time: as registered, input before state."""
-        names, owners, depth = self._layers.names, self._layers.owners, self._layers.depth
+        names, owners = self._layers.names, self._layers.owners
         modules: dict[str, list[int]] = {}
         for column in sorted(columns):
             if owners[column] in RECURRENT:
                 modules.setdefault(names[column].rpartition(".")[0], []).append(column)
         for together in modules.values():
-            depth[together] = np.sort(depth[together])
+            self._layers.sort(together)
 
     def before_change(self, columns: Sequence[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
         """Whether the gradients of ``columns`` changed since the backward pass, and if so their magnitudes at its end.
@@ -121,15 +120,17 @@ class BackwardPass:
             columns: the watched ones of the optimizer that is about to update.
             has_cycled: this optimizer has updated before, so that every optimizer of the loop had its turn.
         """
-        tensors = self._layers.tensors
-        versions = [(self._arrived[column], tensors[column].grad) for column in columns if column in self._arrived]
-        is_changed = any(gradient is not None and gradient._version != version for version, gradient in versions)
+        is_changed = any(self._has_changed(column) for column in columns if column in self._arrived)
         at_end = self._at_end if is_changed else None
         self._was_changed = self._was_changed or is_changed
         self._measures = self._can_measure and (self._was_changed or not has_cycled)
         if not self._measures:
             self._at_end = None
         return is_changed, at_end
+
+    def _has_changed(self, column: int) -> bool:
+        gradient = self._layers.tensors[column].grad
+        return gradient is not None and gradient._version != self._arrived[column]
 
     def remove(self) -> None:
         """Takes every hook off; twice is fine."""

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["anything_is_compiled", "is_compiled", "listen"]
+__all__ = ["anything_is_compiled", "is_compiled", "listen", "tensors_in"]
 
 Enter = Callable[[Any, Any], Any]
 Leave = Callable[[Any, Any], None]
@@ -56,6 +57,13 @@ def anything_is_compiled() -> bool:
     """Whether ``torch.compile`` has compiled anything in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Every tensor of what a module is given or returns."""
+    if isinstance(tree, Tensor):  # most often; a walk through a tree costs ten times as much
+        return [tree]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] | None:

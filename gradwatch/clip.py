@@ -177,8 +177,11 @@ def _remember(total: Tensor, state: dict[str, Tensor], smoothing: float) -> None
 
 
 def _scale_total_to_(gradients: Sequence[Tensor], total: Tensor, max_norm: float | Tensor) -> Tensor:
+    if total.is_cpu and not float(max_norm) < float(total) + _EPSILON < math.inf:
+        return total  # as below; a look costs nothing here, each operation does
     scale = (max_norm / (total + _EPSILON)).clamp(max=1.0)
-    scale = torch.where(torch.isfinite(total), scale, 1.0)
+    if not total.is_cpu:
+        scale = torch.where(torch.isfinite(total), scale, 1.0)
     stats.scale_(gradients, scale)
     return total * scale
 

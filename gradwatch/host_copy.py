@@ -32,14 +32,19 @@ class HostCopy:
         self._arrived = None
         if device.type == "cpu":
             self._host = packed
-        else:
-            pinned = torch.empty(packed.shape, dtype=wide, pin_memory=device.type == "cuda")
-            self._host = pinned.copy_(packed, non_blocking=True)
-            self._arrived = torch.Event(device)
-            self._arrived.record()
+            return
+        pinned = torch.empty(packed.shape, dtype=wide, pin_memory=device.type == "cuda")
+        self._host = pinned.copy_(packed, non_blocking=True)
+        self._arrived = torch.Event(device)
+        self._arrived.record()
 
     def read(self) -> list[NDArray[np.floating]]:
         """The vectors as numpy arrays, in their order; waits until they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [part.numpy() for part in self._host.split(self._lengths)]
+        host, begin = self._host.numpy().astype(np.float64, copy=False), 0
+        parts: list[NDArray[np.floating]] = []
+        for length in self._lengths:
+            parts.append(host[begin : begin + length])
+            begin += length
+        return parts

@@ -31,6 +31,7 @@ class Layers:
         tensors: (P,) the tensors themselves.
         owners: (P,) type name of the module that holds each, ``""`` for a bare tensor.
         depth: (P,) int, position of each from input to output: order of registration, until a backward pass was seen.
+            Changed by ``sort`` alone.
         is_weight: (P,) bool, tensors of two or more dimensions that are not empty: those whose gradients can be
             compared along depth.
         size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
@@ -46,6 +47,7 @@ class Layers:
     def __post_init__(self) -> None:
         self.depth = np.arange(len(self.names))
         self._known: tuple[NDArray[np.bool_], NDArray[np.int64]] | None = None
+        self._order: NDArray[np.int64] | None = None
         self._column = {id(tensor): column for column, tensor in enumerate(self.tensors)}
 
     def __len__(self) -> int:
@@ -58,6 +60,18 @@ class Layers:
     @property
     def size(self) -> NDArray[np.int64]:
         return self._dimensions()[1]
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """(P,) the columns from input to output."""
+        if self._order is None:
+            self._order = np.argsort(self.depth)
+        return self._order
+
+    def sort(self, columns: Sequence[int]) -> None:
+        """``columns`` lie in this order: they take the places that they already hold among all."""
+        self.depth[columns] = np.sort(self.depth[columns])
+        self._order = None
 
     def _dimensions(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """(is_weight, size), looked up once no lazy module waits for its shapes any more."""

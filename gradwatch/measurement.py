@@ -92,13 +92,13 @@ class Measurement:
         if at_end is not None:
             positions = torch.from_numpy(at_end.positions(columns)).to(self._now.l2.device)
             self.magnitudes = stats.undo_change(self._now, at_end.without(scale_at_end), positions)
-        self._factor = self._factor_in_entries()
         self.device = self.magnitudes.l2.device
         self._loss = _mean(losses, self.device)
         self._clipped_total = self._now.total
         self._skipped = False
         self._sampled = moment.sampled
         self._watched = np.flatnonzero(columns >= 0)
+        self._is_whole_table = np.array_equal(columns, np.arange(len(layers)))
         if len(self._watched) == len(columns):
             self._parameters, self._watched_gradients = parameters, gradients
         else:
@@ -120,8 +120,9 @@ class Measurement:
     @cached_property
     def is_finite(self) -> bool:
         """Whether every gradient entry and the loss are finite. Waits for the device."""
-        worst = self.magnitudes.total if self._loss is None else self.magnitudes.total + self._loss
-        if math.isfinite(float(worst)):
+        total, loss = self.magnitudes.total, self._loss
+        worst = float(total) if loss is None else float(total) + float(loss) if total.is_cpu else float(total + loss)
+        if math.isfinite(worst):
             return True
         sick = self.magnitudes.nonfinite.sum() > 0  # the norm may have overflowed, of entries that did not
         return not bool(sick if self._loss is None else sick | ~torch.isfinite(self._loss))
@@ -230,7 +231,8 @@ class Measurement:
             self._figures["update_ratio"] = change
             measurement._before = None
 
-    def _factor_in_entries(self) -> Tensor:
+    @cached_property
+    def _factor(self) -> Tensor:
         """(n,) what each gradient's entries are too large by: a loss scale, or less than 1 once the loop clipped."""
         now, scale = self._now.l2, self._now.scale
         change = (
@@ -263,16 +265,24 @@ class Measurement:
         }
 
     def _count_corrupt_weights(self) -> NDArray[np.int64] | None:
-        if self.device.type != "cpu" or not bool(self.magnitudes.nonfinite.any()):
+        if (
+            self.device.type != "cpu"
+            or math.isfinite(self.magnitudes.total)
+            or not bool(self.magnitudes.nonfinite.any())
+        ):
             return None
         return self._place(stats.count_nonfinite(self._parameters).numpy(), absent=0).astype(np.int64)
 
     def _spread(self, values: Floats, absent: float = np.nan) -> Floats:
         """(n,) over all parameters → (P,) over the table."""
+        if self._is_whole_table:
+            return values
         return self._place(values[self._watched], absent)
 
     def _place(self, values: Floats, absent: float = np.nan) -> Floats:
         """(watched,) → (P,) over the table."""
+        if self._is_whole_table:
+            return values
         row = np.full(len(self._layers), absent, dtype=np.float64)
         row[self._columns[self._watched]] = values
         return row

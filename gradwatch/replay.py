@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gradwatch.calls import anything_is_compiled, is_compiled, listen
+from gradwatch.calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.harmless import harmless
 from gradwatch.operations import STEEP, Operations, fault_behind, operations_behind
 from gradwatch.origin import origin_of
@@ -173,11 +173,13 @@ class Replay:
     def _enter(self, name: str, args: Any, kwargs: Any) -> _Call | None:
         if self._under_way is not None and self._under_way.name != name:
             return None  # a part, called by its whole
-        device = next((leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), "cpu")
+        given = [tensor for each in (*args, *kwargs.values()) for tensor in tensors_in(each)]
+        device = given[0].device.type if given else "cpu"
+        are_plain = len(given) == len(args) and not kwargs and all(tensor.grad_fn is None for tensor in given)
         self._under_way = _Call(
             name,
-            tree_map(_cut_off, (args, kwargs)),
-            _versions((args, kwargs)),
+            (args, kwargs) if are_plain else tree_map(_cut_off, (args, kwargs)),
+            [tensor._version for tensor in given if not tensor.is_inference()],
             (torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None),
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
         )
@@ -279,7 +281,7 @@ def _versions(tree: Any) -> list[int]:
 
 def _sample(output: Any) -> Tensor | None:
     """At most 16 entries of the first tensor that a model returned."""
-    tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.numel() > 0), None)
+    tensor = next((tensor for tensor in tensors_in(output) if tensor.numel() > 0), None)
     if tensor is None or tensor.layout is not torch.strided:
         return None
     flat = tensor.detach().flatten()
@@ -292,4 +294,4 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 def _differentiable(output: Any) -> list[Tensor]:
     """The tensors of what a model returned that were computed from something with a gradient."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+    return [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]

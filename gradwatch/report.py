@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -109,7 +110,12 @@ class StepReport:
     origin: Origin | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)
 
+    @cached_property
+    def gradients_are_finite(self) -> bool:
+        """Whether every entry of every gradient is."""
+        return not self.nonfinite.any()
+
     @property
     def is_finite(self) -> bool:
         """Whether every gradient and the loss are."""
-        return not (self.nonfinite > 0).any() and (self.loss is None or math.isfinite(self.loss))
+        return self.gradients_are_finite and (self.loss is None or math.isfinite(self.loss))

@@ -6,6 +6,7 @@ The only place that calls ``torch._foreach_*``, the kernels below ``torch.nn.uti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -77,13 +78,14 @@ def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitude
     Finiteness is judged by the entries, never by the norm alone: 3e19 in float32 has an infinite norm.
     Squares are accumulated in float32 at least, because float16 overflows at 65,504.
     """
-    plain = [_plain(tensor) for tensor in tensors]
+    plain = _all_plain(tensors)
     l2 = _norms(plain)
-    nonfinite = _count_nonfinite(plain, l2)
+    total = _total(l2)
+    nonfinite = _count_nonfinite(plain, l2, total)
     if scale is None:
-        return Magnitudes(l2, nonfinite, _total(l2))
+        return Magnitudes(l2, nonfinite, total)
     scale = scale.to(l2.device, non_blocking=True)
-    return Magnitudes(l2 / scale, nonfinite, _total(l2) / scale, scale)
+    return Magnitudes(l2 / scale, nonfinite, total / scale, scale)
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magni
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """(P,) Euclidean norms, one batched call per (device, dtype)."""
-    return _norms([_plain(tensor) for tensor in tensors])
+    return _norms(_all_plain(tensors))
 
 
 @torch.no_grad()
@@ -157,11 +159,13 @@ def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor
 @torch.no_grad()
 def scale_(tensors: Sequence[Tensor], scales: Tensor) -> None:
     """Multiplies ``tensors`` in place by ``scales``: () for one scale, (P,) for one each. No host sync."""
-    if scales.device.type == "cpu" and bool((scales == 1).all()):
+    if scales.is_cpu and (scales == 1 if scales.ndim == 0 else (scales == 1).all()):
         return  # looking costs nothing here, and saves a read and a write of every gradient
-    for group, positions in _groups([_real(tensor) for tensor in tensors]):
-        here = scales.to(group[0].device, non_blocking=True)
-        # each scale keeps its own precision: in float16 one below 6e-8 would be 0
+    for group, positions in _groups(tensors):
+        group = [_real(tensor) for tensor in group] if group[0].is_complex() else group
+        # a scale of the group's own type is multiplied three times as fast; in float16 one below 6e-8 would be 0
+        dtype = group[0].dtype if group[0].dtype in (torch.float32, torch.float64) else scales.dtype
+        here = scales.to(group[0].device, dtype, non_blocking=True)
         torch._foreach_mul_(group, here if here.ndim == 0 else list(here[positions].unbind()))
 
 
@@ -191,7 +195,9 @@ def _norms(plain: Sequence[Tensor]) -> Tensor:
     return _gather(plain, lambda group: torch._foreach_norm(group, 2, dtype=_accumulator(group[0].dtype)))
 
 
-def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor) -> Tensor:
+def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor, total: Tensor) -> Tensor:
+    if l2.device.type == "cpu" and math.isfinite(total):
+        return torch.zeros(len(tensors), dtype=torch.int64)
     if l2.device.type != "cpu":
         largest = _gather(tensors, lambda group: [_largest(tensor) for tensor in group])
         return (~torch.isfinite(largest)).long()
@@ -203,7 +209,7 @@ def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor) -> Tensor:
 
 
 def _total(l2: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(l2.to(_wide(l2.device)))
+    return torch.linalg.vector_norm(l2, dtype=_wide(l2.device))
 
 
 def _largest(tensor: Tensor) -> Tensor:
@@ -211,6 +217,12 @@ def _largest(tensor: Tensor) -> Tensor:
         return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
     low, high = torch.aminmax(tensor)
     return torch.maximum(-low, high)
+
+
+def _all_plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """``_plain`` of each; most are already, and thousands of calls would cost as much as their norms."""
+    strided = torch.strided
+    return [t if t.layout is strided and not t.is_complex() else _plain(t) for t in tensors]
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Episode:
     ) -> None:
         self._detector, self._layers, self._advise, self._background = detector, layers, advise, background
         self._streak = np.zeros(0, dtype=np.int64)  # sick steps in a row, a column each
+        self._has_streaks = False
         self._onset = np.zeros(0, dtype=np.int64)  # the step at which each streak began
         self._earliest = 0  # no onset lies before this step: it belongs to the finding before
         self._covered: set[int] = set()
@@ -61,13 +62,16 @@ class Episode:
 
     def advance(self, report: StepReport, symptoms: Symptoms) -> list[Event]:
         """Takes in one step; says what opened or ended at it."""
+        is_sick = bool(symptoms.sick.any())
+        if not is_sick and self._open is None and not self._has_streaks:
+            return []  # most steps of most runs
         self._lengthen_streaks(report, symptoms)
         due = symptoms.sick & (self._streak >= self._detector.patience)
         if symptoms.mending is not None:
             due &= ~symptoms.mending
         if self._open is None:
             return [self._raise(report, symptoms, due)] if due.any() else []
-        if symptoms.sick.any():
+        if is_sick:
             self._healthy = 0
             self._extend(report, due)
             return []
@@ -88,6 +92,7 @@ class Episode:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what ``state`` returned."""
         self._streak, self._onset = state["streak"].copy(), state["onset"].copy()
+        self._has_streaks = bool(self._streak.any())
         self._earliest, self._covered, self._healthy = state["earliest"], set(state["covered"]), state["healthy"]
         self._open = None if state["open"] is None else Finding.from_dict(state["open"])
 
@@ -101,6 +106,7 @@ class Episode:
         # a layer without a gradient at this step is neither sick nor healthy
         known = True if self._detector.covers_whole_run else report.measured
         self._streak = np.where(symptoms.sick, self._streak + 1, np.where(known, 0, self._streak))
+        self._has_streaks = bool(self._streak.any())
 
     def _raise(self, report: StepReport, symptoms: Symptoms, due: np.ndarray) -> Event:
         columns = [int(column) for column in np.flatnonzero(due)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradwatch.detect.loss_level import loss_suffers, new_loss_level
-from gradwatch.detect.symptoms import Detector, Symptoms
+from gradwatch.detect.symptoms import Detector, Symptoms, healthy
 from gradwatch.findings import Thresholds
 from gradwatch.layers import Layers
 from gradwatch.report import Floats, StepReport
@@ -65,14 +65,21 @@ class Exploding(Detector):
 
     def examine(self, report: StepReport) -> Symptoms | None:
         suffers = None if report.loss is None else loss_suffers(self._memory["loss"], report.loss)
-        if (report.nonfinite > 0).any():
+        if not report.gradients_are_finite:
             return None  # whoever exploded is beyond telling; nonfinite takes over
         norm = np.append(report.grad_norm, report.grad_norm_total)
-        overflow = np.isinf(report.grad_norm)
-        self._usual = np.where(self._memory["count"][:-1] > 0, 10 ** self._memory["level"][:-1], np.nan)
-        threshold = 10 ** self._margin()[:-1]
-        growth = self._learn(report.step, norm)[:-1]
+        before = self._memory["level"].copy(), self._margin()
+        known = self._memory["count"][:-1] > 0
+        deviation = self._learn(report.step, norm, before[1], asks=suffers is None)[:-1]
         goes_on = self._goes_on(report.step, report.loss)
+        overflow = np.isinf(report.grad_norm)
+        if self._literal is None and not overflow.any() and not self._memory["evidence"].any():
+            outgrown = self._outgrown(suffers)
+            if not outgrown.any():
+                return healthy(len(overflow))
+        growth = 10.0 ** np.clip(deviation, -300, 300)
+        self._usual = np.where(known, 10 ** before[0][:-1], np.nan)
+        threshold = 10 ** before[1][:-1]
         if self._literal is not None:
             sick = growth > self._literal
             threshold = np.full(len(sick), float(self._literal))
@@ -105,38 +112,49 @@ class Exploding(Detector):
         loss = "" if report.loss is None else f", and the loss is {report.loss:.4g}"
         return f"gradient norms of {len(covered)} of {len(self._layers)} layers outgrow their level{loss}", measured
 
-    def _learn(self, step: int, norm: Floats) -> Floats:
-        """Growth of each norm over its level as a factor; then takes the norm into level and evidence."""
+    def _learn(self, step: int, norm: Floats, margin: Floats, *, asks: bool) -> Floats:
+        """Decades of each norm above its level, 0 where there is none; then takes the norm into level and evidence.
+
+        Args:
+            asks: whether it matters if norms outgrow their first steps, as it does where no loss is observed.
+        """
         memory = self._memory
         usable = np.isfinite(norm) & (norm > 0)
-        log = np.log10(np.where(usable, norm, 1.0))
+        log = np.log10(norm if usable.all() else np.where(usable, norm, 1.0))
         first = usable & (memory["count"] == 0)
-        memory["level"][first] = log[first]
-        if first[-1]:
-            memory["first_total"] = float(norm[-1])
+        if first.any():
+            memory["level"][first] = log[first]
+            if first[-1]:
+                memory["first_total"] = float(norm[-1])
         deviation = np.where(usable, log - memory["level"], 0.0)
-        margin = self._margin()
-        self._compare_with_first(norm, usable)
+        self._compare_with_first(norm, usable, asks=asks)
         self._gather(step, usable, deviation - margin)
-        rate = 1 / np.minimum(memory["count"] + 1, HORIZON)
-        taken = np.clip(deviation, -margin, margin)  # a spike must not become the new normal
-        memory["level"] += np.where(usable, rate * taken, 0.0)
-        memory["spread"] += np.where(usable, rate * (np.abs(taken) - memory["spread"]), 0.0)
+        rate = usable / np.minimum(memory["count"] + 1, HORIZON)
+        taken = np.minimum(np.maximum(deviation, -margin), margin)  # a spike must not become the new normal
+        memory["level"] += rate * taken
+        memory["spread"] += rate * (np.abs(taken) - memory["spread"])
         memory["count"] += usable
-        return 10.0 ** np.clip(deviation, -300, 300)
+        return deviation
 
     def _gather(self, step: int, usable: np.ndarray, excess: Floats) -> None:
         evidence, onset = self._memory["evidence"], self._memory["onset"]
         begins = usable & (evidence <= 0) & (excess > 0)
+        if not begins.any() and not evidence.any():
+            return
         onset[begins] = step
         evidence[:] = np.where(usable, np.maximum(0.0, evidence + excess), evidence)
 
-    def _compare_with_first(self, norm: Floats, usable: np.ndarray) -> None:
+    def _compare_with_first(self, norm: Floats, usable: np.ndarray, *, asks: bool) -> None:
         memory = self._memory
         early = usable & (memory["count"] < FIRST_STEPS)
-        memory["first_peak"][early] = np.maximum(memory["first_peak"], norm)[early]
+        if early.any():
+            memory["first_peak"][early] = np.maximum(memory["first_peak"], norm)[early]
+        if not asks:
+            memory["outgrown"][:] = 0
+            return
         outgrows = usable & ~early & (norm > OUTGROWN * memory["first_peak"])
-        memory["outgrown"] = np.where(outgrows, memory["outgrown"] + 1, np.where(usable, 0, memory["outgrown"]))
+        if outgrows.any() or memory["outgrown"].any():
+            memory["outgrown"] = np.where(outgrows, memory["outgrown"] + 1, np.where(usable, 0, memory["outgrown"]))
 
     def _margin(self) -> Floats:
         return np.maximum(MARGIN, SPREADS * self._memory["spread"])

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from gradwatch.detect.symptoms import Detector, Symptoms, whole_run
+from gradwatch.detect.symptoms import Detector, Symptoms, healthy, whole_run
 from gradwatch.layers import Layers
 from gradwatch.report import StepReport
 
@@ -31,6 +31,8 @@ class NonFiniteGradient(Detector):
 
     def examine(self, report: StepReport) -> Symptoms:
         self._count_overflows(report)
+        if report.gradients_are_finite:
+            return healthy(len(report.layers))
         is_first_overflows = 0 < self._memory["overflows"] < PERSISTS
         sick = (report.nonfinite > 0) & (not is_first_overflows)
         return Symptoms(
@@ -94,8 +96,9 @@ class NonFiniteLoss(Detector):
         if report.loss is None:
             return None
         sick = not math.isfinite(report.loss)
-        gradients_are_sick = bool((report.nonfinite > 0).any())
-        self._memory["went_first"] = sick and (self._memory["went_first"] or not gradients_are_sick)
+        self._memory["went_first"] = sick and (self._memory["went_first"] or report.gradients_are_finite)
+        if not sick:
+            return healthy(1)
         return whole_run(self._memory["went_first"], value=1, threshold=0)  # one number that is not finite
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:

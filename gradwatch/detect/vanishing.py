@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from gradwatch.detect.symptoms import Detector, Symptoms
+from gradwatch.detect.symptoms import Detector, Symptoms, healthy
 from gradwatch.findings import Thresholds
 from gradwatch.layers import Layers
 from gradwatch.report import Floats, StepReport
@@ -62,6 +62,7 @@ class Vanishing(Detector):
             "first_loss": None,
             "recent_loss": None,
             "loss_change": 0.0,  # the largest so far, a share of the first
+            "has_ratios": False,
             "ratios": np.full((max(1, self.patience - 1), len(layers)), np.nan),  # the last of each sick layer
         }
         self._gone = False
@@ -80,6 +81,8 @@ class Vanishing(Detector):
                 sick, threshold = report.measured, self._gone_threshold(norm)
             else:
                 sick, threshold, mending = self._faded(report)
+        if not sick.any():
+            return healthy(len(sick))
         with np.errstate(divide="ignore", invalid="ignore"):
             badness = np.where(self._layers.is_weight, 0.0, -1e6) - np.log10(np.maximum(norm, 1e-300))
         return Symptoms(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold, mending=mending)
@@ -112,6 +115,9 @@ class Vanishing(Detector):
         rms = self._root_mean_square(report)
         limit = self._limit()
         boundary, strongest = self._boundary(rms, report.measured, limit)
+        if boundary < 0 and not self._memory["has_ratios"]:
+            none = np.zeros(len(rms), dtype=bool)
+            return none, rms, none
         sick = (self._layers.depth <= boundary) & report.measured & (rms < limit * strongest)
         mending = self._recovers(rms / strongest, sick, report.measured)
         return sick, limit * strongest * np.sqrt(self._layers.size), mending
@@ -119,7 +125,7 @@ class Vanishing(Detector):
     def _boundary(self, rms: Floats, measured: np.ndarray, limit: float) -> tuple[int, float]:
         """(depth of the last weight before which all are faint, the largest after it); (−1, 1) where none is."""
         depth = self._layers.depth
-        order = np.argsort(depth)
+        order = self._layers.order
         weights = order[(self._layers.is_weight & measured)[order]]
         before = np.maximum.accumulate(rms[weights])[:-1]
         after = np.maximum.accumulate(rms[weights][::-1])[::-1][1:]
@@ -131,9 +137,15 @@ class Vanishing(Detector):
 
     def _recovers(self, ratio: Floats, sick: np.ndarray, measured: np.ndarray) -> np.ndarray:
         ratios = self._memory["ratios"]
+        if not sick.any() and not self._memory["has_ratios"]:
+            return sick
+        self._memory["has_ratios"] = bool(
+            sick.any()
+        )  # a layer that is not measured meanwhile keeps its own a step longer
         recovers = sick & (ratio > np.where(ratio < DEPTH_RATIO, RECOVERING, STIRRING) * ratios[0])
         ratios[:, measured & ~sick] = np.nan  # a layer without a gradient at this step is neither sick nor healthy
         ratios[:, sick] = np.vstack([ratios[1:, sick], ratio[sick]])
+        self._memory["has_ratios"] = not np.isnan(ratios).all()
         return recovers
 
     def _limit(self) -> float:

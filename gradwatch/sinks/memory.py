@@ -33,6 +33,9 @@ _PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
 }
 
 
+_ALL = {**_PER_LAYER, **_PER_STEP}
+
+
 class History:
     """The last S ≤ ``length`` steps of P layers, oldest first.
 
@@ -55,15 +58,15 @@ class History:
     def append(self, report: StepReport) -> None:
         """Takes in one step; the oldest falls out once ``length`` are held."""
         at = self._seen % self._length
-        for tables, width in ((_PER_LAYER, (len(self.layers),)), (_PER_STEP, ())):
-            for name, (dtype, absent, value_of) in tables.items():
-                value = value_of(report)
-                if name not in self._rings:
+        with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
+            for name, (dtype, absent, value_of) in _ALL.items():
+                ring = self._rings.get(name)
+                if ring is None:
                     if name in FIGURES and name not in report.figures:
                         continue  # allocated once it is first measured
-                    self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)
-                with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
-                    self._rings[name][at] = value
+                    width = (len(self.layers),) if name in _PER_LAYER else ()
+                    ring = self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)
+                ring[at] = value_of(report)
         self._seen += 1
 
     @property
@@ -74,10 +77,9 @@ class History:
         return min(self._seen, self._length)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        known = {**_PER_LAYER, **_PER_STEP}
-        if name not in known:
-            raise KeyError(f"history[{name!r}]: expected one of {', '.join(known)}.")
-        dtype, absent, _ = known[name]
+        if name not in _ALL:
+            raise KeyError(f"history[{name!r}]: expected one of {', '.join(_ALL)}.")
+        dtype, absent, _ = _ALL[name]
         if name not in self._rings:
             width = (len(self.layers),) if name in _PER_LAYER else ()
             return np.full((len(self), *width), absent, dtype=dtype)

@@ -24,6 +24,7 @@ from gradwatch.measurement import Measurement
 from gradwatch.origin import inferred_origin
 from gradwatch.remedies import advise
 from gradwatch.replay import Replay
+from gradwatch.report import Origin
 from gradwatch.sinks.log import logger
 from gradwatch.trace import Trace
 from gradwatch.watcher.options import OnNonFinite
@@ -221,15 +222,18 @@ class Steps:
             self.replay.forget(was_seen_whole=updates.is_settled)
         if self.trace is not None:
             current.trace_back(partial(self.trace.origin, self.trace.take() or ()), now=False)
-        current.trace_back(partial(inferred_origin, self._layers, self.modules, self._how_to_see(current)), now=False)
+        current.trace_back(partial(self._infer, current.device), now=False)
 
-    def _how_to_see(self, current: Measurement) -> str:
+    def _infer(self, device: torch.device, loss: float | None, sick_layers: list[str]) -> Origin:
+        return inferred_origin(self._layers, self.modules, self._how_to_see(device), loss, sick_layers)
+
+    def _how_to_see(self, device: torch.device) -> str:
         """What would name the module, where it could not be observed."""
         if self.trace is None and self.replay is not None and not self.replay.was_called:
             return "not seen: this loop calls parts of the model, which are looked at from its second step on"
         if self.trace is not None:
             return "not seen: what is compiled, scripted or sharded is not looked at; run it as it is to be told"
-        if self.replay is not None and current.device.type == "cpu":
+        if self.replay is not None and device.type == "cpu":
             return "not seen: the step could not be run again as it was; trace_nonfinite=True looks at every call"
         return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'
 

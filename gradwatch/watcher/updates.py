@@ -70,11 +70,13 @@ class Updates:
         self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
+        self._ids: list[int] = []
         self._last_sick: int | None = None
 
     def use(self, parameters: Sequence[Tensor], layers: Layers) -> None:
         """Looks columns up where the parameters are not those of the last update."""
-        if list(map(id, parameters)) != list(map(id, self.parameters)):
+        if (ids := list(map(id, parameters))) != self._ids:
+            self._ids = ids
             found = [layers.column(parameter) for parameter in parameters]
             self.parameters = parameters
             self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
