@@ -10,7 +10,7 @@ import gradwatch
 
 PACKAGE = Path(gradwatch.__file__).parent
 
-FLOOR_0 = {"findings", "report", "stats", "layers", "host_copy", "slopes"}
+FLOOR_0 = {"findings", "report", "packed", "stats", "layers", "host_copy", "slopes"}
 FLOOR_1 = {
     "detect": {"findings", "report", "layers", "harmless"},
     "clip": {"stats"},
@@ -24,17 +24,18 @@ FLOOR_1 = {
     "trace": {"calls", "origin", "report", "harmless"},
     "operations": {"report"},
     "replay": {"calls", "operations", "origin", "report", "trace", "harmless"},
-    "sinks": {"findings", "report"},
+    "sinks": {"findings", "packed", "report"},
     "remedies": {"findings", "layers"},
     "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},
 }
 BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
-ALL = {"gradwatch", "watcher", "lightning", "demo", *BELOW_WATCHER}
+ALL = {"gradwatch", "watcher", "lightning", "tensorboard_plugin", "demo", *BELOW_WATCHER}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     **FLOOR_1,
     "watcher": BELOW_WATCHER,
     "lightning": {"watcher", *BELOW_WATCHER},
+    "tensorboard_plugin": {"packed", "report"},
     "demo": ALL,
     "cli": ALL,
 }

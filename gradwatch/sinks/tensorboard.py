@@ -16,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 
+from gradwatch import packed
 from gradwatch.findings import Finding
 from gradwatch.report import Floats
 from gradwatch.sinks import Row
@@ -36,12 +37,10 @@ LAYER_TAGS = (
 )
 """Per-layer scalars that ``layer_scalars`` may name."""
 
-PACKED = ("update_ratio", "weight_norm", "activation_rms", "dead_share", "saturated_share")
-"""Figures of all layers in one tensor each, beside the norms; what draws depth × time reads these."""
-
-VERSION = 1  # of what stands under ``gradwatch/``, for readers of older and newer files
 _METADATA = SummaryMetadata(
-    plugin_data=SummaryMetadata.PluginData(plugin_name="gradwatch", content=json_of({"version": VERSION}).encode()),
+    plugin_data=SummaryMetadata.PluginData(
+        plugin_name=packed.PLUGIN, content=json_of({"version": packed.VERSION}).encode()
+    ),
     data_class=2,  # DATA_CLASS_TENSOR
 )
 _HISTOGRAM_BINS = 64
@@ -50,9 +49,10 @@ _HISTOGRAM_BINS = 64
 class TensorBoard:
     """Scalars ``<statistic>/<parameter>``, totals, histograms, and findings as text.
 
-    For readers that draw all layers at once, each row also holds tensors of the plugin ``gradwatch``, with a column per
-    layer in order of registration: ``gradwatch/grad_norm``, (3, P) float32, the norm at this step and its highest and
-    lowest since the last row, and ``gradwatch/<name>``, (P,) float32, of each figure of ``PACKED`` measured since then.
+    For readers that draw all layers at once, each row also holds float32 tensors of the plugin ``gradwatch``, with a
+    column per layer in order of registration; their rows are named in ``gradwatch.packed``. ``gradwatch/grad_norm`` is
+    (3, P), ``gradwatch/band`` (2, P), ``gradwatch/<name>``, (P,), is each of ``packed.FIGURES`` measured since the last
+    row, and ``gradwatch/totals`` (8,), what concerns the whole run.
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``, at its opening and at its end; its step is
     where it was told, or one more than that of the finding before: of two at one step a reader would keep one.
@@ -134,10 +134,13 @@ class TensorBoard:
             shape = {"layers": report.layers, "depth": report.depth.tolist(), "size": report.size.tolist()}
             yield "gradwatch/layers", json_of(shape)
         yield "gradwatch/grad_norm", np.stack([report.grad_norm, row.highest, row.lowest])
+        yield "gradwatch/totals", _totals(row)
+        if row.band is not None:
+            yield "gradwatch/band", row.band
         figures = dict(row.figures)
         if (output := figures.get("saturated_output_share")) is not None:
             figures["saturated_share"] = np.fmax(figures.get("saturated_share", output), output)
-        for name in PACKED:
+        for name in packed.FIGURES:
             if name in figures:
                 yield f"gradwatch/{name}", figures[name]
 
@@ -148,6 +151,14 @@ class TensorBoard:
         metadata = None if tag in self._described else _METADATA
         self._described.add(tag)
         return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
+
+
+def _totals(row: Row) -> Floats:
+    report = row.report
+    loss = np.nan if report.loss is None else report.loss
+    clipped = report.grad_norm_clipped_total
+    extremes = (row.highest_total, row.lowest_total)
+    return np.array([report.grad_norm_total, *extremes, clipped, row.clipped, row.skipped, loss, report.optimizer])
 
 
 def _without_run(directory: Path) -> Path:
