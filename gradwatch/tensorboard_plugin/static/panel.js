@@ -1,0 +1,277 @@
+/** One run: its map, the labels beside it, the axis below; what it fetched and how much of it is in view. */
+
+import {ask, askForArray} from './api.js';
+import {figure, wholeNumber} from './axis.js';
+import {element} from './dom.js';
+import {keyOf} from './findings.js';
+import {follow} from './gestures.js';
+import {showLabels, wantedWidth} from './labels.js';
+import {paintAxis, paintCells, paintOver} from './painter.js';
+import {Sheet} from './sheet.js';
+import {layOut, modulesAround, treeOf} from './tree.js';
+import {panned, zoomed} from './view.js';
+
+const ROW_HEIGHT = 18;
+const [LEAST_HEIGHT, MOST_HEIGHT] = [150, 520];
+const LEAST_ROWS = 3;
+const LEAST_STEPS = 5;
+
+export class Panel {
+  /** @param {object} app {state, view, bounds, scale, told, choose(changes), setView(view), hover(step)}. */
+  constructor(run, app) {
+    [this.run, this.app] = [run, app];
+    [this.collapsed, this.query, this.sheets] = [new Set(), '', []];
+    this.plot = element('div', {className: 'plot', tabIndex: 0, role: 'application', 'aria-describedby': 'help'});
+    this.canvases = ['cells', 'over'].map((className) => element('canvas', {className, 'aria-hidden': 'true'}));
+    this.plot.append(...this.canvases);
+    this.axis = element('canvas', {className: 'axis', 'aria-hidden': 'true'});
+    this.labels = element('div', {className: 'labels', role: 'tree', 'aria-label': `Layers of ${run}`});
+    this.readout = element('p', {className: 'readout', role: 'status'});
+    this.error = element('p', {className: 'error', role: 'alert', hidden: true});
+    this.map = element('div', {className: 'map'}, this.labels, this.plot, element('span'), this.axis);
+    this.element = element('section', {className: 'panel'}, element('h2', {}, run), this.error, this.map, this.readout);
+    follow(this.plot, this._gestures());
+  }
+
+  /** Reads the table and findings again. */
+  async load() {
+    await this._guard(async () => {
+      this.overview = await ask('overview', {run: this.run});
+      this._arrange();
+    });
+  }
+
+  /** Fetches the map of `statistic`: all of it, or what `view` shows, drawn over that. */
+  async fetch(statistic, bounds, view = null) {
+    if (!this.overview) return;
+    if (!this.overview.statistics.some(({name}) => name === statistic)) {
+      this.sheets = [];
+      this._say(`This run has not logged ${statistic}. Choose another statistic.`);
+      return;
+    }
+    const width = Math.max(200, Math.min(2000, Math.round(this._width() * (window.devicePixelRatio || 1))));
+    const margin = view ? (view.to - view.from) / 2 : 0; // so that a short way of panning is there already
+    const [from, to] = view ? [view.from - margin, view.to + margin] : [bounds.from, bounds.to];
+    const stretch = {from: Math.max(0, Math.floor(from)), to: Math.ceil(to) - 1, width: view ? 2 * width : width};
+    const asked = (this._asked = {});
+    await this._guard(async () => {
+      const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}));
+      if (asked !== this._asked) return; // a later question is under way
+      this.sheets = view && this.sheets.length ? [this.sheets[0], sheet] : [sheet];
+    });
+  }
+
+  /** The run's scale of colours, null where it has none. */
+  get scale() {
+    return this.sheets[0]?.header.scale ?? null;
+  }
+
+  /** Layers in forward order, as indices. */
+  get order() {
+    return treeOf(this.overview.layers, this.overview.depth).layers;
+  }
+
+  search(query) {
+    this.query = query;
+    this._arrange();
+    this.draw();
+  }
+
+  /** Opens the modules around `layer` and moves it into view. */
+  reveal(layer) {
+    const index = this.overview?.layers.indexOf(layer) ?? -1;
+    if (index < 0) return;
+    modulesAround(this.tree, index).forEach((path) => this.collapsed.delete(path));
+    this._arrange(false);
+    const row = this._rowOf(index);
+    const {from, to} = this.rowView;
+    if (row < from || row >= to) this.rowView = panned({from: row - (to - from) / 2, to: row + (to - from) / 2}, 0, this._rowBounds());
+  }
+
+  findingsOf(layer) {
+    return this._findings().filter(({layers, layer: worst}) => layers.includes(layer) || worst === layer || worst === '');
+  }
+
+  /** First and last step of a finding; one that goes on lasts to the end of the run. */
+  stretchOf({step, last_step: last, ended}) {
+    return [step, ended ? last : Math.max(last, this.overview?.lastStep ?? last)];
+  }
+
+  draw() {
+    if (!this.overview || !this.app.view) return;
+    const {view, scale, state} = this.app;
+    const [width, height] = [this._width(), this._height()];
+    this.plot.style.height = this.labels.style.height = `${height}px`;
+    paintCells(this.canvases[0], this.sheets, this.rows, scale, view, this.rowView, width, height);
+    paintAxis(this.axis, this.sheets.slice(-1), view, width);
+    this.drawOver(state.step);
+    const selected = this.overview.layers.indexOf(state.layer);
+    showLabels(this.labels, this.boxes, this.rowView, height, selected, {
+      toggle: (path) => this._toggle(path),
+      pick: (layer) => this.app.choose({layer: this.overview.layers[layer]}),
+    });
+    this.plot.setAttribute('aria-label', this._inWords());
+  }
+
+  /** Outlines, and the cross at `step`. */
+  drawOver(step) {
+    if (!this.rows) return;
+    const index = this.overview.layers.indexOf(this.app.state.layer);
+    const place = {step, row: index < 0 ? null : this._rowOf(index)};
+    paintOver(this.canvases[1], this._outlines(), place, this.app.view, this.rowView, this._width(), this._height());
+  }
+
+  _findings() {
+    return this.app.told[this.run]?.findings ?? [];
+  }
+
+  _arrange(isNew = true) {
+    this.tree = treeOf(this.overview.layers, this.overview.depth, this.query);
+    ({rows: this.rows, boxes: this.boxes} = layOut(this.tree, this.collapsed));
+    this.map.style.setProperty('--labels', `${wantedWidth(this.boxes)}px`);
+    this.rowOf = new Map(this.rows.flatMap((layers, row) => layers.map((layer) => [layer, row])));
+    const whole = this._rowBounds();
+    this.rowView = isNew || !this.rowView ? whole : panned(this.rowView, 0, whole);
+  }
+
+  _rowOf(layer) {
+    return this.rowOf.get(layer) ?? null;
+  }
+
+  _rowBounds() {
+    return {from: 0, to: Math.max(1, this.rows.length)};
+  }
+
+  _width() {
+    return Math.max(100, this.plot.clientWidth);
+  }
+
+  _height() {
+    return Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, this.rows.length * ROW_HEIGHT));
+  }
+
+  /** A box for each stretch of neighbouring rows that a finding covers. */
+  _outlines() {
+    return this._findings().flatMap((finding) => {
+      const names = finding.layers.length ? finding.layers : this.overview.layers;
+      const rows = names.map((name) => this._rowOf(this._index(name))).filter((row) => row !== null);
+      const [from, last] = this.stretchOf(finding);
+      const isSelected = keyOf(this.run, finding) === this.app.state.finding;
+      return stretches(rows).map(([top, bottom]) => ({from, to: last + 1, top, bottom, isSelected}));
+    });
+  }
+
+  _index(name) {
+    this._indices ??= new Map();
+    if (this._indices.of !== this.overview) {
+      this._indices = new Map(this.overview.layers.map((each, index) => [each, index]));
+      this._indices.of = this.overview;
+    }
+    return this._indices.get(name);
+  }
+
+  _toggle(path) {
+    if (!this.collapsed.delete(path)) this.collapsed.add(path);
+    this._arrange();
+    this.draw();
+  }
+
+  _gestures() {
+    const stepAt = (x) => this.app.view.from + x * (this.app.view.to - this.app.view.from);
+    const rowAt = (y) => this.rowView.from + y * (this.rowView.to - this.rowView.from);
+    const pick = (step, row) => {
+      const layers = this.rows[Math.min(Math.max(Math.floor(row), 0), this.rows.length - 1)];
+      this.app.choose({step: this._within(Math.floor(step)), layer: this.overview.layers[layers[0]]});
+    };
+    return {
+      zoom: (factor, x) => this.app.setView(zoomed(this.app.view, factor, stepAt(x), this.app.bounds, LEAST_STEPS)),
+      zoomRows: (factor, y) => this._setRows(zoomed(this.rowView, factor, rowAt(y), this._rowBounds(), LEAST_ROWS)),
+      pan: (x, y) => {
+        const {view, bounds} = this.app;
+        if (y) this._setRows(panned(this.rowView, y * (this.rowView.to - this.rowView.from), this._rowBounds()));
+        if (x) this.app.setView(panned(view, x * (view.to - view.from), bounds));
+      },
+      reset: () => {
+        this._setRows(this._rowBounds());
+        this.app.setView(null);
+      },
+      pick: (x, y) => this.rows?.length && pick(stepAt(x), rowAt(y)),
+      hover: (x, y) => this.rows?.length && this._read(Math.floor(stepAt(x)), Math.floor(rowAt(y))),
+      leave: () => {
+        this.readout.textContent = '';
+        this.app.hover(null);
+      },
+      step: (by) => this._move(by, 0),
+      row: (by) => this._move(0, by),
+    };
+  }
+
+  /** One row of the log, or one row of the map, on from the place looked at. */
+  _move(bySteps, byRows) {
+    const {state, view} = this.app;
+    const row = this._rowOf(this._index(state.layer) ?? -1) ?? -1;
+    const next = Math.min(Math.max(row + byRows, 0), this.rows.length - 1);
+    const layer = this.rows[next]?.[0];
+    if (layer === undefined) return;
+    const step = this._within(this._neighbour(state.step ?? Math.floor(view.from), bySteps));
+    this.app.choose({step, layer: this.overview.layers[layer]});
+    this.reveal(this.overview.layers[layer]);
+    this._read(step, next);
+  }
+
+  _neighbour(step, by) {
+    const sheet = this.sheets.at(-1);
+    const cell = sheet ? sheet.cellAt(step) : -1;
+    return cell < 0 || !by ? step + by : sheet.edges[Math.min(Math.max(cell + by, 0), sheet.cells - 1) + 1] - 1;
+  }
+
+  _within(step) {
+    return Math.min(Math.max(step, this.overview.firstStep ?? 0), this.overview.lastStep ?? 0);
+  }
+
+  _read(step, row) {
+    const layers = this.rows[row];
+    if (!layers) return;
+    const sheet = this.sheets.findLast((each) => each.cellAt(step) >= 0);
+    const value = sheet ? sheet.valueAt(step, layers) : NaN;
+    const name = layers.length === 1 ? this.overview.layers[layers[0]] : `highest of ${layers.length} layers`;
+    this.readout.textContent = `step ${wholeNumber(step)} · ${name} · ${figure(value)}`;
+    this.app.hover(step);
+  }
+
+  _setRows(rowView) {
+    this.rowView = rowView;
+    this.app.redraw();
+  }
+
+  _inWords() {
+    const {layers, rows, firstStep, lastStep} = this.overview;
+    return `Map of ${this.run}: ${layers.length} layers, ${rows} logged steps from ${firstStep} to ${lastStep}, ` +
+      `${this._findings().length} findings. Arrow keys move, plus and minus zoom, 0 shows all.`;
+  }
+
+  async _guard(work) {
+    try {
+      await work();
+      this._say('');
+    } catch (error) {
+      this._say(error.message);
+    }
+  }
+
+  _say(text) {
+    this.error.textContent = text;
+    this.error.hidden = !text;
+  }
+}
+
+/** [first, one past the last] of each stretch of neighbours among `rows`. */
+export function stretches(rows) {
+  const sorted = [...new Set(rows)].sort((one, other) => one - other);
+  const found = [];
+  for (const row of sorted) {
+    if (found.length && found.at(-1)[1] === row) found.at(-1)[1] = row + 1;
+    else found.push([row, row + 1]);
+  }
+  return found;
+}
