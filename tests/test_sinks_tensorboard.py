@@ -1,10 +1,13 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from reports import INF, NAN, findings, report, run_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 from test_sinks_memory import row_of
 from torch.utils.tensorboard import SummaryWriter
@@ -274,3 +277,35 @@ def test_a_writer_that_is_handed_over_shares_its_file_and_is_not_closed(tmp_path
         writer.add_scalar("loss", 0.5, 1)
     assert len(list(tmp_path.iterdir())) == 1
     assert series(read(tmp_path), "loss") == [(0, 1.0), (1, 0.5)]
+
+
+@pytest.mark.parametrize(("told", "verdict"), [([FINDING, FINDING], "nonfinite"), ([], "nothing found")])
+def test_a_directory_of_its_own_gets_a_layout_and_a_verdict(tmp_path, told, verdict):
+    sink = TensorBoard(tmp_path)
+    sink.write_row(row_of(run_of([[1.0]])))
+    for finding in told:
+        sink.write_finding(finding, ended=False)
+    sink.close()
+    events = read(tmp_path)
+    started = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    assert started.session_start_info.hparams["gradwatch"].string_value == verdict
+    (layout,) = events.Tensors("custom_scalars__config__")
+    charts = Layout.FromString(make_ndarray(layout.tensor_proto).item()).category[0].chart
+    shown = {
+        tag
+        for chart in charts
+        for pattern in chart.multiline.tag
+        for tag in scalar_tags(events)
+        if re.match(pattern, tag)
+    }
+    assert shown == {"grad_norm_total", "grad_norm_clipped_total", "grad_norm/w0"}
+
+
+def test_a_writer_that_is_handed_over_gets_neither(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        sink = TensorBoard(writer)
+        sink.write_row(row_of(run_of([[1.0]])))
+        sink.close()
+    for plugin in ("hparams", "custom_scalars"):
+        with pytest.raises(KeyError):
+            read(tmp_path).PluginTagToContent(plugin)

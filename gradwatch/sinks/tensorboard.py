@@ -15,6 +15,7 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from gradwatch import packed
 from gradwatch.findings import Finding
@@ -44,6 +45,14 @@ _METADATA = SummaryMetadata(
     data_class=2,  # DATA_CLASS_TENSOR
 )
 _HISTOGRAM_BINS = 64
+_LAYOUT = {
+    "gradwatch": {
+        "total gradient norm, before and after clipping": ["Multiline", ["^grad_norm_(clipped_)?total"]],
+        "gradient norm of each layer": ["Multiline", ["^grad_norm/"]],
+        "update ratio of each layer": ["Multiline", ["^update_ratio/"]],
+        "weight norm of each layer": ["Multiline", ["^weight_norm/"]],
+    }
+}
 
 
 class TensorBoard:
@@ -56,6 +65,8 @@ class TensorBoard:
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``, at its opening and at its end; its step is
     where it was told, or one more than that of the finding before: of two at one step a reader would keep one.
+    A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found
+    as an entry of "HParams".
 
     Args:
         where: a directory, or a ``SummaryWriter`` that stays its owner's (flushed, never closed). A directory that
@@ -78,6 +89,7 @@ class TensorBoard:
         self._described: set[str] = set()  # tags whose first event, with its metadata, is written
         self._table: tuple[tuple[str, ...], bytes] | None = None
         self._told_at = -1
+        self._kinds: dict[str, None] = {}  # of all findings, in order of their first
 
     def write_row(self, row: Row) -> None:
         report = row.report
@@ -88,6 +100,7 @@ class TensorBoard:
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
         writer = self._open()
+        self._kinds[finding.kind] = None
         self._told_at = max(self._told_at + 1, finding.last_step if ended else finding.raised_step)
         writer.add_text("gradwatch/findings", _in_words(finding, ended), self._told_at)
         told = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
@@ -99,15 +112,24 @@ class TensorBoard:
             self._writer.flush()
 
     def close(self) -> None:
-        self.flush()
         if self._writer is not None and self._directory is not None:
+            self._write_verdict(self._writer)
             self._writer.close()
+            self._writer = None
+        self.flush()
+
+    def _write_verdict(self, writer: SummaryWriter) -> None:
+        """One entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
+        verdict = {"gradwatch": ", ".join(self._kinds) or "nothing found"}
+        for summary in hparams(verdict, {"grad_norm_total": 0.0}):
+            writer._get_file_writer().add_summary(summary)
 
     def _open(self) -> SummaryWriter:
         if self._writer is None:
             assert self._directory is not None
             directory = self._directory if self.continues else _without_run(self._directory)
             self._writer = SummaryWriter(str(directory))
+            self._writer.add_custom_scalars(_LAYOUT)
         return self._writer
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:

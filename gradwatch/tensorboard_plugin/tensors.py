@@ -7,6 +7,7 @@ A declared shape is compared with the bytes that are there before any memory is 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,13 @@ def array(tensor: Any, shape: tuple[int | None, ...], what: str) -> Floats:
     Raises:
         UnreadableError: where type, shape or number of entries are others.
     """
-    found = tuple(dimension.size for dimension in tensor.tensor_shape.dim)
-    fits = len(found) == len(shape) and all(want in (None, size) for want, size in zip(shape, found, strict=True))
-    if not fits or any(size < 0 for size in found):
+    found = tuple([dimension.size for dimension in tensor.tensor_shape.dim])
+    if found != shape and not _fits(found, shape):
         raise UnreadableError(f"{what}: expected the shape {_words(shape)}, found {_words(found)}.")
     if tensor.dtype not in _DTYPES:
         raise UnreadableError(f"{what}: expected floats, found the data type {int(tensor.dtype)}.")
     entries = _entries(tensor, _DTYPES[tensor.dtype])
-    count = 1
-    for size in found:
-        count *= size
-    if entries is None or len(entries) != count:
+    if entries is None or len(entries) != math.prod(found):
         carried = "a broken buffer" if entries is None else f"{len(entries)} entries"
         raise UnreadableError(f"{what}: the shape {_words(found)} is declared, but {carried} found.")
     return entries.reshape(found)
@@ -63,6 +60,12 @@ def json_object(tensor: Any, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UnreadableError(f"{what}: expected a JSON object, found {type(content).__name__}.")
     return content
+
+
+def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    if len(found) != len(shape):
+        return False
+    return all(size >= 0 and want in (None, size) for want, size in zip(shape, found, strict=True))
 
 
 def _entries(tensor: Any, dtype: np.dtype[Any]) -> Floats | None:

@@ -1,16 +1,15 @@
 /** The tab: what is looked at, which panels that takes, and what is fetched and drawn when it changes. */
 
-import {ask, askForArray} from './api.js';
+import {ask} from './api.js';
 import {commonScale} from './colours.js';
 import {showDetails} from './details.js';
-import {element} from './dom.js';
 import {keyOf, showFindings} from './findings.js';
 import {readAddress, writeAddress} from './host.js';
 import {showLegend} from './legend.js';
 import {emptyState, page, showRuns, showStatistics} from './page.js';
 import {Panel} from './panel.js';
 import {fromParameters, toParameters} from './state.js';
-import {around} from './view.js';
+import {around, LEAST_STEPS, zoomed} from './view.js';
 
 const SETTLED = 120; // milliseconds without a move before what is in view is fetched finely
 const ROOM = 25; // steps beside a finding
@@ -22,9 +21,8 @@ export class App {
     this.page = page({
       statistic: (name) => this.choose({statistic: name}),
       search: (query) => this.panels.forEach((panel) => panel.search(query)),
-      zoom: (factor) => this.panels[0]?._gestures().zoom(factor, 0.5),
-      all: () => this.panels[0]?._gestures().reset(),
-      close: () => this.choose({finding: null, layer: null, step: null}),
+      zoom: (factor) => this.view && this.setView(zoomed(this.view, factor, (this.view.from + this.view.to) / 2, this.bounds, LEAST_STEPS)),
+      all: () => this.showAll(),
     });
     this.element = this.page.element;
   }
@@ -66,6 +64,18 @@ export class App {
     this.redraw();
     clearTimeout(this._waiting);
     this._waiting = setTimeout(() => this._settle(), SETTLED);
+  }
+
+  /** All steps of all layers. */
+  showAll() {
+    this.panels.forEach((panel) => panel.showAllRows());
+    if (this.bounds) this.setView(null);
+  }
+
+  /** Draws everything anew, in the colours of now. */
+  repaint() {
+    this.redraw();
+    void this._details();
   }
 
   /** Draws at the next frame, once, however often it is asked. */
@@ -166,8 +176,8 @@ export class App {
     this.page.details.scrollIntoView({block: 'nearest'});
   }
 
-  async _details() {
-    await showDetails(this.page.details, this);
+  _details() {
+    return showDetails(this.page.details, this);
   }
 }
 

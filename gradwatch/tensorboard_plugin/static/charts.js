@@ -24,6 +24,8 @@ export function notFinite(steps, values) {
 export function lineChart(target, chart) {
   const {x, lines, isLinear = false, bands = [], nameOf = (value) => String(value)} = chart;
   const quiet = themed('quiet');
+  target.setAttribute('role', 'figure');
+  target.setAttribute('aria-label', chart.title);
   const axis = {stroke: quiet, grid: {stroke: themed('grid'), width: 1}, ticks: {stroke: themed('grid')}, font: '11px sans-serif'};
   const options = {
     title: chart.title,

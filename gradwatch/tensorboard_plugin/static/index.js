@@ -13,10 +13,9 @@ export async function render() {
   document.body.append(app.element);
   followDarkMode((isDark) => {
     document.documentElement.classList.toggle('dark', isDark);
-    app.redraw();
-    void app._details();
+    app.repaint();
   });
-  window.addEventListener('resize', () => app.setView(app.view));
+  window.addEventListener('resize', () => app.view && app.setView(app.view));
   followReloads(() => void app.reload());
   await app.reload();
 }

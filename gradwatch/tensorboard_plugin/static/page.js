@@ -5,7 +5,7 @@ import {element} from './dom.js';
 const HELP = 'Scroll to zoom steps, Shift and scroll to zoom layers, drag to move, click for a layer and a step, ' +
   'double-click to see all. Keys: arrows, + and −, [ and ], 0.';
 
-/** @param {object} on {statistic(name), search(query), zoom(factor), all(), close()}. */
+/** @param {object} on {statistic(name), search(query), zoom(factor), all()}. */
 export function page(on) {
   const statistic = element('select', {id: 'statistic', onchange: (event) => on.statistic(event.target.value)});
   const search = element('input', {id: 'search', type: 'search', placeholder: 'part of a name', oninput: (event) => on.search(event.target.value)});

@@ -9,12 +9,11 @@ import {showLabels, wantedWidth} from './labels.js';
 import {paintAxis, paintCells, paintOver} from './painter.js';
 import {Sheet} from './sheet.js';
 import {layOut, modulesAround, treeOf} from './tree.js';
-import {panned, zoomed} from './view.js';
+import {LEAST_STEPS, panned, zoomed} from './view.js';
 
 const ROW_HEIGHT = 18;
 const [LEAST_HEIGHT, MOST_HEIGHT] = [150, 520];
 const LEAST_ROWS = 3;
-const LEAST_STEPS = 5;
 
 export class Panel {
   /** @param {object} app {state, view, bounds, scale, told, choose(changes), setView(view), hover(step)}. */
@@ -55,7 +54,8 @@ export class Panel {
     const stretch = {from: Math.max(0, Math.floor(from)), to: Math.ceil(to) - 1, width: view ? 2 * width : width};
     const asked = (this._asked = {});
     await this._guard(async () => {
-      const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}));
+      const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}), statistic);
+      if (this.app.scale) await sheet.prepare(this.rows, this.app.scale);
       if (asked !== this._asked) return; // a later question is under way
       this.sheets = view && this.sheets.length ? [this.sheets[0], sheet] : [sheet];
     });
@@ -97,20 +97,25 @@ export class Panel {
     return [step, ended ? last : Math.max(last, this.overview?.lastStep ?? last)];
   }
 
+  showAllRows() {
+    if (this.rows) this.rowView = this._rowBounds();
+  }
+
   draw() {
     if (!this.overview || !this.app.view) return;
     const {view, scale, state} = this.app;
     const [width, height] = [this._width(), this._height()];
     this.plot.style.height = this.labels.style.height = `${height}px`;
-    paintCells(this.canvases[0], this.sheets, this.rows, scale, view, this.rowView, width, height);
+    const last = this.sheets.at(-1);
+    paintCells(this.canvases[0], last?.covers(view) ? [last] : this.sheets, this.rows, scale, view, this.rowView, width, height);
     paintAxis(this.axis, this.sheets.slice(-1), view, width);
     this.drawOver(state.step);
-    const selected = this.overview.layers.indexOf(state.layer);
-    showLabels(this.labels, this.boxes, this.rowView, height, selected, {
-      toggle: (path) => this._toggle(path),
-      pick: (layer) => this.app.choose({layer: this.overview.layers[layer]}),
-    });
+    this._label(height);
     this.plot.setAttribute('aria-label', this._inWords());
+    if (last?.cells) {
+      this.element.dataset.drawn = `${last.statistic} ${last.edges[0]} ${last.edges.at(-1)}`; // for whoever waits for it
+      performance.mark('gradwatch drawn');
+    }
   }
 
   /** Outlines, and the cross at `step`. */
@@ -119,6 +124,17 @@ export class Panel {
     const index = this.overview.layers.indexOf(this.app.state.layer);
     const place = {step, row: index < 0 ? null : this._rowOf(index)};
     paintOver(this.canvases[1], this._outlines(), place, this.app.view, this.rowView, this._width(), this._height());
+  }
+
+  /** The names, where they are not the same as at the last frame. */
+  _label(height) {
+    const shown = [this.boxes, this.rowView, height, this.app.state.layer];
+    if (shown.every((each, index) => each === this._labelled?.[index])) return;
+    this._labelled = shown;
+    showLabels(this.labels, this.boxes, this.rowView, height, this._index(this.app.state.layer), {
+      toggle: (path) => this._toggle(path),
+      pick: (layer) => this.app.choose({layer: this.overview.layers[layer]}),
+    });
   }
 
   _findings() {
@@ -191,10 +207,7 @@ export class Panel {
         if (y) this._setRows(panned(this.rowView, y * (this.rowView.to - this.rowView.from), this._rowBounds()));
         if (x) this.app.setView(panned(view, x * (view.to - view.from), bounds));
       },
-      reset: () => {
-        this._setRows(this._rowBounds());
-        this.app.setView(null);
-      },
+      reset: () => this.app.showAll(),
       pick: (x, y) => this.rows?.length && pick(stepAt(x), rowAt(y)),
       hover: (x, y) => this.rows?.length && this._read(Math.floor(stepAt(x)), Math.floor(rowAt(y))),
       leave: () => {

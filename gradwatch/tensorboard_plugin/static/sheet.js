@@ -6,13 +6,39 @@
 import {levels} from './colours.js';
 import {poolRows} from './pooling.js';
 
+const SLICE = 100_000; // values: a few milliseconds' work
+
+const pause = () => new Promise((resolve) => setTimeout(resolve));
+
 export class Sheet {
-  /** @param {{header: object, values: Float32Array}} answer of the question `cells`. */
-  constructor({header, values}) {
+  /** @param {{header: object, values: Float32Array}} answer of the question `cells` about `statistic`. */
+  constructor({header, values}, statistic) {
+    this.statistic = statistic;
     this.header = header;
     this.values = values;
     this.edges = Float64Array.from(header.edges);
     [this.cells, this.layers] = header.shape;
+  }
+
+  /** Makes what `pooled` will be asked for, in slices between which the page can draw: no frame waits for all of it. */
+  async prepare(rows, scale) {
+    const made = new Uint8Array(this.values.length);
+    for (let at = 0; at < made.length; at += SLICE) {
+      made.set(levels(this.values.subarray(at, at + SLICE), scale), at);
+      await pause();
+    }
+    const pooled = new Uint8Array(rows.length * this.cells);
+    const apart = Math.max(1, Math.floor(SLICE / Math.max(1, this.cells)));
+    for (let row = 0; row < rows.length; row += apart) {
+      pooled.set(poolRows(made, this.cells, this.layers, rows.slice(row, row + apart)), row * this.cells);
+      await pause();
+    }
+    [this._levels, this._pooled, this._scale, this._rows] = [made, pooled, scale, rows];
+  }
+
+  /** Whether every step from `from` to `to` lies within the cells. */
+  covers({from, to}) {
+    return this.cells > 0 && this.edges[0] <= from && to <= this.edges[this.cells];
   }
 
   /** (rows × cells) levels. */

@@ -1,5 +1,7 @@
 /** Which steps and rows a map shows: zooming and panning, as arithmetic. A view is {from, to}, `to` exclusive. */
 
+export const LEAST_STEPS = 5; // in view
+
 /** `view` zoomed by `factor` (below 1: closer) around `at`, kept within `bounds`, no closer than `least` wide. */
 export function zoomed(view, factor, at, bounds, least) {
   const whole = bounds.to - bounds.from;
