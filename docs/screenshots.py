@@ -12,9 +12,9 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1440, "height": 800}
 HEIGHTS = {  # how much of a long page a picture shows
-    "tab": "() => document.querySelector('#help').getBoundingClientRect().bottom + 20",
+    "tab": "() => 430",
     "tab-finding": "() => document.querySelector('.card').getBoundingClientRect().bottom + window.scrollY + 20",
     "tab-dark": "() => document.querySelector('.card').getBoundingClientRect().bottom + window.scrollY + 20",
 }
@@ -22,14 +22,12 @@ IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 TAB = "#gradwatch&p.gradwatch.runs="
 PICTURES = {  # name → where in TensorBoard
-    "tab": f'{TAB}["exploding","healthy"]&p.gradwatch.to=60&p.gradwatch.from=0',
+    "tab": f'{TAB}["nonfinite","healthy"]',
     "tab-finding": f'{TAB}["vanishing"]',
     "tab-layer": f'{TAB}["healthy","nonfinite"]&p.gradwatch.layer=2.weight',
     "tab-step": f'{TAB}["vanishing","healthy"]&p.gradwatch.statistic=grad_rms&p.gradwatch.step=150',
     "tab-dark": f'?darkMode=true{TAB}["nonfinite"]',
     "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C2%7C4).weight&smoothing=0#timeseries",
-    "findings": "#text",
-    "histograms": "#histograms&tagFilter=grad%2F0.weight",
 }
 
 
@@ -66,8 +64,6 @@ def take(address: str) -> None:
             page.wait_for_timeout(6000)  # runs load one after the other, and nothing says when the last is drawn
             if name == "scalars":
                 show_on_log_scale(page)
-            if name == "findings":
-                page.get_by_text("gradwatch/findings").first.wait_for()
             page.screenshot(path=IMAGES / f"{name}.png")
             print(IMAGES / f"{name}.png")
         browser.close()
@@ -83,7 +79,7 @@ def show_in_tab(page: Page, name: str) -> None:
     if name in ("tab-layer", "tab-step"):
         frame.locator(".uplot").first.wait_for()
     page.wait_for_timeout(1000)
-    height = 64 + frame.locator("body").evaluate(HEIGHTS.get(name, "(body) => body.scrollHeight"))
+    height = 64 + round(frame.locator("body").evaluate(HEIGHTS.get(name, "(body) => body.scrollHeight")))
     page.set_viewport_size({**SIZE, "height": height})
     page.wait_for_timeout(1500)
 

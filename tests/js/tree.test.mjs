@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import {test} from 'node:test';
 
 import {layOut, modulesAround, treeOf} from '../../gradwatch/tensorboard_plugin/static/tree.js';
-import {stretches} from '../../gradwatch/tensorboard_plugin/static/panel.js';
+import {stretches} from '../../gradwatch/tensorboard_plugin/static/outlines.js';
 
 const NAMES = ['head.bias', 'blocks.0.fc.weight', 'blocks.0.fc.bias', 'blocks.1.fc.weight', 'blocks.1.fc.bias', 'head.weight'];
 const DEPTH = [5, 0, 1, 2, 3, 4];

@@ -173,7 +173,7 @@ export class App {
     await this.choose({finding: keyOf(run, finding), layer, step: finding.step});
     this.panels.forEach((each) => layer && each.reveal(layer));
     this.redraw();
-    this.page.details.scrollIntoView({block: 'nearest'});
+    panel.element.scrollIntoView({block: 'nearest'});
   }
 
   _details() {

@@ -1,19 +1,20 @@
 /** One run: its map, the labels beside it, the axis below; what it fetched and how much of it is in view. */
 
 import {ask, askForArray} from './api.js';
-import {figure, wholeNumber} from './axis.js';
 import {element} from './dom.js';
 import {keyOf} from './findings.js';
 import {follow} from './gestures.js';
 import {showLabels, wantedWidth} from './labels.js';
+import {movesOf} from './moves.js';
+import {outlinesOf} from './outlines.js';
 import {paintAxis, paintCells, paintOver} from './painter.js';
 import {Sheet} from './sheet.js';
 import {layOut, modulesAround, treeOf} from './tree.js';
-import {LEAST_STEPS, panned, zoomed} from './view.js';
+import {panned} from './view.js';
 
+const MARGIN = 0.25; // of what is in view, fetched beside it
 const ROW_HEIGHT = 18;
 const [LEAST_HEIGHT, MOST_HEIGHT] = [150, 520];
-const LEAST_ROWS = 3;
 
 export class Panel {
   /** @param {object} app {state, view, bounds, scale, told, choose(changes), setView(view), hover(step)}. */
@@ -29,7 +30,7 @@ export class Panel {
     this.error = element('p', {className: 'error', role: 'alert', hidden: true});
     this.map = element('div', {className: 'map'}, this.labels, this.plot, element('span'), this.axis);
     this.element = element('section', {className: 'panel'}, element('h2', {}, run), this.error, this.map, this.readout);
-    follow(this.plot, this._gestures());
+    follow(this.plot, movesOf(this));
   }
 
   /** Reads the table and findings again. */
@@ -49,9 +50,9 @@ export class Panel {
       return;
     }
     const width = Math.max(200, Math.min(2000, Math.round(this._width() * (window.devicePixelRatio || 1))));
-    const margin = view ? (view.to - view.from) / 2 : 0; // so that a short way of panning is there already
+    const margin = view ? (view.to - view.from) * MARGIN : 0; // so that a short way of panning is there already
     const [from, to] = view ? [view.from - margin, view.to + margin] : [bounds.from, bounds.to];
-    const stretch = {from: Math.max(0, Math.floor(from)), to: Math.ceil(to) - 1, width: view ? 2 * width : width};
+    const stretch = {from: Math.max(0, Math.floor(from)), to: Math.ceil(to) - 1, width: view ? Math.round((1 + 2 * MARGIN) * width) : width};
     const asked = (this._asked = {});
     await this._guard(async () => {
       const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}), statistic);
@@ -83,9 +84,10 @@ export class Panel {
     if (index < 0) return;
     modulesAround(this.tree, index).forEach((path) => this.collapsed.delete(path));
     this._arrange(false);
-    const row = this._rowOf(index);
+    const row = this.rowOf(layer);
+    if (row === null) return;
     const {from, to} = this.rowView;
-    if (row < from || row >= to) this.rowView = panned({from: row - (to - from) / 2, to: row + (to - from) / 2}, 0, this._rowBounds());
+    if (row < from || row >= to) this.rowView = panned({from: row - (to - from) / 2, to: row + (to - from) / 2}, 0, this.rowBounds);
   }
 
   findingsOf(layer) {
@@ -98,7 +100,7 @@ export class Panel {
   }
 
   showAllRows() {
-    if (this.rows) this.rowView = this._rowBounds();
+    if (this.rows) this.rowView = this.rowBounds;
   }
 
   draw() {
@@ -121,9 +123,8 @@ export class Panel {
   /** Outlines, and the cross at `step`. */
   drawOver(step) {
     if (!this.rows) return;
-    const index = this.overview.layers.indexOf(this.app.state.layer);
-    const place = {step, row: index < 0 ? null : this._rowOf(index)};
-    paintOver(this.canvases[1], this._outlines(), place, this.app.view, this.rowView, this._width(), this._height());
+    const place = {step, row: this.rowOf(this.app.state.layer)};
+    paintOver(this.canvases[1], outlinesOf(this._findings(), (finding) => this._placeOf(finding)), place, this.app.view, this.rowView, this._width(), this._height());
   }
 
   /** The names, where they are not the same as at the last frame. */
@@ -145,16 +146,17 @@ export class Panel {
     this.tree = treeOf(this.overview.layers, this.overview.depth, this.query);
     ({rows: this.rows, boxes: this.boxes} = layOut(this.tree, this.collapsed));
     this.map.style.setProperty('--labels', `${wantedWidth(this.boxes)}px`);
-    this.rowOf = new Map(this.rows.flatMap((layers, row) => layers.map((layer) => [layer, row])));
-    const whole = this._rowBounds();
+    this._rows = new Map(this.rows.flatMap((layers, row) => layers.map((layer) => [layer, row])));
+    const whole = this.rowBounds;
     this.rowView = isNew || !this.rowView ? whole : panned(this.rowView, 0, whole);
   }
 
-  _rowOf(layer) {
-    return this.rowOf.get(layer) ?? null;
+  /** The row of the layer called `name`, null where it is not shown. */
+  rowOf(name) {
+    return this._rows?.get(this._index(name)) ?? null;
   }
 
-  _rowBounds() {
+  get rowBounds() {
     return {from: 0, to: Math.max(1, this.rows.length)};
   }
 
@@ -166,15 +168,11 @@ export class Panel {
     return Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, this.rows.length * ROW_HEIGHT));
   }
 
-  /** A box for each stretch of neighbouring rows that a finding covers. */
-  _outlines() {
-    return this._findings().flatMap((finding) => {
-      const names = finding.layers.length ? finding.layers : this.overview.layers;
-      const rows = names.map((name) => this._rowOf(this._index(name))).filter((row) => row !== null);
-      const [from, last] = this.stretchOf(finding);
-      const isSelected = keyOf(this.run, finding) === this.app.state.finding;
-      return stretches(rows).map(([top, bottom]) => ({from, to: last + 1, top, bottom, isSelected}));
-    });
+  _placeOf(finding) {
+    const names = finding.layers.length ? finding.layers : this.overview.layers;
+    const rows = names.map((name) => this.rowOf(name)).filter((row) => row !== null);
+    const [from, last] = this.stretchOf(finding);
+    return {rows, from, to: last + 1, isSelected: keyOf(this.run, finding) === this.app.state.finding};
   }
 
   _index(name) {
@@ -192,67 +190,7 @@ export class Panel {
     this.draw();
   }
 
-  _gestures() {
-    const stepAt = (x) => this.app.view.from + x * (this.app.view.to - this.app.view.from);
-    const rowAt = (y) => this.rowView.from + y * (this.rowView.to - this.rowView.from);
-    const pick = (step, row) => {
-      const layers = this.rows[Math.min(Math.max(Math.floor(row), 0), this.rows.length - 1)];
-      this.app.choose({step: this._within(Math.floor(step)), layer: this.overview.layers[layers[0]]});
-    };
-    return {
-      zoom: (factor, x) => this.app.setView(zoomed(this.app.view, factor, stepAt(x), this.app.bounds, LEAST_STEPS)),
-      zoomRows: (factor, y) => this._setRows(zoomed(this.rowView, factor, rowAt(y), this._rowBounds(), LEAST_ROWS)),
-      pan: (x, y) => {
-        const {view, bounds} = this.app;
-        if (y) this._setRows(panned(this.rowView, y * (this.rowView.to - this.rowView.from), this._rowBounds()));
-        if (x) this.app.setView(panned(view, x * (view.to - view.from), bounds));
-      },
-      reset: () => this.app.showAll(),
-      pick: (x, y) => this.rows?.length && pick(stepAt(x), rowAt(y)),
-      hover: (x, y) => this.rows?.length && this._read(Math.floor(stepAt(x)), Math.floor(rowAt(y))),
-      leave: () => {
-        this.readout.textContent = '';
-        this.app.hover(null);
-      },
-      step: (by) => this._move(by, 0),
-      row: (by) => this._move(0, by),
-    };
-  }
-
-  /** One row of the log, or one row of the map, on from the place looked at. */
-  _move(bySteps, byRows) {
-    const {state, view} = this.app;
-    const row = this._rowOf(this._index(state.layer) ?? -1) ?? -1;
-    const next = Math.min(Math.max(row + byRows, 0), this.rows.length - 1);
-    const layer = this.rows[next]?.[0];
-    if (layer === undefined) return;
-    const step = this._within(this._neighbour(state.step ?? Math.floor(view.from), bySteps));
-    this.app.choose({step, layer: this.overview.layers[layer]});
-    this.reveal(this.overview.layers[layer]);
-    this._read(step, next);
-  }
-
-  _neighbour(step, by) {
-    const sheet = this.sheets.at(-1);
-    const cell = sheet ? sheet.cellAt(step) : -1;
-    return cell < 0 || !by ? step + by : sheet.edges[Math.min(Math.max(cell + by, 0), sheet.cells - 1) + 1] - 1;
-  }
-
-  _within(step) {
-    return Math.min(Math.max(step, this.overview.firstStep ?? 0), this.overview.lastStep ?? 0);
-  }
-
-  _read(step, row) {
-    const layers = this.rows[row];
-    if (!layers) return;
-    const sheet = this.sheets.findLast((each) => each.cellAt(step) >= 0);
-    const value = sheet ? sheet.valueAt(step, layers) : NaN;
-    const name = layers.length === 1 ? this.overview.layers[layers[0]] : `highest of ${layers.length} layers`;
-    this.readout.textContent = `step ${wholeNumber(step)} · ${name} · ${figure(value)}`;
-    this.app.hover(step);
-  }
-
-  _setRows(rowView) {
+  setRows(rowView) {
     this.rowView = rowView;
     this.app.redraw();
   }
@@ -276,15 +214,4 @@ export class Panel {
     this.error.textContent = text;
     this.error.hidden = !text;
   }
-}
-
-/** [first, one past the last] of each stretch of neighbours among `rows`. */
-export function stretches(rows) {
-  const sorted = [...new Set(rows)].sort((one, other) => one - other);
-  const found = [];
-  for (const row of sorted) {
-    if (found.length && found.at(-1)[1] === row) found.at(-1)[1] = row + 1;
-    else found.push([row, row + 1]);
-  }
-  return found;
 }
