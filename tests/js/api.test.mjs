@@ -37,6 +37,8 @@ test('what went wrong is what the server said', async () => {
   await assert.rejects(askForArray('cells', {}), /^Error: gradwatch\/layers is missing$/);
   globalThis.fetch = async () => new Response('<h1>Bad gateway</h1>', {status: 502});
   await assert.rejects(ask('runs'), /status 502/);
-  globalThis.fetch = async () => { throw new TypeError('refused'); };
+  globalThis.fetch = async () => {
+    throw new TypeError('refused');
+  };
   await assert.rejects(ask('runs'), /Is it still running/);
 });

@@ -39,7 +39,15 @@ test('every pixel shows the highest of what lies under it', () => {
     const rowView = {from: top, to: top + 1 + random(rows.length - top)};
     const image = new Uint8Array(width * height);
     const lines = touched(rowEdges(rows.length), rowView.from, rowView.to, height);
-    poolPixels(poolRows(levels, cells, layers, rows), cells, touched(edges, view.from, view.to, width), lines, width, height, image);
+    poolPixels(
+      poolRows(levels, cells, layers, rows),
+      cells,
+      touched(edges, view.from, view.to, width),
+      lines,
+      width,
+      height,
+      image,
+    );
     assert.deepEqual(image, slowly(levels, cells, layers, rows, edges, view, rowView, width, height));
   }
 });
@@ -51,15 +59,27 @@ test('a spike of one step and layer shows among 20,000 × 1,000 in 700 × 500 pi
   const rows = Array.from({length: layers}, (_, layer) => [layer]);
   const image = new Uint8Array(700 * 500);
   const edges = Float64Array.from({length: cells + 1}, (_, cell) => (cell * 20000) / cells);
-  poolPixels(poolRows(levels, cells, layers, rows), cells, touched(edges, 0, 20000, 700), touched(rowEdges(layers), 0, layers, 500), 700, 500, image);
+  poolPixels(
+    poolRows(levels, cells, layers, rows),
+    cells,
+    touched(edges, 0, 20000, 700),
+    touched(rowEdges(layers), 0, layers, 500),
+    700,
+    500,
+    image,
+  );
   assert.ok(image.includes(200));
 });
 
-const sheet = (values, edges, layers) => new Sheet({header: {edges, shape: [edges.length - 1, layers]}, values: Float32Array.from(values)});
+const sheet = (values, edges, layers) =>
+  new Sheet({header: {edges, shape: [edges.length - 1, layers]}, values: Float32Array.from(values)});
 
 test('a sheet knows which cell stands for a step, and the highest value there', () => {
   const one = sheet([1, NaN, 5, Infinity, 3, NaN], [0, 1, 51, 101], 2);
-  assert.deepEqual([-1, 0, 1, 50, 51, 100, 101].map((step) => one.cellAt(step)), [-1, 0, 1, 1, 2, 2, -1]);
+  assert.deepEqual(
+    [-1, 0, 1, 50, 51, 100, 101].map((step) => one.cellAt(step)),
+    [-1, 0, 1, 1, 2, 2, -1],
+  );
   assert.equal(one.valueAt(0, [0, 1]), 1);
   assert.equal(one.valueAt(7, [0, 1]), Infinity);
   assert.equal(one.valueAt(0, [1]), NaN);
@@ -69,7 +89,10 @@ test('a sheet knows which cell stands for a step, and the highest value there', 
 test('what is prepared in slices is what is made at once', async () => {
   const values = Array.from({length: 400 * 700}, () => 1 + random(1000));
   const edges = Array.from({length: 401}, (_, cell) => cell);
-  const [rows, scale] = [Array.from({length: 350}, (_, row) => [2 * row, 2 * row + 1]), {low: 1, high: 1000, isLinear: false}];
+  const [rows, scale] = [
+    Array.from({length: 350}, (_, row) => [2 * row, 2 * row + 1]),
+    {low: 1, high: 1000, isLinear: false},
+  ];
   const [prepared, atOnce] = [sheet(values, edges, 700), sheet(values, edges, 700)];
   await prepared.prepare(rows, scale);
   assert.deepEqual(prepared.pooled(rows, scale), atOnce.pooled(rows, scale));

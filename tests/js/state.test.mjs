@@ -5,7 +5,13 @@ import {hashWith, parametersIn} from '../../gradwatch/tensorboard_plugin/static/
 import {DEFAULTS, fromParameters, toParameters} from '../../gradwatch/tensorboard_plugin/static/state.js';
 
 const LOOKED_AT = {
-  runs: ['a, b', 'ü/&='], statistic: 'weight_norm', layer: '<img src=x>.weight', step: 12, finding: '["a","dead","x",1]', from: 3, to: 99,
+  runs: ['a, b', 'ü/&='],
+  statistic: 'weight_norm',
+  layer: '<img src=x>.weight',
+  step: 12,
+  finding: '["a","dead","x",1]',
+  from: 3,
+  to: 99,
 };
 
 test('an address brings back what was looked at', () => {

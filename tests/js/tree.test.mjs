@@ -4,20 +4,37 @@ import {test} from 'node:test';
 import {layOut, modulesAround, treeOf} from '../../gradwatch/tensorboard_plugin/static/tree.js';
 import {stretches} from '../../gradwatch/tensorboard_plugin/static/outlines.js';
 
-const NAMES = ['head.bias', 'blocks.0.fc.weight', 'blocks.0.fc.bias', 'blocks.1.fc.weight', 'blocks.1.fc.bias', 'head.weight'];
+const NAMES = [
+  'head.bias',
+  'blocks.0.fc.weight',
+  'blocks.0.fc.bias',
+  'blocks.1.fc.weight',
+  'blocks.1.fc.bias',
+  'head.weight',
+];
 const DEPTH = [5, 0, 1, 2, 3, 4];
 const named = (rows) => rows.map((layers) => layers.map((layer) => NAMES[layer]).join(' '));
 
 test('rows follow the forward order, grouped by module', () => {
   const {rows, boxes} = layOut(treeOf(NAMES, DEPTH), new Set());
   assert.deepEqual(named(rows), [...NAMES.slice(1), NAMES[0]]);
-  assert.deepEqual(boxes.filter(({isGroup}) => isGroup).map(({node, top, bottom}) => [node.path, top, bottom]),
-    [['blocks', 0, 4], ['blocks.0.fc', 0, 2], ['blocks.1.fc', 2, 4], ['head', 4, 6]]);
+  assert.deepEqual(
+    boxes.filter(({isGroup}) => isGroup).map(({node, top, bottom}) => [node.path, top, bottom]),
+    [
+      ['blocks', 0, 4],
+      ['blocks.0.fc', 0, 2],
+      ['blocks.1.fc', 2, 4],
+      ['head', 4, 6],
+    ],
+  );
 });
 
 test('a module whose only child is a module is one with it', () => {
   const {boxes} = layOut(treeOf(NAMES, DEPTH), new Set());
-  assert.deepEqual(boxes.filter(({level}) => level === 1).map(({node}) => node.name), ['0.fc', '1.fc', 'weight', 'bias']);
+  assert.deepEqual(
+    boxes.filter(({level}) => level === 1).map(({node}) => node.name),
+    ['0.fc', '1.fc', 'weight', 'bias'],
+  );
 });
 
 test('a closed module is one row of all its layers', () => {
@@ -33,7 +50,13 @@ test('a search keeps the layers whose names hold the words, in any case', () => 
 
 test('odd names stay layers: those of objects, of modules beside them, and empty ones', () => {
   const odd = ['constructor', '__proto__.weight', 'a', 'a.weight', '', '..'];
-  const {rows} = layOut(treeOf(odd, odd.map((_, index) => index)), new Set());
+  const {rows} = layOut(
+    treeOf(
+      odd,
+      odd.map((_, index) => index),
+    ),
+    new Set(),
+  );
   assert.deepEqual(rows.flat(), [0, 1, 2, 3, 4, 5]);
 });
 
@@ -42,6 +65,10 @@ test('the modules around a layer can be opened', () => {
 });
 
 test('neighbouring rows of a finding are one box', () => {
-  assert.deepEqual(stretches([5, 1, 2, 3, 3, 7]), [[1, 4], [5, 6], [7, 8]]);
+  assert.deepEqual(stretches([5, 1, 2, 3, 3, 7]), [
+    [1, 4],
+    [5, 6],
+    [7, 8],
+  ]);
   assert.deepEqual(stretches([]), []);
 });

@@ -34,8 +34,17 @@ test('ticks are round, whole and not too many', () => {
 });
 
 test('numbers read as people write them', () => {
-  assert.deepEqual([0, 1.2345, 0.00123, 12345, 4.56e-9, 1e-20, NaN, Infinity, null].map(figure),
-    ['0', '1.23', '0.00123', '1.23e4', '4.56e-9', '1e-20', 'not measured', 'NaN or Inf', 'not a finite number']);
+  assert.deepEqual([0, 1.2345, 0.00123, 12345, 4.56e-9, 1e-20, NaN, Infinity, null].map(figure), [
+    '0',
+    '1.23',
+    '0.00123',
+    '1.23e4',
+    '4.56e-9',
+    '1e-20',
+    'not measured',
+    'NaN or Inf',
+    'not a finite number',
+  ]);
   assert.equal(wholeNumber(1234567), '1,234,567');
 });
 

@@ -21,7 +21,9 @@ export class App {
     this.page = page({
       statistic: (name) => this.choose({statistic: name}),
       search: (query) => this.panels.forEach((panel) => panel.search(query)),
-      zoom: (factor) => this.view && this.setView(zoomed(this.view, factor, (this.view.from + this.view.to) / 2, this.bounds, LEAST_STEPS)),
+      zoom: (factor) =>
+        this.view &&
+        this.setView(zoomed(this.view, factor, (this.view.from + this.view.to) / 2, this.bounds, LEAST_STEPS)),
       all: () => this.showAll(),
     });
     this.element = this.page.element;
@@ -60,7 +62,11 @@ export class App {
   setView(view) {
     this.view = view ?? this.bounds;
     const isAll = this.view.from <= this.bounds.from && this.view.to >= this.bounds.to;
-    this.state = {...this.state, from: isAll ? null : Math.floor(this.view.from), to: isAll ? null : Math.ceil(this.view.to) - 1};
+    this.state = {
+      ...this.state,
+      from: isAll ? null : Math.floor(this.view.from),
+      to: isAll ? null : Math.ceil(this.view.to) - 1,
+    };
     this.redraw();
     clearTimeout(this._waiting);
     this._waiting = setTimeout(() => this._settle(), SETTLED);
@@ -97,7 +103,9 @@ export class App {
     showRuns(this.page.runs, this.runs, this.told, chosen, (runs) => this.choose({runs}));
     const kept = new Map(this.panels.map((panel) => [panel.run, panel]));
     this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this));
-    this.page.panels.replaceChildren(...(this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)]));
+    this.page.panels.replaceChildren(
+      ...(this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)]),
+    );
     await Promise.all(this.panels.map((panel) => panel.load()));
     this._bound();
     showStatistics(this.page.statistic, this.panels, this.state.statistic);
@@ -117,7 +125,10 @@ export class App {
   _bound() {
     const known = this.panels.map(({overview}) => overview).filter((overview) => overview?.rows);
     if (!known.length) return;
-    this.bounds = {from: Math.min(...known.map((each) => each.firstStep)), to: Math.max(...known.map((each) => each.lastStep)) + 1};
+    this.bounds = {
+      from: Math.min(...known.map((each) => each.firstStep)),
+      to: Math.max(...known.map((each) => each.lastStep)) + 1,
+    };
     const {from, to} = this.state;
     this.view = from === null ? this.bounds : around(from, to, 0, this.bounds);
   }
@@ -137,7 +148,10 @@ export class App {
 
   _rescale() {
     const {label = '', isShare = false} = this.statistic ?? {};
-    const scale = commonScale(this.panels.map((panel) => panel.scale), isShare);
+    const scale = commonScale(
+      this.panels.map((panel) => panel.scale),
+      isShare,
+    );
     if (JSON.stringify(scale) !== JSON.stringify(this.scale)) this.scale = scale; // the same object keeps what is pooled
     showLegend(this.page.legend, scale, label);
     this.redraw();
@@ -183,6 +197,8 @@ export class App {
 
 /** {run: {findings, problems}}; what went wrong is a problem of that run. */
 async function findingsOf(runs) {
-  const answers = await Promise.all(runs.map((run) => ask('findings', {run}).catch((error) => ({findings: [], problems: [error.message]}))));
+  const answers = await Promise.all(
+    runs.map((run) => ask('findings', {run}).catch((error) => ({findings: [], problems: [error.message]}))),
+  );
   return Object.fromEntries(runs.map((run, index) => [run, answers[index]]));
 }

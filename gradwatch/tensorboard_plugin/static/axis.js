@@ -17,7 +17,11 @@ export function figure(value) {
   if (Math.abs(value) === Infinity) return 'NaN or Inf';
   if (value === 0) return '0';
   const size = Math.abs(value);
-  if (size >= 1e4 || size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, 'e').replace('e+', 'e');
+  if (size >= 1e4 || size < 1e-3)
+    return value
+      .toExponential(2)
+      .replace(/\.?0+e/, 'e')
+      .replace('e+', 'e');
   return String(Number(value.toPrecision(3)));
 }
 

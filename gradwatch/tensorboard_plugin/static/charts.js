@@ -26,7 +26,12 @@ export function lineChart(target, chart) {
   const quiet = themed('quiet');
   target.setAttribute('role', 'figure');
   target.setAttribute('aria-label', chart.title);
-  const axis = {stroke: quiet, grid: {stroke: themed('grid'), width: 1}, ticks: {stroke: themed('grid')}, font: '11px sans-serif'};
+  const axis = {
+    stroke: quiet,
+    grid: {stroke: themed('grid'), width: 1},
+    ticks: {stroke: themed('grid')},
+    font: '11px sans-serif',
+  };
   const options = {
     title: chart.title,
     width: Math.max(200, target.clientWidth),
@@ -41,18 +46,26 @@ export function lineChart(target, chart) {
     series: [
       {label: chart.xLabel ?? 'Step', value: (_, value) => (value === null ? '–' : nameOf(value))},
       ...lines.map(({label, colour, width = 1.5, dash, isDots = false}) => ({
-        label, stroke: colour, width: isDots ? 0 : width, dash,
-        ...(isDots ? {paths: () => null, points: {show: true, size: 4, fill: colour}} : {points: {show: x.length < 60, size: 4}}),
+        label,
+        stroke: colour,
+        width: isDots ? 0 : width,
+        dash,
+        ...(isDots
+          ? {paths: () => null, points: {show: true, size: 4, fill: colour}}
+          : {points: {show: x.length < 60, size: 4}}),
         value: (_, value) => (value === null ? '–' : figure(value)),
       })),
     ],
     bands,
     hooks: {
       drawClear: [(plot) => (chart.spans ?? []).forEach(([from, to]) => shade(plot, from, to, themed('span')))],
-      draw: [(plot) => {
-        (chart.sick ?? []).forEach((each) => shade(plot, each, each, themed('sick'), 2));
-        if (chart.place !== null && chart.place !== undefined) shade(plot, chart.place, chart.place, themed('cross'), 1);
-      }],
+      draw: [
+        (plot) => {
+          (chart.sick ?? []).forEach((each) => shade(plot, each, each, themed('sick'), 2));
+          if (chart.place !== null && chart.place !== undefined)
+            shade(plot, chart.place, chart.place, themed('cross'), 1);
+        },
+      ],
       setCursor: [(plot) => chart.onHover?.(plot.cursor.idx === null ? null : x[plot.cursor.idx])],
     },
   };

@@ -16,9 +16,13 @@ export async function showDetails(container, app) {
   asked.set(container, question);
   const {state, panels, view} = app;
   try {
-    const parts = await Promise.all([cardOf(app), sectionOf(`Layer: ${state.layer}`, state.layer), sectionOf(`Step ${state.step}`, state.step)]);
+    const parts = await Promise.all([
+      cardOf(app),
+      sectionOf(`Layer: ${state.layer}`, state.layer),
+      sectionOf(`Step ${state.step}`, state.step),
+    ]);
     if (asked.get(container) !== question) return;
-    const [card, layer, step] = parts;
+    const [, layer, step] = parts;
     for (const chart of charts.get(container) ?? []) chart.destroy();
     charts.set(container, []);
     container.replaceChildren(...parts.filter(Boolean));
@@ -27,7 +31,6 @@ export async function showDetails(container, app) {
     if (layer && view) made.push(...(await showLayer(layer.lastElementChild, panels, state, view, hover)));
     if (step && app.statistic) made.push(...(await showProfile(step.lastElementChild, panels, app.statistic, state)));
     charts.set(container, made);
-    container.classList.toggle('has-card', Boolean(card));
   } catch (error) {
     if (asked.get(container) !== question) return;
     container.replaceChildren(element('p', {className: 'error', role: 'alert'}, error.message));
@@ -36,7 +39,12 @@ export async function showDetails(container, app) {
 
 function sectionOf(title, value) {
   if (value === null) return null;
-  return element('section', {className: 'card', 'aria-label': title}, element('h2', {}, title), element('div', {className: 'body'}));
+  return element(
+    'section',
+    {className: 'card', 'aria-label': title},
+    element('h2', {}, title),
+    element('div', {className: 'body'}),
+  );
 }
 
 async function cardOf({state, told, panels}) {
@@ -55,9 +63,13 @@ async function neighboursOf(run, finding, panels) {
   if (place < 0) return null;
   const {header, values} = await askForArray('profile', {run, statistic: 'grad_norm', step: finding.raised_step});
   const near = panel.order.slice(Math.max(0, place - NEIGHBOURS), place + NEIGHBOURS + 1);
-  const value = (name, layer) => (header.rows.includes(name) ? values[header.rows.indexOf(name) * layers.length + layer] : NaN);
+  const value = (name, layer) =>
+    header.rows.includes(name) ? values[header.rows.indexOf(name) * layers.length + layer] : NaN;
   const rows = near.map((layer) => ({
-    layer: layers[layer], value: value('highest', layer), floor: value('floor', layer), ceiling: value('ceiling', layer),
+    layer: layers[layer],
+    value: value('highest', layer),
+    floor: value('floor', layer),
+    ceiling: value('ceiling', layer),
     isSick: layers[layer] === finding.layer,
   }));
   return {step: header.step, rows};

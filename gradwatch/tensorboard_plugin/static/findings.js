@@ -20,7 +20,9 @@ export function showFindings(container, runs, told, selected, choose) {
     const {findings, problems} = told[run] ?? {findings: [], problems: []};
     const heading = runs.length > 1 ? [element('h3', {}, run)] : [];
     const items = findings.map((finding) => item(run, finding, keyOf(run, finding) === selected, choose));
-    const list = items.length ? element('ul', {}, ...items) : element('p', {className: 'quiet'}, 'None: nothing to report.');
+    const list = items.length
+      ? element('ul', {}, ...items)
+      : element('p', {className: 'quiet'}, 'None: nothing to report.');
     return [...heading, list, ...problems.map((problem) => element('p', {className: 'error'}, problem))];
   });
   container.replaceChildren(...parts);
@@ -29,34 +31,48 @@ export function showFindings(container, runs, told, selected, choose) {
 function item(run, finding, isSelected, choose) {
   const {kind, severity, layer, layers} = finding;
   const more = layers.length > 1 ? ` and ${layers.length - 1} more` : '';
-  return element('li', {}, element('button', {
-    className: `finding ${severity}`,
-    'aria-current': String(isSelected),
-    onclick: () => choose(run, finding),
-  },
-  element('span', {className: 'kind'}, kind),
-  element('span', {className: 'severity'}, severity),
-  element('span', {className: 'where'}, `${layer || 'the whole run'}${more}`),
-  element('span', {className: 'when'}, duration(finding))));
+  return element(
+    'li',
+    {},
+    element(
+      'button',
+      {
+        className: `finding ${severity}`,
+        'aria-current': String(isSelected),
+        onclick: () => choose(run, finding),
+      },
+      element('span', {className: 'kind'}, kind),
+      element('span', {className: 'severity'}, severity),
+      element('span', {className: 'where'}, `${layer || 'the whole run'}${more}`),
+      element('span', {className: 'when'}, duration(finding)),
+    ),
+  );
 }
 
 /** The evidence: what was measured against what, the neighbours at that step, the cause, the remedies. */
 export function findingCard(run, finding, neighbours) {
   const fact = (name, text) => [element('dt', {}, name), element('dd', {}, text)];
-  return element('section', {className: 'card', 'aria-label': `Finding: ${finding.kind}`},
+  return element(
+    'section',
+    {className: 'card', 'aria-label': `Finding: ${finding.kind}`},
     element('h2', {}, `${finding.kind} in ${finding.layer || 'the whole run'}`),
     element('p', {}, finding.message),
-    element('dl', {},
+    element(
+      'dl',
+      {},
       ...fact('When', `${duration(finding)}, told at step ${wholeNumber(finding.raised_step)}`),
       ...fact('Severity', finding.severity),
       ...fact('Measured', figure(finding.value)),
       ...fact('Threshold', figure(finding.threshold)),
       ...fact('Layers', finding.layers.length ? covered(finding.layers) : 'the whole run'),
-      ...fact('Run', run)),
-    element('h3', {}, 'Cause'), element('p', {}, finding.cause),
+      ...fact('Run', run),
+    ),
+    element('h3', {}, 'Cause'),
+    element('p', {}, finding.cause),
     element('h3', {}, 'What to try'),
     element('ol', {}, ...finding.remedies.map((remedy) => element('li', {}, remedy))),
-    neighbours && neighbourTable(neighbours));
+    neighbours && neighbourTable(neighbours),
+  );
 }
 
 function covered(layers) {
@@ -67,10 +83,26 @@ function covered(layers) {
 /** @param {{step: number, rows: {layer: string, value: number, floor: number, ceiling: number, isSick: boolean}[]}} neighbours */
 function neighbourTable({step, rows}) {
   const heads = ['Layer', 'Gradient norm', 'Faint below', 'Outgrows above'];
-  return element('div', {}, element('h3', {}, `Its neighbours at step ${wholeNumber(step)}, in forward order`),
-    element('table', {},
+  return element(
+    'div',
+    {},
+    element('h3', {}, `Its neighbours at step ${wholeNumber(step)}, in forward order`),
+    element(
+      'table',
+      {},
       element('thead', {}, element('tr', {}, ...heads.map((head) => element('th', {scope: 'col'}, head)))),
-      element('tbody', {}, ...rows.map(({layer, value, floor, ceiling, isSick}) => element('tr', {className: isSick ? 'sick' : ''},
-        element('th', {scope: 'row'}, layer),
-        ...[value, floor, ceiling].map((each) => element('td', {}, each === each ? figure(each) : '–')))))));
+      element(
+        'tbody',
+        {},
+        ...rows.map(({layer, value, floor, ceiling, isSick}) =>
+          element(
+            'tr',
+            {className: isSick ? 'sick' : ''},
+            element('th', {scope: 'row'}, layer),
+            ...[value, floor, ceiling].map((each) => element('td', {}, each === each ? figure(each) : '–')),
+          ),
+        ),
+      ),
+    ),
+  );
 }

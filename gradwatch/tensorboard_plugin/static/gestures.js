@@ -26,12 +26,16 @@ export function follow(target, to) {
     const box = target.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height, box];
   };
-  target.addEventListener('wheel', (event) => {
-    event.preventDefault();
-    const factor = ZOOM ** Math.sign(event.deltaY || event.deltaX); // Shift turns one into the other
-    if (event.shiftKey) to.zoomRows(factor, at(event)[1]);
-    else to.zoom(factor, at(event)[0]);
-  }, {passive: false});
+  target.addEventListener(
+    'wheel',
+    (event) => {
+      event.preventDefault();
+      const factor = ZOOM ** Math.sign(event.deltaY || event.deltaX); // Shift turns one into the other
+      if (event.shiftKey) to.zoomRows(factor, at(event)[1]);
+      else to.zoom(factor, at(event)[0]);
+    },
+    {passive: false},
+  );
   target.addEventListener('pointerdown', (event) => {
     if (event.button !== 0) return;
     target.setPointerCapture(event.pointerId);

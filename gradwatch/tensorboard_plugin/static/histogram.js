@@ -9,7 +9,10 @@ const HEIGHT = 130;
 /** @param {{kind: string, header: object, values: Float32Array}} answer of the question `entries`. */
 export function paintHistogram({kind, header, values}, width) {
   const [steps, bins] = header.shape;
-  const canvas = element('canvas', {role: 'img', 'aria-label': `Histogram of the ${kind === 'grad' ? 'gradient' : 'weight'}'s entries over time`});
+  const canvas = element('canvas', {
+    role: 'img',
+    'aria-label': `Histogram of the ${kind === 'grad' ? 'gradient' : 'weight'}'s entries over time`,
+  });
   const context = sized(canvas, width, HEIGHT);
   const most = values.reduce((highest, value) => Math.max(highest, value), 0) || 1;
   for (let step = 0; step < steps; step++) {
@@ -23,5 +26,10 @@ export function paintHistogram({kind, header, values}, width) {
   const [low, high] = header.axis.map(figure);
   const span = `steps ${wholeNumber(header.steps[0])} to ${wholeNumber(header.steps[steps - 1])}`;
   const what = kind === 'grad' ? 'Entries of the gradient' : 'Entries of the weight';
-  return element('figure', {}, element('figcaption', {}, `${what}: ${low} (bottom) to ${high} (top), ${span}; bright: many.`), canvas);
+  return element(
+    'figure',
+    {},
+    element('figcaption', {}, `${what}: ${low} (bottom) to ${high} (top), ${span}; bright: many.`),
+    canvas,
+  );
 }

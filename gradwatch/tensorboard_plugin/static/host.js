@@ -13,7 +13,9 @@ export function followReloads(reloaded) {
   channel.port1.onmessage = (event) => {
     const message = JSON.parse(event.data);
     if (message.isReply) return;
-    channel.port1.postMessage(JSON.stringify({type: message.type, id: message.id, payload: null, error: null, isReply: true}));
+    channel.port1.postMessage(
+      JSON.stringify({type: message.type, id: message.id, payload: null, error: null, isReply: true}),
+    );
     if (message.type === 'experimental.DataReloaded') reloaded();
   };
   window.parent.postMessage('experimental.bootstrap', '*', [channel.port2]);
@@ -36,7 +38,10 @@ export function parametersIn(hash) {
 
 /** `hash` with the tab's own parts replaced by `parameters`. */
 export function hashWith(hash, parameters) {
-  const others = hash.replace(/^#/, '').split('&').filter((part) => part && !part.startsWith(PREFIX));
+  const others = hash
+    .replace(/^#/, '')
+    .split('&')
+    .filter((part) => part && !part.startsWith(PREFIX));
   const own = Object.entries(parameters).map(([name, text]) => `${PREFIX}${name}=${encodeURIComponent(text)}`);
   return `#${[...others, ...own].join('&')}`;
 }

@@ -20,8 +20,14 @@ async function answersOf(panel, layer, view, width) {
   if (!panel.overview?.layers.includes(layer)) return {panel, curves: [], histograms: [], problems: []};
   const stretch = {run: panel.run, layer, from: Math.floor(view.from), to: Math.ceil(view.to) - 1, width};
   const statistics = panel.overview.statistics.filter(({name}) => !DERIVED.has(name));
-  const curves = statistics.map(async (statistic) => ({statistic, ...(await askForArray('curve', {...stretch, statistic: statistic.name}))}));
-  const histograms = ['grad', 'weight'].map(async (kind) => ({kind, ...(await askForArray('entries', {run: panel.run, layer, kind}))}));
+  const curves = statistics.map(async (statistic) => ({
+    statistic,
+    ...(await askForArray('curve', {...stretch, statistic: statistic.name})),
+  }));
+  const histograms = ['grad', 'weight'].map(async (kind) => ({
+    kind,
+    ...(await askForArray('entries', {run: panel.run, layer, kind})),
+  }));
   return {panel, ...(await settled({curves, histograms}))};
 }
 
@@ -47,12 +53,15 @@ function draw(column, {panel, curves, histograms, problems}, state, hover) {
   const shared = {spans, place: state.step, onHover: hover};
   const figures = element('div', {className: 'figures'});
   const measured = curves.filter(({values}) => values.some((value) => value === value));
-  const charts = measured.map((curve) => {
-    const target = element('div', {className: 'chart'});
-    (curve.statistic.name === 'grad_norm' ? column : figures).append(target);
-    if (!figures.isConnected) column.append(figures);
-    return [target, curve];
-  }).map(([target, curve]) => drawCurve(target, curve, shared)).filter(Boolean);
+  const charts = measured
+    .map((curve) => {
+      const target = element('div', {className: 'chart'});
+      (curve.statistic.name === 'grad_norm' ? column : figures).append(target);
+      if (!figures.isConnected) column.append(figures);
+      return [target, curve];
+    })
+    .map(([target, curve]) => drawCurve(target, curve, shared))
+    .filter(Boolean);
   const logged = histograms.filter(({header}) => header.steps.length);
   for (const each of logged) column.append(paintHistogram(each, column.clientWidth));
   if (!logged.length) {
@@ -62,21 +71,47 @@ function draw(column, {panel, curves, histograms, problems}, state, hover) {
 }
 
 function drawCurve(target, {statistic, header, values}, shared) {
-  const rows = Object.fromEntries(header.rows.map((name, row) => [name, values.subarray(row * header.steps.length, (row + 1) * header.steps.length)]));
+  const rows = Object.fromEntries(
+    header.rows.map((name, row) => [name, values.subarray(row * header.steps.length, (row + 1) * header.steps.length)]),
+  );
   const x = header.steps;
   if (!statistic.isShare && !values.some((value) => value > 0)) {
     target.append(element('p', {className: 'quiet'}, `${statistic.label}: 0 at every step in view.`));
     return null;
   }
   if (statistic.name !== 'grad_norm') {
-    const line = {label: statistic.label, values: drawable(rows[header.rows[0]], statistic.isShare), colour: themed('line')};
-    return lineChart(target, {...shared, title: statistic.label, height: 150, x, lines: [line], isLinear: statistic.isShare, sick: notFinite(x, rows[header.rows[0]])});
+    const line = {
+      label: statistic.label,
+      values: drawable(rows[header.rows[0]], statistic.isShare),
+      colour: themed('line'),
+    };
+    return lineChart(target, {
+      ...shared,
+      title: statistic.label,
+      height: 150,
+      x,
+      lines: [line],
+      isLinear: statistic.isShare,
+      sick: notFinite(x, rows[header.rows[0]]),
+    });
   }
-  return lineChart(target, {...shared, title: 'Gradient norm', height: 240, x, ...normLines(rows), sick: notFinite(x, rows.highest)});
+  return lineChart(target, {
+    ...shared,
+    title: 'Gradient norm',
+    height: 240,
+    x,
+    ...normLines(rows),
+    sick: notFinite(x, rows.highest),
+  });
 }
 
 function normLines(rows) {
-  const line = (name, label, colour, more = {}) => ({label, colour, values: drawable(rows[name] ?? [], false), ...more});
+  const line = (name, label, colour, more = {}) => ({
+    label,
+    colour,
+    values: drawable(rows[name] ?? [], false),
+    ...more,
+  });
   const lines = [
     line('highest', 'Highest', themed('line'), {width: 1}),
     line('lowest', 'Lowest', themed('line'), {width: 1}),
@@ -84,6 +119,9 @@ function normLines(rows) {
   ];
   const bands = [{series: [1, 2], fill: themed('envelope')}];
   if (!rows.ceiling) return {lines, bands};
-  lines.push(line('ceiling', 'Outgrows above', themed('high'), {dash: [5, 3]}), line('floor', 'Faint below', themed('low'), {dash: [2, 3]}));
+  lines.push(
+    line('ceiling', 'Outgrows above', themed('high'), {dash: [5, 3]}),
+    line('floor', 'Faint below', themed('low'), {dash: [2, 3]}),
+  );
   return {lines, bands: [{series: [4, 5], fill: themed('band')}, ...bands]};
 }

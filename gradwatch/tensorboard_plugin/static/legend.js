@@ -14,10 +14,20 @@ export function showLegend(container, scale, label) {
   }
   const swatch = (name, text) => element('span', {className: 'key'}, element('i', {className: `swatch ${name}`}), text);
   const bar = scale
-    ? [element('span', {}, `${scale.isLinear ? '' : '≤ '}${figure(scale.low)}`), canvas, element('span', {}, `${scale.isLinear ? '' : '≥ '}${figure(scale.high)}`)]
+    ? [
+        element('span', {}, `${scale.isLinear ? '' : '≤ '}${figure(scale.low)}`),
+        canvas,
+        element('span', {}, `${scale.isLinear ? '' : '≥ '}${figure(scale.high)}`),
+      ]
     : [];
   const kind = scale && !scale.isLinear ? `${label}, log scale` : label;
-  container.replaceChildren(element('span', {className: 'key'}, kind), element('span', {className: 'key'}, ...bar),
-    swatch('not-finite', 'NaN or Inf'), swatch('not-measured', 'not measured'),
-    swatch('clipped', 'clipped'), swatch('skipped', 'skipped'), swatch('outline', 'finding'));
+  container.replaceChildren(
+    element('span', {className: 'key'}, kind),
+    element('span', {className: 'key'}, ...bar),
+    swatch('not-finite', 'NaN or Inf'),
+    swatch('not-measured', 'not measured'),
+    swatch('clipped', 'clipped'),
+    swatch('skipped', 'skipped'),
+    swatch('outline', 'finding'),
+  );
 }

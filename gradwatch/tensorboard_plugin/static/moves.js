@@ -28,7 +28,9 @@ export function movesOf(panel) {
     step: (by) => move(panel, by, 0),
     row: (by) => move(panel, 0, by),
   };
-  return Object.fromEntries(Object.entries(actions).map(([name, act]) => [name, (...places) => isReady() && act(...places)]));
+  return Object.fromEntries(
+    Object.entries(actions).map(([name, act]) => [name, (...places) => isReady() && act(...places)]),
+  );
 }
 
 function choose(panel, step, row) {

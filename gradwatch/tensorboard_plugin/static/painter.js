@@ -6,7 +6,10 @@ import {NOT_MEASURED, palette} from './colours.js';
 import {poolPixels, rowEdges, touched} from './pooling.js';
 
 export const AXIS_HEIGHT = 44;
-const MARKS = [['clipped', 3], ['skipped', 12]]; // which counts, and how far below the map
+const MARKS = [
+  ['clipped', 3],
+  ['skipped', 12],
+]; // which counts, and how far below the map
 
 /** `sheets` in order, later ones over earlier ones. */
 export function paintCells(canvas, sheets, rows, scale, view, rowView, width, height) {
@@ -61,7 +64,10 @@ export function paintOver(canvas, outlines, place, view, rowView, width, height)
     const right = Math.max(toX(to, view, width) + 1, left + 5);
     const [upper, lower] = [top, bottom].map((row) => ((row - rowView.from) / (rowView.to - rowView.from)) * height);
     const box = [left, Math.max(upper, -9) + 1, right - left, Math.min(lower, height + 9) - Math.max(upper, -9) - 2];
-    for (const [colour, thickness] of [['#000', isSelected ? 5 : 3.5], ['#fff', isSelected ? 3 : 1.5]]) {
+    for (const [colour, thickness] of [
+      ['#000', isSelected ? 5 : 3.5],
+      ['#fff', isSelected ? 3 : 1.5],
+    ]) {
       context.strokeStyle = colour; // white in black shows on every colour of the map
       context.lineWidth = thickness;
       context.strokeRect(...box);

@@ -52,7 +52,11 @@ export class Panel {
     const width = Math.max(200, Math.min(2000, Math.round(this._width() * (window.devicePixelRatio || 1))));
     const margin = view ? (view.to - view.from) * MARGIN : 0; // so that a short way of panning is there already
     const [from, to] = view ? [view.from - margin, view.to + margin] : [bounds.from, bounds.to];
-    const stretch = {from: Math.max(0, Math.floor(from)), to: Math.ceil(to) - 1, width: view ? Math.round((1 + 2 * MARGIN) * width) : width};
+    const stretch = {
+      from: Math.max(0, Math.floor(from)),
+      to: Math.ceil(to) - 1,
+      width: view ? Math.round((1 + 2 * MARGIN) * width) : width,
+    };
     const asked = (this._asked = {});
     await this._guard(async () => {
       const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}), statistic);
@@ -87,11 +91,14 @@ export class Panel {
     const row = this.rowOf(layer);
     if (row === null) return;
     const {from, to} = this.rowView;
-    if (row < from || row >= to) this.rowView = panned({from: row - (to - from) / 2, to: row + (to - from) / 2}, 0, this.rowBounds);
+    if (row < from || row >= to)
+      this.rowView = panned({from: row - (to - from) / 2, to: row + (to - from) / 2}, 0, this.rowBounds);
   }
 
   findingsOf(layer) {
-    return this._findings().filter(({layers, layer: worst}) => layers.includes(layer) || worst === layer || worst === '');
+    return this._findings().filter(
+      ({layers, layer: worst}) => layers.includes(layer) || worst === layer || worst === '',
+    );
   }
 
   /** First and last step of a finding; one that goes on lasts to the end of the run. */
@@ -109,7 +116,16 @@ export class Panel {
     const [width, height] = [this._width(), this._height()];
     this.plot.style.height = this.labels.style.height = `${height}px`;
     const last = this.sheets.at(-1);
-    paintCells(this.canvases[0], last?.covers(view) ? [last] : this.sheets, this.rows, scale, view, this.rowView, width, height);
+    paintCells(
+      this.canvases[0],
+      last?.covers(view) ? [last] : this.sheets,
+      this.rows,
+      scale,
+      view,
+      this.rowView,
+      width,
+      height,
+    );
     paintAxis(this.axis, this.sheets.slice(-1), view, width);
     this.drawOver(state.step);
     this._label(height);
@@ -124,7 +140,15 @@ export class Panel {
   drawOver(step) {
     if (!this.rows) return;
     const place = {step, row: this.rowOf(this.app.state.layer)};
-    paintOver(this.canvases[1], outlinesOf(this._findings(), (finding) => this._placeOf(finding)), place, this.app.view, this.rowView, this._width(), this._height());
+    paintOver(
+      this.canvases[1],
+      outlinesOf(this._findings(), (finding) => this._placeOf(finding)),
+      place,
+      this.app.view,
+      this.rowView,
+      this._width(),
+      this._height(),
+    );
   }
 
   /** The names, where they are not the same as at the last frame. */
@@ -197,8 +221,10 @@ export class Panel {
 
   _inWords() {
     const {layers, rows, firstStep, lastStep} = this.overview;
-    return `Map of ${this.run}: ${layers.length} layers, ${rows} logged steps from ${firstStep} to ${lastStep}, ` +
-      `${this._findings().length} findings. Arrow keys move, plus and minus zoom, 0 shows all.`;
+    return (
+      `Map of ${this.run}: ${layers.length} layers, ${rows} logged steps from ${firstStep} to ${lastStep}, ` +
+      `${this._findings().length} findings. Arrow keys move, plus and minus zoom, 0 shows all.`
+    );
   }
 
   async _guard(work) {

@@ -13,17 +13,28 @@ export async function showProfile(container, panels, statistic, state) {
   container.replaceChildren();
   if (!known.length) return [];
   const order = known[0].panel.order.map((layer) => known[0].panel.overview.layers[layer]);
-  const lines = known.flatMap((answer, index) => linesOf(answer, order, statistic, themed(LINES[index % LINES.length]), known.length > 1));
+  const lines = known.flatMap((answer, index) =>
+    linesOf(answer, order, statistic, themed(LINES[index % LINES.length]), known.length > 1),
+  );
   container.append(element('p', {className: 'quiet'}, known.map(coverage).join(' ')));
   const target = element('div', {className: 'chart'});
   container.append(target);
   const x = order.map((_, index) => index);
   const selected = order.indexOf(state.layer);
-  return [lineChart(target, {
-    title: `${statistic.label} along depth`, height: 260, x, lines, isLinear: statistic.isShare, xLabel: 'Layer',
-    nameOf: (index) => order[index] ?? '', place: selected < 0 ? null : selected, syncKey: 'depth',
-    sick: x.filter((index) => known.some((answer) => Math.abs(valueOf(answer, order[index])) === Infinity)),
-  })];
+  return [
+    lineChart(target, {
+      title: `${statistic.label} along depth`,
+      height: 260,
+      x,
+      lines,
+      isLinear: statistic.isShare,
+      xLabel: 'Layer',
+      nameOf: (index) => order[index] ?? '',
+      place: selected < 0 ? null : selected,
+      syncKey: 'depth',
+      sick: x.filter((index) => known.some((answer) => Math.abs(valueOf(answer, order[index])) === Infinity)),
+    }),
+  ];
 }
 
 async function answerOf(panel, statistic, step) {
@@ -33,7 +44,9 @@ async function answerOf(panel, statistic, step) {
 }
 
 function coverage({panel, header: {since, step}}) {
-  return since < step ? `${panel.run}: the row at step ${step} stands for steps ${since} to ${step}.` : `${panel.run}: step ${step}.`;
+  return since < step
+    ? `${panel.run}: the row at step ${step} stands for steps ${since} to ${step}.`
+    : `${panel.run}: step ${step}.`;
 }
 
 /** The highest since the row before, as the map shows it. */
@@ -45,7 +58,11 @@ function valueOf(answer, name, row = Math.max(0, answer.header.rows.indexOf('hig
 /** Weights as a line, everything else as dots beside it: biases would turn each slope into a saw. */
 function linesOf(answer, order, statistic, colour, isOneOfSeveral) {
   const who = isOneOfSeveral ? `${answer.panel.run}: ` : '';
-  const values = (wanted) => drawable(order.map((name) => (wanted(name) ? valueOf(answer, name) : NaN)), statistic.isShare);
+  const values = (wanted) =>
+    drawable(
+      order.map((name) => (wanted(name) ? valueOf(answer, name) : NaN)),
+      statistic.isShare,
+    );
   const isWeight = (name) => name.endsWith('weight');
   if (!order.some(isWeight)) return [{label: `${who}layers`, values: values(() => true), colour}];
   return [
