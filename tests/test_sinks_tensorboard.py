@@ -309,3 +309,14 @@ def test_a_writer_that_is_handed_over_gets_neither(tmp_path):
     for plugin in ("hparams", "custom_scalars"):
         with pytest.raises(KeyError):
             read(tmp_path).PluginTagToContent(plugin)
+
+
+def test_a_thousand_rows_of_300_layers_take_at_most_14_megabytes(tmp_path):
+    steps = run_of([[1.0] * 300] * 20)
+    sink, builder = TensorBoard(tmp_path, layer_scalars=False), RowBuilder()
+    for step in steps:
+        step.figures.update(dict.fromkeys(packed.FIGURES, np.ones(300)))
+        builder.add(step)
+        sink.write_row(builder.build(step, 0, band=np.ones((2, 300))))
+    sink.close()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) / len(steps) <= 14_000

@@ -290,6 +290,23 @@ def test_it_works_with_either_loader_under_a_path_prefix_and_follows_a_run(page,
         expect(frame.locator(".panel")).to_have_attribute("data-drawn", "grad_norm 0 30")
 
 
+def test_a_reload_that_brings_nothing_new_leaves_zoom_charts_and_focus_alone(page, address):
+    frame = open_tab(page, address, f"&p.gradwatch.layer={NAMES[3]}")
+    drawn(frame)
+    frame.locator(".uplot").first.wait_for()
+    frame.locator(".plot").focus()
+    page.keyboard.press("]")
+    expect(frame.get_by_role("treeitem")).not_to_have_count(19)
+    inner(page).evaluate("() => { document.querySelector('.uplot').dataset.kept = 'yes'; }")
+    rows = frame.get_by_role("treeitem").count()
+    with page.expect_response(re.compile("plugin/gradwatch/overview")):
+        page.locator("app-header-reload button").dispatch_event("click")
+    page.wait_for_timeout(500)
+    assert inner(page).evaluate("document.querySelector('.uplot').dataset.kept") == "yes"
+    assert inner(page).evaluate("document.activeElement.className") == "plot"
+    assert frame.get_by_role("treeitem").count() == rows
+
+
 def append(directory, events):
     """To the run's own file, as the process that writes it would."""
     write_events(directory.parent.parent / "elsewhere", events)

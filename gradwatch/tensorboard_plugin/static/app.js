@@ -42,7 +42,7 @@ export class App {
       return;
     }
     this.page.say('');
-    await this._show();
+    await this._show(true);
   }
 
   /** Changes what is looked at. */
@@ -97,16 +97,21 @@ export class App {
     this.panels.forEach((panel) => panel.drawOver(step ?? this.state.step));
   }
 
-  async _show() {
+  /** Shows the runs that are chosen; after a reload that brought nothing new, charts and focus are left alone. */
+  async _show(isReload = false) {
     const chosen = this._chosen();
-    this.state.runs = chosen.length || this.state.runs ? chosen : null;
+    this.state.runs ??= chosen.length ? chosen : null; // a run that was asked for may still be loading
     showRuns(this.page.runs, this.runs, this.told, chosen, (runs) => this.choose({runs}));
     const kept = new Map(this.panels.map((panel) => [panel.run, panel]));
     this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this));
-    this.page.panels.replaceChildren(
-      ...(this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)]),
-    );
+    const shown = this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)];
+    const isSame = this.panels.length && shown.every((each, index) => each === this.page.panels.children[index]);
+    if (!isSame || shown.length !== this.page.panels.children.length) this.page.panels.replaceChildren(...shown);
     await Promise.all(this.panels.map((panel) => panel.load()));
+    const extent = this.panels.map(({run, overview}) => [run, overview?.rows, overview?.lastStep, overview?.depth]);
+    const seen = JSON.stringify([this.runs, this.told, extent]);
+    if (isReload && seen === this._seen) return;
+    this._seen = seen;
     this._bound();
     showStatistics(this.page.statistic, this.panels, this.state.statistic);
     this._list();

@@ -36,8 +36,9 @@ export class Panel {
   /** Reads the table and findings again. */
   async load() {
     await this._guard(async () => {
+      const before = this.overview?.layers.join();
       this.overview = await ask('overview', {run: this.run});
-      this._arrange();
+      this._arrange(before !== this.overview.layers.join());
     });
   }
 
