@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check screenshots bench-detection
+.PHONY: demo test check screenshots bench-detection bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
 	$(BIN)/gradwatch demo
 
-test: .venv/installed  ## all tests
+test: .venv/installed  ## all tests (those of the tab need node and chromium)
+	node --test tests/js/*.test.mjs
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 check: .venv/installed  ## formatter, linter, types
@@ -25,6 +26,9 @@ screenshots: .venv/bench  ## the pictures of README and docs, from a fresh demon
 bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)
 	$(BIN)/python -m benchmarks.detection.prove
 	$(BIN)/python -m benchmarks.detection.run --half all --write
+
+bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium; ten minutes)
+	$(BIN)/python -m benchmarks.tab
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -12,12 +12,22 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+SIZE = {"width": 1440, "height": 800}
+HEIGHTS = {  # how much of a long page a picture shows
+    "tab": "() => 430",
+    "tab-finding": "() => document.querySelector('.card').getBoundingClientRect().bottom + window.scrollY + 20",
+    "tab-dark": "() => document.querySelector('.card').getBoundingClientRect().bottom + window.scrollY + 20",
+}
 IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+TAB = "#gradwatch&p.gradwatch.runs="
 PICTURES = {  # name → where in TensorBoard
+    "tab": f'{TAB}["nonfinite","healthy"]',
+    "tab-finding": f'{TAB}["vanishing"]',
+    "tab-layer": f'{TAB}["healthy","nonfinite"]&p.gradwatch.layer=2.weight',
+    "tab-step": f'{TAB}["vanishing","healthy"]&p.gradwatch.statistic=grad_rms&p.gradwatch.step=150',
+    "tab-dark": f'?darkMode=true{TAB}["nonfinite"]',
     "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C2%7C4).weight&smoothing=0#timeseries",
-    "findings": "#text",
-    "histograms": "#histograms&tagFilter=grad%2F0.weight",
 }
 
 
@@ -39,20 +49,39 @@ def take(address: str) -> None:
             profile,
             executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
             args=FLAGS,
-            viewport={"width": 1280, "height": 800},
+            viewport=SIZE,
         )
         page = browser.new_page()
         for name, place in PICTURES.items():
+            page.set_viewport_size(SIZE)
             page.goto("about:blank")
             page.goto(f"{address}/{place}")
+            if name.startswith("tab"):
+                show_in_tab(page, name)
+                page.screenshot(path=IMAGES / f"{name}.png")
+                print(IMAGES / f"{name}.png")
+                continue
             page.wait_for_timeout(6000)  # runs load one after the other, and nothing says when the last is drawn
             if name == "scalars":
                 show_on_log_scale(page)
-            if name == "findings":
-                page.get_by_text("gradwatch/findings").first.wait_for()
             page.screenshot(path=IMAGES / f"{name}.png")
             print(IMAGES / f"{name}.png")
         browser.close()
+
+
+def show_in_tab(page: Page, name: str) -> None:
+    """Waits for the maps, opens what the picture is of, and makes the window as high as that needs."""
+    frame = page.frame_locator("iframe")
+    frame.locator(".panel[data-drawn]").first.wait_for()
+    if name in ("tab-finding", "tab-dark"):
+        frame.locator(".finding").first.click()
+        frame.locator(".card").first.wait_for()
+    if name in ("tab-layer", "tab-step"):
+        frame.locator(".uplot").first.wait_for()
+    page.wait_for_timeout(1000)
+    height = 64 + round(frame.locator("body").evaluate(HEIGHTS.get(name, "(body) => body.scrollHeight")))
+    page.set_viewport_size({**SIZE, "height": height})
+    page.wait_for_timeout(1500)
 
 
 def show_on_log_scale(page: Page) -> None:

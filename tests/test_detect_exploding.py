@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import INF, NAN, examine_all, findings, kinds, onsets, random_walks, report, run_of, table, times
+from reports import (
+    INF,
+    NAN,
+    detectors,
+    examine_all,
+    findings,
+    kinds,
+    onsets,
+    random_walks,
+    report,
+    run_of,
+    table,
+    times,
+)
 
 from gradwatch.detect import loss_level
 from gradwatch.detect.exploding import (
@@ -315,3 +328,15 @@ def test_adam_that_leaps_near_a_minimum_does_not_explode(loss_seen):
     assert norms[-1] * 300 < leap[-1] < 0.1 * norms[0]
     rows = [[norm, norm] for norm in norms + leap]
     assert kinds(run_of(rows, losses if loss_seen else None)) == []
+
+
+def test_the_ceiling_is_what_a_norm_must_exceed():
+    layers = table(2)
+    watching = detectors(layers)
+    for step in run_of([[1.0, NAN]] * 20):
+        watching.observe(step)
+    ceiling = watching.band(step)[1]
+    np.testing.assert_allclose(ceiling, [2.0, NAN])  # MARGIN over a level of 1
+    literal = detectors(layers, Thresholds(exploding_growth=50))
+    literal.observe(step)
+    np.testing.assert_allclose(literal.band(step)[1], [50.0, NAN])

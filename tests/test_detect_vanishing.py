@@ -5,7 +5,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import INF, NAN, examine_all, findings, kinds, random_walks, report, run_of, sick_columns, table, times
+from reports import (
+    INF,
+    NAN,
+    detectors,
+    examine_all,
+    findings,
+    kinds,
+    random_walks,
+    report,
+    run_of,
+    sick_columns,
+    table,
+    times,
+)
 
 from gradwatch.detect.vanishing import (
     BEGUN,
@@ -340,3 +353,12 @@ def test_a_loss_that_never_moved_needs_less_evidence(ratio, step_of_loss, expect
 )
 def test_a_gradient_of_exactly_zero_under_a_loss_that_is_not_gone(loss, expected):
     assert kinds(run_of([[1.0, 1.0]] * 20 + [[0.0, 0.0]] * 20, [1.0] * 20 + [loss] * 20)) == expected
+
+
+def test_the_floor_is_where_the_faint_begin():
+    layers = table(3)
+    watching = detectors(layers)
+    (step,) = run_of([[1.0, 5.0, NAN]])
+    watching.observe(step)
+    np.testing.assert_allclose(watching.band(step)[0], [1e-4 * 5.0, NAN, NAN])  # nothing nearer the output than w1
+    assert detectors(layers, Thresholds(vanishing_norm=0.5)).band(step)[0].tolist() == [0.5] * 3

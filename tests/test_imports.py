@@ -10,7 +10,7 @@ import gradwatch
 
 PACKAGE = Path(gradwatch.__file__).parent
 
-FLOOR_0 = {"findings", "report", "stats", "layers", "host_copy", "slopes", "graph"}
+FLOOR_0 = {"findings", "report", "packed", "stats", "layers", "host_copy", "slopes", "graph"}
 FLOOR_1 = {
     "detect": {"findings", "report", "layers", "harmless"},
     "clip": {"stats"},
@@ -26,13 +26,13 @@ FLOOR_1 = {
     "operations": {"graph", "report"},
     "replica": set(),
     "replay": {"calls", "operations", "origin", "replica", "report", "trace", "harmless"},
-    "sinks": {"findings", "report"},
+    "sinks": {"findings", "packed", "report"},
     "runs": {"findings", "report"},
     "remedies": {"findings", "layers"},
     "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},
 }
 BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
-ALL = {"gradwatch", "watcher", "lightning", "demo", "views", "scripts", *BELOW_WATCHER}
+ALL = {"gradwatch", "watcher", "lightning", "tensorboard_plugin", "demo", "views", "scripts", *BELOW_WATCHER}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     **FLOOR_1,
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "lightning": {"watcher", *BELOW_WATCHER},
     "views": {"findings", "runs", "sinks"},
     "scripts": {"watcher", *BELOW_WATCHER},
+    "tensorboard_plugin": {"packed", "report"},
     "demo": ALL,
     "cli": ALL,
     "__main__": {"cli"},

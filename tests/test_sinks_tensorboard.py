@@ -1,14 +1,18 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from reports import INF, NAN, findings, report, run_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 from test_sinks_memory import row_of
 from torch.utils.tensorboard import SummaryWriter
 
+from gradwatch import packed
 from gradwatch.findings import Finding
 from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
@@ -115,9 +119,9 @@ def test_a_row_packs_norm_highest_and_lowest_of_every_layer(tmp_path):
     sink.write_row(row_of([report([1.0, NAN, 2.0], 0), report([9.0, NAN, 1.0], 1), report([3.0, NAN, 2.0], 2)]))
     sink.close()
     (event,) = read(tmp_path).Tensors(PACKED)
-    packed = make_ndarray(event.tensor_proto)
-    assert (event.step, packed.dtype, packed.shape) == (2, np.float32, (3, 3))
-    np.testing.assert_array_equal(packed, [[3.0, NAN, 2.0], [9.0, NAN, 2.0], [1.0, NAN, 1.0]])
+    norms = make_ndarray(event.tensor_proto)
+    assert (event.step, norms.dtype, norms.shape) == (2, np.float32, (3, 3))
+    np.testing.assert_array_equal(norms, [[3.0, NAN, 2.0], [9.0, NAN, 2.0], [1.0, NAN, 1.0]])
 
 
 def strings(events, tag):
@@ -129,7 +133,8 @@ def test_the_first_event_of_a_tag_alone_carries_the_metadata(tmp_path):
     events = read(tmp_path)
     assert set(events.PluginTagToContent("gradwatch").values()) == {b'{"version": 1}'}
     assert [len(event.tensor_proto.tensor_content) for event in events.Tensors(PACKED)] == [3 * 2 * 4] * 3
-    assert b"".join(path.read_bytes() for path in tmp_path.iterdir()).count(b'{"version"') == 2  # layers, grad_norm
+    tags = ("layers", "grad_norm", "totals")
+    assert b"".join(path.read_bytes() for path in tmp_path.iterdir()).count(b'{"version"') == len(tags)
 
 
 def test_the_table_of_layers_is_written_whenever_it_changed(tmp_path):
@@ -149,12 +154,38 @@ def test_a_row_packs_each_figure_that_was_measured(tmp_path):
         saturated_output_share=np.array([NAN, 0.25]),
     )
     events = written(tmp_path, reports)
-    packed = {tag.removeprefix("gradwatch/") for tag in events.PluginTagToContent("gradwatch")}
-    assert packed == {"layers", "grad_norm", "update_ratio", "saturated_share"}
+    tags = {tag.removeprefix("gradwatch/") for tag in events.PluginTagToContent("gradwatch")}
+    assert tags == {"layers", "grad_norm", "totals", "update_ratio", "saturated_share"}
     (event,) = events.Tensors("gradwatch/update_ratio")
     np.testing.assert_array_equal(make_ndarray(event.tensor_proto), np.float32([1e-3, NAN]))
     (event,) = events.Tensors("gradwatch/saturated_share")
     assert (event.step, make_ndarray(event.tensor_proto).tolist()) == (1, [0.5, 0.25])
+
+
+def test_a_row_says_what_happened_to_the_whole_run_since_the_last(tmp_path):
+    builder, sink = RowBuilder(), TensorBoard(tmp_path)
+    steps = [report([3.0], 0, grad_norm_clipped_total=1.0), report([4.0], 1, skipped=True), report([2.0], 2, loss=0.5)]
+    for step in steps:
+        builder.add(step)
+    sink.write_row(builder.build(steps[-1], 1, band=np.array([[0.1], [9.0]])))
+    builder.add(steps[1])
+    sink.write_row(builder.build(replace(steps[1], step=3, optimizer=1), 2))
+    sink.close()
+    first, second = (make_ndarray(event.tensor_proto) for event in read(tmp_path).Tensors("gradwatch/totals"))
+    named = dict(zip(packed.TOTALS, first.tolist(), strict=True))
+    assert named == {
+        "grad_norm_total": 2.0,
+        "highest_total": 4.0,
+        "lowest_total": 2.0,
+        "grad_norm_clipped_total": 2.0,
+        "clipped_steps": 1.0,
+        "skipped_steps": 1.0,
+        "loss": 0.5,
+        "optimizer": 0.0,
+    }
+    np.testing.assert_array_equal(second, [4, 4, 4, 4, 0, 1, NAN, 1])
+    (event,) = read(tmp_path).Tensors("gradwatch/band")
+    np.testing.assert_array_equal(make_ndarray(event.tensor_proto), np.float32([[0.1], [9.0]]))
 
 
 def test_the_loss_is_a_scalar_of_its_own(tmp_path):
@@ -246,3 +277,46 @@ def test_a_writer_that_is_handed_over_shares_its_file_and_is_not_closed(tmp_path
         writer.add_scalar("loss", 0.5, 1)
     assert len(list(tmp_path.iterdir())) == 1
     assert series(read(tmp_path), "loss") == [(0, 1.0), (1, 0.5)]
+
+
+@pytest.mark.parametrize(("told", "verdict"), [([FINDING, FINDING], "nonfinite"), ([], "nothing found")])
+def test_a_directory_of_its_own_gets_a_layout_and_a_verdict(tmp_path, told, verdict):
+    sink = TensorBoard(tmp_path)
+    sink.write_row(row_of(run_of([[1.0]])))
+    for finding in told:
+        sink.write_finding(finding, ended=False)
+    sink.close()
+    events = read(tmp_path)
+    started = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    assert started.session_start_info.hparams["gradwatch"].string_value == verdict
+    (layout,) = events.Tensors("custom_scalars__config__")
+    charts = Layout.FromString(make_ndarray(layout.tensor_proto).item()).category[0].chart
+    shown = {
+        tag
+        for chart in charts
+        for pattern in chart.multiline.tag
+        for tag in scalar_tags(events)
+        if re.match(pattern, tag)
+    }
+    assert shown == {"grad_norm_total", "grad_norm_clipped_total", "grad_norm/w0"}
+
+
+def test_a_writer_that_is_handed_over_gets_neither(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        sink = TensorBoard(writer)
+        sink.write_row(row_of(run_of([[1.0]])))
+        sink.close()
+    for plugin in ("hparams", "custom_scalars"):
+        with pytest.raises(KeyError):
+            read(tmp_path).PluginTagToContent(plugin)
+
+
+def test_a_thousand_rows_of_300_layers_take_at_most_14_megabytes(tmp_path):
+    steps = run_of([[1.0] * 300] * 20)
+    sink, builder = TensorBoard(tmp_path, layer_scalars=False), RowBuilder()
+    for step in steps:
+        step.figures.update(dict.fromkeys(packed.FIGURES, np.ones(300)))
+        builder.add(step)
+        sink.write_row(builder.build(step, 0, band=np.ones((2, 300))))
+    sink.close()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) / len(steps) <= 14_000

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from gradwatch.detect.background import Background
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.episode import Episode, Event
@@ -21,7 +23,7 @@ from gradwatch.detect.unstable import Unstable
 from gradwatch.detect.vanishing import Vanishing
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.layers import Layers
-from gradwatch.report import StepReport
+from gradwatch.report import Floats, StepReport
 
 __all__ = ["Detectors", "Event"]
 
@@ -41,11 +43,12 @@ class Detectors:
         thresholds: Thresholds,
         advise: Callable[[str, list[int]], tuple[str, ...]],
     ) -> None:
+        self._exploding, self._vanishing = Exploding(layers, thresholds), Vanishing(layers, thresholds)
         detectors: list[Detector] = [
             NonFiniteLoss(),
             NonFiniteGradient(layers),
-            Exploding(layers, thresholds),
-            Vanishing(layers, thresholds),
+            self._exploding,
+            self._vanishing,
             Dead(layers, thresholds),
             Saturated(layers, thresholds),
             Stalled(thresholds),
@@ -64,6 +67,10 @@ class Detectors:
             if symptoms is not None and (detector.kind == "nonfinite" or report.update >= self._quiet):
                 events += episode.advance(report, symptoms)
         return events
+
+    def band(self, report: StepReport) -> Floats:
+        """(2, P) between which each layer's norm is normal after ``report``, the last step observed; for charts."""
+        return np.stack([self._vanishing.floor(report), self._exploding.ceiling()])
 
     def open_findings(self) -> list[Finding]:
         """Findings that have opened and not ended, as they stand now."""

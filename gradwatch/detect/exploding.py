@@ -96,6 +96,12 @@ class Exploding(Detector):
         onset = np.where(gathering, self._memory["onset"][:-1], report.step)
         return Symptoms(sick | overflow, np.where(np.isfinite(value), value, 1e300), value, threshold, onset)
 
+    def ceiling(self) -> Floats:
+        """(P,) norm above which each layer outgrows its level, as learned so far; NaN where none was measured."""
+        margin = self._margin() if self._literal is None else np.log10(self._literal)
+        with np.errstate(over="ignore"):
+            return np.where(self._memory["count"] > 0, 10.0 ** (self._memory["level"] + margin), np.nan)[:-1]
+
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         name, norm, usual = self._layers.names[column], report.grad_norm[column], self._usual[column]
         if np.isinf(norm):

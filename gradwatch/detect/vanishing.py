@@ -87,6 +87,17 @@ class Vanishing(Detector):
             badness = np.where(self._layers.is_weight, 0.0, -1e6) - np.log10(np.maximum(norm, 1e-300))
         return Symptoms(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold, mending=mending)
 
+    def floor(self, report: StepReport) -> Floats:
+        """(P,) norm below which each layer is faint at this step; NaN where nothing nearer the output was measured."""
+        if self._literal is not None:
+            return np.full(len(self._layers), self._literal)
+        order = np.argsort(self._layers.depth)
+        judged = self._layers.is_weight & report.measured & np.isfinite(report.grad_norm)
+        rms = np.where(judged, self._root_mean_square(report), 0.0)[order]
+        after = np.full(len(order), np.nan)
+        after[order[:-1]] = np.maximum.accumulate(rms[::-1])[::-1][1:]
+        return self._limit() * np.where(after > 0, after, np.nan) * np.sqrt(self._layers.size)
+
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         name, norm = self._layers.names[column], float(report.grad_norm[column])
         where = f"the gradient norm of {name} is {norm:.3g} at step {report.step}"

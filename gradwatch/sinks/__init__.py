@@ -28,6 +28,9 @@ class Row:
         highest_total, lowest_total: the same of the total norm.
         figures: latest figures since the last row, (P,) each.
         skipped_steps: updates left out since the run began.
+        clipped, skipped: how many steps since the last row were clipped, and left out.
+        band: (2, P) float64, where each layer's norm becomes faint, and where it outgrows its level (``packed.BAND``);
+            None where no detector says.
     """
 
     report: StepReport
@@ -37,6 +40,9 @@ class Row:
     lowest_total: float
     figures: Mapping[str, Floats]
     skipped_steps: int
+    clipped: int = 0
+    skipped: int = 0
+    band: Floats | None = None
 
 
 class Sink(Protocol):
@@ -67,6 +73,8 @@ class RowBuilder:
     _highest_total: float
     _lowest_total: float
     _figures: dict[str, Floats]
+    _clipped: int
+    _skipped: int
 
     def __init__(self) -> None:
         self._begin()
@@ -79,8 +87,10 @@ class RowBuilder:
         self._highest_total = float(np.fmax(self._highest_total, total if np.isfinite(total) else np.inf))
         self._lowest_total = float(np.fmin(self._lowest_total, total if np.isfinite(total) else np.nan))
         self._figures.update(report.figures)
+        self._clipped += report.grad_norm_clipped_total < total
+        self._skipped += report.skipped
 
-    def build(self, report: StepReport, skipped_steps: int) -> Row:
+    def build(self, report: StepReport, skipped_steps: int, band: Floats | None = None) -> Row:
         """The row of ``report``, the last step added; the next row starts anew."""
         row = Row(
             report=report,
@@ -90,6 +100,9 @@ class RowBuilder:
             lowest_total=self._lowest_total,
             figures=self._figures,
             skipped_steps=skipped_steps,
+            clipped=self._clipped,
+            skipped=self._skipped,
+            band=band,
         )
         self._begin()
         return row
@@ -99,3 +112,4 @@ class RowBuilder:
         self._lowest = np.array(np.nan)
         self._highest_total = self._lowest_total = np.nan
         self._figures = {}
+        self._clipped = self._skipped = 0

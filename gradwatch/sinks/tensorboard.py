@@ -15,7 +15,9 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from gradwatch import packed
 from gradwatch.findings import Finding
 from gradwatch.report import Floats
 from gradwatch.sinks import Row
@@ -36,26 +38,35 @@ LAYER_TAGS = (
 )
 """Per-layer scalars that ``layer_scalars`` may name."""
 
-PACKED = ("update_ratio", "weight_norm", "activation_rms", "dead_share", "saturated_share")
-"""Figures of all layers in one tensor each, beside the norms; what draws depth × time reads these."""
-
-VERSION = 1  # of what stands under ``gradwatch/``, for readers of older and newer files
 _METADATA = SummaryMetadata(
-    plugin_data=SummaryMetadata.PluginData(plugin_name="gradwatch", content=json_of({"version": VERSION}).encode()),
+    plugin_data=SummaryMetadata.PluginData(
+        plugin_name=packed.PLUGIN, content=json_of({"version": packed.VERSION}).encode()
+    ),
     data_class=2,  # DATA_CLASS_TENSOR
 )
 _HISTOGRAM_BINS = 64
+_LAYOUT = {
+    "gradwatch": {
+        "total gradient norm, before and after clipping": ["Multiline", ["^grad_norm_(clipped_)?total"]],
+        "gradient norm of each layer": ["Multiline", ["^grad_norm/"]],
+        "update ratio of each layer": ["Multiline", ["^update_ratio/"]],
+        "weight norm of each layer": ["Multiline", ["^weight_norm/"]],
+    }
+}
 
 
 class TensorBoard:
     """Scalars ``<statistic>/<parameter>``, totals, histograms, and findings as text.
 
-    For readers that draw all layers at once, each row also holds tensors of the plugin ``gradwatch``, with a column per
-    layer in order of registration: ``gradwatch/grad_norm``, (3, P) float32, the norm at this step and its highest and
-    lowest since the last row, and ``gradwatch/<name>``, (P,) float32, of each figure of ``PACKED`` measured since then.
+    For readers that draw all layers at once, each row also holds float32 tensors of the plugin ``gradwatch``, with a
+    column per layer in order of registration; their rows are named in ``gradwatch.packed``. ``gradwatch/grad_norm`` is
+    (3, P), ``gradwatch/band`` (2, P), ``gradwatch/<name>``, (P,), is each of ``packed.FIGURES`` measured since the last
+    row, and ``gradwatch/totals`` (8,), what concerns the whole run.
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``, at its opening and at its end; its step is
     where it was told, or one more than that of the finding before: of two at one step a reader would keep one.
+    A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found
+    as an entry of "HParams".
 
     Args:
         where: a directory, or a ``SummaryWriter`` that stays its owner's (flushed, never closed). A directory that
@@ -78,6 +89,7 @@ class TensorBoard:
         self._described: set[str] = set()  # tags whose first event, with its metadata, is written
         self._table: tuple[tuple[str, ...], bytes] | None = None
         self._told_at = -1
+        self._kinds: dict[str, None] = {}  # of all findings, in order of their first
 
     def write_row(self, row: Row) -> None:
         report = row.report
@@ -88,6 +100,7 @@ class TensorBoard:
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
         writer = self._open()
+        self._kinds[finding.kind] = None
         self._told_at = max(self._told_at + 1, finding.last_step if ended else finding.raised_step)
         writer.add_text("gradwatch/findings", _in_words(finding, ended), self._told_at)
         told = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
@@ -99,15 +112,24 @@ class TensorBoard:
             self._writer.flush()
 
     def close(self) -> None:
-        self.flush()
         if self._writer is not None and self._directory is not None:
+            self._write_verdict(self._writer)
             self._writer.close()
+            self._writer = None
+        self.flush()
+
+    def _write_verdict(self, writer: SummaryWriter) -> None:
+        """One entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
+        verdict = {"gradwatch": ", ".join(self._kinds) or "nothing found"}
+        for summary in hparams(verdict, {"grad_norm_total": 0.0}):
+            writer._get_file_writer().add_summary(summary)
 
     def _open(self) -> SummaryWriter:
         if self._writer is None:
             assert self._directory is not None
             directory = self._directory if self.continues else _without_run(self._directory)
             self._writer = SummaryWriter(str(directory))
+            self._writer.add_custom_scalars(_LAYOUT)
         return self._writer
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:
@@ -134,10 +156,13 @@ class TensorBoard:
             shape = {"layers": report.layers, "depth": report.depth.tolist(), "size": report.size.tolist()}
             yield "gradwatch/layers", json_of(shape)
         yield "gradwatch/grad_norm", np.stack([report.grad_norm, row.highest, row.lowest])
+        yield "gradwatch/totals", _totals(row)
+        if row.band is not None:
+            yield "gradwatch/band", row.band
         figures = dict(row.figures)
         if (output := figures.get("saturated_output_share")) is not None:
             figures["saturated_share"] = np.fmax(figures.get("saturated_share", output), output)
-        for name in PACKED:
+        for name in packed.FIGURES:
             if name in figures:
                 yield f"gradwatch/{name}", figures[name]
 
@@ -148,6 +173,14 @@ class TensorBoard:
         metadata = None if tag in self._described else _METADATA
         self._described.add(tag)
         return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
+
+
+def _totals(row: Row) -> Floats:
+    report = row.report
+    loss = np.nan if report.loss is None else report.loss
+    clipped = report.grad_norm_clipped_total
+    extremes = (row.highest_total, row.lowest_total)
+    return np.array([report.grad_norm_total, *extremes, clipped, row.clipped, row.skipped, loss, report.optimizer])
 
 
 def _without_run(directory: Path) -> Path:

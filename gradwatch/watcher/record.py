@@ -93,4 +93,5 @@ class Record:
     def _write(self, updates: Updates, report: StepReport) -> None:
         updates.rows.add(report)
         if self._cadence.is_logged(report.update):
-            self._outlets.write_row(updates.rows.build(report, self.skipped_steps))
+            band = updates.detectors.band(report)
+            self._outlets.write_row(updates.rows.build(report, self.skipped_steps, band))

@@ -1,0 +1,86 @@
+"""What the front end asks for, one function a question, from a run's log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch import packed
+from gradwatch.tensorboard_plugin import pooling
+from gradwatch.tensorboard_plugin.run_log import RunLog, Series
+from gradwatch.tensorboard_plugin.statistics import STATISTICS, Statistic, scale_of
+from gradwatch.tensorboard_plugin.told import folded
+
+__all__ = ["Packed", "cells_of", "curve_of", "findings_of", "overview_of", "profile_of"]
+
+Packed = tuple[dict[str, Any], NDArray[np.float32]]  # a header, and the entries behind it
+
+CURVES = (*packed.NORMS, *packed.BAND)
+
+
+def overview_of(log: RunLog) -> dict[str, Any]:
+    """The table of layers, the steps there are, the statistics that were logged."""
+    table, steps = log.table, log.totals()[0]
+    statistics = [each.as_dict(name) for name, each in STATISTICS.items() if log.has(each.series)]
+    bounds = {"firstStep": int(steps[0]), "lastStep": int(steps[-1])} if len(steps) else {}
+    columns = {"layers": table.layers, "depth": table.depth.tolist(), "size": table.size.tolist()}
+    return {**columns, **bounds, "rows": len(steps), "statistics": statistics}
+
+
+def findings_of(log: RunLog) -> dict[str, Any]:
+    """Findings, and what of them could not be read."""
+    findings, problems = folded(log.events("finding"))
+    return {"findings": findings, "problems": problems}
+
+
+def cells_of(log: RunLog, name: str, start: int, end: int, width: int) -> Packed:
+    """The heat map: (C, P) largest values; clipped and skipped steps of each cell; the run's colour scale."""
+    statistic = STATISTICS[name]
+    series = log.series(statistic.series)
+    cells = pooling.cells(series.steps, start, end, width)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = (pooling.largest(series.values[statistic.row], cells) * statistic.factors(log)).astype(np.float32)
+    steps, totals = log.totals()
+    marks = {kind: pooling.count(steps, totals[f"{kind}_steps"], cells) for kind in ("clipped", "skipped")}
+    return {"edges": cells.edges.tolist(), "scale": scale_of(statistic, log), **marks}, values
+
+
+def curve_of(log: RunLog, name: str, layer: str, start: int, end: int, width: int) -> Packed:
+    """One layer over time: (rows, C), the rows named in the header; steps are the last of each cell."""
+    statistic = STATISTICS[name]
+    series, column = log.series(statistic.series), log.table.layers.index(layer)
+    cells = pooling.cells(series.steps, start, end, width)
+    names, values = _rows(log, statistic, series, column)
+    pooled = [
+        (pooling.smallest if row in ("lowest", "floor") else pooling.largest)(each, cells)
+        for row, each in zip(names, values, strict=True)
+    ]
+    return {"rows": names, "steps": (cells.edges[1:] - 1).tolist()}, np.stack(pooled)
+
+
+def profile_of(log: RunLog, name: str, step: int) -> Packed:
+    """All layers at the row that stands for ``step``: (rows, P), the rows named in the header."""
+    statistic = STATISTICS[name]
+    series = log.series(statistic.series)
+    at = min(int(np.searchsorted(series.steps, step)), len(series.steps) - 1)
+    names, values = _rows(log, statistic, Series(series.steps[at : at + 1], series.values[:, at : at + 1]), slice(None))
+    since = int(series.steps[at - 1]) + 1 if at else int(series.steps[0])
+    return {"rows": names, "step": int(series.steps[at]), "since": since}, values[:, 0]
+
+
+def _rows(log: RunLog, statistic: Statistic, series: Series, column: int | slice) -> tuple[list[str], Any]:
+    """Names and (rows, S, …) values: of a gradient's norm with its extremes and the band of what is normal."""
+    factor = statistic.factors(log)[column]
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = series.values[..., column] * factor
+        if statistic.series != "grad_norm":
+            return [statistic.series], values
+        if not log.has("band"):
+            return list(packed.NORMS), values
+        band = log.series("band")
+        at = np.searchsorted(band.steps, series.steps).clip(max=len(band.steps) - 1)
+        there = (band.steps[at] == series.steps).reshape(-1, *[1] * (values.ndim - 2))
+        normal = np.where(there, band.values[:, at][..., column], np.float32(np.nan)) * factor
+    return list(CURVES), np.concatenate([values, normal])

@@ -1,0 +1,88 @@
+"""Runs, tags and their tensors as TensorBoard holds them, from either of its two readers.
+
+Leaves: tensors as they stand in the file. ``DataProvider.read_tensors`` would turn them into arrays of whatever shape
+they declare before anyone could look (see ``tensors.py``), so this file asks the same sources one level below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gradwatch import packed
+from gradwatch.tensorboard_plugin.tensors import UnreadableError
+
+__all__ = ["EventFiles", "Source"]
+
+EVERYTHING = 2**31 - 1  # how many points are asked for; fewer than all would be a random choice
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run of one experiment, asked for by one request.
+
+    Attributes:
+        context: TensorBoard's, of the request.
+        experiment: its id.
+        run: name of the run.
+    """
+
+    context: Any
+    experiment: str
+    run: str
+
+
+class EventFiles:
+    """Reads through the context that TensorBoard gives a plugin."""
+
+    def __init__(self, context: Any) -> None:
+        self._provider, self._multiplexer = context.data_provider, context.multiplexer
+
+    def tags(self, context: Any, experiment: str) -> dict[str, dict[str, tuple[int, float]]]:
+        """By run and tag, (last step, its wall time), which change when something was added."""
+        listed = self._provider.list_tensors(context, experiment_id=experiment, plugin_name=packed.PLUGIN)
+        return {
+            run: {tag: (int(series.max_step), float(series.max_wall_time)) for tag, series in tags.items()}
+            for run, tags in listed.items()
+        }
+
+    def tensors(self, source: Source, tag: str, plugin: str = packed.PLUGIN) -> list[tuple[int, Any]]:
+        """(step, TensorProto) of every event, in order of steps; of two at one step the later.
+
+        Raises:
+            UnreadableError: where there is more than TensorBoard hands over at once.
+        """
+        stub = getattr(self._provider, "_stub", None)
+        events = self._from_memory(source, tag) if stub is None else _from_server(stub, source, tag, plugin)
+        return sorted(dict(events).items())
+
+    def _from_memory(self, source: Source, tag: str) -> Iterator[tuple[int, Any]]:
+        try:
+            events = self._multiplexer.Tensors(source.run, tag)
+        except KeyError:
+            return
+        yield from ((event.step, event.tensor_proto) for event in events)
+
+
+def _from_server(stub: Any, source: Source, tag: str, plugin: str) -> Iterator[tuple[int, Any]]:
+    import grpc
+    from tensorboard.data.proto import data_provider_pb2
+
+    request = data_provider_pb2.ReadTensorsRequest(experiment_id=source.experiment)
+    request.plugin_filter.plugin_name = plugin
+    request.run_tag_filter.runs.names.append(source.run)
+    request.run_tag_filter.tags.names.append(tag)
+    request.downsample.num_points = EVERYTHING
+    try:
+        answer = stub.ReadTensors(request)
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        raise UnreadableError(
+            f"{tag} is larger than the 256 MiB that TensorBoard's data server hands over at once. "
+            "Start TensorBoard with --load_fast=false, or log less often (log_every_n_steps)."
+        ) from None
+    for run in answer.runs:
+        for each in run.tags:
+            yield from zip(each.data.step, each.data.value, strict=True)

@@ -1,0 +1,166 @@
+"""The tab's server side: routes, and what they refuse.
+
+Run and layer names come from event files and from the address bar: they are looked up among those that exist, and sent
+as JSON. No file is opened by a name that was asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tensorboard import plugin_util
+from tensorboard.backend.http_util import Respond
+from tensorboard.plugins import base_plugin
+from werkzeug import wrappers
+
+from gradwatch import packed
+from gradwatch.tensorboard_plugin import answers
+from gradwatch.tensorboard_plugin.event_files import EventFiles, Source
+from gradwatch.tensorboard_plugin.histograms import on_one_axis
+from gradwatch.tensorboard_plugin.run_log import RunLog, Shelf
+from gradwatch.tensorboard_plugin.statistics import STATISTICS
+from gradwatch.tensorboard_plugin.tensors import UnreadableError
+from gradwatch.tensorboard_plugin.wire import packed_array, plain_json
+
+__all__ = ["GradWatchPlugin"]
+
+STATIC = Path(__file__).parent / "static"
+MOST_CELLS = 4_096  # wider than any screen
+_LARGEST_STEP = 2**53
+
+_logger = logging.getLogger("gradwatch")
+
+
+class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard ships no types
+    """What TensorBoard calls."""
+
+    plugin_name = packed.PLUGIN
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        self._files, self._shelf = EventFiles(context), Shelf()
+
+    def get_plugin_apps(self) -> dict[str, Any]:
+        """By route; static files are those that exist now, each with a route of its own."""
+        questions = (self._runs, self._overview, self._findings, self._cells, self._curve, self._profile, self._entries)
+        files = (path for path in STATIC.rglob("*") if path.is_file())
+        return {
+            **{f"/{question.__name__.strip('_')}": _app(question) for question in questions},
+            **{f"/static/{path.relative_to(STATIC).as_posix()}": _static(path) for path in files},
+        }
+
+    def is_active(self) -> bool:
+        """False: TensorBoard itself looks for tags of ``plugin_name``, and shows the tab where there are some."""
+        return False
+
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="GradWatch")
+
+    def _runs(self, request: wrappers.Request) -> list[str]:
+        """Names of the runs that hold something of gradwatch."""
+        return sorted(self._tags(request))
+
+    def _overview(self, request: wrappers.Request) -> dict[str, Any]:
+        return answers.overview_of(self._log(request))
+
+    def _findings(self, request: wrappers.Request) -> dict[str, Any]:
+        return answers.findings_of(self._log(request))
+
+    def _cells(self, request: wrappers.Request) -> bytes:
+        return packed_array(*answers.cells_of(self._log(request), _statistic(request), *_stretch(request)))
+
+    def _curve(self, request: wrappers.Request) -> bytes:
+        log = self._log(request)
+        return packed_array(*answers.curve_of(log, _statistic(request), _layer(request, log), *_stretch(request)))
+
+    def _profile(self, request: wrappers.Request) -> bytes:
+        step = _number(request, "step", _LARGEST_STEP)
+        return packed_array(*answers.profile_of(self._log(request), _statistic(request), step))
+
+    def _entries(self, request: wrappers.Request) -> bytes:
+        """Histograms of a layer's entries over time; none where none was logged."""
+        log, kind = self._log(request), _one_of(request, "kind", ("grad", "weight"))
+        tag = f"{kind}/{_layer(request, log)}"
+        events = self._files.tensors(self._source(request), tag, plugin="histograms")
+        steps, axis, shares = on_one_axis(events, tag)
+        return packed_array({"steps": steps, "axis": axis}, shares)
+
+    def _tags(self, request: wrappers.Request) -> dict[str, dict[str, tuple[int, float]]]:
+        return self._files.tags(plugin_util.context(request.environ), plugin_util.experiment_id(request.environ))
+
+    def _source(self, request: wrappers.Request) -> Source:
+        context, experiment = plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
+        return Source(context, experiment, request.args.get("run", ""))
+
+    def _log(self, request: wrappers.Request) -> RunLog:
+        tags = self._tags(request)
+        run = _one_of(request, "run", tags)
+        return RunLog(self._files, self._shelf, self._source(request), tags[run])
+
+
+def _app(question: Callable[[wrappers.Request], Any]) -> Any:
+    """Bytes are sent as they are, anything else as JSON, and so is what went wrong."""
+
+    @wrappers.Request.application
+    def answer(request: wrappers.Request) -> wrappers.Response:
+        code, content = 200, None
+        try:
+            content = question(request)
+        except _BadRequestError as error:
+            code, content = 400, {"error": str(error)}
+        except UnreadableError as error:
+            code, content = 422, {"error": str(error)}
+        except Exception as error:
+            _logger.exception("gradwatch: the GradWatch tab could not answer %s", request.path)
+            code = 500
+            content = {"error": f"{type(error).__name__} while reading this run. TensorBoard's own output says more."}
+        if isinstance(content, bytes):
+            return Respond(request, content, "application/octet-stream", code)
+        return Respond(request, plain_json(content), "application/json", code)
+
+    return answer
+
+
+def _static(path: Path) -> Any:
+    content_type = "text/javascript" if path.suffix == ".js" else mimetypes.guess_type(path.name)[0] or "text/plain"
+
+    @wrappers.Request.application
+    def serve(request: wrappers.Request) -> wrappers.Response:
+        return Respond(request, path.read_bytes(), content_type)
+
+    return serve
+
+
+class _BadRequestError(Exception):
+    """The address holds something else than the front end asks for, or a run that is gone."""
+
+
+def _one_of(request: wrappers.Request, name: str, known: Any) -> str:
+    value = str(request.args.get(name, ""))
+    if value not in known:
+        raise _BadRequestError(f"{name}: {value!r} is not there (any more). Choose another.")
+    return value
+
+
+def _statistic(request: wrappers.Request) -> str:
+    return _one_of(request, "statistic", STATISTICS)
+
+
+def _layer(request: wrappers.Request, log: RunLog) -> str:
+    return _one_of(request, "layer", set(log.table.layers))
+
+
+def _stretch(request: wrappers.Request) -> tuple[int, int, int]:
+    """(first step, last step, most cells)."""
+    start, end = _number(request, "from", _LARGEST_STEP), _number(request, "to", _LARGEST_STEP)
+    return start, max(start, end), max(1, _number(request, "width", MOST_CELLS))
+
+
+def _number(request: wrappers.Request, name: str, most: int) -> int:
+    value = str(request.args.get(name, ""))
+    if not (value.isascii() and value.isdigit() and len(value) < 20 and int(value) <= most):
+        raise _BadRequestError(f"{name}: expected a whole number from 0 to {most:,}, found {value!r}.")
+    return int(value)

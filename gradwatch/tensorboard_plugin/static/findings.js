@@ -1,0 +1,108 @@
+/** The list of findings, and one finding with its evidence, cause and remedies. */
+
+import {figure, wholeNumber} from './axis.js';
+import {element} from './dom.js';
+
+/** What names a finding in an address. */
+export function keyOf(run, {kind, layer, step}) {
+  return JSON.stringify([run, kind, layer, step]);
+}
+
+/** `12 to 57`, or `since 12` where it has not ended. */
+export function duration({step, last_step: last, ended}) {
+  if (!ended) return `since step ${wholeNumber(step)}`;
+  return last > step ? `steps ${wholeNumber(step)} to ${wholeNumber(last)}` : `step ${wholeNumber(step)}`;
+}
+
+/** Shows `told`, {run: {findings, problems}}, of `runs`. */
+export function showFindings(container, runs, told, selected, choose) {
+  const parts = runs.flatMap((run) => {
+    const {findings, problems} = told[run] ?? {findings: [], problems: []};
+    const heading = runs.length > 1 ? [element('h3', {}, run)] : [];
+    const items = findings.map((finding) => item(run, finding, keyOf(run, finding) === selected, choose));
+    const list = items.length
+      ? element('ul', {}, ...items)
+      : element('p', {className: 'quiet'}, 'None: nothing to report.');
+    return [...heading, list, ...problems.map((problem) => element('p', {className: 'error'}, problem))];
+  });
+  container.replaceChildren(...parts);
+}
+
+function item(run, finding, isSelected, choose) {
+  const {kind, severity, layer, layers} = finding;
+  const more = layers.length > 1 ? ` and ${layers.length - 1} more` : '';
+  return element(
+    'li',
+    {},
+    element(
+      'button',
+      {
+        className: `finding ${severity}`,
+        'aria-current': String(isSelected),
+        onclick: () => choose(run, finding),
+      },
+      element('span', {className: 'kind'}, kind),
+      element('span', {className: 'severity'}, severity),
+      element('span', {className: 'where'}, `${layer || 'the whole run'}${more}`),
+      element('span', {className: 'when'}, duration(finding)),
+    ),
+  );
+}
+
+/** The evidence: what was measured against what, the neighbours at that step, the cause, the remedies. */
+export function findingCard(run, finding, neighbours) {
+  const fact = (name, text) => [element('dt', {}, name), element('dd', {}, text)];
+  return element(
+    'section',
+    {className: 'card', 'aria-label': `Finding: ${finding.kind}`},
+    element('h2', {}, `${finding.kind} in ${finding.layer || 'the whole run'}`),
+    element('p', {}, finding.message),
+    element(
+      'dl',
+      {},
+      ...fact('When', `${duration(finding)}, told at step ${wholeNumber(finding.raised_step)}`),
+      ...fact('Severity', finding.severity),
+      ...fact('Measured', figure(finding.value)),
+      ...fact('Threshold', figure(finding.threshold)),
+      ...fact('Layers', finding.layers.length ? covered(finding.layers) : 'the whole run'),
+      ...fact('Run', run),
+    ),
+    element('h3', {}, 'Cause'),
+    element('p', {}, finding.cause),
+    element('h3', {}, 'What to try'),
+    element('ol', {}, ...finding.remedies.map((remedy) => element('li', {}, remedy))),
+    neighbours && neighbourTable(neighbours),
+  );
+}
+
+function covered(layers) {
+  const shown = layers.slice(0, 6).join(', ');
+  return layers.length > 6 ? `${shown} … and ${layers.length - 6} more` : shown;
+}
+
+/** @param {{step: number, rows: {layer: string, value: number, floor: number, ceiling: number, isSick: boolean}[]}} neighbours */
+function neighbourTable({step, rows}) {
+  const heads = ['Layer', 'Gradient norm', 'Faint below', 'Outgrows above'];
+  return element(
+    'div',
+    {},
+    element('h3', {}, `Its neighbours at step ${wholeNumber(step)}, in forward order`),
+    element(
+      'table',
+      {},
+      element('thead', {}, element('tr', {}, ...heads.map((head) => element('th', {scope: 'col'}, head)))),
+      element(
+        'tbody',
+        {},
+        ...rows.map(({layer, value, floor, ceiling, isSick}) =>
+          element(
+            'tr',
+            {className: isSick ? 'sick' : ''},
+            element('th', {scope: 'row'}, layer),
+            ...[value, floor, ceiling].map((each) => element('td', {}, each === each ? figure(each) : '–')),
+          ),
+        ),
+      ),
+    ),
+  );
+}

@@ -1,0 +1,28 @@
+/** What TensorBoard calls: puts the tab into the frame. */
+
+import {App} from './app.js';
+import {element} from './dom.js';
+import {followDarkMode, followReloads} from './host.js';
+
+/** Called once by TensorBoard's entry page. */
+export async function render() {
+  document.title = 'GradWatch';
+  document.documentElement.lang = 'en';
+  await Promise.all(['vendor/uPlot.css', 'style.css'].map(loadStyle));
+  const app = new App();
+  document.body.append(app.element);
+  followDarkMode((isDark) => {
+    document.documentElement.classList.toggle('dark', isDark);
+    app.repaint();
+  });
+  window.addEventListener('resize', () => app.view && app.setView(app.view));
+  followReloads(() => void app.reload());
+  await app.reload();
+}
+
+function loadStyle(name) {
+  return new Promise((resolve) => {
+    const link = element('link', {rel: 'stylesheet', href: `./static/${name}`, onload: resolve, onerror: resolve});
+    document.head.append(link);
+  });
+}

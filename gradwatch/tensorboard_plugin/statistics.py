@@ -1,0 +1,94 @@
+"""What the heat map can show: each statistic as rows of a series, times a factor for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradwatch import packed
+from gradwatch.report import Floats
+from gradwatch.tensorboard_plugin.run_log import RunLog
+
+__all__ = ["STATISTICS", "Statistic", "scale_of"]
+
+_SAMPLED_STEPS = 2_000  # for a median or a colour scale; all of 20,000 steps change neither visibly
+_OUTER_SHARE = 0.5  # percent of the values, at either end, beyond the colour scale: one spike must not flatten it
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic.
+
+    Attributes:
+        series: the part of its tag behind ``gradwatch/``.
+        label: what people read.
+        is_share: from 0 to 1 on a linear scale; otherwise logarithmic.
+        factor: what each layer's values are multiplied with, None for nothing.
+    """
+
+    series: str
+    label: str
+    is_share: bool = False
+    factor: Callable[[RunLog], Floats] | None = None
+
+    @property
+    def row(self) -> int:
+        """The row of the series that is pooled by maximum."""
+        return packed.NORMS.index("highest") if self.series == "grad_norm" else 0
+
+    def factors(self, log: RunLog) -> Floats:
+        """(P,) float32."""
+        ones = np.ones(len(log.table.layers))
+        with np.errstate(over="ignore"):
+            return (ones if self.factor is None else self.factor(log)).astype(np.float32)
+
+    def as_dict(self, name: str) -> dict[str, Any]:
+        """For the front end."""
+        return {"name": name, "label": self.label, "isShare": self.is_share}
+
+
+def _per_entry(log: RunLog) -> Floats:
+    return 1 / np.sqrt(np.maximum(log.table.size, 1))
+
+
+def _per_median(log: RunLog) -> Floats:
+    """One over each layer's own median norm; NaN where it has none, or none but 0."""
+    norms = _some(log.series("grad_norm").values[packed.NORMS.index("grad_norm")]).astype(float)
+    norms[~np.isfinite(norms)] = np.nan
+    medians = np.full(norms.shape[1], np.nan)
+    known = ~np.isnan(norms).all(axis=0)
+    medians[known] = np.nanmedian(norms[:, known], axis=0)
+    return np.divide(1.0, medians, out=np.full_like(medians, np.nan), where=medians > 0)
+
+
+STATISTICS = {
+    "grad_norm": Statistic("grad_norm", "Gradient norm"),
+    "grad_rms": Statistic("grad_norm", "Gradient RMS per entry", factor=_per_entry),
+    "grad_ratio": Statistic("grad_norm", "Gradient norm ÷ the layer's own median", factor=_per_median),
+    "update_ratio": Statistic("update_ratio", "Update ratio"),
+    "weight_norm": Statistic("weight_norm", "Weight norm"),
+    "activation_rms": Statistic("activation_rms", "Activation RMS"),
+    "dead_share": Statistic("dead_share", "Dead units", is_share=True),
+    "saturated_share": Statistic("saturated_share", "Saturated entries", is_share=True),
+}
+
+
+def scale_of(statistic: Statistic, log: RunLog) -> tuple[float, float] | None:
+    """(low, high) of all but the outermost values, for a colour scale; None where no value is positive."""
+    if statistic.is_share:
+        return 0.0, 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = _some(log.series(statistic.series).values[statistic.row]) * statistic.factors(log)
+        shown = values[np.isfinite(values) & (values > 0)]
+    if not len(shown):
+        return None
+    low, high = np.percentile(shown, [_OUTER_SHARE, 100 - _OUTER_SHARE]).tolist()
+    return low, high
+
+
+def _some(values: Floats) -> Floats:
+    """At most ``_SAMPLED_STEPS`` of the rows, evenly spaced."""
+    return values[:: -(-len(values) // _SAMPLED_STEPS)]

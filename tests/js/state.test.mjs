@@ -1,0 +1,34 @@
+import assert from 'node:assert/strict';
+import {test} from 'node:test';
+
+import {hashWith, parametersIn} from '../../gradwatch/tensorboard_plugin/static/host.js';
+import {DEFAULTS, fromParameters, toParameters} from '../../gradwatch/tensorboard_plugin/static/state.js';
+
+const LOOKED_AT = {
+  runs: ['a, b', 'ü/&='],
+  statistic: 'weight_norm',
+  layer: '<img src=x>.weight',
+  step: 12,
+  finding: '["a","dead","x",1]',
+  from: 3,
+  to: 99,
+};
+
+test('an address brings back what was looked at', () => {
+  const hash = hashWith('#gradwatch&tagFilter=x', toParameters(LOOKED_AT));
+  assert.ok(hash.startsWith('#gradwatch&tagFilter=x&p.gradwatch.'));
+  assert.deepEqual(fromParameters(parametersIn(hash)), LOOKED_AT);
+  assert.equal(hashWith(hash, {}), '#gradwatch&tagFilter=x');
+});
+
+test('what is as by default is not in the address', () => {
+  assert.deepEqual(toParameters(DEFAULTS), {});
+  assert.deepEqual(fromParameters({}), DEFAULTS);
+});
+
+test('what makes no sense is as by default', () => {
+  const odd = {runs: '{"a": 1}', step: '-1', from: '9', to: '3', constructor: 'x', __proto__: 'y', unknown: 'z'};
+  assert.deepEqual(fromParameters(odd), DEFAULTS);
+  assert.deepEqual(fromParameters({runs: '[1]', step: '1e3', from: '5'}), DEFAULTS);
+  assert.deepEqual(parametersIn('#gradwatch&p.gradwatch.layer=%E0%A4%A&p.other.layer=x'), {});
+});
