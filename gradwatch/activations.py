@@ -99,21 +99,23 @@ class Activations:
             self._look_behind([loss.grad_fn])
 
     @harmless
-    def take(self) -> dict[str, dict[int, Tensor]]:
-        """Ends it. {figure: {column: () value}}."""
+    def take(self) -> dict[str, tuple[list[int], Tensor]]:
+        """Ends it. {figure: (n columns, their (n,) values)}."""
         self.remove()
         found: dict[str, dict[int, Tensor]] = {name: {} for name in ACTIVATION_FIGURES}
         for column, figures in self._now.items():
             if figures.rms is not None:
                 found["activation_rms"][column] = figures.rms
-            if figures.silent is not None:
-                found["dead_share"][column] = self._dead_share(column, figures.silent)
             hidden, sure = ([], figures.saturated) if figures.is_output else (figures.saturated, [])
             for name, shares in (("saturated_share", hidden), ("saturated_output_share", sure + figures.gates)):
                 if shares:
-                    found[name][column] = torch.stack(shares).mean()
+                    found[name][column] = shares[0] if len(shares) == 1 else torch.stack(shares).mean()
+        taken = {name: (list(of), torch.stack(list(of.values()))) for name, of in found.items() if of}
+        silent = {column: figures.silent for column, figures in self._now.items() if figures.silent is not None}
+        if silent:
+            taken["dead_share"] = list(silent), self._dead_shares(silent)
         self._now = {}
-        return found
+        return taken
 
     @harmless
     def remove(self) -> None:
@@ -122,12 +124,19 @@ class Activations:
             self._undo.pop()()
         self._depth, self._last = 0, None
 
-    def _dead_share(self, column: int, silent: Tensor) -> Tensor:
-        before = self._silent_for.get(column)
-        if before is None or before.shape != silent.shape:
-            before = torch.zeros_like(silent, dtype=torch.float32)
-        self._silent_for[column] = passes = (before + 1) * silent
-        return (passes >= SILENT_SAMPLES).float().mean()
+    def _dead_shares(self, silent: dict[int, Tensor]) -> Tensor:
+        """(n,) of units that were silent in so many samples in a row, of the n layers of ``silent``."""
+        before = [self._silent_for.get(column) for column in silent]
+        lengths = [len(units) for units in silent.values()]
+        none = silent[next(iter(silent))].new_zeros(max(lengths), dtype=torch.float32)
+        earlier = [
+            none[:length] if passes is None or len(passes) != length else passes
+            for passes, length in zip(before, lengths, strict=True)
+        ]
+        passes = (torch.cat(earlier) + 1) * torch.cat(list(silent.values()))
+        self._silent_for.update(zip(silent, passes.split(lengths), strict=True))
+        dead = (passes >= SILENT_SAMPLES).float().split(lengths)
+        return torch.stack([units.mean() for units in dead])
 
     def _listen(self) -> Iterator[Callable[[], None]]:
         for module, column, dimensions in self._parts:

@@ -144,14 +144,15 @@ class Measurement:
         elif self._origin is None:
             self._origin = find(self.loss, self._sick_layers(self.magnitudes.nonfinite.numpy(force=True)))
 
-    def add_activations(self, figures: Mapping[str, Mapping[int, Tensor]]) -> None:
-        """Takes {figure: {column: () value}} of the step's forward pass."""
-        place = {int(self._columns[i]): at for at, i in enumerate(self._watched)}
-        for name, values in figures.items():
-            known = {place[column]: value.to(self.device) for column, value in values.items() if column in place}
+    def add_activations(self, figures: Mapping[str, tuple[list[int], Tensor]]) -> None:
+        """Takes {figure: (n columns, their (n,) values)} of the step's forward pass."""
+        place = {column: at for at, column in enumerate(self._columns[self._watched].tolist())}
+        for name, (columns, values) in figures.items():
+            known = [at for at, column in enumerate(columns) if column in place]
             if known:
-                absent = torch.full((), torch.nan, device=self.device)
-                self._figures[name] = torch.stack([known.get(at, absent) for at in range(len(place))])
+                row = torch.full((len(place),), torch.nan, device=self.device)
+                places = torch.tensor([place[columns[at]] for at in known], device=self.device)
+                self._figures[name] = row.index_copy_(0, places, values[known].to(self.device, row.dtype))
 
     def clip_(self, policy: Policy) -> None:
         """Clips the gradients in place."""
@@ -245,7 +246,8 @@ class Measurement:
         if wanted.intersection(_ENTRY_FIGURES):
             watched = torch.from_numpy(self._watched).to(self.device)
             factor = self._factor[watched]
-            entries = stats.entries(self._watched_gradients, self.magnitudes.l2[watched] * factor)
+            norms, with_spread = self.magnitudes.l2[watched] * factor, not wanted.isdisjoint(("grad_mean", "grad_std"))
+            entries = stats.entries(self._watched_gradients, norms, with_spread=with_spread)
             figures["grad_max"], figures["grad_mean"] = entries.largest / factor, entries.mean / factor
             figures["grad_std"], figures["grad_zero_fraction"] = entries.std / factor, entries.zero_fraction
         if wanted.intersection(("weight_norm", "weight_std")):

@@ -119,23 +119,33 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def entries(tensors: Sequence[Tensor], l2: Tensor) -> Entries:
+def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) -> Entries:
     """Figures of the entries, a read or two of each tensor; for sampled steps only.
 
     The standard deviation comes from the sum and the norm, since ``std_mean`` is up to 60 times slower on the CPU:
     std² = (Σx² − n·mean²)/(n−1), in float64.
+
+    Args:
+        tensors: P tensors.
+        l2: (P,) their norms.
+        with_spread: also mean and standard deviation, which are a read more; else NaN.
     """
-    plain = [_plain(tensor) for tensor in tensors]
-    home = l2.device
+    plain, home = _all_plain(tensors), l2.device
     count = torch.tensor([tensor.numel() for tensor in plain], dtype=torch.float64, device=home)
-    sums = _stack([tensor.sum(dtype=_accumulator(tensor.dtype)) for tensor in plain], home)
-    zeros = _stack([tensor.numel() - tensor.count_nonzero() for tensor in plain], home)
-    largest = _stack([_largest(tensor) for tensor in plain], home)
-    mean = sums / count
-    variance = (l2.double().square() - count * mean.square()) / (count - 1).clamp(min=1)
-    std = variance.clamp(min=0).sqrt()  # clamp turns the small negative numbers of cancellation into 0 and keeps NaN
     some = count > 0
-    return Entries(largest.where(some, torch.nan), mean, std.where(some, torch.nan), zeros / count)
+    zeros = count - _stack([tensor.count_nonzero() for tensor in plain], home)
+    filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in plain]  # aminmax refuses empty tensors
+    lowest, highest = zip(*map(torch.aminmax, filled), strict=True) if filled else ((), ())
+    largest = torch.maximum(-_stack(lowest, home), _stack(highest, home)).where(some, torch.nan)
+    unknown = torch.full_like(count, torch.nan)
+    mean, std = _spread(plain, l2, count) if with_spread else (unknown, unknown)
+    return Entries(largest, mean, std.where(some, torch.nan), zeros / count)
+
+
+def _spread(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    mean = _stack([tensor.sum(dtype=_accumulator(tensor.dtype)) for tensor in plain], l2.device) / count
+    variance = (l2.double().square() - count * mean.square()) / (count - 1).clamp(min=1)
+    return mean, variance.clamp(min=0).sqrt()  # clamp turns small negative numbers of cancellation into 0, keeps NaN
 
 
 @torch.no_grad()
@@ -276,4 +286,6 @@ def _gather(tensors: Sequence[Tensor], reduce: Callable[[list[Tensor]], Sequence
 def _stack(scalars: Sequence[Tensor], home: torch.device) -> Tensor:
     if not scalars:
         return torch.zeros(0, dtype=torch.float64, device=home)
+    if len({(scalar.dtype, scalar.device) for scalar in scalars}) == 1:
+        return torch.stack(list(scalars)).to(home, torch.float64)
     return torch.stack([torch.as_tensor(scalar, dtype=torch.float64).to(home) for scalar in scalars])
