@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check screenshots bench-detection bench-tab
+.PHONY: demo test check screenshots bench bench-detection bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -22,6 +22,9 @@ screenshots: .venv/bench  ## the pictures of README and docs, from a fresh demon
 	$(BIN)/python docs/screenshots.py
 	$(BIN)/python docs/pictures.py
 	$(BIN)/python docs/report_pictures.py
+
+bench: .venv/bench  ## what watching costs, beside clipping and other tools; writes the tables of docs/performance.md (half an hour)
+	$(BIN)/python -m benchmarks.overhead --write
 
 bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)
 	$(BIN)/python -m benchmarks.detection.prove

@@ -209,7 +209,8 @@ def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor, total: Tensor) -> Te
     if l2.device.type == "cpu" and math.isfinite(total):
         return torch.zeros(len(tensors), dtype=torch.int64)
     if l2.device.type != "cpu":
-        largest = _gather(tensors, lambda group: [_largest(tensor) for tensor in group])
+        filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]  # it refuses empty tensors
+        largest = _gather(filled, lambda group: torch._foreach_norm(group, math.inf))
         return (~torch.isfinite(largest)).long()
     suspects = (~torch.isfinite(l2)).nonzero().flatten()
     counts = torch.zeros(len(tensors), dtype=torch.int64)
@@ -220,13 +221,6 @@ def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor, total: Tensor) -> Te
 
 def _total(l2: Tensor) -> Tensor:
     return torch.linalg.vector_norm(l2, dtype=_wide(l2.device))
-
-
-def _largest(tensor: Tensor) -> Tensor:
-    if tensor.numel() == 0:  # aminmax and the infinity norm both refuse empty tensors
-        return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
-    low, high = torch.aminmax(tensor)
-    return torch.maximum(-low, high)
 
 
 def _all_plain(tensors: Sequence[Tensor]) -> list[Tensor]:
