@@ -305,6 +305,7 @@ def main() -> None:
     print("\n".join(lines))
     if arguments.write:
         path = Path(__file__).parent / "results" / "why.md"
+        path.parent.mkdir(exist_ok=True)
         title = f"{len(KNOWN) + len(ORIGINS)} programs of known origin, seed 0, torch {torch.__version__}."
         path.write_text("\n".join([title, "", *lines, ""]))
 
