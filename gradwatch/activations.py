@@ -75,9 +75,10 @@ class Activations:
 
     def __init__(self, models: Mapping[str, nn.Module], layers: Layers) -> None:
         self.broken: set[str] = set()
-        self._parts = [
-            (module, *_first_parameter(module, layers)) for m in models.values() for _, module in submodules(m)
-        ]
+        self._modules = [module for model in models.values() for _, module in submodules(model)]
+        parts = [(module, *_first_parameter(module, layers)) for module in self._modules]
+        # a leaf without parameters tells nothing that the graph does not
+        self._parts = [part for part in parts if part[1] is not None or any(part[0].children())]
         self._functions = Functions()
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
         self._depth = 0  # calls under way
@@ -89,7 +90,7 @@ class Activations:
     @harmless
     def begin(self) -> None:
         """From the next forward pass on."""
-        if not self._undo and not any(is_compiled(part) for part, _, _ in self._parts) and not anything_is_compiled():
+        if not self._undo and not any(map(is_compiled, self._modules)) and not anything_is_compiled():
             self._undo = list(self._listen())
 
     @harmless

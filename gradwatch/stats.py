@@ -151,8 +151,10 @@ def _spread(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor,
 @torch.no_grad()
 def sample(tensors: Sequence[Tensor], limit: int = SAMPLED_ENTRIES) -> list[Tensor]:
     """At most ``limit`` fixed, evenly spaced entries of each tensor, as copies of shape (n,)."""
-    flat = [_plain(tensor).reshape(-1) for tensor in tensors]
-    return [tensor[:: max(1, -(-tensor.numel() // limit))].clone() for tensor in flat]
+    if not tensors:
+        return []
+    flat = (tensor.reshape(-1) for tensor in _all_plain(tensors))
+    return list(torch._foreach_add([part[:: -(-part.numel() // limit) or 1] for part in flat], 0))
 
 
 @torch.no_grad()
