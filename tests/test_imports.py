@@ -27,7 +27,7 @@ FLOOR_1 = {
     "replica": set(),
     "replay": {"calls", "operations", "origin", "replica", "report", "trace", "harmless"},
     "sinks": {"findings", "packed", "report"},
-    "runs": {"findings", "report"},
+    "runs": {"findings", "packed"},
     "remedies": {"findings", "layers"},
     "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},
 }

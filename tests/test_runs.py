@@ -17,7 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from written import FINDING, TABLE, event, forge, norms, train, write_rows
 
 from gradwatch import Finding
-from gradwatch.runs import NORMS, NoRunError, read_runs
+from gradwatch.packed import NORMS
+from gradwatch.runs import NoRunError, read_runs
 
 
 def read(directory):

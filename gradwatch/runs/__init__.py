@@ -14,10 +14,10 @@ from typing import Literal
 
 from gradwatch.runs.content import MalformedError, Row, Told, legible, parse
 from gradwatch.runs.records import Damage, records
-from gradwatch.runs.run import NORMS, Run, Series
+from gradwatch.runs.run import Run, Series
 from gradwatch.runs.timeline import Timeline
 
-__all__ = ["NORMS", "NoRunError", "Run", "Series", "legible", "read_runs"]
+__all__ = ["NoRunError", "Run", "Series", "legible", "read_runs"]
 
 Reason = Literal["missing", "empty", "foreign", "corrupt"]
 

@@ -21,11 +21,10 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 
 from gradwatch.findings import KINDS, Finding, Severity
-from gradwatch.report import FIGURES
+from gradwatch.packed import FIGURES, VERSION
 
 __all__ = ["MalformedError", "Row", "Table", "Told", "legible", "parse"]
 
-VERSION = 1  # of what stands under ``gradwatch/`` (sinks/tensorboard.py)
 _CURVES = ("grad_norm_total", "grad_norm_clipped_total")
 _LONGEST = 2_000  # characters of one text; findings write a few hundred
 

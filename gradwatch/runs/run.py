@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 
 from gradwatch.findings import Finding
 
-__all__ = ["NORMS", "Run", "Series"]
-
-NORMS = ("grad_norm", "highest", "lowest")
-"""Names of ``Run.packed`` that every row holds: the norm at its step, its extremes since the row before."""
+__all__ = ["Run", "Series"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ class Run:
         layers: P parameter names, in order of registration.
         depth: (P,) int64, place of each from input to output.
         size: (P,) int64, entries of each.
-        packed: figures of all layers, (S, P) each: ``NORMS``, and those of ``gradwatch.report.FIGURES`` that were
-            written, at the steps where they were. NaN where not measured; ``highest`` is Inf where a gradient was not
-            finite.
+        packed: figures of all layers, (S, P) each, by the names of ``gradwatch.packed``: ``NORMS``, and those of
+            ``FIGURES`` that were written, at the steps where they were. NaN where not measured; ``highest`` is Inf where
+            a gradient was not finite.
         curves: (S,) each: ``grad_norm_total``, ``grad_norm_clipped_total``, ``loss``; a second optimizer's end in
             ``/optimizer_1``.
         findings: by onset; one that ended as it stood then, an open one as it stood when it opened.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch.findings import Finding
-from gradwatch.report import FIGURES
+from gradwatch.packed import FIGURES, NORMS
 from gradwatch.runs.content import Row, Table, Told
-from gradwatch.runs.run import NORMS, Run, Series
+from gradwatch.runs.run import Run, Series
 
 __all__ = ["Timeline"]
 
