@@ -39,8 +39,8 @@ class Run:
         depth: (P,) int64, place of each from input to output.
         size: (P,) int64, entries of each.
         packed: figures of all layers, (S, P) each, by the names of ``gradwatch.packed``: ``NORMS``, and those of
-            ``FIGURES`` that were written, at the steps where they were. NaN where not measured; ``highest`` is Inf where
-            a gradient was not finite.
+            ``FIGURES`` that were written, at the steps where they were. NaN where not measured; ``highest`` is Inf
+            where a gradient was not finite.
         curves: (S,) each: ``grad_norm_total``, ``grad_norm_clipped_total``, ``loss``; a second optimizer's end in
             ``/optimizer_1``.
         findings: by onset; one that ended as it stood then, an open one as it stood when it opened.
