@@ -8,7 +8,6 @@ entries. These are read off the graph that the forward pass leaves for the backw
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from gradwatch.report import ACTIVATION_FIGURES, SILENT_SAMPLES
 __all__ = ["Activations"]
 
 ROWS = 256  # inputs of each unit that are looked at in one forward pass
+SMALL = 2**16  # entries that are read as quickly as fewer would be chosen
 SAMPLES = 16  # of a batch of convolutions, each at ROWS ÷ SAMPLES places
 NODES = 4096  # of a graph that are looked at between two calls; a GPT-2 of 12 layers has 700
 NEAR = 64  # nodes between a function and the module whose output it takes
@@ -51,14 +51,14 @@ class _Figures:
     """Of one layer, in the forward passes since the last sample.
 
     Attributes:
-        rms: () of what its module returned.
+        output: () L2 norm of what its module returned, or of part of it, and how many entries that is of.
         silent: (units,) whether the rectifier behind it was flat on every input of each unit.
         saturated: () shares of entries at which the functions behind it were flat, one a call.
         gates: the same of those whose result is a factor.
         is_output: no module with parameters came after it.
     """
 
-    rms: Tensor | None = None
+    output: tuple[Tensor, int] | None = None
     silent: Tensor | None = None
     saturated: list[Tensor] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)
@@ -105,13 +105,18 @@ class Activations:
         self.remove()
         found: dict[str, dict[int, Tensor]] = {name: {} for name in ACTIVATION_FIGURES}
         for column, figures in self._now.items():
-            if figures.rms is not None:
-                found["activation_rms"][column] = figures.rms
             hidden, sure = ([], figures.saturated) if figures.is_output else (figures.saturated, [])
             for name, shares in (("saturated_share", hidden), ("saturated_output_share", sure + figures.gates)):
                 if shares:
                     found[name][column] = shares[0] if len(shares) == 1 else torch.stack(shares).mean()
         taken = {name: (list(of), torch.stack(list(of.values()))) for name, of in found.items() if of}
+        outputs = {column: figures.output for column, figures in self._now.items() if figures.output is not None}
+        if outputs:
+            norms, counts = zip(*outputs.values(), strict=True)
+            taken["activation_rms"] = (
+                list(outputs),
+                torch.stack(norms) / torch.tensor(counts, device=norms[0].device).sqrt(),
+            )
         silent = {column: figures.silent for column, figures in self._now.items() if figures.silent is not None}
         if silent:
             taken["dead_share"] = list(silent), self._dead_shares(silent)
@@ -136,8 +141,8 @@ class Activations:
         ]
         passes = (torch.cat(earlier) + 1) * torch.cat(list(silent.values()))
         self._silent_for.update(zip(silent, passes.split(lengths), strict=True))
-        dead = (passes >= SILENT_SAMPLES).float().split(lengths)
-        return torch.stack([units.mean() for units in dead])
+        dead = (passes >= SILENT_SAMPLES).float()
+        return torch.segment_reduce(dead, "mean", lengths=torch.tensor(lengths, device=dead.device))
 
     def _listen(self) -> Iterator[Callable[[], None]]:
         for module, column, dimensions in self._parts:
@@ -168,7 +173,7 @@ class Activations:
             self._now.setdefault(self._last, _Figures()).is_output = False
         self._last = column
         figures = self._now.setdefault(column, _Figures())
-        figures.rms, figures.is_output = _rms(activations[0].detach()), True
+        figures.output, figures.is_output = _norm(activations[0].detach()), True
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return  # a checkpoint would compute what it saves again
         for tensor in activations:
@@ -178,7 +183,7 @@ class Activations:
     def _look_behind(self, nodes: list[Any]) -> None:
         behind = nodes_behind(nodes, SEEN, NODES)
         factors = _factors(behind)
-        for node in behind:
+        for node in filter(self._functions.may_be, behind):
             maker = _maker_of(node)
             if maker is None:
                 continue
@@ -222,10 +227,11 @@ def _maker_of(node: Any) -> tuple[int, int] | None:
 
 
 @torch.no_grad()
-def _rms(tensor: Tensor) -> Tensor:
-    rows = _rows(tensor, -1)
-    norm = torch.linalg.vector_norm(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
-    return norm.float() / math.sqrt(rows.numel())
+def _norm(tensor: Tensor) -> tuple[Tensor, int]:
+    """(its L2 norm, how many entries that is of): all of a small tensor, ROWS rows of a large one."""
+    part = tensor if tensor.numel() <= SMALL else _rows(tensor, -1)
+    norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32))
+    return norm.float(), part.numel()
 
 
 @torch.no_grad()

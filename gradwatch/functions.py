@@ -80,6 +80,12 @@ class Functions:
     def __init__(self) -> None:
         self._steep: dict[tuple[str, tuple[Any, ...]], SteepRange] = {}
 
+    @staticmethod
+    def may_be(node: Any) -> bool:
+        """Whether it is worth a look."""
+        name = operation_of(node)
+        return name in FUNCTIONS or name in ("softmax", "div")
+
     @torch.no_grad()
     def look(self, node: Any, rows: Rows) -> Flat | None:
         """None where ``node`` is no activation function, or has nothing saved any more."""
