@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +71,10 @@ class Detector:
         self._memory = copy.deepcopy(state)
 
 
-@functools.lru_cache(maxsize=64)
 def healthy(layers: int) -> Symptoms:
-    """None of so many layers is sick, which most steps find."""
-    none, zero = np.zeros(layers, dtype=bool), np.zeros(layers)
-    for array in (none, zero):
-        array.flags.writeable = False
-    return Symptoms(sick=none, badness=zero, value=zero, threshold=zero)
+    """None of so many layers is sick, which is what most steps find."""
+    zero = np.zeros(layers)
+    return Symptoms(sick=np.zeros(layers, dtype=bool), badness=zero, value=zero, threshold=zero)
 
 
 def whole_run(sick: bool, value: float, threshold: float, onset: int | None = None) -> Symptoms:
