@@ -21,7 +21,7 @@ from gradwatch.clip import Policy, policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.sinks import Sink
 from gradwatch.sinks.loggers import Loggers, is_a
-from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
+from gradwatch.sinks.tags import LAYER_TAGS
 from gradwatch.watcher import Watcher
 from gradwatch.watcher.options import OnNonFinite
 
@@ -182,8 +182,14 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         if not trainer.is_global_zero:
             return []
         where = [self._log_dir] if self._log_dir is not None else [logger.experiment for logger in shared[:1]]
-        files = [TensorBoard(each, self._layer_scalars) for each in where]
+        files = [_file_sink(each, self._layer_scalars) for each in where]
         return [*files, *([Loggers(others, totals=self._writes_totals)] if others else [])]
+
+
+def _file_sink(where: Any, layer_scalars: bool | Sequence[str]) -> Sink:
+    from gradwatch.sinks.tensorboard import TensorBoard  # loads TensorBoard, for those who use it
+
+    return TensorBoard(where, layer_scalars)
 
 
 def _scaler_of(trainer: Any) -> GradScaler | None:

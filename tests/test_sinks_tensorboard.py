@@ -15,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from gradwatch import packed
 from gradwatch.findings import Finding
 from gradwatch.sinks import RowBuilder
-from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
+from gradwatch.sinks.tags import LAYER_TAGS
+from gradwatch.sinks.tensorboard import TensorBoard
 
 TEXT = "gradwatch/findings/text_summary"
 PACKED = "gradwatch/grad_norm"

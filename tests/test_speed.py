@@ -137,6 +137,16 @@ def test_a_step_costs_the_same_however_many_have_run():
     assert sizes[1] <= 1.1 * sizes[0]
 
 
+def test_watching_without_files_loads_no_tensorboard():
+    code = (
+        "import sys, torch, gradwatch; m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=0.1); "
+        "w = gradwatch.watch(m, o); m(torch.ones(1, 2)).sum().backward(); o.step(); w.close(); "
+        "print(*sorted({'tensorboard', 'lightning', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_importing_gradwatch_after_torch_is_quick_and_loads_nothing_more():
     code = (
         "import sys, time, torch; before = set(sys.modules); begin = time.perf_counter(); import gradwatch; "

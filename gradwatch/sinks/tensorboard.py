@@ -23,20 +23,9 @@ from gradwatch.report import Floats
 from gradwatch.sinks import Row
 from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.log import logger
+from gradwatch.sinks.tags import LAYER_TAGS, layer_tags
 
-__all__ = ["LAYER_TAGS", "TensorBoard"]
-
-LAYER_TAGS = (
-    "grad_norm",
-    "weight_norm",
-    "update_ratio",
-    "grad_max",
-    "grad_mean",
-    "grad_std",
-    "grad_zero_fraction",
-    "weight_std",
-)
-"""Per-layer scalars that ``layer_scalars`` may name."""
+__all__ = ["TensorBoard"]
 
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(
@@ -190,20 +179,6 @@ def _without_run(directory: Path) -> Path:
     if free != directory:
         logger.warning("gradwatch: %s already holds a run; this one is written to %s.", directory, free)
     return free
-
-
-def layer_tags(layer_scalars: bool | Sequence[str]) -> tuple[str, ...]:
-    """The tags that ``layer_scalars`` names.
-
-    Raises:
-        ValueError: for a name that is not in ``LAYER_TAGS``.
-    """
-    if isinstance(layer_scalars, bool):
-        return LAYER_TAGS if layer_scalars else ()
-    named = (layer_scalars,) if isinstance(layer_scalars, str) else tuple(layer_scalars)
-    if unknown := [name for name in named if name not in LAYER_TAGS]:
-        raise ValueError(f"layer_scalars: {unknown[0]!r} is none of {', '.join(LAYER_TAGS)}; True writes all of them.")
-    return named
 
 
 def _histograms(row: Row) -> Iterator[tuple[str, Floats]]:

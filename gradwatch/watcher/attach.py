@@ -19,7 +19,7 @@ from gradwatch.layers import Selection
 from gradwatch.optimizers import parameters_of
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
-from gradwatch.sinks.tensorboard import LAYER_TAGS, TensorBoard
+from gradwatch.sinks.tags import LAYER_TAGS
 from gradwatch.watcher.options import OnNonFinite, Options
 from gradwatch.watcher.watcher import Watcher
 
@@ -158,7 +158,11 @@ def watch_tensors(
 
 
 def _tensorboard(log_dir: str | Path | None, layer_scalars: bool | Sequence[str]) -> list[Sink]:
-    return [] if log_dir is None else [TensorBoard(log_dir, layer_scalars)]
+    if log_dir is None:
+        return []
+    from gradwatch.sinks.tensorboard import TensorBoard  # a fifth of a second, for those who write files
+
+    return [TensorBoard(log_dir, layer_scalars)]
 
 
 def _listed(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

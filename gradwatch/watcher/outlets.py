@@ -9,7 +9,6 @@ from gradwatch.detect import Event
 from gradwatch.findings import Finding
 from gradwatch.sinks import Row, Sink
 from gradwatch.sinks.log import Log, logger
-from gradwatch.sinks.tensorboard import TensorBoard
 
 __all__ = ["Outlets"]
 
@@ -52,7 +51,7 @@ class Outlets:
     def go_on(self) -> None:
         """The run was cut and goes on: its files are continued."""
         for sink in self._sinks:
-            if isinstance(sink, TensorBoard):
+            if hasattr(sink, "continues"):
                 sink.continues = True
 
     def _each(self, verb: str, *args: object) -> None:

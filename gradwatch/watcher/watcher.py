@@ -28,7 +28,7 @@ from gradwatch.replay import Replay
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.memory import History
-from gradwatch.sinks.tensorboard import LAYER_TAGS, layer_tags
+from gradwatch.sinks.tags import LAYER_TAGS, layer_tags
 from gradwatch.trace import Trace
 from gradwatch.watcher.options import Options, refuse_bad_options
 from gradwatch.watcher.outlets import Outlets
