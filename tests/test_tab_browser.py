@@ -1,3 +1,4 @@
+import contextlib
 import os
 import re
 import tempfile
@@ -88,6 +89,15 @@ def page(browser):
 def address(logs):
     with tensorboard_over(logs) as address:
         yield address
+
+
+@contextlib.contextmanager
+def served(page, directory, *flags):
+    """The address of a TensorBoard that goes after the page: its last questions would else stay unanswered."""
+    with tensorboard_over(directory, *flags) as address:
+        yield address
+        page.allowed.append("net::ERR_ABORTED")
+        page.close()
 
 
 def open_tab(page, address, hash_="", query=""):
@@ -275,7 +285,7 @@ def test_it_works_with_either_loader_under_a_path_prefix_and_follows_a_run(page,
     half = tmp_path / "live"
     write_run(half, healthy[:20])
     flags = (f"--load_fast={fast}", "--path_prefix=/a/prefix", "--reload_interval=1")
-    with tensorboard_over(tmp_path, *flags) as address:
+    with served(page, tmp_path, *flags) as address:
         frame = open_tab(page, address)
         expect(drawn(frame)).to_have_attribute("data-drawn", "grad_norm 0 20")
         more = [(0, "gradwatch/layers", {"layers": list(NAMES), "depth": list(range(12)), "size": [4] * 12})]
@@ -319,7 +329,7 @@ def append(directory, events):
 
 
 def test_an_empty_directory_says_what_to_do(page, tmp_path):
-    with tensorboard_over(tmp_path) as address:
+    with served(page, tmp_path) as address:
         frame = open_tab(page, address)
         expect(frame.locator(".empty")).to_contain_text("No run here was watched by gradwatch yet")
         expect(frame.locator(".empty")).to_contain_text("gradwatch.watch(model, optimizer, log_dir=")
@@ -347,7 +357,7 @@ def test_names_from_a_hostile_log_never_become_markup(page, tmp_path):
     hostile = Finding.from_dict(values | {"remedies": (MARKUP,)})
     run = "&lt;b&gt; <b>run"
     write_run(tmp_path / run, reports, [(hostile, False)])
-    with tensorboard_over(tmp_path) as address:
+    with served(page, tmp_path) as address:
         frame = open_tab(page, address)
         drawn(frame)
         frame.locator(".finding").click()
@@ -372,7 +382,7 @@ def test_a_broken_log_is_an_error_in_the_tab_beside_a_run_that_works(page, tmp_p
         write_run(tmp_path / "bad", healthy)
         (path,) = (tmp_path / "bad").iterdir()
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with tensorboard_over(tmp_path) as address:
+    with served(page, tmp_path) as address:
         frame = open_tab(page, address, '&p.gradwatch.runs=["bad","good"]')
         drawn(frame, index=1)
         if name in HOSTILE:
