@@ -1,8 +1,8 @@
 """README.zh-CN.md keeps step with README.md.
 
-What a program can compare is compared: headings, code, links, pictures, tables. That the words still say the same is for a
-reader: the translation holds a hash of the README that it was made from, and a change of README.md fails here until
-somebody has looked at it and replaced the hash.
+What a program can compare is compared: headings, code, links, pictures, tables. That the words still say the same is
+for a reader: the translation holds a hash of the README that it was made from, and a change of README.md fails here
+until somebody has looked at it and replaced the hash.
 """
 
 import hashlib
@@ -61,8 +61,8 @@ def test_each_leads_to_the_other_in_its_first_lines():
 def test_the_translation_was_looked_at_since_the_readme_changed():
     now = hashlib.sha256(ENGLISH.encode()).hexdigest()[:16]
     assert f"<!-- README.md as translated: {now} -->" in CHINESE, (
-        f"README.md has changed since README.zh-CN.md was made from it. Bring the translation up to date, then write {now} "
-        "into its first line."
+        f"README.md has changed since README.zh-CN.md was made from it. Bring the translation up to date, then write "
+        f"{now} into its first line."
     )
 
 
