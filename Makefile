@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check screenshots bench bench-detection bench-tab
+.PHONY: demo test check docs screenshots bench bench-detection bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -16,6 +16,9 @@ check: .venv/installed  ## formatter, linter, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/docs  ## the site, in site/; fails where a link or an anchor leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 screenshots: .venv/bench  ## the pictures of README and docs, from a fresh demonstration (needs chromium)
 	$(BIN)/gradwatch demo
@@ -40,4 +43,8 @@ bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium;
 
 .venv/bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

@@ -1,9 +1,10 @@
-"""The pictures of docs/report.md: a run of ``make demo`` in the terminal and as a page, in a real browser.
+"""Pictures of ``gradwatch report`` on a run of ``make demo``, and of examples/notebook.ipynb, in a real browser.
 
 Needs Chromium; set CHROMIUM to its path where it is not /usr/bin/chromium.
 """
 
 import io
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +17,8 @@ from gradwatch.runs import Run, read_runs
 from gradwatch.views.page import page_of
 from gradwatch.views.terminal import in_terminal
 
-SIZES = {"report-terminal": (1240, None), "report-page": (1000, 1040)}  # None: all of it
+NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
+SIZES = {"report-terminal": (1240, None), "report-page": (1000, 1040), "notebook": (1000, None)}  # None: all of it
 
 
 def main(run: str = "runs/vanishing") -> None:
@@ -25,6 +27,7 @@ def main(run: str = "runs/vanishing") -> None:
         pages = {name: Path(directory, f"{name}.html") for name in SIZES}
         pages["report-terminal"].write_text(terminal_of(runs, run), encoding="utf-8")
         pages["report-page"].write_text(page_of(runs), encoding="utf-8")
+        pages["notebook"].write_text(first_watcher_of(NOTEBOOK), encoding="utf-8")
         take(pages, directory)
 
 
@@ -33,6 +36,14 @@ def terminal_of(runs: list[Run], run: str) -> str:
     for part in in_terminal(runs):
         console.print(part)
     return f"<body style='margin:0'>{console.export_svg(title=f'gradwatch report {run}')}</body>"
+
+
+def first_watcher_of(notebook: Path) -> str:
+    """What the first cell that ends in a watcher shows."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output["data"] for cell in cells for output in cell.get("outputs", ()) if "data" in output]
+    shown = next("".join(data["text/html"]) for data in outputs if "text/html" in data)
+    return f"<!doctype html><meta charset='utf-8'><body style='font: 14px/1.4 sans-serif'>{shown}</body>"
 
 
 def take(pages: dict[str, Path], directory: str) -> None:

@@ -97,7 +97,7 @@ class Thresholds:
         ValueError: for a value that is no positive number (``exploding_growth``: more than 1; ``warmup_steps``: 0 or
             more; the two counts: whole numbers).
 
-    Example:
+    Examples:
         >>> Thresholds(vanishing_norm=1e-7, patience=20).vanishing_norm
         1e-07
     """

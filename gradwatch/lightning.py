@@ -70,8 +70,9 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
     Attributes:
         watcher: the ``Watcher`` of the latest fit, None before the first.
 
-    Example:
-        >>> trainer = L.Trainer(callbacks=[GradWatch(clip="auto")], max_steps=10)
+    Examples:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[GradWatch(clip="auto")], max_steps=10, accelerator="cpu")
     """
 
     def __init__(

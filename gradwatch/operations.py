@@ -194,5 +194,5 @@ def _faults(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _range(tensor: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(tensor.abs() if tensor.is_complex() else tensor)
+    low, high = torch.aminmax(tensor.detach().abs() if tensor.is_complex() else tensor.detach())
     return float(low), float(high)

@@ -1,9 +1,11 @@
-"""Every Python block of README.md and docs/*.md runs as it stands.
+"""Every Python block of README.md and docs/*.md runs as it stands, and so do the examples in docstrings.
 
 The blocks of one page run in order and share one namespace, as a reader would type them. Each page has a process and a
 working directory of its own, with Python's usual warnings.
 """
 
+import doctest
+import importlib
 import os
 import re
 import subprocess
@@ -61,3 +63,22 @@ def test_blocks_keep_the_lines_on_which_they_stand():
 
 def test_a_page_without_python_is_no_program():
     assert program_of("# A page\n\n```bash\nls\n```\n") == ""
+
+
+@pytest.mark.parametrize("name", ["findings", "watcher.attach", "lightning"])
+def test_examples_in_docstrings_hold(name):
+    module = importlib.import_module(f"gradwatch.{name}")
+    known = {"gradwatch": importlib.import_module("gradwatch"), "torch": importlib.import_module("torch")}
+    failures, tried = doctest.testmod(module, extraglobs=known)
+    assert (failures, tried > 0) == (0, True)
+
+
+LINK = re.compile(r"!?\[[^]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
+)
+def test_links_lead_somewhere_in_the_repository_too(page):
+    targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -36,9 +36,9 @@ ALL = {"gradwatch", "watcher", "lightning", "tensorboard_plugin", "demo", "views
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     **FLOOR_1,
-    "watcher": BELOW_WATCHER,
-    "lightning": {"watcher", *BELOW_WATCHER},
     "views": {"findings", "runs", "sinks"},
+    "watcher": {"views", *BELOW_WATCHER},
+    "lightning": {"watcher", *BELOW_WATCHER},
     "scripts": {"watcher", *BELOW_WATCHER},
     "tensorboard_plugin": {"packed", "report"},
     "demo": ALL,

@@ -61,7 +61,8 @@ def watch(
         scaler: the loop's ``torch.amp.GradScaler``. Updates that it leaves out are then counted as skipped, and its
             overflows are a finding only where they persist. Give ``observe_loss`` the loss before scaling.
         log_every_n_steps: how often a row is written, in updates of each optimizer.
-        include, exclude: globs over parameter names, or ``callable(name, parameter)``.
+        include: globs over parameter names, or ``callable(name, parameter)``; None takes all.
+        exclude: the same, for what is left out of them.
         thresholds: what counts as sick; the defaults need no scale.
         trace_nonfinite: look at what every module is given and returns, so that a ``nonfinite`` finding names the one
             that made it. Compiled and scripted modules are left out.
@@ -74,7 +75,7 @@ def watch(
     Raises:
         TypeError, ValueError: for an argument that makes no sense, naming it, what was found and what to do.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(4, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with gradwatch.watch(model, optimizer, clip=1.0) as watcher:
@@ -143,7 +144,7 @@ def watch_tensors(
     Raises:
         TypeError, ValueError: as ``watch``.
 
-    Example:
+    Examples:
         >>> w = torch.ones(3)
         >>> with gradwatch.watch_tensors({"w": w}) as watcher:
         ...     for _ in range(3):

@@ -55,6 +55,10 @@ class Record:
         still_open = [finding for updates in self._updates for finding in updates.detectors.open_findings()]
         return sorted([*self._ended, *still_open], key=lambda finding: (finding.step, finding.raised_step))
 
+    def has_ended(self, finding: Finding) -> bool:
+        """Whether ``finding``, one of ``findings()``, is over."""
+        return finding in self._ended
+
     def raise_nonfinite(self, step: int) -> None:
         """
         Raises:

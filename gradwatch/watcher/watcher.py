@@ -151,6 +151,14 @@ class Watcher:
         findings = len(self._record.findings() or ())
         return f"Watcher({len(self._layers)} layers, {self._steps.count} steps, {findings} findings)"
 
+    @harmless
+    def _repr_html_(self) -> str:
+        """In a notebook: the last steps as a picture, the findings as a table."""
+        from gradwatch.watcher.notebook import html_of  # loaded where a notebook asks for it
+
+        self._steps.drain()
+        return html_of(self._layers, self._record)
+
     def state_dict(self) -> dict[str, Any]:
         """Step numbers, baselines, findings and clip history, as numbers, strings and tensors."""
         self._steps.drain()

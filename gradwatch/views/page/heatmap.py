@@ -85,6 +85,8 @@ def _steps(run: Run, height: int) -> Iterator[str]:
 
 def _outlines(run: Run, height: int) -> Iterator[str]:
     for index, (finding, ended) in enumerate(zip(run.findings, run.ended, strict=True), start=1):
+        if ended and len(run.steps) and finding.last_step < run.steps[0]:
+            continue  # over before the picture begins
         left, right = _across(run.steps, finding, ended)
         words = escape(f"{index}. {finding.kind} in {layer_of(finding)}, {since(finding, ended)}")
         for first, last in _stretches(_places(run, finding)):
