@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import subprocess
+import sys
 import weakref
 from functools import partial
 
@@ -500,3 +502,9 @@ def test_every_micro_batch_is_replayed():
             mean_square(model(x)).backward()
         optimizer.step()
         assert "already held NaN or Inf, in 1 of 8 rows: 5" in watcher.findings[0].cause
+
+
+def test_what_the_model_returned_is_told_without_a_warning():
+    code = "import torch; from gradwatch.operations import _range; print(_range(torch.ones(2, requires_grad=True)))"
+    told = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "(1.0, 1.0)\n"  # in a process of its own: torch warns once
