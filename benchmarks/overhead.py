@@ -331,7 +331,9 @@ def main() -> None:
         make, rounds = MODELS[name]
         times = measure(make, OURS, arguments.rounds or rounds)
         cells = [ratio(times[way], times[base]) for way, (_, base) in list(OURS.items())[1:]]
-        lines.append(f"| {name} | {np.median(times['bare']) * 1e3:.1f} ms | {' | '.join(cells)} |")
+        lines.append(
+            f"| {name}, {len(times['bare'])} rounds | {np.median(times['bare']) * 1e3:.1f} ms | {' | '.join(cells)} |"
+        )
         print(lines[-1], flush=True)
     if arguments.peer_rounds:
         peers = {"bare": OURS["bare"], "gradwatch": OURS["gradwatch"], **PEERS}
@@ -341,7 +343,11 @@ def main() -> None:
             times = measure(MODELS[name][0], peers, arguments.peer_rounds)
             columns.append({way: ratio(times[way], times["bare"]) for way in list(peers)[1:]})
             print(name, columns[-1], flush=True)
-        lines += ["", f"| every step, every layer; ÷ bare | {' | '.join(chosen)} |", "|---|" + "---|" * len(chosen)]
+        lines += [
+            "",
+            f"| every step, every layer, {arguments.peer_rounds} rounds; ÷ bare | {' | '.join(chosen)} |",
+            "|---|" + "---|" * len(chosen),
+        ]
         lines += [f"| {way} | {' | '.join(column[way] for column in columns)} |" for way in list(peers)[1:]]
     lines += ["", *growth(), "", f"Event files of 1,000 rows of 300 layers: {files()}."]
     page = "\n".join(lines)
