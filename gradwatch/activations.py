@@ -32,7 +32,7 @@ NODES = 4096  # of a graph that are looked at between two calls; a GPT-2 of 12 l
 NEAR = 64  # nodes between a function and the module whose output it takes
 MADE_BY = "gradwatch: returned by a layer"  # in a node's metadata: (column, the dimension of its units)
 SEEN = "gradwatch: behind this was looked"
-PASSING_ON = (
+PASSING_ON = {
     "rsub",
     "unsqueeze",
     "squeeze",
@@ -43,7 +43,7 @@ PASSING_ON = (
     "transpose",
     "permute",
     "slice",
-)
+}
 
 
 @dataclass(eq=False)

@@ -120,9 +120,8 @@ class Measurement:
     @cached_property
     def is_finite(self) -> bool:
         """Whether every gradient entry and the loss are finite. Waits for the device."""
-        total, loss = self.magnitudes.total, self._loss
-        worst = float(total) if loss is None else float(total) + float(loss) if total.is_cpu else float(total + loss)
-        if math.isfinite(worst):
+        worst = self.magnitudes.total if self._loss is None else self.magnitudes.total + self._loss
+        if math.isfinite(float(worst)):
             return True
         sick = self.magnitudes.nonfinite.sum() > 0  # the norm may have overflowed, of entries that did not
         return not bool(sick if self._loss is None else sick | ~torch.isfinite(self._loss))
@@ -267,11 +266,7 @@ class Measurement:
         }
 
     def _count_corrupt_weights(self) -> NDArray[np.int64] | None:
-        if (
-            self.device.type != "cpu"
-            or math.isfinite(self.magnitudes.total)
-            or not bool(self.magnitudes.nonfinite.any())
-        ):
+        if self.device.type != "cpu" or not bool(self.magnitudes.nonfinite.any()):
             return None
         return self._place(stats.count_nonfinite(self._parameters).numpy(), absent=0).astype(np.int64)
 
