@@ -200,7 +200,9 @@ def test_under_torchrun_the_first_rank_writes_and_speaks(tmp_path):
         dist.init_process_group("gloo")
         torch.manual_seed(dist.get_rank())
         model = nn.parallel.DistributedDataParallel(Net())
-        print(f"rank {dist.get_rank()}", train(model, torch.randn(5, 8, 4))[1], flush=True)
+        weights = train(model, torch.randn(5, 8, 4))[1]
+        # In one write: print makes several where streams are not buffered, and the ranks share a pipe.
+        sys.stdout.write(f"rank {dist.get_rank()} {weights}\\n")
         dist.destroy_process_group()
     """
     write(tmp_path, LOOP, program)
