@@ -26,15 +26,15 @@ class HostCopy:
     """
 
     def __init__(self, vectors: Sequence[Tensor], device: torch.device) -> None:
-        wide = torch.float32 if device.type == "mps" else torch.float64
         self._lengths = [vector.numel() for vector in vectors]
-        packed = torch.cat([vector.reshape(-1).to(device=device, dtype=wide) for vector in vectors])
-        self._arrived = None
+        self._arrived: torch.Event | None = None
         if device.type == "cpu":
-            self._host = packed
+            self._host = np.concatenate([_as_row(vector) for vector in vectors], dtype=np.float64)
             return
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        packed = torch.cat([vector.reshape(-1).to(device=device, dtype=wide) for vector in vectors])
         pinned = torch.empty(packed.shape, dtype=wide, pin_memory=device.type == "cuda")
-        self._host = pinned.copy_(packed, non_blocking=True)
+        self._pinned = pinned.copy_(packed, non_blocking=True)
         self._arrived = torch.Event(device)
         self._arrived.record()
 
@@ -42,9 +42,16 @@ class HostCopy:
         """The vectors as numpy arrays, in their order; waits until they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        host, begin = self._host.numpy().astype(np.float64, copy=False), 0
+            self._host, self._arrived = self._pinned.numpy().astype(np.float64), None
         parts: list[NDArray[np.floating]] = []
+        begin = 0
         for length in self._lengths:
-            parts.append(host[begin : begin + length])
+            parts.append(self._host[begin : begin + length])
             begin += length
         return parts
+
+
+def _as_row(vector: Tensor) -> NDArray[np.generic]:
+    """(n,) on the CPU; numpy knows no bfloat16."""
+    row = vector.detach().float() if vector.dtype is torch.bfloat16 else vector.detach()
+    return row.numpy().reshape(-1)

@@ -21,7 +21,9 @@ from gradwatch.backward import AtEnd
 from gradwatch.clip import Policy
 from gradwatch.host_copy import HostCopy
 from gradwatch.layers import Layers
+from gradwatch.placement import Placement
 from gradwatch.report import Floats, Origin, StepReport
+from gradwatch.samples import SAMPLED_ENTRIES, evenly_spaced
 
 __all__ = ["Measurement", "Moment"]
 
@@ -61,9 +63,8 @@ class Measurement:
     Args:
         moment: which step, and what to measure.
         layers: the table.
-        parameters: n tensors that have a gradient, watched or not.
+        placement: of n parameters that have a gradient, watched or not (all count in the total).
         gradients: n tensors.
-        columns: (n,) column of each in the table, −1 where it is not watched (it still counts in the total).
         losses: what was observed for this step: 0-dim tensors or numbers.
         scale: () a loss scale that the gradients still hold; None where they hold none.
         at_end: what they were where the backward pass ended, if the loop changed them since (it clips by itself).
@@ -76,9 +77,8 @@ class Measurement:
         self,
         moment: Moment,
         layers: Layers,
-        parameters: Sequence[Tensor],
+        placement: Placement,
         gradients: Sequence[Tensor],
-        columns: NDArray[np.int64],
         losses: Sequence[Tensor | float],
         scale: Tensor | None = None,
         earlier: Measurement | None = None,
@@ -86,52 +86,42 @@ class Measurement:
         scale_at_end: Tensor | None = None,
     ) -> None:
         self.moment = moment
-        self._layers, self._columns = layers, columns
-        self._gradients = gradients
+        self._layers, self._placement, self._gradients = layers, placement, gradients
         self.magnitudes = self._now = stats.measure(gradients, scale)
         if at_end is not None:
-            positions = torch.from_numpy(at_end.positions(columns)).to(self._now.l2.device)
+            positions = torch.from_numpy(at_end.positions(placement.columns)).to(self._now.l2.device)
             self.magnitudes = stats.undo_change(self._now, at_end.without(scale_at_end), positions)
         self.device = self.magnitudes.l2.device
         self._loss = _mean(losses, self.device)
         self._clipped_total = self._now.total
         self._skipped = False
         self._sampled = moment.sampled
-        self._watched = np.flatnonzero(columns >= 0)
-        self._is_whole_table = np.array_equal(columns, np.arange(len(layers)))
-        if len(self._watched) == len(columns):
-            self._parameters, self._watched_gradients = parameters, gradients
-        else:
-            watched: list[int] = self._watched.tolist()
-            self._parameters = [parameters[i] for i in watched]
-            self._watched_gradients = [gradients[i] for i in watched]
-        self._figures = self._measure_figures()
+        self._figures = self._measure_figures() if moment.figures else {}
         self._entries = self._take_entries() if moment.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()
-        self._before = stats.sample(self._parameters) if "update_ratio" in moment.figures else None
+        self._before = placement.samples.take() if "update_ratio" in moment.figures else None
         self._sparse = [] if self._before is None else self._sparse_beyond_the_sample()
         self._copy: HostCopy | None = None
         self._finders: list[FindOrigin] = []
         self._origin: Origin | None = None
-        if earlier is not None and np.array_equal(earlier._columns, columns):
+        if earlier is not None and earlier._placement is placement:
             self._add_change_of(earlier)
             self._sampled = self._sampled or earlier.moment.sampled  # its ratio comes with this report
 
     @cached_property
     def is_finite(self) -> bool:
         """Whether every gradient entry and the loss are finite. Waits for the device."""
-        worst = self.magnitudes.total if self._loss is None else self.magnitudes.total + self._loss
-        if math.isfinite(float(worst)):
-            return True
-        sick = self.magnitudes.nonfinite.sum() > 0  # the norm may have overflowed, of entries that did not
-        return not bool(sick if self._loss is None else sick | ~torch.isfinite(self._loss))
+        if self.loss is not None and not math.isfinite(self.loss):
+            return False
+        # the norm may have overflowed, of entries that did not
+        return math.isfinite(float(self.magnitudes.total)) or not bool(self.magnitudes.nonfinite.any())
 
     @property
     def is_overflow(self) -> bool:
         """Whether what is not finite may be the loss scale's doing. Waits for the device."""
         return self.moment.has_scaler and (self.loss is None or math.isfinite(self.loss))
 
-    @property
+    @cached_property
     def loss(self) -> float | None:
         """The loss of the step. Waits for the device."""
         return None if self._loss is None else float(self._loss)
@@ -145,13 +135,15 @@ class Measurement:
 
     def add_activations(self, figures: Mapping[str, tuple[list[int], Tensor]]) -> None:
         """Takes {figure: (n columns, their (n,) values)} of the step's forward pass."""
-        place = {column: at for at, column in enumerate(self._columns[self._watched].tolist())}
-        for name, (columns, values) in figures.items():
-            known = [at for at, column in enumerate(columns) if column in place]
+        columns = self._placement.columns[self._placement.positions]
+        place = {column: at for at, column in enumerate(columns.tolist())}
+        for name, (of, values) in figures.items():
+            known = [at for at, column in enumerate(of) if column in place]
             if known:
                 row = torch.full((len(place),), torch.nan, device=self.device)
-                places = torch.tensor([place[columns[at]] for at in known], device=self.device)
-                self._figures[name] = row.index_copy_(0, places, values[known].to(self.device, row.dtype))
+                places = torch.tensor([place[of[at]] for at in known], device=self.device)
+                values = values if len(known) == len(of) else values[known]
+                self._figures[name] = row.index_copy_(0, places, values.to(self.device, row.dtype))
 
     def clip_(self, policy: Policy) -> None:
         """Clips the gradients in place."""
@@ -171,63 +163,75 @@ class Measurement:
 
     def send(self) -> None:
         """Starts the copy to the host, once; the update ratio stays out where the update was not seen."""
-        if self._copy is not None:
-            return
-        vectors = [self.magnitudes.l2, self.magnitudes.nonfinite, self.magnitudes.total, self._clipped_total]
-        vectors += [] if self._loss is None else [self._loss]
-        self._copy = HostCopy([*vectors, *self._figures.values()], self.device)
-        self._gradients = self._watched_gradients = []  # held no longer than needed
+        if self._copy is None and self.device.type != "cpu":
+            self._copy = self._begin_copy()
+        self._gradients = []  # held no longer than needed
+
+    def outline(self) -> tuple[float, float | None]:
+        """(total norm, loss) on the host; waits for the copy."""
+        if self.device.type == "cpu":
+            return float(self.magnitudes.total), self.loss
+        self.send()
+        assert self._copy is not None
+        _, _, total, _, *rest = self._copy.read()
+        return float(total[0]), None if self._loss is None else float(rest[0][0])
 
     def report(self) -> StepReport:
         """The step on the host; waits for the copy."""
         self.send()
-        assert self._copy is not None
-        l2, nonfinite, total, clipped_total, *rest = self._copy.read()
+        copy = self._begin_copy() if self._copy is None else self._copy
+        moment, placement = self.moment, self._placement
+        l2, nonfinite, total, clipped_total, *rest = copy.read()
         loss = None if self._loss is None else float(rest.pop(0)[0])
-        overflowed = self.moment.has_scaler and bool((nonfinite > 0).any())
+        has_nonfinite = bool(nonfinite.any())
+        overflowed = moment.has_scaler and has_nonfinite
+        is_sick = has_nonfinite or (loss is not None and not math.isfinite(loss))
         return StepReport(
-            step=self.moment.step,
-            optimizer=self.moment.optimizer,
-            update=self.moment.update,
+            step=moment.step,
+            optimizer=moment.optimizer,
+            update=moment.update,
             layers=self._layers.names,
             depth=self._layers.depth,
             size=self._layers.size,
-            measured=self._spread(np.ones(len(l2)), absent=0) > 0,
-            grad_norm=self._spread(l2),
-            nonfinite=self._spread(nonfinite, absent=0).astype(np.int64),
+            measured=placement.measured,
+            grad_norm=placement.spread(l2),
+            nonfinite=placement.spread(nonfinite, absent=0).astype(np.int64),
             grad_norm_total=float(total[0]),
             grad_norm_clipped_total=float(clipped_total[0]),
             loss=loss,
             skipped=self._skipped or overflowed,
             overflowed=overflowed,
-            already_clipped=self.moment.already_clipped,
+            already_clipped=moment.already_clipped,
             sampled=self._sampled,
-            figures={name: self._place(values) for name, values in zip(self._figures, rest, strict=True)},
+            figures={name: placement.place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,
-            learning_rate=self.moment.learning_rate,
-            origin=self._find_origin(nonfinite, loss),
+            learning_rate=moment.learning_rate,
+            origin=self._find_origin(nonfinite, loss) if is_sick else None,
             entries=self._entries,
         )
 
+    def _begin_copy(self) -> HostCopy:
+        vectors = [self.magnitudes.l2, self.magnitudes.nonfinite, self.magnitudes.total, self._clipped_total]
+        vectors += [] if self._loss is None else [self._loss]
+        return HostCopy([*vectors, *self._figures.values()], self.device)
+
     def _find_origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
-        if not (nonfinite > 0).any() and (loss is None or math.isfinite(loss)):
-            return None
         found = (find(loss, self._sick_layers(nonfinite)) for find in self._finders)
         return self._origin or next((origin for origin in found if origin is not None), None)
 
     def _sick_layers(self, nonfinite: Floats) -> list[str]:
-        return [self._layers.names[column] for column in np.flatnonzero(self._spread(nonfinite, absent=0))]
+        return [self._layers.names[column] for column in np.flatnonzero(self._placement.spread(nonfinite, absent=0))]
 
     def _sparse_beyond_the_sample(self) -> list[int]:
-        pairs = enumerate(zip(self._parameters, self._watched_gradients, strict=True))
-        return [i for i, (p, g) in pairs if g.layout is torch.sparse_coo and p.numel() > stats.SAMPLED_ENTRIES]
+        gradients = self._placement.select(self._gradients)
+        return [i for i, g in enumerate(gradients) if g.layout is torch.sparse_coo and g.numel() > SAMPLED_ENTRIES]
 
     def _add_change_of(self, measurement: Measurement) -> None:
         if measurement._before is not None:
-            after = stats.sample(measurement._parameters)
-            change = stats.relative_change(measurement._before, after)
-            for column in measurement._sparse:
-                change[column] = torch.nan  # the rows sampled may not be those that were met
+            samples = self._placement.samples
+            change = samples.relative_change(measurement._before, samples.take())
+            for position in measurement._sparse:
+                change[position] = torch.nan  # the rows sampled may not be those that were met
             self._figures["update_ratio"] = change
             measurement._before = None
 
@@ -241,54 +245,35 @@ class Measurement:
         return (change if scale is None else change * scale).expand(now.shape)
 
     def _measure_figures(self) -> dict[str, Tensor]:
-        wanted, figures = self.moment.figures, {}
+        wanted, figures, weights = self.moment.figures, {}, self._placement.watched
         if wanted.intersection(_ENTRY_FIGURES):
-            watched = torch.from_numpy(self._watched).to(self.device)
+            watched = torch.from_numpy(self._placement.positions).to(self.device)
             factor = self._factor[watched]
             norms, with_spread = self.magnitudes.l2[watched] * factor, not wanted.isdisjoint(("grad_mean", "grad_std"))
-            entries = stats.entries(self._watched_gradients, norms, with_spread=with_spread)
+            entries = stats.entries(self._placement.select(self._gradients), norms, with_spread=with_spread)
             figures["grad_max"], figures["grad_mean"] = entries.largest / factor, entries.mean / factor
             figures["grad_std"], figures["grad_zero_fraction"] = entries.std / factor, entries.zero_fraction
         if wanted.intersection(("weight_norm", "weight_std")):
-            figures["weight_norm"] = stats.norms(self._parameters)
+            figures["weight_norm"] = stats.norms(weights)
         if "weight_std" in wanted:
-            figures["weight_std"] = stats.entries(self._parameters, figures["weight_norm"]).std
+            figures["weight_std"] = stats.entries(weights, figures["weight_norm"]).std
         return {name: values for name, values in figures.items() if name in wanted}
 
     def _take_entries(self) -> dict[str, list[Floats | None]]:
-        samples = stats.sample(self._watched_gradients, HISTOGRAM_ENTRIES)
-        factors = self._factor[torch.from_numpy(self._watched).to(self.device)].unbind()
+        samples = evenly_spaced(self._placement.select(self._gradients), HISTOGRAM_ENTRIES)
+        factors = self._factor[torch.from_numpy(self._placement.positions).to(self.device)].unbind()
         gradients = [part.float() / factor for part, factor in zip(samples, factors, strict=True)]
-        weights = [part.float() for part in stats.sample(self._parameters, HISTOGRAM_ENTRIES)]
+        weights = [part.float() for part in evenly_spaced(self._placement.watched, HISTOGRAM_ENTRIES)]
         return {
-            kind: self._list([part.cpu().numpy() for part in parts])
+            kind: self._placement.list_of([part.cpu().numpy().copy() for part in parts])
             for kind, parts in (("grad", gradients), ("weight", weights))
         }
 
     def _count_corrupt_weights(self) -> NDArray[np.int64] | None:
         if self.device.type != "cpu" or not bool(self.magnitudes.nonfinite.any()):
             return None
-        return self._place(stats.count_nonfinite(self._parameters).numpy(), absent=0).astype(np.int64)
-
-    def _spread(self, values: Floats, absent: float = np.nan) -> Floats:
-        """(n,) over all parameters → (P,) over the table."""
-        if self._is_whole_table:
-            return values
-        return self._place(values[self._watched], absent)
-
-    def _place(self, values: Floats, absent: float = np.nan) -> Floats:
-        """(watched,) → (P,) over the table."""
-        if self._is_whole_table:
-            return values
-        row = np.full(len(self._layers), absent, dtype=np.float64)
-        row[self._columns[self._watched]] = values
-        return row
-
-    def _list(self, values: list[Floats]) -> list[Floats | None]:
-        row: list[Floats | None] = [None] * len(self._layers)
-        for column, value in zip(self._columns[self._watched].tolist(), values, strict=True):
-            row[column] = value
-        return row
+        counts = stats.count_nonfinite(self._placement.watched).numpy()
+        return self._placement.place(counts, absent=0).astype(np.int64)
 
 
 def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | None:

@@ -18,19 +18,15 @@ from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as gro
 __all__ = [
     "Entries",
     "Magnitudes",
+    "all_plain",
     "clamp_",
     "count_nonfinite",
     "entries",
     "measure",
     "norms",
-    "relative_change",
-    "sample",
     "scale_",
     "undo_change",
 ]
-
-SAMPLED_ENTRIES = 256
-"""Entries a tensor that estimate how far an update moved it: their relative error is about 1/sqrt(2·256) = 4 %."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitude
     Finiteness is judged by the entries, never by the norm alone: 3e19 in float32 has an infinite norm.
     Squares are accumulated in float32 at least, because float16 overflows at 65,504.
     """
-    plain = _all_plain(tensors)
+    plain = all_plain(tensors)
     l2 = _norms(plain)
     total = _total(l2)
     nonfinite = _count_nonfinite(plain, l2, total)
@@ -115,7 +111,7 @@ def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magni
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """(P,) Euclidean norms, one batched call per (device, dtype)."""
-    return _norms(_all_plain(tensors))
+    return _norms(all_plain(tensors))
 
 
 @torch.no_grad()
@@ -130,7 +126,7 @@ def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) 
         l2: (P,) their norms.
         with_spread: also mean and standard deviation, which are a read more; else NaN.
     """
-    plain, home = _all_plain(tensors), l2.device
+    plain, home = all_plain(tensors), l2.device
     count = torch.tensor([tensor.numel() for tensor in plain], dtype=torch.float64, device=home)
     some = count > 0
     zeros = count - _stack([tensor.count_nonzero() for tensor in plain], home)
@@ -146,26 +142,6 @@ def _spread(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor,
     mean = _stack([tensor.sum(dtype=_accumulator(tensor.dtype)) for tensor in plain], l2.device) / count
     variance = (l2.double().square() - count * mean.square()) / (count - 1).clamp(min=1)
     return mean, variance.clamp(min=0).sqrt()  # clamp turns small negative numbers of cancellation into 0, keeps NaN
-
-
-@torch.no_grad()
-def sample(tensors: Sequence[Tensor], limit: int = SAMPLED_ENTRIES) -> list[Tensor]:
-    """At most ``limit`` fixed, evenly spaced entries of each tensor, as copies of shape (n,)."""
-    if not tensors:
-        return []
-    flat = (tensor.reshape(-1) for tensor in _all_plain(tensors))
-    return list(torch._foreach_add([part[:: -(-part.numel() // limit) or 1] for part in flat], 0))
-
-
-@torch.no_grad()
-def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """(P,) ‖after − before‖ / ‖before‖; NaN where ‖before‖ is 0, because a share of nothing means nothing."""
-    if not before:  # torch._foreach_sub refuses an empty list
-        return torch.zeros(0, dtype=torch.float64)
-    size = norms(before).double()
-    earlier, later = [_at_least_single(tensor) for tensor in before], [_at_least_single(tensor) for tensor in after]
-    change = norms(torch._foreach_sub(later, earlier)).double()
-    return torch.where(size > 0, change / size, torch.nan)
 
 
 @torch.no_grad()
@@ -225,9 +201,10 @@ def _total(l2: Tensor) -> Tensor:
     return torch.linalg.vector_norm(l2, dtype=_wide(l2.device))
 
 
-def _all_plain(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """``_plain`` of each; most are already, and thousands of calls would cost as much as their norms."""
+def all_plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same entries as dense real tensors: stored values of sparse ones, (re, im) pairs of complex ones."""
     strided = torch.strided
+    # most are already, and thousands of calls would cost as much as their norms
     return [t if t.layout is strided and not t.is_complex() else _plain(t) for t in tensors]
 
 
@@ -253,11 +230,6 @@ def _wide(device: torch.device) -> torch.dtype:
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def _at_least_single(tensor: Tensor) -> Tensor:
-    """A difference of bfloat16 numbers, rounded to bfloat16 again, is off by up to 0.4 %."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _groups(tensors: Sequence[Tensor]) -> list[tuple[list[Tensor], list[int]]]:

@@ -10,7 +10,7 @@ import gradwatch
 
 PACKAGE = Path(gradwatch.__file__).parent
 
-FLOOR_0 = {"findings", "report", "packed", "stats", "layers", "host_copy", "slopes", "graph"}
+FLOOR_0 = {"findings", "report", "packed", "stats", "layers", "host_copy", "samples", "placement", "slopes", "graph"}
 FLOOR_1 = {
     "detect": {"findings", "report", "layers", "harmless"},
     "clip": {"stats"},
@@ -29,12 +29,14 @@ FLOOR_1 = {
     "sinks": {"findings", "packed", "report"},
     "runs": {"findings", "packed"},
     "remedies": {"findings", "layers"},
-    "measurement": {"stats", "host_copy", "report", "layers", "clip", "backward"},
+    "measurement": {"stats", "samples", "placement", "host_copy", "report", "layers", "clip", "backward"},
 }
 BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
 ALL = {"gradwatch", "watcher", "lightning", "tensorboard_plugin", "demo", "views", "scripts", *BELOW_WATCHER}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
+    "samples": {"stats"},
+    "placement": {"report", "samples"},
     **FLOOR_1,
     "views": {"findings", "runs", "sinks"},
     "watcher": {"views", *BELOW_WATCHER},

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradwatch
 from gradwatch import clip, stats
+from gradwatch.samples import Samples
 
 SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
 
@@ -93,8 +94,8 @@ def test_sampled_figures_off_the_cpu_never_wait_either():
     def figures(gradients):
         magnitudes = stats.measure(gradients)
         stats.entries(gradients, magnitudes.l2)
-        before = stats.sample(gradients)
-        return stats.relative_change(before, stats.sample(gradients))
+        samples = Samples(gradients)
+        return samples.relative_change(samples.take(), samples.take())
 
     change, counts = on_another_device(figures)
     assert change.is_meta

@@ -124,55 +124,14 @@ def test_nothing_has_a_total_of_0():
     magnitudes = stats.measure([])
     assert (magnitudes.l2.shape, magnitudes.nonfinite.shape, magnitudes.total.item()) == ((0,), (0,), 0)
     assert stats.entries([], magnitudes.l2).std.shape == (0,)
-    assert stats.relative_change([], []).shape == (0,)
     assert stats.count_nonfinite([]).tolist() == []
 
 
 def test_figures_of_parameters_carry_no_graph():
     weights = [torch.ones(3, requires_grad=True)]
     found = stats.measure(weights)
-    figures = [found.l2, found.total, stats.entries(weights, found.l2).std, *stats.sample(weights)]
+    figures = [found.l2, found.total, stats.entries(weights, found.l2).std]
     assert not any(figure.requires_grad for figure in figures)
-
-
-@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 511, 512, 1000])
-def test_sample_is_at_most_so_many_evenly_spaced_entries(size):
-    (entries,) = stats.sample([torch.arange(size)])
-    assert len(entries) <= 256
-    assert len(entries) > 128 or len(entries) == size
-    assert len(set(entries.diff().tolist())) <= 1
-    assert entries.tolist()[:1] == [0][:size]
-
-
-@every_case
-def test_sample_is_a_copy_of_stored_entries(tensors):
-    for tensor, entries in zip(tensors, stats.sample(tensors, 4), strict=True):
-        stored = values(tensor)
-        taken = stored[:: max(1, math.ceil(len(stored) / 4))]
-        assert entries.flatten().tolist() == approx(taken, rel=0)
-        entries.zero_()
-        assert values(tensor) == approx(stored, rel=0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_relative_change_agrees_with_the_loop(dtype):
-    before = [randn(5, 3, dtype=dtype), randn(4, dtype=dtype)]
-    after = [1.5 * before[0], before[1].clone()]
-    expected = [reference.relative_change(values(old), values(new)) for old, new in zip(before, after, strict=True)]
-    found = stats.relative_change(stats.sample(before), stats.sample(after))
-    assert found.tolist() == approx(expected, rel=1e-2 if dtype in DTYPES[:2] else 1e-5)
-
-
-@deterministic
-@given(strategies.lists(strategies.tuples(reals, reals), min_size=1, max_size=8))
-def test_any_relative_change_agrees_with_the_loop(pairs):
-    before, after = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    expected = reference.relative_change(values(before), values(after))
-    assert stats.relative_change([before], [after]).item() == approx(expected)
-
-
-def test_relative_change_of_zeros_is_nan():
-    assert stats.relative_change([torch.zeros(3)], [torch.ones(3)]).isnan().all()
 
 
 def test_scale_by_one_writes_nothing():

@@ -6,6 +6,7 @@ A detector says which layers are sick at this step; an ``Episode`` turns that in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,19 @@ class Detectors:
             if symptoms is not None and (detector.kind == "nonfinite" or report.update >= self._quiet):
                 events += episode.advance(report, symptoms)
         return events
+
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Whether nothing can open or end at a step, whatever its layers show, so that it may be observed later.
+
+        Args:
+            waiting: how many steps have not been observed, this one included; none of them is sampled.
+            total: total norm of the gradients of this step.
+            loss: of this step.
+        """
+        if not math.isfinite(total) or not (loss is None or math.isfinite(loss)):
+            return False
+        judges = [pair for pair in self._pairs if not pair[0].judges_samples_only]
+        return all(episode.is_idle and detector.may_wait(waiting, total, loss) for detector, episode in judges)
 
     def band(self, report: StepReport) -> Floats:
         """(2, P) between which each layer's norm is normal after ``report``, the last step observed; for charts."""

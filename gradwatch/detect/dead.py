@@ -23,6 +23,7 @@ class Dead(Detector):
     """
 
     kind = "dead"
+    judges_samples_only = True
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
         super().__init__()

@@ -60,10 +60,15 @@ class Episode:
         """The open finding as it stands now."""
         return self._open
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no finding is open and nothing was sick at the last step."""
+        return self._open is None and not self._has_streaks
+
     def advance(self, report: StepReport, symptoms: Symptoms) -> list[Event]:
         """Takes in one step; says what opened or ended at it."""
         is_sick = bool(symptoms.sick.any())
-        if not is_sick and self._open is None and not self._has_streaks:
+        if not is_sick and self.is_idle:
             return []  # most steps of most runs
         self._lengthen_streaks(report, symptoms)
         due = symptoms.sick & (self._streak >= self._detector.patience)

@@ -6,6 +6,8 @@ level; what stands above level + margin is evidence, in decades, and adds up fro
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gradwatch.detect.loss_level import loss_suffers, new_loss_level
@@ -95,6 +97,20 @@ class Exploding(Detector):
         gathering = self._memory["evidence"][:-1] > 0
         onset = np.where(gathering, self._memory["onset"][:-1], report.step)
         return Symptoms(sick | overflow, np.where(np.isfinite(value), value, 1e300), value, threshold, onset)
+
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Without evidence in the total there is none in any layer: it must stay below what gathers some.
+
+        While steps wait, the total's level and its spread may have fallen, each by a share of 1/30 a step.
+        """
+        memory = self._memory
+        if self._literal is not None or memory["count"][-1] < HORIZON or memory["evidence"][-1] > 0 or total <= 0:
+            return False
+        if loss is None and total > OUTGROWN * memory["first_peak"][-1]:
+            return False
+        margin = max(MARGIN, SPREADS * memory["spread"][-1])
+        kept = (1 - 1 / HORIZON) ** waiting
+        return bool(math.log10(total) <= memory["level"][-1] + (kept - waiting / HORIZON) * margin)
 
     def ceiling(self) -> Floats:
         """(P,) norm above which each layer outgrows its level, as learned so far; NaN where none was measured."""

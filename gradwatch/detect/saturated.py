@@ -31,6 +31,7 @@ class Saturated(Detector):
     """
 
     kind = "saturated"
+    judges_samples_only = True
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ class Stalled(Detector):
     """
 
     kind = "stalled"
+    judges_samples_only = True
     covers_whole_run = True
 
     def __init__(self, thresholds: Thresholds) -> None:

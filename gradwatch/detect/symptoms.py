@@ -44,12 +44,14 @@ class Detector:
         severity: how bad they are.
         patience: how many sick steps in a row make a finding.
         covers_whole_run: its symptoms are of the whole run, whose finding has the layer ``""``.
+        judges_samples_only: it has symptoms at sampled steps only.
     """
 
     kind: Kind
     severity: Severity = "warning"
     patience: int = 1
     covers_whole_run: bool = False
+    judges_samples_only: bool = False
 
     def __init__(self) -> None:
         self._memory: dict[str, Any] = {}
@@ -57,6 +59,10 @@ class Detector:
     def examine(self, report: StepReport) -> Symptoms | None:
         """What is sick at this step; None where the step says nothing."""
         raise NotImplementedError
+
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """As ``Detectors.may_wait``, for this detector; total and loss are finite, and nothing was sick before."""
+        return True
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         """(cause, what was measured) for the finding that opens now at ``column``; called after ``examine``."""

@@ -48,6 +48,13 @@ class Unstable(Detector):
         is_distance = not (memory["negative"] and memory["positive"])
         return whole_run(is_distance and jumps >= JUMPS, max(memory["rises"]), self._jump)
 
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Within half a jump of the last loss observed, no two losses are a jump apart."""
+        if loss is None:
+            return True
+        first, last = self._memory["first"], self._memory["last"]
+        return first is not None and abs(loss - last) <= self._jump / 2 * abs(first)
+
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         jumps = self._jumps()
         first = self._memory["first"]

@@ -87,6 +87,9 @@ class Vanishing(Detector):
             badness = np.where(self._layers.is_weight, 0.0, -1e6) - np.log10(np.maximum(norm, 1e-300))
         return Symptoms(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold, mending=mending)
 
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        return waiting < self.patience
+
     def floor(self, report: StepReport) -> Floats:
         """(P,) norm below which each layer is faint at this step; NaN where nothing nearer the output was measured."""
         if self._literal is not None:

@@ -45,14 +45,19 @@ class History:
     ``["already_clipped"]`` (figures of that step are after the loop's own clipping) and ``["optimizer"]`` are (S,).
     Every array is a copy.
 
-    Attributes:
+    Args:
         layers: P names.
+        length: how many steps are held.
+        refresh: called before anything is read: appends what waits to be.
+
+    Attributes:
+        layers: as given.
         steps: (S,) int64.
     """
 
-    def __init__(self, layers: tuple[str, ...], length: int) -> None:
+    def __init__(self, layers: tuple[str, ...], length: int, refresh: Callable[[], None] = lambda: None) -> None:
         self.layers = layers
-        self._length, self._seen = length, 0
+        self._length, self._seen, self._refresh = length, 0, refresh
         self._rings: dict[str, NDArray[np.generic]] = {}
 
     def append(self, report: StepReport) -> None:
@@ -74,11 +79,13 @@ class History:
         return self["step"]  # type: ignore[return-value]
 
     def __len__(self) -> int:
+        self._refresh()
         return min(self._seen, self._length)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         if name not in _ALL:
             raise KeyError(f"history[{name!r}]: expected one of {', '.join(_ALL)}.")
+        self._refresh()
         dtype, absent, _ = _ALL[name]
         if name not in self._rings:
             width = (len(self.layers),) if name in _PER_LAYER else ()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -22,6 +21,7 @@ from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement
 from gradwatch.origin import inferred_origin
+from gradwatch.placement import Placement
 from gradwatch.remedies import advise
 from gradwatch.replay import Replay
 from gradwatch.report import Origin
@@ -119,16 +119,12 @@ class Steps:
     ) -> None:
         updates = self.updates_of(key)
         updates.use(parameters, self._layers)
-        columns = updates.columns
-        if gradients is None:
-            gradients = [g for p in parameters if (g := p.grad) is not None]
-            if len(gradients) < len(parameters):
-                has_gradient = [p.grad is not None for p in parameters]
-                parameters = [p for p, has in zip(parameters, has_gradient, strict=True) if has]
-                columns = columns[np.array(has_gradient, dtype=bool)]
+        all_gradients = [p.grad for p in parameters] if gradients is None else gradients
+        placement = updates.placement(all_gradients, self._layers)
+        gradients = [gradient for gradient in all_gradients if gradient is not None]
         if again and updates.current is not None:
             self.losses = []  # the step has its loss, that of the first evaluation
-            self._evaluate_again(updates, gradients, columns)
+            self._evaluate_again(updates, gradients, placement)
             return
         self.finish(updates)
         is_changed, at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
@@ -140,9 +136,8 @@ class Steps:
         updates.current = Measurement(
             moment,
             self._layers,
-            parameters,
+            placement,
             gradients,
-            columns,
             self.losses,
             scale,
             updates.earlier,
@@ -190,13 +185,14 @@ class Steps:
             if self._restored:
                 updates.restore(self._restored.popleft())
 
-    def _evaluate_again(self, updates: Updates, gradients: list[Tensor], columns: NDArray[np.int64]) -> None:
+    def _evaluate_again(self, updates: Updates, gradients: list[Tensor], placement: Placement) -> None:
         """A closure was evaluated once more within one update: its gradients are clipped, or raise."""
         if not gradients or (updates.policy is None and self._on_nonfinite != "raise"):
             return
         magnitudes = stats.measure(gradients)
         if self._on_nonfinite == "raise" and bool(magnitudes.nonfinite.any()):
-            sick = [column for column in columns[magnitudes.nonfinite.numpy(force=True) > 0].tolist() if column >= 0]
+            counts = placement.spread(magnitudes.nonfinite.numpy(force=True).astype(float), absent=0)
+            sick = np.flatnonzero(counts).tolist()
             layer = self._layers.names[max(sick, key=lambda c: self._layers.depth[c])] if sick else ""
             message = f"a later evaluation of the closure of step {self.count - 1} made NaN or Inf in {layer}."
             raise NonFiniteError(layer, self.count - 1, message)

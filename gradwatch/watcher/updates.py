@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from gradwatch.detect import Detectors
 from gradwatch.detect.episode import CLEAR_STEPS
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement, Moment
+from gradwatch.placement import Placement
 from gradwatch.sinks import RowBuilder
 
 __all__ = ["Cadence", "Updates"]
@@ -54,7 +56,7 @@ class Updates:
         detectors, policy, rows: its own, since a GAN's two halves have nothing in common.
         count: updates so far.
         parameters: all of its parameters, watched or not.
-        columns: (n,) the column of each in the table, −1 where it is not watched; ``watched`` those that are.
+        watched: columns of those that are.
         is_settled: the depths of its layers were read off its first backward pass.
         current: the update under way.
         earlier: the last one, where nobody says when its update is made.
@@ -65,22 +67,31 @@ class Updates:
         self.rows = RowBuilder()
         self.count = 0
         self.parameters: Sequence[Tensor] = []
-        self.columns = np.zeros(0, dtype=np.int64)
         self.watched: list[int] = []
         self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
         self._ids: list[int] = []
+        self._placements: dict[bool, tuple[list[bool], Placement]] = {}  # the last with all gradients, and without some
         self._last_sick: int | None = None
 
     def use(self, parameters: Sequence[Tensor], layers: Layers) -> None:
         """Looks columns up where the parameters are not those of the last update."""
         if (ids := list(map(id, parameters))) != self._ids:
-            self._ids = ids
             found = [layers.column(parameter) for parameter in parameters]
-            self.parameters = parameters
-            self.columns = np.array([-1 if column is None else column for column in found], dtype=np.int64)
+            self._ids, self.parameters, self._placements = ids, parameters, {}
             self.watched = [column for column in found if column is not None]
+
+    def placement(self, gradients: Sequence[Tensor | None], layers: Layers) -> Placement:
+        """Of those parameters that have a gradient at this update; that of the last update where they are the same."""
+        has_gradient = [gradient is not None for gradient in gradients]
+        known = self._placements.get(all(has_gradient))
+        if known is None or known[0] != has_gradient:
+            parameters = list(itertools.compress(self.parameters, has_gradient))
+            columns = [-1 if (column := layers.column(p)) is None else column for p in parameters]
+            known = has_gradient, Placement(parameters, np.array(columns, dtype=np.int64), len(layers))
+            self._placements[all(has_gradient)] = known
+        return known[1]
 
     def begins_to_be_sick(self) -> bool:
         """Whether this sick update follows healthy ones, so many that a finding before has ended."""

@@ -27,7 +27,6 @@ from gradwatch.optimizers import StepHooks, follow_scaler, learning_rate_of, par
 from gradwatch.replay import Replay
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
-from gradwatch.sinks.memory import History
 from gradwatch.sinks.tags import LAYER_TAGS, layer_tags
 from gradwatch.trace import Trace
 from gradwatch.watcher.options import Options, refuse_bad_options
@@ -56,11 +55,11 @@ class Watcher:
             frozenset(layer_tags(wanted["layer_scalars"])) - {"grad_norm"},
             wanted["histograms"],
         )
-        self.history = History(layers.names, wanted["history"])
         self.broken: set[str] = set()
         self._layers, self._outlets = layers, Outlets(sinks, wanted["on_finding"])
         self._backward = BackwardPass(layers)
-        self._record = Record(self.history, self._outlets, cadence)
+        self._record = Record(layers.names, wanted["history"], self._outlets, cadence)
+        self.history = self._record.history
         self._steps = Steps(
             layers,
             self._backward,
