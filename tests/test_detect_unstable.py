@@ -15,7 +15,7 @@ def reports_of(losses):
 
 
 def slow_unstable(losses):
-    """The default rule: for each step (sick, largest rise), None where the step says nothing."""
+    """The default rule: for each step (sick, largest rise if it is), None where the step says nothing."""
     told, rises = [], []
     first = last = None
     negative = positive = False
@@ -30,12 +30,12 @@ def slow_unstable(losses):
             continue
         rises.append((loss - last) / abs(first) if first != 0 else 0.0)
         last = loss
-        looked_back_upon = rises[-WINDOW:]
         jumps = 0
-        for place, rise in enumerate(looked_back_upon):
-            if rise > JUMP and (place == 0 or looked_back_upon[place - 1] <= 0):
+        for place, rise in list(enumerate(rises))[-WINDOW:]:
+            if rise > JUMP and (place == 0 or rises[place - 1] <= 0):
                 jumps += 1
-        told.append((jumps >= JUMPS and not (negative and positive), max(looked_back_upon)))
+        is_sick = jumps >= JUMPS and not (negative and positive)
+        told.append((is_sick, max(rises[-WINDOW:]) if is_sick else 0.0))
     return told
 
 

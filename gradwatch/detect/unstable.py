@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from gradwatch.detect.symptoms import Detector, Symptoms, whole_run
@@ -39,10 +40,10 @@ class Unstable(Detector):
         memory["negative"] |= loss < 0
         memory["positive"] |= loss > 0
         if memory["first"] is None:
-            memory.update(first=loss, last=loss)
+            memory.update(first=loss, last=loss, rises=[0.0])
             return None
         rise = (loss - memory["last"]) / abs(memory["first"]) if memory["first"] else 0.0
-        memory["rises"] = [*memory["rises"][1 - WINDOW :], rise]
+        memory["rises"] = [*memory["rises"][-WINDOW:], rise]  # and the one before them
         memory["last"] = loss
         jumps = len(self._jumps())
         is_distance = not (memory["negative"] and memory["positive"])
@@ -59,7 +60,7 @@ class Unstable(Detector):
         jumps = self._jumps()
         first = self._memory["first"]
         measured = (
-            f"the loss jumped up {len(jumps)} times in the last {len(self._memory['rises'])} steps, by up to "
+            f"the loss jumped up {len(jumps)} times in the last {len(self._memory['rises']) - 1} steps, by up to "
             f"{max(jumps):.3g} times its first value of {first:.4g} (a jump counts from {self._jump:g} times on)."
         )
         return "updates overshoot: each undoes what the one before had gained", measured
@@ -67,4 +68,4 @@ class Unstable(Detector):
     def _jumps(self) -> list[float]:
         """Rises by more than a jump that follow a fall: a loss that climbs all the time diverges."""
         rises = self._memory["rises"]
-        return [rise for before, rise in zip([0.0, *rises], rises, strict=False) if rise > self._jump and before <= 0]
+        return [rise for before, rise in itertools.pairwise(rises) if rise > self._jump and before <= 0]
