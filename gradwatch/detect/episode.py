@@ -67,7 +67,7 @@ class Episode:
 
     def advance(self, report: StepReport, symptoms: Symptoms) -> list[Event]:
         """Takes in one step; says what opened or ended at it."""
-        is_sick = bool(symptoms.sick.any())
+        is_sick = symptoms.is_sick
         if not is_sick and self.is_idle:
             return []  # most steps of most runs
         self._lengthen_streaks(report, symptoms)

@@ -49,6 +49,7 @@ class Exploding(Detector):
         self._literal = thresholds.exploding_growth
         self.patience = thresholds.patience or 1
         columns = len(layers) + 1  # the last one is the total
+        self._norm, self._healthy = np.zeros(columns), healthy(len(layers))
         self._memory = {
             "count": np.zeros(columns, dtype=np.int64),
             "level": np.zeros(columns),
@@ -69,19 +70,20 @@ class Exploding(Detector):
         suffers = None if report.loss is None else loss_suffers(self._memory["loss"], report.loss)
         if not report.gradients_are_finite:
             return None  # whoever exploded is beyond telling; nonfinite takes over
-        norm = np.append(report.grad_norm, report.grad_norm_total)
-        before = self._memory["level"].copy(), self._margin()
+        norm = self._norm
+        norm[:-1], norm[-1] = report.grad_norm, report.grad_norm_total
+        level, margin = self._memory["level"].copy(), self._margin()
         known = self._memory["count"][:-1] > 0
-        deviation = self._learn(report.step, norm, before[1], asks=suffers is None)[:-1]
+        deviation = self._learn(report.step, norm, margin, asks=suffers is None)[:-1]
         goes_on = self._goes_on(report.step, report.loss)
         overflow = np.isinf(report.grad_norm)
         if self._literal is None and not overflow.any() and not self._memory["evidence"].any():
             outgrown = self._outgrown(suffers)
             if not outgrown.any():
-                return healthy(len(overflow))
+                return self._healthy
         growth = 10.0 ** np.clip(deviation, -300, 300)
-        self._usual = np.where(known, 10 ** before[0][:-1], np.nan)
-        threshold = 10 ** before[1][:-1]
+        self._usual = np.where(known, 10 ** level[:-1], np.nan)
+        threshold = 10 ** margin[:-1]
         if self._literal is not None:
             sick = growth > self._literal
             threshold = np.full(len(sick), float(self._literal))

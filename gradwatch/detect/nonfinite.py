@@ -26,13 +26,13 @@ class NonFiniteGradient(Detector):
 
     def __init__(self, layers: Layers) -> None:
         super().__init__()
-        self._layers = layers
+        self._layers, self._healthy = layers, healthy(len(layers))
         self._memory = {"overflows": 0, "since": 0}
 
     def examine(self, report: StepReport) -> Symptoms:
         self._count_overflows(report)
         if report.gradients_are_finite:
-            return healthy(len(report.layers))
+            return self._healthy
         is_first_overflows = 0 < self._memory["overflows"] < PERSISTS
         sick = (report.nonfinite > 0) & (not is_first_overflows)
         return Symptoms(
@@ -90,6 +90,7 @@ class NonFiniteLoss(Detector):
 
     def __init__(self) -> None:
         super().__init__()
+        self._healthy = healthy(1)
         self._memory = {"went_first": False}
 
     def examine(self, report: StepReport) -> Symptoms | None:
@@ -98,7 +99,7 @@ class NonFiniteLoss(Detector):
         sick = not math.isfinite(report.loss)
         self._memory["went_first"] = sick and (self._memory["went_first"] or report.gradients_are_finite)
         if not sick:
-            return healthy(1)
+            return self._healthy
         return whole_run(self._memory["went_first"], value=1, threshold=0)  # one number that is not finite
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:

@@ -43,11 +43,11 @@ class Saturated(Detector):
 
     def examine(self, report: StepReport) -> Symptoms | None:
         self._watch_loss(report.loss)
-        hidden = _known(report, "saturated_share", len(self._layers))
-        output = _known(report, "saturated_output_share", len(self._layers))
         is_sampled = "saturated_share" in report.figures or "saturated_output_share" in report.figures
         if not is_sampled or not report.is_finite:
             return None
+        hidden = _known(report, "saturated_share", len(self._layers))
+        output = _known(report, "saturated_output_share", len(self._layers))
         memory = self._memory
         memory["trained"] = memory["trained"] | (hidden < UNSATURATED) & ~np.isnan(hidden)
         memory["output_streak"] = np.where(output >= self._share, memory["output_streak"] + 1, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ class Symptoms:
     threshold: Floats
     onset: NDArray[np.int64] | None = None
     mending: NDArray[np.bool_] | None = None
+
+    @cached_property
+    def is_sick(self) -> bool:
+        """Whether anything is."""
+        return bool(self.sick.any())
 
 
 class Detector:
@@ -78,7 +84,7 @@ class Detector:
 
 
 def healthy(layers: int) -> Symptoms:
-    """None of so many layers is sick, which is what most steps find."""
+    """None of so many layers is sick: what most steps find, so a detector makes it once."""
     zero = np.zeros(layers)
     return Symptoms(sick=np.zeros(layers, dtype=bool), badness=zero, value=zero, threshold=zero)
 

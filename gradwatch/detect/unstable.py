@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from gradwatch.detect.symptoms import Detector, Symptoms, whole_run
+from gradwatch.detect.symptoms import Detector, Symptoms, healthy, whole_run
 from gradwatch.findings import Thresholds
 from gradwatch.report import StepReport
 
@@ -31,6 +31,7 @@ class Unstable(Detector):
         super().__init__()
         self._jump = thresholds.unstable_jump or JUMP
         self.patience = thresholds.patience or 1
+        self._healthy = healthy(1)
         self._memory = {"first": None, "last": None, "rises": [], "negative": False, "positive": False}
 
     def examine(self, report: StepReport) -> Symptoms | None:
@@ -45,9 +46,10 @@ class Unstable(Detector):
         rise = (loss - memory["last"]) / abs(memory["first"]) if memory["first"] else 0.0
         memory["rises"] = [*memory["rises"][-WINDOW:], rise]  # and the one before them
         memory["last"] = loss
-        jumps = len(self._jumps())
-        is_distance = not (memory["negative"] and memory["positive"])
-        return whole_run(is_distance and jumps >= JUMPS, max(memory["rises"]), self._jump)
+        largest = max(memory["rises"][-WINDOW:])
+        if largest <= self._jump or (memory["negative"] and memory["positive"]) or len(self._jumps()) < JUMPS:
+            return self._healthy
+        return whole_run(True, largest, self._jump)
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
         """Within half a jump of the last loss observed, no two losses are a jump apart."""
