@@ -270,7 +270,8 @@ class Measurement:
         }
 
     def _count_corrupt_weights(self) -> NDArray[np.int64] | None:
-        if self.device.type != "cpu" or not bool(self.magnitudes.nonfinite.any()):
+        magnitudes = self.magnitudes
+        if self.device.type != "cpu" or math.isfinite(float(magnitudes.total)) or not magnitudes.nonfinite.any():
             return None
         counts = stats.count_nonfinite(self._placement.watched).numpy()
         return self._placement.place(counts, absent=0).astype(np.int64)

@@ -147,7 +147,7 @@ def _spread(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor,
 @torch.no_grad()
 def scale_(tensors: Sequence[Tensor], scales: Tensor) -> None:
     """Multiplies ``tensors`` in place by ``scales``: () for one scale, (P,) for one each. No host sync."""
-    if scales.is_cpu and (scales == 1 if scales.ndim == 0 else (scales == 1).all()):
+    if scales.is_cpu and (float(scales) == 1 if scales.ndim == 0 else (scales == 1).all()):
         return  # looking costs nothing here, and saves a read and a write of every gradient
     for group, positions in _groups(tensors):
         group = [_real(tensor) for tensor in group] if group[0].is_complex() else group

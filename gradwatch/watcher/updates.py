@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,15 +72,14 @@ class Updates:
         self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
-        self._ids: list[int] = []
         self._placements: dict[bool, tuple[list[bool], Placement]] = {}  # the last with all gradients, and without some
         self._last_sick: int | None = None
 
     def use(self, parameters: Sequence[Tensor], layers: Layers) -> None:
         """Looks columns up where the parameters are not those of the last update."""
-        if (ids := list(map(id, parameters))) != self._ids:
+        if len(parameters) != len(self.parameters) or not all(map(operator.is_, parameters, self.parameters)):
             found = [layers.column(parameter) for parameter in parameters]
-            self._ids, self.parameters, self._placements = ids, parameters, {}
+            self.parameters, self._placements = parameters, {}
             self.watched = [column for column in found if column is not None]
 
     def placement(self, gradients: Sequence[Tensor | None], layers: Layers) -> Placement:
