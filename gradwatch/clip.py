@@ -52,7 +52,7 @@ def by_norm(max_norm: float) -> Policy:
     _refuse_unless_positive("max_norm", max_norm)
 
     def clip_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes) -> Tensor:
-        return _scale_total_to_(gradients, magnitudes.total, max_norm)
+        return _scale_total_to_(gradients, magnitudes, max_norm)
 
     return Policy(clip_, f"by_norm({max_norm})", lambda: by_norm(max_norm))
 
@@ -87,7 +87,7 @@ def by_layer_norm(max_norm: float) -> Policy:
     def clip_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes) -> Tensor:
         scales = (max_norm / (magnitudes.l2 + _EPSILON)).clamp(max=1.0)
         scales = torch.where(torch.isfinite(magnitudes.total), scales, 1.0)
-        stats.scale_(gradients, scales)
+        stats.scale_(gradients, scales, magnitudes.groups)
         return torch.linalg.vector_norm((magnitudes.l2 * scales).to(magnitudes.total.dtype))
 
     return Policy(clip_, f"by_layer_norm({max_norm})", lambda: by_layer_norm(max_norm))
@@ -129,7 +129,7 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
             state.update({name: torch.zeros_like(total) for name in ("mean", "square", "weight")})
         ceiling, highest = _limits(total, state, z_threshold, lowest_spread)
         _remember(torch.minimum(total, highest), state, smoothing)
-        return _scale_total_to_(gradients, total, ceiling)
+        return _scale_total_to_(gradients, magnitudes, ceiling)
 
     return Policy(
         clip_,
@@ -176,13 +176,14 @@ def _remember(total: Tensor, state: dict[str, Tensor], smoothing: float) -> None
         state[name].copy_(torch.where(known, torch.lerp(value, state[name], smoothing), state[name]))
 
 
-def _scale_total_to_(gradients: Sequence[Tensor], total: Tensor, max_norm: float | Tensor) -> Tensor:
+def _scale_total_to_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes, max_norm: float | Tensor) -> Tensor:
+    total = magnitudes.total
     if total.is_cpu and not float(max_norm) < float(total) + _EPSILON < math.inf:
         return total  # as below; a look costs nothing here, each operation does
     scale = (max_norm / (total + _EPSILON)).clamp(max=1.0)
     if not total.is_cpu:
         scale = torch.where(torch.isfinite(total), scale, 1.0)
-    stats.scale_(gradients, scale)
+    stats.scale_(gradients, scale, magnitudes.groups)
     return total * scale
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,6 +27,9 @@ __all__ = [
     "undo_change",
 ]
 
+Groups = list[list[int]]
+"""Positions of the tensors of each (device, dtype)."""
+
 
 @dataclass(frozen=True)
 class Magnitudes:
@@ -40,12 +42,14 @@ class Magnitudes:
         total: () float64, Euclidean norm over all tensors.
         scale: () what a loss scale multiplied the tensors by, where they still hold it; ``l2`` and ``total`` are
             without it.
+        groups: positions of the tensors of each (device, dtype); None where some are sparse or complex.
     """
 
     l2: Tensor
     nonfinite: Tensor
     total: Tensor
     scale: Tensor | None = None
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,15 @@ def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitude
     Squares are accumulated in float32 at least, because float16 overflows at 65,504.
     """
     plain = all_plain(tensors)
-    l2 = _norms(plain)
+    groups = _groups(plain)
+    l2 = _gather(plain, groups, _squares)
     total = _total(l2)
-    nonfinite = _count_nonfinite(plain, l2, total)
+    nonfinite = _count_nonfinite(plain, groups, l2, total)
+    known = groups if plain is tensors else None
     if scale is None:
-        return Magnitudes(l2, nonfinite, total)
+        return Magnitudes(l2, nonfinite, total, groups=known)
     scale = scale.to(l2.device, non_blocking=True)
-    return Magnitudes(l2 / scale, nonfinite, total / scale, scale)
+    return Magnitudes(l2 / scale, nonfinite, total / scale, scale, known)
 
 
 @torch.no_grad()
@@ -111,7 +117,8 @@ def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magni
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """(P,) Euclidean norms, one batched call per (device, dtype)."""
-    return _norms(all_plain(tensors))
+    plain = all_plain(tensors)
+    return _gather(plain, _groups(plain), _squares)
 
 
 @torch.no_grad()
@@ -145,11 +152,16 @@ def _spread(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def scale_(tensors: Sequence[Tensor], scales: Tensor) -> None:
-    """Multiplies ``tensors`` in place by ``scales``: () for one scale, (P,) for one each. No host sync."""
+def scale_(tensors: Sequence[Tensor], scales: Tensor, groups: Groups | None = None) -> None:
+    """Multiplies ``tensors`` in place by ``scales``: () for one scale, (P,) for one each. No host sync.
+
+    Args:
+        groups: theirs, where ``measure`` has told.
+    """
     if scales.is_cpu and (float(scales) == 1 if scales.ndim == 0 else (scales == 1).all()):
         return  # looking costs nothing here, and saves a read and a write of every gradient
-    for group, positions in _groups(tensors):
+    for positions in groups or _groups(tensors):
+        group = _members(tensors, positions)
         group = [_real(tensor) for tensor in group] if group[0].is_complex() else group
         # a scale of the group's own type is multiplied three times as fast; in float16 one below 6e-8 would be 0
         dtype = group[0].dtype if group[0].dtype in (torch.float32, torch.float64) else scales.dtype
@@ -179,17 +191,20 @@ def count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.tensor(counts, dtype=torch.int64)
 
 
-def _norms(plain: Sequence[Tensor]) -> Tensor:
-    return _gather(plain, lambda group: torch._foreach_norm(group, 2, dtype=_accumulator(group[0].dtype)))
+def _squares(group: list[Tensor]) -> Sequence[Tensor]:
+    return torch._foreach_norm(group, 2, dtype=_accumulator(group[0].dtype))
 
 
-def _count_nonfinite(tensors: Sequence[Tensor], l2: Tensor, total: Tensor) -> Tensor:
+def _extremes(group: list[Tensor]) -> Sequence[Tensor]:
+    filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in group]  # it refuses empty tensors
+    return torch._foreach_norm(filled, math.inf)
+
+
+def _count_nonfinite(tensors: Sequence[Tensor], groups: Groups, l2: Tensor, total: Tensor) -> Tensor:
     if l2.device.type == "cpu" and math.isfinite(total):
         return torch.zeros(len(tensors), dtype=torch.int64)
     if l2.device.type != "cpu":
-        filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]  # it refuses empty tensors
-        largest = _gather(filled, lambda group: torch._foreach_norm(group, math.inf))
-        return (~torch.isfinite(largest)).long()
+        return (~torch.isfinite(_gather(tensors, groups, _extremes))).long()
     suspects = (~torch.isfinite(l2)).nonzero().flatten()
     counts = torch.zeros(len(tensors), dtype=torch.int64)
     if len(suspects):
@@ -201,11 +216,12 @@ def _total(l2: Tensor) -> Tensor:
     return torch.linalg.vector_norm(l2, dtype=_wide(l2.device))
 
 
-def all_plain(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same entries as dense real tensors: stored values of sparse ones, (re, im) pairs of complex ones."""
-    strided = torch.strided
-    # most are already, and thousands of calls would cost as much as their norms
-    return [t if t.layout is strided and not t.is_complex() else _plain(t) for t in tensors]
+def all_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same entries as dense real tensors; ``tensors`` itself where all of them are, as most often."""
+    strided, is_complex = torch.strided, Tensor.is_complex
+    if all(t.layout is strided for t in tensors) and not any(map(is_complex, tensors)):
+        return tensors
+    return [_plain(tensor) for tensor in tensors]
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -232,22 +248,26 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def _groups(tensors: Sequence[Tensor]) -> list[tuple[list[Tensor], list[int]]]:
-    """The tensors of each (device, dtype), with their positions in ``tensors``."""
-    grouped = group_tensors([list(tensors)], with_indices=True)
-    return [(cast("list[Tensor]", lists[0]), indices) for lists, indices in grouped.values()]
-
-
-def _gather(tensors: Sequence[Tensor], reduce: Callable[[list[Tensor]], Sequence[Tensor]]) -> Tensor:
-    """(P,) vector from a reduction of each (device, dtype) group, in the order of ``tensors``."""
+def _groups(tensors: Sequence[Tensor]) -> Groups:
     if not tensors:
+        return []
+    return [indices for _, indices in group_tensors([list(tensors)], with_indices=True).values()]
+
+
+def _members(tensors: Sequence[Tensor], positions: list[int]) -> list[Tensor]:
+    return list(tensors) if len(positions) == len(tensors) else [tensors[i] for i in positions]
+
+
+def _gather(tensors: Sequence[Tensor], groups: Groups, reduce: Callable[[list[Tensor]], Sequence[Tensor]]) -> Tensor:
+    """(P,) vector from a reduction of each group, in the order of ``tensors``."""
+    if not groups:
         return torch.zeros(0)
-    groups = _groups(tensors)
-    if len(groups) == 1:
-        return torch.stack(list(reduce(groups[0][0])))
+    rows = [torch.stack(list(reduce(_members(tensors, positions)))) for positions in groups]
+    if len(rows) == 1:
+        return rows[0]
     home = tensors[0].device
-    values = torch.cat([torch.stack(list(reduce(group))).to(home, non_blocking=True) for group, _ in groups])
-    order = torch.tensor([i for _, indices in groups for i in indices], device=home)
+    values = torch.cat([row.to(home, non_blocking=True) for row in rows])
+    order = torch.tensor([i for positions in groups for i in positions], device=home)
     return torch.empty_like(values).index_copy_(0, order, values)
 
 
