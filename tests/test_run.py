@@ -213,5 +213,6 @@ def test_under_torchrun_the_first_rank_writes_and_speaks(tmp_path):
     assert [line[1] for line in weights] == ["0", "1"]
     assert weights[0][2] == weights[1][2]
     assert summary_of(done) == [f"gradwatch: 5 steps, no findings; event files in {tmp_path / 'here'}"]
+    assert "changed otherwise" not in done.stderr  # averaging over the ranks is no clipping
     assert len(list((tmp_path / "here").iterdir())) == 1
     assert scalars(tmp_path / "here", "grad_norm/first.weight") == [0]
