@@ -406,8 +406,12 @@ def test_help_and_version_tell_of_every_command():
 
 
 def test_the_demonstration_leaves_runs_that_the_report_reads(tmp_path):
+    forge(tmp_path / "runs" / "healthy", event(4, finding=FINDING))  # of an earlier one
+    (tmp_path / "runs" / "healthy" / "mine.pt").touch()
     done = run_of_python("-m", "gradwatch", "demo", "--log-dir", tmp_path / "runs", "--steps", "10")
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "healthy" / "mine.pt").exists()
+    assert json.loads(report("--json", tmp_path / "runs" / "healthy").stdout)["findings"] == []
     told = json.loads(report("--json", tmp_path / "runs").stdout)
     assert {each["run"].rpartition("/")[2] for each in told} == {"healthy", "vanishing", "exploding", "nonfinite"}
 

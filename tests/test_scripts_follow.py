@@ -470,7 +470,7 @@ def test_the_summary_names_the_directory_that_was_written(follower, tmp_path):
     again.end()
     assert summary(again.accounts) == f"gradwatch: 3 steps, no findings; event files in {tmp_path / 'runs' / 'run_2'}\n"
     shutil.rmtree(tmp_path / "runs")
-    assert summary(again.accounts).endswith(f"; its event files in {tmp_path / 'runs' / 'run_2'} were deleted\n")
+    assert summary(again.accounts).endswith(f"; no event files: {tmp_path / 'runs' / 'run_2'} is not there\n")
 
 
 def test_a_loss_that_was_not_seen_is_told_by_the_summary_and_not_as_advice_for_another_loop(follower, caplog):

@@ -102,4 +102,4 @@ def _lines(account: Account, *, is_only: bool) -> Iterator[str]:
 def _where(log_dir: Path | None) -> str:
     if log_dir is None:
         return ""
-    return f"; event files in {log_dir}" if log_dir.is_dir() else f"; its event files in {log_dir} were deleted"
+    return f"; event files in {log_dir}" if log_dir.is_dir() else f"; no event files: {log_dir} is not there"
