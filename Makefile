@@ -17,6 +17,7 @@ check: .venv/installed  ## formatter, linter, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The variable silences a notice that mkdocs-material is kept until May 2027: time to move to its successor, Zensical.
 docs: .venv/docs  ## the site, in site/; fails where a link or an anchor leads nowhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

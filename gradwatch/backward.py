@@ -80,7 +80,7 @@ class BackwardPass:
 
     def measure_ends(self) -> None:
         """Also measures where the backward pass ends. Not under ``torch.distributed``, which averages afterwards."""
-        self._can_measure = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        self._can_measure = not _averages_later()
         self._measures = self._can_measure
 
     def settle(self, columns: Sequence[int]) -> bool:
@@ -114,13 +114,15 @@ class BackwardPass:
     def before_change(self, columns: Sequence[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
         """Whether the gradients of ``columns`` changed since the backward pass, and if so their magnitudes at its end.
 
-        None for the latter, too, where nobody measured there: the first such change, or ``torch.distributed``.
+        None for the latter, too, where nobody measured there: the first such change. Under ``torch.distributed``
+        averaging over the ranks is such a change, so that nobody can tell.
 
         Args:
             columns: the watched ones of the optimizer that is about to update.
             has_cycled: this optimizer has updated before, so that every optimizer of the loop had its turn.
         """
-        is_changed = any(self._has_changed(column) for column in columns if column in self._arrived)
+        arrived = () if _averages_later() else [column for column in columns if column in self._arrived]
+        is_changed = any(map(self._has_changed, arrived))
         at_end = self._at_end if is_changed else None
         self._was_changed = self._was_changed or is_changed
         self._measures = self._can_measure and (self._was_changed or not has_cycled)
@@ -163,3 +165,8 @@ class BackwardPass:
         present = [(column, gradient) for column, gradient in gradients if gradient is not None]
         columns = np.array([column for column, _ in present], dtype=np.int64)
         return AtEnd(columns, stats.measure([gradient for _, gradient in present]))
+
+
+def _averages_later() -> bool:
+    """Whether gradients may be averaged over ranks once the backward pass has delivered them."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -7,7 +7,7 @@ network, and TensorBoard files.
 from __future__ import annotations
 
 import logging
-import shutil
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,14 +149,16 @@ def main(directory: str = "runs", steps: int = 300) -> None:
     logging.getLogger("gradwatch").addHandler(logging.NullHandler())  # the tables say it all
     for network in NETWORKS:
         log_dir = Path(directory) / network.name
-        shutil.rmtree(log_dir, ignore_errors=True)  # the run of the last demonstration
+        for earlier in log_dir.glob("*tfevents*"):  # the run of the last demonstration; whatever else is there stays
+            earlier.unlink()
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(network.name, total=steps)
             findings = train(network, steps, log_dir, lambda t=task: progress.advance(t))  # type: ignore[misc]
         console.print(table_of(network, findings))
-    console.print(f"In short: gradwatch report {directory}", highlight=False)
-    console.print(f"Now look: tensorboard --logdir {directory}", highlight=False)
+    where = shlex.quote(directory)
+    console.print(f"In short: gradwatch report {where}", highlight=False, markup=False)
+    console.print(f"Now look: tensorboard --logdir {where}", highlight=False, markup=False)
 
 
 if __name__ == "__main__":

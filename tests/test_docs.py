@@ -82,3 +82,12 @@ LINK = re.compile(r"!?\[[^]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 def test_links_lead_somewhere_in_the_repository_too(page):
     targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "README.zh-CN.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+)
+def test_a_page_installs_from_a_checkout(page):
+    """There is no gradwatch on PyPI."""
+    commands = re.findall(r"pip install ([^\n`#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert all(command.startswith((".", "'.[")) for command in commands)

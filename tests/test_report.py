@@ -94,7 +94,12 @@ def test_fail_on_decides_the_status(runs, kinds, status):
 def test_an_unknown_kind_is_refused_with_the_known_ones(runs):
     done = report("--fail-on", "exploding,nan", runs / "sick")
     assert done.exit_code == 2
-    assert "'nan' is none of vanishing, exploding, nonfinite" in " ".join(done.stderr.split())
+    words = "expected any, or kinds out of vanishing, exploding, nonfinite, dead, saturated, stalled, unstable"
+    assert f"{words}; found 'nan'" in " ".join(done.stderr.split())
+    other = gradwatch("run", "--fail-on", "exploding,nan", __file__)
+    assert other.stderr.partition("Error:")[2] == done.stderr.partition("Error:")[2]
+    assert "--fail-on KINDS" in gradwatch("run", "--help").stdout
+    assert "any, or a list" in " ".join(gradwatch("run", "--help").stdout.split())
 
 
 def foreign(directory):
@@ -168,6 +173,57 @@ def test_of_two_runs_it_says_what_went_and_what_came(runs):
     assert re.search(r"came +│ nonfinite", report(runs / "cured", runs / "sick").stdout)
     assert re.search(r"stayed +│ nonfinite", report(runs / "sick", runs / "sick").stdout)
     assert "Neither run has a finding." in report(runs / "cured", runs / "cured").stdout
+
+
+def test_two_runs_below_one_are_compared_where_their_layers_are_the_same(runs, tmp_path):
+    assert "went" not in report(runs).stdout  # the first by name is the cured one
+    assert re.search(r"came +│ nonfinite", report(runs).stdout)
+    for name in ("generator", "critic"):
+        row = event(0, layers={**TABLE, "layers": [f"{name}.a", f"{name}.b"]}, grad_norm=norms(1.0, 2.0))
+        forge(tmp_path / "gan" / name, row)
+    text = report(tmp_path / "gan").stdout
+    assert text.count("HEALTHY") == 2
+    assert "Neither run" not in text
+    assert "Neither run" not in page_of(tmp_path, tmp_path / "gan")
+    assert "Neither run" in report(tmp_path / "gan" / "critic", tmp_path / "gan" / "generator").stdout
+
+
+def test_a_run_within_another_that_is_named_itself_is_shown_once(tmp_path):
+    train(tmp_path / "run", steps=2)
+    train(tmp_path / "run" / "run_2", steps=2)
+    told = json.loads(report("--json", tmp_path / "run", tmp_path / "run" / "run_2").stdout)
+    assert [each["run"] for each in told] == [str(tmp_path / "run"), str(tmp_path / "run" / "run_2")]
+
+
+def test_a_neighbour_that_cannot_be_read_at_all_is_told(tmp_path):
+    train(tmp_path / "sound", steps=2)
+    damaged(tmp_path / "spoilt")
+    done = report(tmp_path)
+    assert (done.exit_code, done.stdout.count("HEALTHY")) == (0, 1)
+    assert f"gradwatch: {tmp_path / 'spoilt'}: events.out.tfevents.1.host: " in done.stderr
+
+
+@pytest.fixture
+def forbidden(tmp_path):
+    """A directory that nobody may look into: the superuser becomes somebody else meanwhile."""
+    directory = tmp_path / "forbidden"
+    directory.mkdir()
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(above.stat().st_mode | 0o111)
+    tmp_path.chmod(0o755)
+    directory.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield directory
+    os.seteuid(user)
+    directory.chmod(0o755)
+
+
+def test_a_directory_that_may_not_be_looked_into_is_told(forbidden):
+    done = report(forbidden.parent)
+    assert (done.exit_code, done.stdout) == (6, "")
+    assert f"{forbidden}: cannot be read: Permission denied" in done.stderr
 
 
 class Tags(HTMLParser):
@@ -350,8 +406,12 @@ def test_help_and_version_tell_of_every_command():
 
 
 def test_the_demonstration_leaves_runs_that_the_report_reads(tmp_path):
+    forge(tmp_path / "runs" / "healthy", event(4, finding=FINDING))  # of an earlier one
+    (tmp_path / "runs" / "healthy" / "mine.pt").touch()
     done = run_of_python("-m", "gradwatch", "demo", "--log-dir", tmp_path / "runs", "--steps", "10")
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "healthy" / "mine.pt").exists()
+    assert json.loads(report("--json", tmp_path / "runs" / "healthy").stdout)["findings"] == []
     told = json.loads(report("--json", tmp_path / "runs").stdout)
     assert {each["run"].rpartition("/")[2] for each in told} == {"healthy", "vanishing", "exploding", "nonfinite"}
 

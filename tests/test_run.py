@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -58,6 +59,12 @@ def run(directory, *command):
     )
 
 
+def side_by_side(directory, *commands):
+    """Each loads torch, for seconds."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda command: run(directory, *command), commands))
+
+
 def summary_of(done):
     lines = done.stderr.splitlines()
     return [line for line in lines if line.startswith("gradwatch: ") and " step" in line and ("find" in line)]
@@ -88,8 +95,7 @@ def test_a_script_with_workers_its_own_clipping_and_a_crash_does_what_it_does_ba
             raise ValueError("as it happens")
     """
     write(tmp_path, LOOP, program)
-    bare = run(tmp_path, sys.executable, "train.py")
-    watched = run(tmp_path, *WATCHED, "train.py")
+    bare, watched = side_by_side(tmp_path, [sys.executable, "train.py"], [*WATCHED, "train.py"])
     assert bare.stdout.splitlines()[0] == "1"
     assert watched.stdout == bare.stdout
     assert watched.returncode == bare.returncode == 1
@@ -133,8 +139,11 @@ def test_findings_decide_about_the_status_where_the_script_does_not(tmp_path):
         sys.exit(int(sys.argv[1]))
     """
     write(tmp_path, LOOP, program)
-    fails = run(tmp_path, *WATCHED, "--fail-on", "exploding,nonfinite", "train.py", "0")
-    own = run(tmp_path, *WATCHED, "--fail-on", "nonfinite", "train.py", "3")
+    fails, own = side_by_side(
+        tmp_path,
+        [*WATCHED, "--log-dir", "fails", "--fail-on", "exploding,nonfinite", "train.py", "0"],
+        [*WATCHED, "--log-dir", "own", "--fail-on", "any", "train.py", "3"],
+    )
     assert (fails.returncode, own.returncode) == (1, 3)
     assert summary_of(fails)[0].startswith("gradwatch: 3 steps, 1 finding; event files in ")
     assert "  nonfinite in last.bias since step 0: " in fails.stderr
@@ -213,5 +222,6 @@ def test_under_torchrun_the_first_rank_writes_and_speaks(tmp_path):
     assert [line[1] for line in weights] == ["0", "1"]
     assert weights[0][2] == weights[1][2]
     assert summary_of(done) == [f"gradwatch: 5 steps, no findings; event files in {tmp_path / 'here'}"]
+    assert "changed otherwise" not in done.stderr  # averaging over the ranks is no clipping
     assert len(list((tmp_path / "here").iterdir())) == 1
     assert scalars(tmp_path / "here", "grad_norm/first.weight") == [0]

@@ -4,6 +4,7 @@ import copy
 import gc
 import os
 import pickle
+import shutil
 import weakref
 
 import numpy as np
@@ -453,9 +454,61 @@ def test_the_summary_tells_steps_findings_and_files(follower, tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     update(optimizer, model(torch.randn(8, 4)).mean() * torch.nan)
     follower.end()
-    first, second = summary(follower.accounts).splitlines()
+    first, second, third = summary(follower.accounts).splitlines()
     assert first == f"gradwatch: 1 step, 1 finding; event files in {tmp_path / 'runs'}"
     assert second.startswith("  nonfinite in last.bias since step 0: ")
+    assert third == f"  all of it: gradwatch report {tmp_path / 'runs'}"
+
+
+def test_the_summary_names_the_directory_that_was_written(follower, tmp_path):
+    train(nn.Linear(4, 1))
+    follower.end()
+    again = Follower(tmp_path / "runs", None)
+    again.begin()
+    kept = torch.optim.SGD((model := Net()).parameters(), lr=0.1)
+    train(model, 3, kept)
+    again.end()
+    assert summary(again.accounts) == f"gradwatch: 3 steps, no findings; event files in {tmp_path / 'runs' / 'run_2'}\n"
+    shutil.rmtree(tmp_path / "runs")
+    assert summary(again.accounts).endswith(f"; no event files: {tmp_path / 'runs' / 'run_2'} is not there\n")
+
+
+def test_a_loss_that_was_not_seen_is_told_by_the_summary_and_not_as_advice_for_another_loop(follower, caplog):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for parameter, gradient in zip(
+        model.parameters(), torch.autograd.grad(model(torch.ones(2, 4)).sum(), list(model.parameters())), strict=True
+    ):
+        parameter.grad = gradient
+    optimizer.step()
+    follower.end()
+    assert [record.getMessage() for record in caplog.records] == []
+    assert summary(follower.accounts).splitlines()[1].startswith("  backward() was called on no loss")
+
+
+def test_a_closures_loss_is_one(follower):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert follower.accounts[0].saw_loss
+
+
+def test_a_model_that_was_called_and_never_updated_is_no_matter_for_advice(follower, caplog):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(2, 4)).sum().backward()
+    follower.end()
+    assert caplog.records == []
+    assert "no optimizer of torch.optim has stepped" in summary(follower.accounts)
+    assert "ended before" in summary(follower.accounts, has_failed=True)
+    del optimizer
 
 
 def test_the_summary_of_nothing_says_so():

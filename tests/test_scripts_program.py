@@ -126,7 +126,9 @@ def test_it_ends_as_it_does_under_python(tmp_path, ending, status):
 
 def test_a_syntax_error_is_pointed_at(tmp_path):
     write(tmp_path, "train.py", "x = (\n")
-    assert_alike(*both(tmp_path, "train.py"))
+    bare, watched = both(tmp_path, "train.py")
+    assert_alike(bare, watched)
+    assert watched.summary.startswith("the script ended before an optimizer")  # what it asks of loops would mislead
 
 
 def test_streams_are_the_programs_own(tmp_path):
@@ -176,7 +178,9 @@ def test_workers_find_the_programs_classes_and_functions(tmp_path, method):
     ("arguments", "said"),
     [
         (["absent.py"], "no such file: absent.py"),
-        (["."], "no such file"),
+        (["."], "found a directory: ."),
+        (["-"], "save the script as a file"),
+        (["/dev/null"], "found no plain file: /dev/null"),
         (["-m", "absent_module"], "absent_module"),
         (["--clip", "-1", "train.py"], "positive number"),
         (["--clip", "much", "train.py"], "'much'"),

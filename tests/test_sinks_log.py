@@ -44,7 +44,7 @@ def test_the_level_is_the_severity_and_an_end_is_a_warning(lines, finding, level
 
 def test_a_finding_without_a_layer_is_of_the_whole_run(lines):
     Log().write_finding(replace(SICK, layer="", layers=("",)), ended=False)
-    assert lines[0].getMessage().startswith("gradwatch: nonfinite in whole run since step 3")
+    assert lines[0].getMessage().startswith("gradwatch: nonfinite in the whole run since step 3")
 
 
 def test_a_percent_sign_in_a_message_is_no_format(lines):

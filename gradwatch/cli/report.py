@@ -8,25 +8,13 @@ from pathlib import Path
 
 import click
 
-from gradwatch.findings import KINDS
+from gradwatch.cli.kinds import fail_on_option
 from gradwatch.runs import NoRunError, Run, legible, read_runs
 
 __all__ = ["command"]
 
 STATUS = {"missing": 3, "empty": 4, "foreign": 5, "corrupt": 6}
 """Why nothing could be read → exit status; 0, 1 and 2 are taken (well, findings, click's usage errors)."""
-
-
-def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
-    """A list of kinds, or ``any``.
-
-    Raises:
-        click.BadParameter: for one that is unknown.
-    """
-    named = [] if value is None else [name.strip() for name in value.split(",")]
-    if unknown := [name for name in named if name not in (*KINDS, "any")]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(KINDS)}; 'any' stands for all.")
-    return frozenset(KINDS if "any" in named else named)
 
 
 @click.command("report")
@@ -38,17 +26,11 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     metavar="FILE",
     help="Write one page that holds all it needs, with the picture of all layers along time.",
 )
-@click.option(
-    "--fail-on",
-    "kinds",
-    callback=_kinds,
-    metavar="KINDS",
-    help=f"Exit with 1 if a finding of these kinds is there: any, or a list as in {KINDS[1]},{KINDS[2]}.",
-)
-def command(directories: Sequence[Path], as_json: bool, html: Path | None, kinds: frozenset[str]) -> None:
+@fail_on_option
+def command(directories: Sequence[Path], as_json: bool, html: Path | None, fail_on: frozenset[str]) -> None:
     """Show what was found in RUN, a directory of event files, and in the runs below it.
 
-    RUN is what watch(log_dir=…) was given, or the directory of Lightning's TensorBoardLogger. Of two runs it also shows
+    RUN is what watch(log_dir=…) was given, or the directory of Lightning's TensorBoardLogger. Of two RUNs it also shows
     what went and what came. A run that is still going on is shown as far as it is.
 
     \b
@@ -59,34 +41,36 @@ def command(directories: Sequence[Path], as_json: bool, html: Path | None, kinds
       3  no such directory
       4  no event files in it
       5  event files of something else
-      6  event files so damaged that nothing can be read
-    Damaged parts of files that can be read otherwise are told on standard error.
+      6  event files that are damaged, or may not be opened
+    What cannot be read beside what can is told on standard error.
     Of several RUNs, the first that cannot be read decides; the others are shown.
     """  # noqa: D301 (click reads the backslash)
     runs, status = _read(directories)
     _say_what_was_not_read(runs)
+    compares = len(runs) == 2 and (len(directories) == 2 or runs[0].layers == runs[1].layers)  # no two of a GAN
     if html is not None and runs:
-        _write(html, runs)
+        _write(html, runs, compares)
     if as_json and runs:
         _print_json(runs)
     elif runs and html is None:
-        _print(runs)
-    found = any(finding.kind in kinds for run in runs for finding in run.findings)
+        _print(runs, compares)
+    found = any(finding.kind in fail_on for run in runs for finding in run.findings)
     raise click.exceptions.Exit(status or int(found))
 
 
 def _read(directories: Sequence[Path]) -> tuple[list[Run], int]:
     """Runs that can be read, and the status of the first directory that cannot."""
     runs: list[Run] = []
-    status = 0
+    status, named = 0, {directory.resolve() for directory in directories}
     for directory in directories:
         try:
-            runs += read_runs(directory)
+            others = named - {directory.resolve()}  # those are shown in their own place
+            runs += [run for run in read_runs(directory, _say) if Path(run.name).resolve() not in others]
         except NoRunError as error:
-            click.echo(f"gradwatch: {error}", err=True)
+            _say(str(error).removesuffix("."))
             status = status or STATUS[error.reason]
         except OSError as error:  # removed, or forbidden, while it was read
-            click.echo(f"gradwatch: {legible(str(directory))}: cannot be read: {error.strerror}.", err=True)
+            _say(f"{legible(str(directory))}: cannot be read: {error.strerror}")
             status = status or STATUS["missing"]
     return runs, status
 
@@ -94,7 +78,11 @@ def _read(directories: Sequence[Path]) -> tuple[list[Run], int]:
 def _say_what_was_not_read(runs: Sequence[Run]) -> None:
     for run in runs:
         for problem in run.problems:
-            click.echo(f"gradwatch: {run.name}: {problem}.", err=True)
+            _say(f"{run.name}: {problem}")
+
+
+def _say(problem: str) -> None:
+    click.echo(f"gradwatch: {problem}.", err=True)
 
 
 def _print_json(runs: Sequence[Run]) -> None:
@@ -103,7 +91,7 @@ def _print_json(runs: Sequence[Run]) -> None:
     click.echo(runs_as_json(runs))
 
 
-def _print(runs: Sequence[Run]) -> None:
+def _print(runs: Sequence[Run], compares: bool) -> None:
     from rich.console import Console
 
     from gradwatch.views.terminal import in_terminal
@@ -111,15 +99,15 @@ def _print(runs: Sequence[Run]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without bars shows question marks, not a traceback
     console = Console(highlight=False)
-    for part in in_terminal(runs):
+    for part in in_terminal(runs, compares):
         console.print(part)
 
 
-def _write(html: Path, runs: Sequence[Run]) -> None:
+def _write(html: Path, runs: Sequence[Run], compares: bool) -> None:
     from gradwatch.views.page import page_of
 
     try:
-        html.write_text(page_of(runs), encoding="utf-8")
+        html.write_text(page_of(runs, compares), encoding="utf-8")
     except OSError as error:
         raise click.BadParameter(f"{html}: cannot be written: {error.strerror}.", param_hint="--html") from error
     click.echo(f"Written: {html}", err=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from gradwatch.findings import KINDS
+from gradwatch.cli.kinds import fail_on_option
 from gradwatch.scripts import Program, run_watched
 
 __all__ = ["command"]
@@ -26,13 +26,6 @@ def _clip(context: click.Context, parameter: click.Parameter, value: str | None)
     return norm
 
 
-def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
-    kinds = frozenset() if value is None else frozenset(value.split(","))
-    if unknown := sorted(kinds.difference(KINDS)):
-        raise click.BadParameter(f"expected kinds out of {', '.join(KINDS)}, found {unknown[0]!r}.")
-    return kinds
-
-
 @click.command("run", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--log-dir",
@@ -45,7 +38,7 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     metavar="NORM|auto",
     help="Also clip gradients: to this total norm, or by the run's own history.",
 )
-@click.option("--fail-on", callback=_kinds, metavar="KINDS", help="Exit with 1 if one of these kinds was found.")
+@fail_on_option
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as behind python -m.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from gradwatch.runs.content import MalformedError, Row, Told, legible, parse
 from gradwatch.runs.records import Damage, records
@@ -34,8 +35,12 @@ class NoRunError(Exception):
         self.reason = reason
 
 
-def read_runs(directory: Path) -> list[Run]:
+def read_runs(directory: Path, tell: Callable[[str], object] = lambda problem: None) -> list[Run]:
     """Every run in ``directory``, itself included, by name; one that is still being written as far as it is by now.
+
+    Args:
+        directory: where to look, and below it.
+        tell: is called with what could not be read at all beside the runs that could.
 
     Raises:
         NoRunError: where there is none.
@@ -44,19 +49,31 @@ def read_runs(directory: Path) -> list[Run]:
     if not directory.is_dir():
         found = "a file" if directory.exists() else "nothing"
         raise NoRunError("missing", f"{shown}: expected the directory of a run, found {found}.")
-    by_directory = _event_files(directory)
-    read = [_read(legible(str(where)), files) for where, files in by_directory.items()]
-    if runs := [each for each in read if isinstance(each, Run)]:
-        return runs
-    problems = [problem for each in read if isinstance(each, _NoRun) for problem in each.problems]
+    by_directory, problems = _event_files(directory)
+    runs = []
+    for where, files in by_directory.items():
+        read = _read(legible(str(where)), files)
+        if isinstance(read, Run):
+            runs.append(read)
+        else:
+            problems += read.problems
+    if not runs:
+        _refuse(shown, by_directory, problems)
+    for problem in problems:
+        tell(problem)
+    return runs
+
+
+def _refuse(shown: str, by_directory: Mapping[Path, Sequence[Path]], problems: Sequence[str]) -> NoReturn:
+    """Says why nothing was read, the gravest reason first."""
+    if problems:
+        raise NoRunError("corrupt", f"{shown}: nothing of gradwatch's can be read: {'; '.join(problems[:3])}.")
     if not any(path.stat().st_size for files in by_directory.values() for path in files):
         raise NoRunError(
             "empty",
             f"{shown}: expected event files (*tfevents*), found {'empty ones' if by_directory else 'none'}. "
             "gradwatch writes them to watch(log_dir=…), or where Lightning's TensorBoardLogger does.",
         )
-    if problems:
-        raise NoRunError("corrupt", f"{shown}: nothing of gradwatch's can be read: {'; '.join(problems[:3])}.")
     raise NoRunError(
         "foreign",
         f"{shown}: these event files hold nothing of gradwatch's. Watch the run: gradwatch.watch(…, log_dir=…), or "
@@ -69,15 +86,20 @@ class _NoRun:
     problems: list[str]
 
 
-def _event_files(directory: Path) -> dict[Path, list[Path]]:
-    """Event files by directory; within one, from the oldest on: their names begin with the time."""
+def _event_files(directory: Path) -> tuple[dict[Path, list[Path]], list[str]]:
+    """Event files by directory; within one, from the oldest on: their names begin with the time.
+
+    Returns:
+        The files, and which directories cannot be looked into.
+    """
     found: dict[Path, list[Path]] = {}
-    for where, below, names in os.walk(directory):
+    refused: list[OSError] = []
+    for where, below, names in os.walk(directory, onerror=refused.append):
         below.sort()
         files = [path for name in sorted(names) if "tfevents" in name and (path := Path(where, name)).is_file()]
         if files:
             found[Path(where)] = files
-    return found
+    return found, [f"{legible(str(error.filename))}: cannot be read: {error.strerror}" for error in refused]
 
 
 def _read(name: str, files: list[Path]) -> Run | _NoRun:
@@ -85,7 +107,7 @@ def _read(name: str, files: list[Path]) -> Run | _NoRun:
     for path in files:
         problems += _read_file(path, timeline)
     if not timeline:
-        return _NoRun(problems)
+        return _NoRun([f"{name}: {problem}" for problem in problems])
     return timeline.build(name, max(path.stat().st_mtime for path in files), problems)
 
 

@@ -38,7 +38,7 @@ def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_
     stop_waiting = after_import("torch", watched.begin)
     end = programs.run(program)
     stop_waiting()
-    kinds = watched.end()
+    kinds = watched.end(has_failed=end.status != 0)
     programs.leave(end, otherwise=int(not kinds.isdisjoint(fail_on)))
 
 
@@ -59,7 +59,7 @@ class _Watched:
         except Exception:
             logging.getLogger("gradwatch").warning("gradwatch: this run cannot be watched:", exc_info=True)
 
-    def end(self) -> set[str]:
+    def end(self, *, has_failed: bool) -> set[str]:
         """Says what was found; returns the kinds."""
         follower = self._follower
         if follower is not None and follower.is_in_child:
@@ -71,7 +71,7 @@ class _Watched:
                 follower.end()
             accounts = [] if follower is None else follower.accounts
             if follower is None or follower.is_first_rank:
-                sys.stderr.write(summary(accounts))
+                sys.stderr.write(summary(accounts, has_failed=has_failed))
             return {finding.kind for account in accounts for finding in account.findings}
         except Exception:
             logging.getLogger("gradwatch").warning("gradwatch: the summary failed:", exc_info=True)

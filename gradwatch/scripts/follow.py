@@ -154,8 +154,10 @@ class Follower:
         if watcher is None or watcher.is_closed:
             return
         if not again:
-            for value in self._losses.take(optimizer):
+            values = self._losses.take(optimizer)
+            for value in values:
                 watcher.observe_loss(value)
+            trained.note_loss(bool(values) or loss is not None)
             if (graph := self._losses.take_graph()) is not None:
                 watcher.follow_loss(graph)
         try:

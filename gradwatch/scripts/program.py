@@ -46,7 +46,7 @@ class Program:
     def refusal(self) -> str | None:
         """Why it cannot be run, found without running anything of it; None where it seems it can."""
         if not self.is_module:
-            return None if Path(self.target).is_file() else f"expected a Python file, found no such file: {self.target}"
+            return _refusal_of_file(self.target)
         package = self.target.partition(".")[0]
         path = [os.getcwd(), *sys.path[1:]]
         if package in sys.builtin_module_names or importlib.machinery.PathFinder.find_spec(package, path):
@@ -101,6 +101,16 @@ def leave(end: End, otherwise: int = 0) -> None:
     if isinstance(end.raised, KeyboardInterrupt):
         _interrupts.append(end.raised)
     raise SystemExit(end.status or otherwise)
+
+
+def _refusal_of_file(target: str) -> str | None:
+    path = Path(target)
+    if path.is_file():
+        return None
+    found = "a directory" if path.is_dir() else "no plain file" if path.exists() else "no such file"
+    if target == "-":
+        found = "the standard input, which is the program's own; save the script as a file"
+    return f"expected a Python file, found {found}: {target}"
 
 
 def _prepared(program: Program) -> tuple[ModuleType, CodeType]:

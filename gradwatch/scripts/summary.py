@@ -5,15 +5,28 @@ Enters: findings of each model, as they are told to a sink. Leaves: lines for pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradwatch.findings import Finding
 from gradwatch.sinks import Row
 
+if TYPE_CHECKING:
+    from gradwatch.sinks.tensorboard import TensorBoard
+
 __all__ = ["Account", "summary"]
 
 MOST_LINES = 10  # findings told for each model; the event files hold them all
+NOTHING_YET = (
+    "gradwatch: the script ended before an optimizer of torch.optim had stepped: there was nothing to watch.\n"
+)
+NOTHING = (
+    "gradwatch: no optimizer of torch.optim has stepped in this process, so there was nothing to watch. A loop that "
+    "updates its weights by itself calls gradwatch.watch(model) and watcher.step(); for training in processes that a "
+    "script starts: torchrun --nproc-per-node N -m gradwatch run SCRIPT.\n"
+)
 
 
 class Account:
@@ -22,18 +35,25 @@ class Account:
     Attributes:
         name: of the model.
         steps: attempted updates.
-        log_dir: where its event files are, None where this run writes none for it.
+        saw_loss: whether one of them came with a loss.
+        files: its event files, None where this run writes none for it.
         whose: who watches it, for the summary; ``""`` for this run.
         findings: as they were last told, by onset.
     """
 
-    def __init__(self, name: str, log_dir: Path | None = None, whose: str = "") -> None:
-        self.name, self.log_dir, self.whose, self.steps = name, log_dir, whose, 0
+    def __init__(self, name: str, files: TensorBoard | None = None, whose: str = "") -> None:
+        self.name, self.files, self.whose = name, files, whose
+        self.steps, self.saw_loss = 0, False
         self._findings: dict[tuple[str, str, int], Finding] = {}
 
     @property
     def findings(self) -> list[Finding]:
         return sorted(self._findings.values(), key=lambda finding: finding.step)
+
+    @property
+    def log_dir(self) -> Path | None:
+        """Where its event files are: beside those of an earlier run, where one was there already."""
+        return None if self.files is None else self.files.opened
 
     def write_row(self, row: Row) -> None:
         pass
@@ -48,29 +68,38 @@ class Account:
         pass
 
 
-def summary(accounts: Sequence[Account]) -> str:
-    """Findings or their absence, steps seen, and where the event files are, model by model."""
+def summary(accounts: Sequence[Account], *, has_failed: bool = False) -> str:
+    """Findings or their absence, steps seen, and where the event files are, model by model.
+
+    Args:
+        accounts: of all models.
+        has_failed: the program has ended with a status other than 0, of which it has told itself.
+    """
     seen = [account for account in accounts if account.steps]
     if not seen:
-        return (
-            "gradwatch: no optimizer of torch.optim has stepped in this process, so there was nothing to watch. A loop "
-            "that updates its weights by itself calls gradwatch.watch(model) and watcher.step(); for training in "
-            "processes that a script starts, see docs/run.md.\n"
-        )
+        return NOTHING_YET if has_failed else NOTHING
     lines = [line for account in seen for line in _lines(account, is_only=len(seen) == 1)]
     return "\n".join(lines) + "\n"
 
 
-def _lines(account: Account, *, is_only: bool) -> list[str]:
+def _lines(account: Account, *, is_only: bool) -> Iterator[str]:
     findings = account.findings
     steps = "1 step" if account.steps == 1 else f"{account.steps} steps"
     count = {0: "no findings", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
-    where = f"; event files in {account.log_dir}" if account.log_dir is not None else ""
     whose = f", watched by {account.whose}" if account.whose else ""
     which = "" if is_only else f"{account.name}: "
-    lines = [f"gradwatch: {which}{steps}, {count}{whose}{where}"]
-    lines += [f"  {each.kind} in {each.layer or 'the whole run'} since step {each.step}: {each.message}"
-              for each in findings[:MOST_LINES]]  # fmt: skip
+    yield f"gradwatch: {which}{steps}, {count}{whose}{_where(account.log_dir)}"
+    for each in findings[:MOST_LINES]:
+        yield f"  {each.kind} in {each.layer or 'the whole run'} since step {each.step}: {each.message}"
     if len(findings) > MOST_LINES:
-        lines.append(f"  and {len(findings) - MOST_LINES} more")
-    return lines
+        yield f"  and {len(findings) - MOST_LINES} more"
+    if not (account.saw_loss or account.whose):
+        yield "  backward() was called on no loss: one that is NaN, flat or unstable was not looked for"
+    if findings and account.log_dir is not None and account.log_dir.is_dir():
+        yield f"  all of it: gradwatch report {shlex.quote(str(account.log_dir))}"
+
+
+def _where(log_dir: Path | None) -> str:
+    if log_dir is None:
+        return ""
+    return f"; event files in {log_dir}" if log_dir.is_dir() else f"; no event files: {log_dir} is not there"

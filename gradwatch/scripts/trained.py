@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,6 +16,9 @@ from gradwatch.scripts.models import name_of, roots_of, tensor_names
 from gradwatch.scripts.summary import Account
 from gradwatch.sinks.log import logger
 from gradwatch.watcher import Watcher, watch, watch_tensors, watcher_of
+
+if TYPE_CHECKING:
+    from gradwatch.sinks.tensorboard import TensorBoard
 
 __all__ = ["Trained"]
 
@@ -75,9 +78,11 @@ class Trained:
             self.account = Account(self.name, whose="the program's own watcher")
             own.add_sink(self.account)
             return
-        self.account = Account(self.name, log_dir)
+        files = None if log_dir is None else _event_files(log_dir)
+        self.account = Account(self.name, files)
         try:
-            self.watcher = self._watcher(has_prefix, log_dir=log_dir, clip=clip, sinks=[self.account])
+            self.watcher = self._watcher(has_prefix, clip=clip, sinks=[*([files] if files else []), self.account])
+            self.watcher.advises = False  # the script is not to be changed; the summary says what was missing
         except (TypeError, ValueError) as error:  # a model on the meta device, say
             self.give_up(error)
 
@@ -87,11 +92,16 @@ class Trained:
         if self.account is not None:
             self.account.steps += 1
 
+    def note_loss(self, was_seen: bool) -> None:
+        """Whether this update came with a loss."""
+        if self.account is not None:
+            self.account.saw_loss |= was_seen
+
     def give_up(self, error: Exception) -> None:
         """It cannot be watched."""
         logger.warning("gradwatch: %s is not watched: %s", self.name, error)
         if self.account is not None:
-            self.account.whose, self.account.log_dir = "nobody", None
+            self.account.whose, self.account.files = "nobody", None
         self.close()
         self.watcher = None
 
@@ -118,6 +128,12 @@ class Trained:
     def _tensors(self) -> list[Tensor]:
         bare = [tensor for known in self._bare.values() if (tensor := known()) is not None]
         return [parameter for model in self._living() for parameter in model.parameters()] + bare
+
+
+def _event_files(log_dir: Path) -> TensorBoard:
+    from gradwatch.sinks.tensorboard import TensorBoard  # a fifth of a second, which only the first rank needs
+
+    return TensorBoard(log_dir)
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -36,7 +36,7 @@ class Log:
             return
         self._lines += 1
         level = logging.ERROR if finding.severity == "error" else logging.WARNING
-        name = finding.layer or "whole run"
+        name = finding.layer or "the whole run"
         if ended:
             logger.log(logging.WARNING, "gradwatch: %s in %s ended: last seen at step %d (since step %d).",
                        finding.kind, name, finding.last_step, finding.step)  # fmt: skip

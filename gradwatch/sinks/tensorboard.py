@@ -65,6 +65,7 @@ class TensorBoard:
 
     Attributes:
         continues: the run goes on from a checkpoint, in the directory where it began. Files open at the first write.
+        opened: the directory that was written, once one was.
 
     Raises:
         ValueError: for a name that is not in ``LAYER_TAGS``.
@@ -73,6 +74,7 @@ class TensorBoard:
     def __init__(self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3]) -> None:
         self._tags = layer_tags(layer_scalars)
         self.continues = False
+        self.opened: Path | None = None
         self._directory = None if isinstance(where, SummaryWriter) else Path(where)
         self._writer = where if isinstance(where, SummaryWriter) else None
         self._described: set[str] = set()  # tags whose first event, with its metadata, is written
@@ -116,8 +118,8 @@ class TensorBoard:
     def _open(self) -> SummaryWriter:
         if self._writer is None:
             assert self._directory is not None
-            directory = self._directory if self.continues else _without_run(self._directory)
-            self._writer = SummaryWriter(str(directory))
+            self.opened = self._directory if self.continues else _without_run(self._directory)
+            self._writer = SummaryWriter(str(self.opened))
             self._writer.add_custom_scalars(_LAYOUT)
         return self._writer
 

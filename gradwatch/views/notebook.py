@@ -12,7 +12,7 @@ from gradwatch.findings import Finding
 from gradwatch.runs import Run
 from gradwatch.views.page.heatmap import heatmap, legend
 from gradwatch.views.picture import scale_of
-from gradwatch.views.words import layer_of, measured, since, verdict
+from gradwatch.views.words import counted, layer_of, measured, since, verdict
 
 __all__ = ["in_notebook"]
 
@@ -39,7 +39,7 @@ _STYLE = """
 def in_notebook(run: Run) -> str:
     """The picture of ``run`` and the table of its findings."""
     if not len(run.steps):
-        return f"<div>gradwatch: {len(run.layers)} layers, no step seen yet.</div>"
+        return f"<div>gradwatch: {counted(len(run.layers), 'layer')}, no step seen yet.</div>"
     judged, scale = verdict(run), scale_of([run])
     return "".join(
         [
@@ -55,8 +55,9 @@ def in_notebook(run: Run) -> str:
 
 
 def _extent(run: Run) -> str:
-    skipped = f", {run.skipped_steps} updates skipped" if run.skipped_steps else ""
-    return f'<span class="soft">Steps {run.steps[0]} to {run.steps[-1]}, {len(run.layers)} layers{skipped}.</span>'
+    skipped = f", {counted(run.skipped_steps, 'update')} skipped" if run.skipped_steps else ""
+    layers = counted(len(run.layers), "layer")
+    return f'<span class="soft">Steps {run.steps[0]} to {run.steps[-1]}, {layers}{skipped}.</span>'
 
 
 def _table(run: Run) -> str:

@@ -32,10 +32,10 @@ _BAR = 8  # columns of a bar
 _TITLES = {"grad_norm_total": "total norm", "grad_norm_clipped_total": "after clipping", "loss": "loss"}
 
 
-def in_terminal(runs: Sequence[Run]) -> Iterator[RenderableType]:
-    """Every run, and of two what went and what came."""
+def in_terminal(runs: Sequence[Run], compares: bool = False) -> Iterator[RenderableType]:
+    """Every run; where ``compares``, what went and what came from one to the other."""
     yield from map(_run, runs)
-    if len(runs) == 2:
+    if compares:
         yield _compared(*runs)
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "Verdict",
     "age",
     "changes",
+    "counted",
     "facts",
     "layer_of",
     "measured",
@@ -47,16 +48,16 @@ def verdict(run: Run) -> Verdict:
     firsts = [next(finding for finding in run.findings if finding.kind == kind) for kind in by_kind]
     told = "; ".join(f"{each.kind} in {layer_of(each)} since step {each.step}" for each in firsts)
     gravest = "error" if any(finding.severity == "error" for finding in run.findings) else "warning"
-    count = len(run.findings)
-    return Verdict(gravest, f"{count} finding{'s' if count > 1 else ''}: {told}.")
+    return Verdict(gravest, f"{counted(len(run.findings), 'finding')}: {told}.")
 
 
 def facts(run: Run, now: float) -> str:
     """How much was read, and whether more may come."""
     extent = "no rows yet"
     if len(run.steps):
-        extent = f"{len(run.steps)} rows, steps {run.steps[0]} to {run.steps[-1]}, {len(run.layers)} layers"
-    skipped = f", {run.skipped_steps} updates skipped" if run.skipped_steps else ""
+        extent = f"{counted(len(run.steps), 'row')}, steps {run.steps[0]} to {run.steps[-1]}, "
+        extent += counted(len(run.layers), "layer")
+    skipped = f", {counted(run.skipped_steps, 'update')} skipped" if run.skipped_steps else ""
     still = "; the run may still be going on" if now - run.written_at < FLUSHED else ""
     return f"{extent}{skipped}; last written {age(now - run.written_at)} ago{still}."
 
@@ -106,6 +107,11 @@ def changes(first: Run, second: Run) -> Iterator[Change]:
 def number(value: float) -> str:
     """Three digits."""
     return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def counted(many: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{many} {what}" if many == 1 else f"{many} {what}s"
 
 
 def age(seconds: float) -> str:

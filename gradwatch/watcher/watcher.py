@@ -45,6 +45,7 @@ class Watcher:
 
     Attributes:
         history: the last steps, see ``gradwatch.sinks.memory.History``.
+        advises: whether ``close`` says what the loop should have handed over; not where nobody is to change the loop.
     """
 
     def __init__(self, layers: Layers, sinks: Sequence[Sink], **options: Unpack[Options]) -> None:
@@ -56,6 +57,7 @@ class Watcher:
             wanted["histograms"],
         )
         self.broken: set[str] = set()
+        self.advises = True
         self._layers, self._outlets = layers, Outlets(sinks, wanted["on_finding"])
         self._backward = BackwardPass(layers)
         self._record = Record(layers.names, wanted["history"], self._outlets, cadence)
@@ -135,7 +137,8 @@ class Watcher:
         for undo in self._undo:
             undo()
         self._steps.drain()
-        self._say_what_was_missing()
+        if self.advises:
+            self._say_what_was_missing()
         self._outlets.close()
 
     def __enter__(self) -> Watcher:

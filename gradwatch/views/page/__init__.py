@@ -24,8 +24,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MOST_LAYERS = 120  # rows of the profile
 
 
-def page_of(runs: Sequence[Run]) -> str:
-    """The page; several runs stand side by side on one scale of colours."""
+def page_of(runs: Sequence[Run], compares: bool = False) -> str:
+    """The page; several runs stand side by side on one scale of colours; where ``compares``, what went and came."""
     scale = scale_of(runs)
     title = "gradwatch: " + ", ".join(run.name for run in runs)
     style = files(__name__).joinpath("style.css").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def page_of(runs: Sequence[Run]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title><style>{style}</style></head><body>",
             f'<h1>gradwatch report</h1><p class="soft">Made {time.strftime("%Y-%m-%d %H:%M %Z")}.</p>',
-            *(_comparison(*runs) if len(runs) == 2 else ()),
+            *(_comparison(*runs) if compares else ()),
             '<div class="runs">',
             *(_section(run, scale) for run in runs),
             "</div></body></html>\n",

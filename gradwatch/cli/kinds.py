@@ -1,0 +1,30 @@
+"""``--fail-on``: kinds of findings as they stand on a command line → a set of them; the same for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from gradwatch.findings import KINDS
+
+__all__ = ["fail_on_option"]
+
+
+def fail_on_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--fail-on``, which ``command`` takes as ``fail_on``, a set of kinds."""
+    words = f"Exit with 1 if a finding of these kinds is there: any, or a list as in {KINDS[1]},{KINDS[2]}."
+    return click.option("--fail-on", callback=_kinds, metavar="KINDS", help=words)(command)
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
+    """A list of kinds, or ``any``.
+
+    Raises:
+        click.BadParameter: for one that is unknown.
+    """
+    named = [] if value is None else [name.strip() for name in value.split(",")]
+    if unknown := [name for name in named if name not in (*KINDS, "any")]:
+        raise click.BadParameter(f"expected any, or kinds out of {', '.join(KINDS)}; found {unknown[0]!r}.")
+    return frozenset(KINDS if "any" in named else named)
