@@ -24,7 +24,9 @@ from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tensorboard import TensorBoard
 from gradwatch.tensorboard_plugin.plugin import GradWatchPlugin
 
-METADATA = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="gradwatch"), data_class=2)
+METADATA = SummaryMetadata(
+    plugin_data=SummaryMetadata.PluginData(plugin_name="gradwatch", content=b'{"version": 1}'), data_class=2
+)
 EVERYTHING = {"gradwatch": 0, "histograms": 0}
 
 
