@@ -59,12 +59,16 @@ export class App {
     }
   }
 
-  /** Looks at what an address says; parts that it leaves out are as by default. */
+  /** Looks at what an address says; one that says nothing, as after a look at another tab, is told what is looked at. */
   async goTo(parameters) {
-    this.state = fromParameters(parameters);
-    await this._show();
-    const {layer} = this.state;
-    this.panels.forEach((panel) => layer && panel.reveal(layer));
+    const own = toParameters(this.state);
+    if (!Object.keys(parameters).length) writeAddress(own);
+    else if (JSON.stringify(parameters) !== JSON.stringify(own)) {
+      this.state = fromParameters(parameters);
+      await this._show();
+      this.panels.forEach((panel) => panel.reveal(this.state.layer));
+      this.redraw();
+    }
   }
 
   /** Shows the layers whose names hold `query`, now and in runs that are ticked later. */
