@@ -282,6 +282,18 @@ def test_a_statistic_that_is_switched_while_zooming_is_shown_of_all_steps_too(pa
     expect(panel).to_have_attribute("data-drawn", "weight_norm 0 40")
 
 
+def test_what_could_not_be_fetched_is_fetched_at_the_next_reload(page, address):
+    page.allowed.append("status of 502")
+    page.route(re.compile("gradwatch/cells"), lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
+    frame = open_tab(page, address)
+    notice = frame.locator(".panel").get_by_role("alert")
+    expect(notice).to_have_text("TensorBoard answered with status 502.")
+    page.unroute(re.compile("gradwatch/cells"))
+    page.locator("app-header-reload button").dispatch_event("click")
+    drawn(frame)
+    expect(notice).to_be_hidden()
+
+
 def test_a_run_that_is_ticked_later_is_searched_as_well(page, address):
     frame = open_tab(page, address, '&p.gradwatch.runs=["sick"]')
     drawn(frame)

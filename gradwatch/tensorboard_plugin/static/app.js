@@ -129,7 +129,10 @@ export class App {
     await Promise.all(this.panels.map((panel) => panel.load()));
     const extent = this.panels.map(({run, overview}) => [run, overview?.rows, overview?.lastStep, overview?.depth]);
     const seen = JSON.stringify([this.runs, this.told, extent]);
-    if (isReload && seen === this._seen && !this.panels.some((panel) => panel.notices.hasFailed)) return;
+    if (isReload && seen === this._seen) {
+      await this._fetch(this.panels.filter(({notices}) => notices.hasFailed));
+      return;
+    }
     this._seen = seen;
     this._bound();
     showStatistics(this.page.statistic, this.panels, this.state.statistic);
@@ -157,10 +160,10 @@ export class App {
     this.view = from === null ? this.bounds : around(from, to, 0, this.bounds);
   }
 
-  async _fetch() {
-    if (!this.bounds) return;
+  async _fetch(panels = this.panels) {
+    if (!this.bounds || !panels.length) return;
     const {statistic} = this.state;
-    await Promise.all(this.panels.map((panel) => panel.fetch(statistic, this.bounds)));
+    await Promise.all(panels.map((panel) => panel.fetch(statistic, this.bounds)));
     this._rescale();
     if (this.view !== this.bounds) await this._fetchView();
   }

@@ -26,7 +26,9 @@ export class Notices {
   /** One line for all that is to be said, each thing once; '' says nothing of `name` any more. */
   say(name, text, isFailure = false) {
     this.said.set(name, {text, isFailure});
-    this.element.textContent = [...new Set([...this.said.values()].map((each) => each.text))].filter(Boolean).join(' ');
-    this.element.hidden = !this.element.textContent;
+    const all = [...new Set([...this.said.values()].map((each) => each.text))].filter(Boolean).join(' ');
+    if (all === this.element.textContent) return; // else it would be read aloud again
+    this.element.textContent = all;
+    this.element.hidden = !all;
   }
 }

@@ -138,10 +138,10 @@ export class Panel {
     const {view, scale, state} = this.app;
     const [width, height] = [this._width(), this._height()];
     this.plot.style.height = this.labels.style.height = `${height}px`;
-    const covering = this.sheets.findLast((sheet) => sheet.covers(view));
+    const near = this.near?.covers(view) ? this.near : null;
     paintCells(
       this.canvases[0],
-      covering ? [covering] : this.sheets,
+      near ? [near] : this.sheets,
       this.rows,
       scale,
       view,
@@ -149,7 +149,7 @@ export class Panel {
       width,
       height,
     );
-    const shown = covering ?? this.whole;
+    const shown = near ?? this.whole; // marks of both would lie over one another
     paintAxis(this.axis, shown ? [shown] : [], view, width);
     this.drawOver(state.step);
     this._label(height);
