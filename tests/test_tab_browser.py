@@ -330,6 +330,9 @@ def test_a_finding_is_shown_where_the_figures_beside_it_cannot_be_read(page, tmp
         frame = open_tab(page, address)
         frame.locator(".finding").click()
         expect(frame.get_by_role("region", name="Finding: nonfinite")).to_contain_text(FINDING.cause)
+        layer = frame.get_by_role("region", name="Layer: a")
+        expect(layer).to_contain_text("gradwatch/grad_norm at step 0: expected the shape (3, 2)")
+        expect(layer).not_to_contain_text("no such layer")
 
 
 def test_modules_close_and_open_and_layers_are_searched(page, address):
@@ -451,11 +454,12 @@ def append(directory, events):
     source.unlink()
 
 
-def test_an_empty_directory_says_what_to_do(page, tmp_path):
+def test_an_empty_directory_says_what_to_do_and_shows_nothing_else(page, tmp_path):
     with served(page, tmp_path) as address:
-        frame = open_tab(page, address)
+        frame = open_tab(page, address, "&p.gradwatch.layer=a&p.gradwatch.step=1")
         expect(frame.locator(".empty")).to_contain_text("No run here was watched by gradwatch yet")
         expect(frame.locator(".empty")).to_contain_text("gradwatch.watch(model, optimizer, log_dir=")
+        expect(frame.locator(".card")).to_have_count(0)
 
 
 def test_names_from_a_hostile_log_never_become_markup(page, tmp_path):

@@ -18,8 +18,8 @@ export async function showDetails(container, app) {
   try {
     const parts = await Promise.all([
       cardOf(app),
-      sectionOf(`Layer: ${state.layer}`, state.layer),
-      sectionOf(`Step ${state.step}`, state.step),
+      sectionOf(`Layer: ${state.layer}`, panels.length ? state.layer : null),
+      sectionOf(`Step ${state.step}`, panels.length ? state.step : null),
     ]);
     if (asked.get(container) !== question) return;
     const [, layer, step] = parts;

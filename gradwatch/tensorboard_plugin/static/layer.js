@@ -50,7 +50,7 @@ async function settled(lists) {
 function draw(column, {panel, curves, histograms, problems}, state, hover) {
   column.append(...problems.map((problem) => element('p', {className: 'error'}, problem)));
   if (!curves.length) {
-    column.append(element('p', {className: 'quiet'}, 'This run has no such layer.'));
+    if (!problems.length) column.append(element('p', {className: 'quiet'}, 'This run has no such layer.'));
     return [];
   }
   const spans = panel.findingsOf(state.layer).map((finding) => panel.stretchOf(finding));
