@@ -27,7 +27,7 @@ PICTURES = {  # name → where in TensorBoard
     "tab-layer": f'{TAB}["healthy","nonfinite"]&p.gradwatch.layer=2.weight',
     "tab-step": f'{TAB}["vanishing","healthy"]&p.gradwatch.statistic=grad_rms&p.gradwatch.step=150',
     "tab-dark": f'?darkMode=true{TAB}["nonfinite"]',
-    "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C2%7C4).weight&smoothing=0#timeseries",
+    "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C4).weight&smoothing=0#timeseries",
 }
 
 
@@ -62,9 +62,8 @@ def take(address: str) -> None:
                 print(IMAGES / f"{name}.png")
                 continue
             page.wait_for_timeout(6000)  # runs load one after the other, and nothing says when the last is drawn
-            if name == "scalars":
-                show_on_log_scale(page)
-            page.screenshot(path=IMAGES / f"{name}.png")
+            show_on_log_scale(page)
+            page.screenshot(path=IMAGES / f"{name}.png", clip={"x": 0, "y": 0, "width": SIZE["width"], "height": 630})
             print(IMAGES / f"{name}.png")
         browser.close()
 

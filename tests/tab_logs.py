@@ -8,6 +8,9 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from urllib.parse import urlencode
 
 import numpy as np
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -24,7 +27,10 @@ from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tensorboard import TensorBoard
 from gradwatch.tensorboard_plugin.plugin import GradWatchPlugin
 
-METADATA = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="gradwatch"), data_class=2)
+METADATA = SummaryMetadata(
+    plugin_data=SummaryMetadata.PluginData(plugin_name="gradwatch", content=b'{"version": 1}'), data_class=2
+)
+PATIENCE = 60  # seconds; reached only where something is broken, or a machine is very busy
 EVERYTHING = {"gradwatch": 0, "histograms": 0}
 
 
@@ -96,13 +102,34 @@ class Tab:
         return self._apps[Request(environ).path](environ, start_response)
 
 
+def fetch(address, path):
+    """(status, body) of what TensorBoard answers below ``data/``."""
+    try:
+        with urllib.request.urlopen(f"{address}/data/{path}", timeout=PATIENCE) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def wait_until_loaded(address, directory):
+    """Until TensorBoard says of each run what its own reader, in this process, says."""
+    tab, deadline = Tab(directory), time.monotonic() + PATIENCE
+    expected = {f"overview?{urlencode({'run': run})}": tab.get("overview", run=run) for run in tab.get("runs").content}
+    for question, answer in expected.items():
+        while fetch(address, f"plugin/gradwatch/{question}") != (answer.status, answer.body):
+            assert time.monotonic() < deadline, f"TensorBoard has not loaded {question}"
+            time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def tensorboard_over(directory, *flags):
-    """Its address, of a TensorBoard of its own."""
+    """Its address, of a TensorBoard of its own, once it has loaded what is there."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(directory), "--port", "0", *flags]
     server = subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.PIPE, text=True)
     try:
-        yield next(match[0].rstrip("/") for line in server.stderr if (match := re.search(r"http://\S+", line)))
+        address = next(match[0].rstrip("/") for line in server.stderr if (match := re.search(r"http://\S+", line)))
+        wait_until_loaded(address, directory)
+        yield address
     finally:
         server.terminate()
         server.communicate()

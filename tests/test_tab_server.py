@@ -2,16 +2,17 @@ import json
 import subprocess
 import sys
 import types
-import urllib.error
 import urllib.request
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import tab_logs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reports import INF, NAN, findings, report, run_of
-from tab_logs import Answer, Tab, tensorboard_over, write_events, write_run
+from tab_logs import Answer, Tab, fetch, tensorboard_over, write_events, write_run
+from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.util.tensor_util import make_tensor_proto
 
@@ -145,6 +146,16 @@ def test_a_finding_is_told_once_as_it_last_stood(tmp_path):
     assert content == {"findings": [expected], "problems": []}
 
 
+def test_a_newer_format_is_named(tmp_path, monkeypatch):
+    newer = SummaryMetadata.FromString(tab_logs.METADATA.SerializeToString())
+    newer.plugin_data.content = b'{"version": 2}'
+    monkeypatch.setattr(tab_logs, "METADATA", newer)
+    write_events(tmp_path, [(0, "gradwatch/layers", TABLE)])
+    answer = Tab(tmp_path).get("overview", run=".")
+    assert answer.status == 422
+    assert "gradwatch/layers: written in version 2 of the format, this reads 1. Run: " in answer.content["error"]
+
+
 def test_more_of_a_run_is_seen_after_a_reload(tmp_path):
     write_run(tmp_path, run_of([[1.0]]))
     tab = Tab(tmp_path)
@@ -239,7 +250,7 @@ def test_steps_that_no_run_has_are_refused(tmp_path, step, code):
     "change",
     [{"step": -1}, {"step": True}, {"value": "high"}, {"layers": "all"}, {"severity": "bad"}, {"message": "m" * 99999},
      {"remedies": [1]}, {"ended": None}, {"kind": None}, {"last_step": 1e9}],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_a_malformed_finding_is_left_out_and_said(tmp_path, change):
     good = {**json.loads(json.dumps(FINDING.as_dict())), "value": 1.0, "ended": False}
@@ -309,24 +320,6 @@ def served(request, mixed):
         yield address
 
 
-def fetch(address, path):
-    try:
-        with urllib.request.urlopen(f"{address}/data/{path}", timeout=20) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
-def loaded(served, mixed):
-    """Waits until the running TensorBoard has read everything."""
-    tab = Tab(mixed)
-    runs = tab.get("runs").content
-    for _ in range(200):
-        if fetch(served, "plugin/gradwatch/overview?run=whole")[1] == tab.get("overview", run="whole").body:
-            break
-    return tab, runs
-
-
 @pytest.mark.parametrize(
     "question",
     [
@@ -339,8 +332,8 @@ def loaded(served, mixed):
     ],
 )
 def test_a_running_tensorboard_answers_alike_with_either_loader(served, mixed, question):
-    tab, runs = loaded(served, mixed)
-    assert runs == ["cut", "hostile", "whole"]
+    tab = Tab(mixed)
+    assert tab.get("runs").content == ["cut", "hostile", "whole"]
     status, body = fetch(served, f"plugin/gradwatch/{question}")
     name, _, query = question.partition("?")
     expected = tab.get(name, **dict(pair.split("=") for pair in query.split("&") if pair))
@@ -370,13 +363,17 @@ def test_the_tab_needs_neither_torch_nor_the_watcher():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     others = [name for name in done.stdout.split() if not name.startswith("gradwatch.tensorboard_plugin")]
-    assert others == ["gradwatch.packed", "gradwatch.report"]
+    assert others == ["gradwatch.findings", "gradwatch.packed", "gradwatch.report", "gradwatch.unpacked"]
 
 
-@pytest.mark.parametrize("broken", ["gradwatch.report", "gradwatch.tensorboard_plugin.plugin", "werkzeug"])
+@pytest.mark.parametrize(
+    "broken", ["gradwatch.unpacked", "gradwatch.report", "gradwatch.tensorboard_plugin.plugin", "werkzeug"]
+)
 def test_tensorboard_starts_without_the_tab_where_something_is_broken(monkeypatch, caplog, broken):
-    monkeypatch.delitem(sys.modules, "gradwatch.tensorboard_plugin.plugin", raising=False)
-    monkeypatch.delitem(sys.modules, "gradwatch.tensorboard_plugin.tensors", raising=False)
+    for name in [
+        name for name in sys.modules if name.startswith(("gradwatch.tensorboard_plugin.", "gradwatch.unpacked"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, broken, None)
     assert Loader().load(types.SimpleNamespace()) is None
     assert "TensorBoard starts without the GradWatch tab: ModuleNotFoundError" in caplog.text

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from gradwatch.runs.content import MalformedError, Row, Told, legible, parse
+from gradwatch.runs.content import Row, legible, parse
 from gradwatch.runs.records import Damage, records
 from gradwatch.runs.run import Run, Series
 from gradwatch.runs.timeline import Timeline
+from gradwatch.unpacked import Told, UnreadableError
 
 __all__ = ["NoRunError", "Run", "Series", "legible", "read_runs"]
 
@@ -123,8 +124,8 @@ def _read_file(path: Path, timeline: Timeline) -> list[str]:
             try:
                 if (written := parse(record)) is not None:
                     found.append(written)
-            except MalformedError as error:
-                problems[str(error)] += 1
+            except UnreadableError as error:
+                problems[str(error).removesuffix(".")] += 1
     except OSError as error:
         problems[f"cannot be read: {error.strerror}"] += 1
     timeline.add_file(found)

@@ -13,8 +13,9 @@ import numpy as np
 
 from gradwatch.findings import Finding
 from gradwatch.packed import FIGURES, NORMS
-from gradwatch.runs.content import Row, Table, Told
+from gradwatch.runs.content import Row
 from gradwatch.runs.run import Run, Series
+from gradwatch.unpacked import Table, Told
 
 __all__ = ["Timeline"]
 

@@ -11,12 +11,14 @@ from gradwatch import packed
 from gradwatch.tensorboard_plugin import pooling
 from gradwatch.tensorboard_plugin.run_log import RunLog, Series
 from gradwatch.tensorboard_plugin.statistics import STATISTICS, Statistic, scale_of
-from gradwatch.tensorboard_plugin.told import folded
+from gradwatch.unpacked import Told, UnreadableError, told_of
 
 __all__ = ["Packed", "cells_of", "curve_of", "findings_of", "overview_of", "profile_of"]
 
 Packed = tuple[dict[str, Any], NDArray[np.float32]]  # a header, and the entries behind it
 
+_MOST_FINDINGS = 1_000  # in the list beside the map
+_MOST_PROBLEMS = 10
 CURVES = (*packed.NORMS, *packed.BAND)
 
 
@@ -30,9 +32,20 @@ def overview_of(log: RunLog) -> dict[str, Any]:
 
 
 def findings_of(log: RunLog) -> dict[str, Any]:
-    """Findings, and what of them could not be read."""
-    findings, problems = folded(log.events("finding"))
-    return {"findings": findings, "problems": problems}
+    """Findings by first step, each as it was told last; and what of them could not be read."""
+    latest: dict[tuple[str, str, int], Told] = {}
+    problems: list[str] = []
+    for step, tensor in log.events("finding"):
+        try:
+            told = told_of(tensor, f"gradwatch/finding at step {step}")
+        except UnreadableError as error:
+            problems.append(str(error))
+            continue
+        latest[told.finding.kind, told.finding.layer, told.finding.step] = told
+    if len(latest) > _MOST_FINDINGS:
+        problems.insert(0, f"Only the first {_MOST_FINDINGS:,} of {len(latest):,} findings are shown.")
+    by_onset = sorted(latest.values(), key=lambda told: told.finding.step)[:_MOST_FINDINGS]
+    return {"findings": [_plain(told) for told in by_onset], "problems": problems[:_MOST_PROBLEMS]}
 
 
 def cells_of(log: RunLog, name: str, start: int, end: int, width: int) -> Packed:
@@ -68,6 +81,13 @@ def profile_of(log: RunLog, name: str, step: int) -> Packed:
     names, values = _rows(log, statistic, Series(series.steps[at : at + 1], series.values[:, at : at + 1]), slice(None))
     since = int(series.steps[at - 1]) + 1 if at else int(series.steps[0])
     return {"rows": names, "step": int(series.steps[at]), "since": since}, values[:, 0]
+
+
+def _plain(told: Told) -> dict[str, Any]:
+    """As JSON has it: null for a number that is not finite."""
+    values = told.finding.as_dict()
+    figures = {name: values[name] if np.isfinite(values[name]) else None for name in ("value", "threshold")}
+    return {**values, **figures, "ended": told.ended}
 
 
 def _rows(log: RunLog, statistic: Statistic, series: Series, column: int | slice) -> tuple[list[str], Any]:

@@ -1,19 +1,19 @@
 """Runs, tags and their tensors as TensorBoard holds them, from either of its two readers.
 
 Leaves: tensors as they stand in the file. ``DataProvider.read_tensors`` would turn them into arrays of whatever shape
-they declare before anyone could look (see ``tensors.py``), so this file asks the same sources one level below.
+they declare before anyone could look (see ``gradwatch.unpacked``), so this file asks the same sources one level below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradwatch import packed
-from gradwatch.tensorboard_plugin.tensors import UnreadableError
+from gradwatch.unpacked import UnreadableError
 
-__all__ = ["EventFiles", "Source"]
+__all__ = ["EventFiles", "Source", "Tag"]
 
 EVERYTHING = 2**31 - 1  # how many points are asked for; fewer than all would be a random choice
 
@@ -33,18 +33,26 @@ class Source:
     run: str
 
 
+class Tag(NamedTuple):
+    """What changes when something was added to a tag, and what its metadata says of the format."""
+
+    last_step: int
+    last_wall_time: float
+    content: bytes
+
+
 class EventFiles:
     """Reads through the context that TensorBoard gives a plugin."""
 
     def __init__(self, context: Any) -> None:
         self._provider, self._multiplexer = context.data_provider, context.multiplexer
 
-    def tags(self, context: Any, experiment: str) -> dict[str, dict[str, tuple[int, float]]]:
-        """By run and tag, (last step, its wall time), which change when something was added."""
+    def tags(self, context: Any, experiment: str) -> dict[str, dict[str, Tag]]:
+        """By run and tag."""
         listed = self._provider.list_tensors(context, experiment_id=experiment, plugin_name=packed.PLUGIN)
         return {
-            run: {tag: (int(series.max_step), float(series.max_wall_time)) for tag, series in tags.items()}
-            for run, tags in listed.items()
+            run: {tag: Tag(each.max_step, each.max_wall_time, each.plugin_content) for tag, each in series.items()}
+            for run, series in listed.items()
         }
 
     def tensors(self, source: Source, tag: str, plugin: str = packed.PLUGIN) -> list[tuple[int, Any]]:

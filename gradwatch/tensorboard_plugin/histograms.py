@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.report import Floats
-from gradwatch.tensorboard_plugin.tensors import UnreadableError, array
+from gradwatch.unpacked import UnreadableError, floats
 
 __all__ = ["BINS", "on_one_axis"]
 
@@ -41,7 +41,7 @@ def on_one_axis(events: list[tuple[int, Any]], what: str) -> tuple[list[int], tu
 
 
 def _buckets(tensor: Any, what: str) -> Floats:
-    buckets = array(tensor, (None, 3), what).astype(float)
+    buckets = floats(tensor, (None, 3), what, wide=True).astype(float)
     is_filled = 0 < len(buckets) <= _MOST_BUCKETS and np.isfinite(buckets).all()
     if not is_filled or (buckets[:, 2] < 0).any() or np.abs(buckets).max() > _LARGEST:
         raise UnreadableError(f"{what}: expected finite buckets of left edge, right edge and count.")

@@ -19,18 +19,17 @@ from werkzeug import wrappers
 
 from gradwatch import packed
 from gradwatch.tensorboard_plugin import answers
-from gradwatch.tensorboard_plugin.event_files import EventFiles, Source
+from gradwatch.tensorboard_plugin.event_files import EventFiles, Source, Tag
 from gradwatch.tensorboard_plugin.histograms import on_one_axis
 from gradwatch.tensorboard_plugin.run_log import RunLog, Shelf
 from gradwatch.tensorboard_plugin.statistics import STATISTICS
-from gradwatch.tensorboard_plugin.tensors import UnreadableError
 from gradwatch.tensorboard_plugin.wire import packed_array, plain_json
+from gradwatch.unpacked import LARGEST_STEP, UnreadableError
 
 __all__ = ["GradWatchPlugin"]
 
 STATIC = Path(__file__).parent / "static"
 MOST_CELLS = 4_096  # wider than any screen
-_LARGEST_STEP = 2**53
 
 _logger = logging.getLogger("gradwatch")
 
@@ -77,7 +76,7 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
         return packed_array(*answers.curve_of(log, _statistic(request), _layer(request, log), *_stretch(request)))
 
     def _profile(self, request: wrappers.Request) -> bytes:
-        step = _number(request, "step", _LARGEST_STEP)
+        step = _number(request, "step", LARGEST_STEP)
         return packed_array(*answers.profile_of(self._log(request), _statistic(request), step))
 
     def _entries(self, request: wrappers.Request) -> bytes:
@@ -88,7 +87,7 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
         steps, axis, shares = on_one_axis(events, tag)
         return packed_array({"steps": steps, "axis": axis}, shares)
 
-    def _tags(self, request: wrappers.Request) -> dict[str, dict[str, tuple[int, float]]]:
+    def _tags(self, request: wrappers.Request) -> dict[str, dict[str, Tag]]:
         return self._files.tags(plugin_util.context(request.environ), plugin_util.experiment_id(request.environ))
 
     def _source(self, request: wrappers.Request) -> Source:
@@ -155,7 +154,7 @@ def _layer(request: wrappers.Request, log: RunLog) -> str:
 
 def _stretch(request: wrappers.Request) -> tuple[int, int, int]:
     """(first step, last step, most cells)."""
-    start, end = _number(request, "from", _LARGEST_STEP), _number(request, "to", _LARGEST_STEP)
+    start, end = _number(request, "from", LARGEST_STEP), _number(request, "to", LARGEST_STEP)
     return start, max(start, end), max(1, _number(request, "width", MOST_CELLS))
 
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from gradwatch import packed
 from gradwatch.report import Floats
-from gradwatch.tensorboard_plugin.event_files import EventFiles, Source
-from gradwatch.tensorboard_plugin.table import Table, Tables
-from gradwatch.tensorboard_plugin.tensors import LARGEST, UnreadableError, array
+from gradwatch.tensorboard_plugin.event_files import EventFiles, Source, Tag
+from gradwatch.tensorboard_plugin.tables import Tables
+from gradwatch.unpacked import LARGEST_STEP, Table, UnreadableError, floats, refuse_newer
 
 __all__ = ["RunLog", "Series", "Shelf"]
 
 _MOST_BYTES = 1 << 30  # of arrays kept: four times the largest that the data server hands over
-_LAST_STEP = 2**53  # what a browser counts exactly
+_MOST_ENTRIES = 1 << 28  # of one array: 1 GiB of float32, more than any run that can be looked at
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RunLog:
         tags: of the run, with what changes when one grew.
     """
 
-    def __init__(self, files: EventFiles, shelf: Shelf, source: Source, tags: Mapping[str, tuple[int, float]]) -> None:
+    def __init__(self, files: EventFiles, shelf: Shelf, source: Source, tags: Mapping[str, Tag]) -> None:
         self._files, self._shelf, self._source, self._tags = files, shelf, source, tags
 
     @property
@@ -80,8 +80,16 @@ class RunLog:
         return f"gradwatch/{name}" in self._tags
 
     def events(self, name: str) -> list[tuple[int, Any]]:
-        """(step, tensor) of ``gradwatch/<name>``."""
-        return self._files.tensors(self._source, f"gradwatch/{name}") if self.has(name) else []
+        """(step, tensor) of ``gradwatch/<name>``.
+
+        Raises:
+            UnreadableError: where a later version of gradwatch wrote them.
+        """
+        if not self.has(name):
+            return []
+        tag = f"gradwatch/{name}"
+        refuse_newer(self._tags[tag].content, tag)
+        return self._files.tensors(self._source, tag)
 
     def totals(self) -> tuple[NDArray[np.int64], dict[str, Floats]]:
         """(steps, each of ``packed.TOTALS``)."""
@@ -114,7 +122,7 @@ class RunLog:
 
     def _read_totals(self) -> tuple[NDArray[np.int64], dict[str, Floats]]:
         events = self.events("totals")
-        rows = [array(tensor, (len(packed.TOTALS),), f"gradwatch/totals at step {step}") for step, tensor in events]
+        rows = [floats(tensor, (len(packed.TOTALS),), f"gradwatch/totals at step {step}") for step, tensor in events]
         columns = np.array(rows, dtype=np.float64).reshape(-1, len(packed.TOTALS)).T
         return _checked([step for step, _ in events], "totals"), dict(zip(packed.TOTALS, columns, strict=True))
 
@@ -135,7 +143,7 @@ class RunLog:
 
 
 def _checked(steps: Sequence[int], name: str) -> NDArray[np.int64]:
-    if steps and not 0 <= steps[0] <= steps[-1] < _LAST_STEP:
+    if steps and not 0 <= steps[0] <= steps[-1] <= LARGEST_STEP:
         raise UnreadableError(f"gradwatch/{name}: expected steps from 0 to 2⁵³, found {steps[0]} to {steps[-1]}.")
     return np.array(steps, dtype=np.int64)
 
@@ -145,14 +153,14 @@ def _stacked(name: str, events: Sequence[tuple[int, Any]], tables: Tables) -> ND
     row_names = {"grad_norm": packed.NORMS, "band": packed.BAND}.get(name, (name,))
     is_flat = name in packed.FIGURES
     shape = (len(row_names), len(events), len(tables.last.layers))
-    if shape[0] * shape[1] * shape[2] > LARGEST:
+    if shape[0] * shape[1] * shape[2] > _MOST_ENTRIES:
         raise UnreadableError(f"gradwatch/{name}: {shape[1]:,} steps of {shape[2]:,} layers are more than can be held.")
     values = np.empty(shape, dtype=np.float32)
     for rows, layers in tables.segments([step for step, _ in events]):
         wanted = (len(layers),) if is_flat else (len(row_names), len(layers))
         for index in range(rows.start, rows.stop):
             step, tensor = events[index]
-            values[:, index] = tables.gather(array(tensor, wanted, f"gradwatch/{name} at step {step}"), layers)
+            values[:, index] = tables.gather(floats(tensor, wanted, f"gradwatch/{name} at step {step}"), layers)
     return values
 
 

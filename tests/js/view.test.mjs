@@ -42,7 +42,7 @@ test('numbers read as people write them', () => {
     '4.56e-9',
     '1e-20',
     'not measured',
-    'NaN or Inf',
+    'NaN, Inf or overflow',
     'not a finite number',
   ]);
   assert.equal(wholeNumber(1234567), '1,234,567');
@@ -57,6 +57,8 @@ test('a chart has gaps where its axis cannot show a value', () => {
 test('a finding says how long it lasted, and has a name of its own', () => {
   assert.equal(duration({step: 12, last_step: 57, ended: true}), 'steps 12 to 57');
   assert.equal(duration({step: 1200, last_step: 1200, ended: true}), 'step 1,200');
-  assert.equal(duration({step: 12, last_step: 12, ended: false}), 'since step 12');
+  assert.equal(duration({step: 12, last_step: 12, ended: false}), 'since step 12, still open');
+  const open = duration({step: 12, last_step: 12, ended: false}, 3000);
+  assert.equal(open, 'since step 12, still open at the last logged step, 3,000');
   assert.notEqual(keyOf('a|b', {kind: 'c', layer: 'd', step: 1}), keyOf('a', {kind: 'b|c', layer: 'd', step: 1}));
 });

@@ -18,9 +18,10 @@ export class App {
   constructor() {
     this.state = fromParameters(readAddress());
     [this.runs, this.told, this.panels, this.scale, this.bounds, this.view] = [[], {}, [], null, null, null];
+    this.query = '';
     this.page = page({
       statistic: (name) => this.choose({statistic: name}),
-      search: (query) => this.panels.forEach((panel) => panel.search(query)),
+      search: (query) => this.search(query),
       zoom: (factor) =>
         this.view &&
         this.setView(zoomed(this.view, factor, (this.view.from + this.view.to) / 2, this.bounds, LEAST_STEPS)),
@@ -56,6 +57,24 @@ export class App {
       this._list();
       await this._details();
     }
+  }
+
+  /** Looks at what an address says; one that says nothing, as after a look at another tab, is told what is looked at. */
+  async goTo(parameters) {
+    const own = toParameters(this.state);
+    if (!Object.keys(parameters).length) writeAddress(own);
+    else if (JSON.stringify(parameters) !== JSON.stringify(own)) {
+      this.state = fromParameters(parameters);
+      await this._show();
+      this.panels.forEach((panel) => panel.reveal(this.state.layer));
+      this.redraw();
+    }
+  }
+
+  /** Shows the layers whose names hold `query`, now and in runs that are ticked later. */
+  search(query) {
+    this.query = query;
+    this.panels.forEach((panel) => panel.search(query));
   }
 
   /** Shows `view`, a stretch of steps; null: all. */
@@ -103,14 +122,17 @@ export class App {
     this.state.runs ??= chosen.length ? chosen : null; // a run that was asked for may still be loading
     showRuns(this.page.runs, this.runs, this.told, chosen, (runs) => this.choose({runs}));
     const kept = new Map(this.panels.map((panel) => [panel.run, panel]));
-    this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this));
+    this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this, this.query));
     const shown = this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)];
     const isSame = this.panels.length && shown.every((each, index) => each === this.page.panels.children[index]);
     if (!isSame || shown.length !== this.page.panels.children.length) this.page.panels.replaceChildren(...shown);
     await Promise.all(this.panels.map((panel) => panel.load()));
     const extent = this.panels.map(({run, overview}) => [run, overview?.rows, overview?.lastStep, overview?.depth]);
     const seen = JSON.stringify([this.runs, this.told, extent]);
-    if (isReload && seen === this._seen) return;
+    if (isReload && seen === this._seen) {
+      await this._fetch(this.panels.filter(({notices}) => notices.hasFailed));
+      return;
+    }
     this._seen = seen;
     this._bound();
     showStatistics(this.page.statistic, this.panels, this.state.statistic);
@@ -138,10 +160,10 @@ export class App {
     this.view = from === null ? this.bounds : around(from, to, 0, this.bounds);
   }
 
-  async _fetch() {
-    if (!this.bounds) return;
+  async _fetch(panels = this.panels) {
+    if (!this.bounds || !panels.length) return;
     const {statistic} = this.state;
-    await Promise.all(this.panels.map((panel) => panel.fetch(statistic, this.bounds)));
+    await Promise.all(panels.map((panel) => panel.fetch(statistic, this.bounds)));
     this._rescale();
     if (this.view !== this.bounds) await this._fetchView();
   }

@@ -10,11 +10,14 @@ export function stepTicks(from, to, wanted) {
   return ticks;
 }
 
-/** Three digits at most: 0.00123, 12.3, 4.56e-9; NaN and Inf by name. */
+/** What an infinite number in a log stands for: one number a layer and step cannot tell the three apart. */
+export const NOT_FINITE = 'NaN, Inf or overflow';
+
+/** Three digits at most: 0.00123, 12.3, 4.56e-9; what is no finite number by name. */
 export function figure(value) {
   if (value === null || value === undefined) return 'not a finite number';
   if (value !== value) return 'not measured';
-  if (Math.abs(value) === Infinity) return 'NaN or Inf';
+  if (Math.abs(value) === Infinity) return NOT_FINITE;
   if (value === 0) return '0';
   const size = Math.abs(value);
   if (size >= 1e4 || size < 1e-3)

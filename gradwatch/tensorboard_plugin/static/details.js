@@ -18,19 +18,20 @@ export async function showDetails(container, app) {
   try {
     const parts = await Promise.all([
       cardOf(app),
-      sectionOf(`Layer: ${state.layer}`, state.layer),
-      sectionOf(`Step ${state.step}`, state.step),
+      sectionOf(`Layer: ${state.layer}`, panels.length ? state.layer : null),
+      sectionOf(`Step ${state.step}`, panels.length ? state.step : null),
     ]);
     if (asked.get(container) !== question) return;
     const [, layer, step] = parts;
     for (const chart of charts.get(container) ?? []) chart.destroy();
-    charts.set(container, []);
-    container.replaceChildren(...parts.filter(Boolean));
-    const hover = (at) => app.hover(at);
     const made = [];
-    if (layer && view) made.push(...(await showLayer(layer.lastElementChild, panels, state, view, hover)));
-    if (step && app.statistic) made.push(...(await showProfile(step.lastElementChild, panels, app.statistic, state)));
-    charts.set(container, made);
+    charts.set(container, made); // a later question takes away what this one has drawn by then
+    container.replaceChildren(...parts.filter(Boolean));
+    const isLatest = () => asked.get(container) === question;
+    const hover = (at) => app.hover(at);
+    if (layer && view) made.push(...(await showLayer(layer.lastElementChild, panels, state, view, hover, isLatest)));
+    if (step && app.statistic && isLatest())
+      made.push(...(await showProfile(step.lastElementChild, panels, app.statistic, state, isLatest)));
   } catch (error) {
     if (asked.get(container) !== question) return;
     container.replaceChildren(element('p', {className: 'error', role: 'alert'}, error.message));
@@ -50,7 +51,10 @@ function sectionOf(title, value) {
 async function cardOf({state, told, panels}) {
   for (const {run, overview} of panels) {
     const finding = told[run]?.findings.find((each) => keyOf(run, each) === state.finding);
-    if (finding) return findingCard(run, finding, overview ? await neighboursOf(run, finding, panels) : null);
+    if (!finding) continue;
+    // what the neighbours measured may be unreadable, which the map says: the finding is shown without
+    const neighbours = overview ? await neighboursOf(run, finding, panels).catch(() => null) : null;
+    return findingCard(run, finding, overview?.lastStep ?? null, neighbours);
   }
   return null;
 }

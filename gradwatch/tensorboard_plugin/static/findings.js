@@ -8,9 +8,12 @@ export function keyOf(run, {kind, layer, step}) {
   return JSON.stringify([run, kind, layer, step]);
 }
 
-/** `12 to 57`, or `since 12` where it has not ended. */
-export function duration({step, last_step: last, ended}) {
-  if (!ended) return `since step ${wholeNumber(step)}`;
+/** `steps 12 to 57`, or `since step 12, still open` where it has not ended: at `lastLogged`, if that is known. */
+export function duration({step, last_step: last, ended}, lastLogged = null) {
+  if (!ended) {
+    const open = lastLogged === null ? 'still open' : `still open at the last logged step, ${wholeNumber(lastLogged)}`;
+    return `since step ${wholeNumber(step)}, ${open}`;
+  }
   return last > step ? `steps ${wholeNumber(step)} to ${wholeNumber(last)}` : `step ${wholeNumber(step)}`;
 }
 
@@ -22,10 +25,12 @@ export function showFindings(container, runs, told, selected, choose) {
     const items = findings.map((finding) => item(run, finding, keyOf(run, finding) === selected, choose));
     const list = items.length
       ? element('ul', {}, ...items)
-      : element('p', {className: 'quiet'}, 'None: nothing to report.');
+      : element('p', {className: 'quiet'}, 'None.');
     return [...heading, list, ...problems.map((problem) => element('p', {className: 'error'}, problem))];
   });
+  const focused = container.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   container.replaceChildren(...parts);
+  [...container.querySelectorAll('button')].find((button) => button.dataset.key === focused)?.focus();
 }
 
 function item(run, finding, isSelected, choose) {
@@ -39,6 +44,7 @@ function item(run, finding, isSelected, choose) {
       {
         className: `finding ${severity}`,
         'aria-current': String(isSelected),
+        data: {key: keyOf(run, finding)},
         onclick: () => choose(run, finding),
       },
       element('span', {className: 'kind'}, kind),
@@ -49,18 +55,21 @@ function item(run, finding, isSelected, choose) {
   );
 }
 
-/** The evidence: what was measured against what, the neighbours at that step, the cause, the remedies. */
-export function findingCard(run, finding, neighbours) {
+/**
+ * The evidence: what was measured against what, the neighbours at that step, the cause, the remedies. The message ends
+ * with the last two, which stand by themselves here.
+ */
+export function findingCard(run, finding, lastLogged, neighbours) {
   const fact = (name, text) => [element('dt', {}, name), element('dd', {}, text)];
   return element(
     'section',
     {className: 'card', 'aria-label': `Finding: ${finding.kind}`},
     element('h2', {}, `${finding.kind} in ${finding.layer || 'the whole run'}`),
-    element('p', {}, finding.message),
+    element('p', {}, finding.message.split(' Why: ')[0]),
     element(
       'dl',
       {},
-      ...fact('When', `${duration(finding)}, told at step ${wholeNumber(finding.raised_step)}`),
+      ...fact('When', `${duration(finding, lastLogged)}; raised at step ${wholeNumber(finding.raised_step)}`),
       ...fact('Severity', finding.severity),
       ...fact('Measured', figure(finding.value)),
       ...fact('Threshold', figure(finding.threshold)),

@@ -46,6 +46,10 @@ export function hashWith(hash, parameters) {
   return `#${[...others, ...own].join('&')}`;
 }
 
+function isOurs(hash) {
+  return /^#gradwatch(&|$)/.test(hash);
+}
+
 export function readAddress() {
   return parametersIn(window.parent.location.hash);
 }
@@ -53,9 +57,17 @@ export function readAddress() {
 /** Shows `parameters` in the address bar, without an entry in the history for every move. */
 export function writeAddress(parameters) {
   const {location, history} = window.parent;
-  if (!/^#gradwatch(&|$)/.test(location.hash)) return; // another tab is open: its address is not ours
+  if (!isOurs(location.hash)) return; // another tab is open: its address is not ours
   const hash = hashWith(location.hash, parameters);
   if (hash !== location.hash) history.replaceState(history.state, '', hash);
+}
+
+/** Calls `changed(parameters)` when somebody pastes or edits the address; what `writeAddress` writes is no such change. */
+export function followAddress(changed) {
+  window.parent.addEventListener('hashchange', () => {
+    const {hash} = window.parent.location;
+    if (isOurs(hash)) changed(parametersIn(hash));
+  });
 }
 
 /** Calls `changed(isDark)` now and whenever TensorBoard's dark mode is switched. */

@@ -2,7 +2,7 @@
 
 import {App} from './app.js';
 import {element} from './dom.js';
-import {followDarkMode, followReloads} from './host.js';
+import {followAddress, followDarkMode, followReloads} from './host.js';
 
 /** Called once by TensorBoard's entry page. */
 export async function render() {
@@ -17,6 +17,7 @@ export async function render() {
   });
   window.addEventListener('resize', () => app.view && app.setView(app.view));
   followReloads(() => void app.reload());
+  followAddress((parameters) => void app.goTo(parameters));
   await app.reload();
 }
 

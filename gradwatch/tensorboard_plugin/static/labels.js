@@ -57,7 +57,7 @@ function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, select
         width: hasInner ? `${MODULE_WIDTH}px` : `calc(100% - ${level * MODULE_WIDTH}px)`,
       },
       onclick: () => (isGroup ? on.toggle(node.path) : on.pick(node.layers[0])),
-      onkeydown: moveFocus,
+      onkeydown: (event) => moveFocus(event, isGroup, isCollapsed),
     },
     element('span', {}, isCollapsed ? `${node.name} (${count})` : node.name),
   );
@@ -73,7 +73,13 @@ function innerShows(node, perRow) {
   );
 }
 
-function moveFocus(event) {
+/** As trees do it: up and down to the neighbours, left closes a module, right opens it. */
+function moveFocus(event, isGroup, isCollapsed) {
+  if (isGroup && event.key === (isCollapsed ? 'ArrowRight' : 'ArrowLeft')) {
+    event.preventDefault();
+    event.currentTarget.click();
+    return;
+  }
   const by = {ArrowDown: 'nextElementSibling', ArrowUp: 'previousElementSibling'}[event.key];
   const next = by && event.currentTarget[by];
   if (!next) return;

@@ -1,18 +1,22 @@
 /** One layer over time: its norm with extremes and band, its other figures, its histograms; a column for each run. */
 
 import {askForArray} from './api.js';
+import {NOT_FINITE} from './axis.js';
 import {drawable, lineChart, notFinite} from './charts.js';
 import {element, themed} from './dom.js';
 import {paintHistogram} from './histogram.js';
 
+const MOST_POINTS = 2000; // of a curve
 const DERIVED = new Set(['grad_rms', 'grad_ratio']); // the same curve as the norm, at another height
+const COLOURS = `Red: ${NOT_FINITE}. Pink ground: a finding. Pink line: the step looked at.`;
 
-/** Draws `layer` of each panel into `container`; returns the charts. */
-export async function showLayer(container, panels, state, view, hover) {
-  const width = Math.max(50, Math.round(container.clientWidth / panels.length));
+/** Draws `state.layer` of each panel into `container`; returns the charts, none where another was asked for since. */
+export async function showLayer(container, panels, state, view, hover, isLatest) {
+  const width = Math.min(MOST_POINTS, Math.max(50, Math.round(container.clientWidth / panels.length)));
   const columns = await Promise.all(panels.map((panel) => answersOf(panel, state.layer, view, width)));
+  if (!isLatest()) return [];
   const made = columns.map(({panel}) => element('div', {className: 'column'}, element('h3', {}, panel.run)));
-  container.replaceChildren(...made);
+  container.replaceChildren(element('p', {className: 'quiet'}, COLOURS), ...made);
   return columns.flatMap((column, index) => draw(made[index], column, state, hover));
 }
 
@@ -46,7 +50,7 @@ async function settled(lists) {
 function draw(column, {panel, curves, histograms, problems}, state, hover) {
   column.append(...problems.map((problem) => element('p', {className: 'error'}, problem)));
   if (!curves.length) {
-    column.append(element('p', {className: 'quiet'}, 'This run has no such layer.'));
+    if (!problems.length) column.append(element('p', {className: 'quiet'}, 'This run has no such layer.'));
     return [];
   }
   const spans = panel.findingsOf(state.layer).map((finding) => panel.stretchOf(finding));
@@ -75,8 +79,9 @@ function drawCurve(target, {statistic, header, values}, shared) {
     header.rows.map((name, row) => [name, values.subarray(row * header.steps.length, (row + 1) * header.steps.length)]),
   );
   const x = header.steps;
-  if (!statistic.isShare && !values.some((value) => value > 0)) {
-    target.append(element('p', {className: 'quiet'}, `${statistic.label}: 0 at every step in view.`));
+  if (!statistic.isShare && !values.some((value) => value > 0 && value < Infinity)) {
+    const found = [values.includes(0) && '0', values.includes(Infinity) && NOT_FINITE].filter(Boolean).join(' or ');
+    target.append(element('p', {className: 'quiet'}, `${statistic.label}: ${found} at every step in view.`));
     return null;
   }
   if (statistic.name !== 'grad_norm') {

@@ -1,6 +1,6 @@
 /** What the colours and marks mean. */
 
-import {figure} from './axis.js';
+import {figure, NOT_FINITE} from './axis.js';
 import {shade} from './colours.js';
 import {element, sized} from './dom.js';
 
@@ -24,7 +24,7 @@ export function showLegend(container, scale, label) {
   container.replaceChildren(
     element('span', {className: 'key'}, kind),
     element('span', {className: 'key'}, ...bar),
-    swatch('not-finite', 'NaN or Inf'),
+    swatch('not-finite', NOT_FINITE),
     swatch('not-measured', 'not measured'),
     swatch('clipped', 'clipped'),
     swatch('skipped', 'skipped'),

@@ -24,10 +24,8 @@ export function page(on) {
   const bar = element(
     'header',
     {},
-    element('label', {htmlFor: 'statistic'}, 'Statistic'),
-    statistic,
-    element('label', {htmlFor: 'search'}, 'Layers'),
-    search,
+    element('span', {className: 'field'}, element('label', {htmlFor: 'statistic'}, 'Statistic'), statistic),
+    element('span', {className: 'field'}, element('label', {htmlFor: 'search'}, 'Layers'), search),
     tool('+', 'Zoom in', () => on.zoom(0.5)),
     tool('−', 'Zoom out', () => on.zoom(2)),
     tool('All', 'Show all steps and layers', on.all),
@@ -82,6 +80,7 @@ export function showStatistics(select, panels, chosen) {
   const known = new Map(
     panels.flatMap(({overview}) => overview?.statistics ?? []).map(({name, label}) => [name, label]),
   );
+  if (known.size && !known.has(chosen)) known.set(chosen, `${chosen} (not logged)`); // an address may ask for it
   select.replaceChildren(
     ...[...known].map(([value, label]) => element('option', {value, selected: value === chosen}, label)),
   );

@@ -6,6 +6,7 @@ import {keyOf} from './findings.js';
 import {follow} from './gestures.js';
 import {showLabels, wantedWidth} from './labels.js';
 import {movesOf} from './moves.js';
+import {Notices} from './notices.js';
 import {outlinesOf} from './outlines.js';
 import {paintAxis, paintCells, paintOver} from './painter.js';
 import {Sheet} from './sheet.js';
@@ -13,31 +14,38 @@ import {layOut, modulesAround, treeOf} from './tree.js';
 import {panned} from './view.js';
 
 const MARGIN = 0.25; // of what is in view, fetched beside it
+const DRAWN = 'gradwatch drawn';
 const ROW_HEIGHT = 18;
 const [LEAST_HEIGHT, MOST_HEIGHT] = [150, 520];
 
 export class Panel {
-  /** @param {object} app {state, view, bounds, scale, told, choose(changes), setView(view), hover(step)}. */
-  constructor(run, app) {
-    [this.run, this.app] = [run, app];
-    [this.collapsed, this.query, this.sheets] = [new Set(), '', []];
+  /**
+   * @param {object} app {state, view, bounds, scale, told, choose(changes), setView(view), hover(step)}.
+   * @param {string} query what the names of the layers shown must hold.
+   */
+  constructor(run, app, query) {
+    [this.run, this.app, this.query] = [run, app, query];
+    [this.collapsed, this.whole, this.near] = [new Set(), null, null]; // sheets: of all steps, of those in view
+    this.asked = {}; // the latest question for either
+    this.notices = new Notices();
     this.plot = element('div', {className: 'plot', tabIndex: 0, role: 'application', 'aria-describedby': 'help'});
     this.canvases = ['cells', 'over'].map((className) => element('canvas', {className, 'aria-hidden': 'true'}));
     this.plot.append(...this.canvases);
     this.axis = element('canvas', {className: 'axis', 'aria-hidden': 'true'});
     this.labels = element('div', {className: 'labels', role: 'tree', 'aria-label': `Layers of ${run}`});
     this.readout = element('p', {className: 'readout', role: 'status'});
-    this.error = element('p', {className: 'error', role: 'alert', hidden: true});
     this.map = element('div', {className: 'map'}, this.labels, this.plot, element('span'), this.axis);
-    this.element = element('section', {className: 'panel'}, element('h2', {}, run), this.error, this.map, this.readout);
+    const parts = [element('h2', {}, run), this.notices.element, this.map, this.readout];
+    this.element = element('section', {className: 'panel'}, ...parts);
     follow(this.plot, movesOf(this));
   }
 
   /** Reads the table and findings again. */
   async load() {
-    await this._guard(async () => {
+    await this.notices.guard('load', async () => {
       const before = this.overview?.layers.join();
       this.overview = await ask('overview', {run: this.run});
+      this._indices = new Map(this.overview.layers.map((name, index) => [name, index]));
       this._arrange(before !== this.overview.layers.join());
     });
   }
@@ -45,9 +53,12 @@ export class Panel {
   /** Fetches the map of `statistic`: all of it, or what `view` shows, drawn over that. */
   async fetch(statistic, bounds, view = null) {
     if (!this.overview) return;
+    const part = view ? 'near' : 'whole';
+    if (!view) this.notices.say('near', '');
+    const asked = (this.asked[part] = {});
     if (!this.overview.statistics.some(({name}) => name === statistic)) {
-      this.sheets = [];
-      this._say(`This run has not logged ${statistic}. Choose another statistic.`);
+      [this.whole, this.near] = [null, null];
+      this.notices.say('whole', `This run has not logged ${statistic}. Choose another statistic.`);
       return;
     }
     const width = Math.max(200, Math.min(2000, Math.round(this._width() * (window.devicePixelRatio || 1))));
@@ -58,18 +69,28 @@ export class Panel {
       to: Math.ceil(to) - 1,
       width: view ? Math.round((1 + 2 * MARGIN) * width) : width,
     };
-    const asked = (this._asked = {});
-    await this._guard(async () => {
-      const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}), statistic);
-      if (this.app.scale) await sheet.prepare(this.rows, this.app.scale);
-      if (asked !== this._asked) return; // a later question is under way
-      this.sheets = view && this.sheets.length ? [this.sheets[0], sheet] : [sheet];
-    });
+    const isLatest = () => asked === this.asked[part];
+    await this.notices.guard(
+      part,
+      async () => {
+        const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}), statistic);
+        if (this.app.scale) await sheet.prepare(this.rows, this.app.scale);
+        if (!isLatest()) return;
+        this[part] = sheet;
+        if (this.near?.statistic !== this.whole?.statistic) this.near = null; // the one of them came late
+      },
+      isLatest,
+    );
+  }
+
+  /** What was fetched, later ones to be drawn over earlier ones. */
+  get sheets() {
+    return [this.whole, this.near].filter(Boolean);
   }
 
   /** The run's scale of colours, null where it has none. */
   get scale() {
-    return this.sheets[0]?.header.scale ?? null;
+    return this.whole?.header.scale ?? null;
   }
 
   /** Layers in forward order, as indices. */
@@ -79,14 +100,15 @@ export class Panel {
 
   search(query) {
     this.query = query;
+    if (!this.overview) return;
     this._arrange();
     this.draw();
   }
 
   /** Opens the modules around `layer` and moves it into view. */
   reveal(layer) {
-    const index = this.overview?.layers.indexOf(layer) ?? -1;
-    if (index < 0) return;
+    const index = this._index(layer);
+    if (index === undefined) return;
     modulesAround(this.tree, index).forEach((path) => this.collapsed.delete(path));
     this._arrange(false);
     const row = this.rowOf(layer);
@@ -116,10 +138,10 @@ export class Panel {
     const {view, scale, state} = this.app;
     const [width, height] = [this._width(), this._height()];
     this.plot.style.height = this.labels.style.height = `${height}px`;
-    const last = this.sheets.at(-1);
+    const near = this.near?.covers(view) ? this.near : null;
     paintCells(
       this.canvases[0],
-      last?.covers(view) ? [last] : this.sheets,
+      near ? [near] : this.sheets,
       this.rows,
       scale,
       view,
@@ -127,13 +149,14 @@ export class Panel {
       width,
       height,
     );
-    paintAxis(this.axis, this.sheets.slice(-1), view, width);
+    const shown = near ?? this.whole; // marks of both would lie over one another
+    paintAxis(this.axis, shown ? [shown] : [], view, width);
     this.drawOver(state.step);
     this._label(height);
     this.plot.setAttribute('aria-label', this._inWords());
-    if (last?.cells) {
-      this.element.dataset.drawn = `${last.statistic} ${last.edges[0]} ${last.edges.at(-1)}`; // for whoever waits for it
-      performance.mark('gradwatch drawn');
+    if (shown?.cells) {
+      if (!performance.getEntriesByName(DRAWN).length) performance.mark(DRAWN); // the first picture; for whoever waits
+      this.element.dataset.drawn = `${shown.statistic} ${shown.edges[0]} ${shown.edges.at(-1)}`;
     }
   }
 
@@ -171,6 +194,7 @@ export class Panel {
     this.tree = treeOf(this.overview.layers, this.overview.depth, this.query);
     ({rows: this.rows, boxes: this.boxes} = layOut(this.tree, this.collapsed));
     this.map.style.setProperty('--labels', `${wantedWidth(this.boxes)}px`);
+    this.notices.say('search', this.rows.length ? '' : `No layer’s name holds “${this.query}”.`);
     this._rows = new Map(this.rows.flatMap((layers, row) => layers.map((layer) => [layer, row])));
     const whole = this.rowBounds;
     this.rowView = isNew || !this.rowView ? whole : panned(this.rowView, 0, whole);
@@ -201,12 +225,7 @@ export class Panel {
   }
 
   _index(name) {
-    this._indices ??= new Map();
-    if (this._indices.of !== this.overview) {
-      this._indices = new Map(this.overview.layers.map((each, index) => [each, index]));
-      this._indices.of = this.overview;
-    }
-    return this._indices.get(name);
+    return this._indices?.get(name);
   }
 
   _toggle(path) {
@@ -226,19 +245,5 @@ export class Panel {
       `Map of ${this.run}: ${layers.length} layers, ${rows} logged steps from ${firstStep} to ${lastStep}, ` +
       `${this._findings().length} findings. Arrow keys move, plus and minus zoom, 0 shows all.`
     );
-  }
-
-  async _guard(work) {
-    try {
-      await work();
-      this._say('');
-    } catch (error) {
-      this._say(error.message);
-    }
-  }
-
-  _say(text) {
-    this.error.textContent = text;
-    this.error.hidden = !text;
   }
 }

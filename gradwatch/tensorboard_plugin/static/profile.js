@@ -6,17 +6,23 @@ import {element, themed} from './dom.js';
 
 const LINES = ['line-strong', 'high', 'low', 'line']; // colours of runs, again from the first after the fourth
 
-/** Draws the profile at `state.step` into `container`; returns the charts. */
-export async function showProfile(container, panels, statistic, state) {
-  const answers = await Promise.all(panels.map((panel) => answerOf(panel, statistic, state.step)));
-  const known = answers.filter(Boolean);
-  container.replaceChildren();
+/** Draws the profile at `state.step` into `container`; returns the charts, none where another was asked for since. */
+export async function showProfile(container, panels, statistic, state, isLatest) {
+  const answers = await Promise.allSettled(panels.map((panel) => answerOf(panel, statistic, state.step)));
+  if (!isLatest()) return [];
+  const known = answers.map(({value}) => value).filter(Boolean);
+  const problems = new Set(answers.filter(({reason}) => reason).map(({reason}) => reason.message));
+  container.replaceChildren(...[...problems].map((problem) => element('p', {className: 'error'}, problem)));
   if (!known.length) return [];
   const order = known[0].panel.order.map((layer) => known[0].panel.overview.layers[layer]);
   const lines = known.flatMap((answer, index) =>
     linesOf(answer, order, statistic, themed(LINES[index % LINES.length]), known.length > 1),
   );
   container.append(element('p', {className: 'quiet'}, known.map(coverage).join(' ')));
+  if (!lines.some(({values}) => values.some((value) => value !== null && value !== undefined))) {
+    container.append(element('p', {className: 'quiet'}, `${statistic.label}: no layer has a finite number above 0 here.`));
+    return [];
+  }
   const target = element('div', {className: 'chart'});
   container.append(target);
   const x = order.map((_, index) => index);
