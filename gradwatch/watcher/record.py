@@ -43,7 +43,7 @@ class Record:
         self.broken: set[str] = set()
         self._outlets, self._cadence = outlets, cadence
         self._under_way: deque[tuple[Updates, Measurement]] = deque()
-        self._waiting: deque[tuple[Updates, Measurement]] = deque()
+        self._waiting: deque[tuple[Updates, Measurement]] = deque(maxlen=2 * LONGEST_WAIT)  # should taking in fail
         self._updates: list[Updates] = []
         self._ended: list[Finding] = []
 
@@ -102,6 +102,7 @@ class Record:
             return False
         return updates.detectors.may_wait(waiting, *measurement.outline())
 
+    @harmless
     def _catch_up(self) -> None:
         while self._waiting:
             self._take_in(*self._waiting.popleft())
