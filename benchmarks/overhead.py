@@ -17,7 +17,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 import gradwatch
+from benchmarks.growth import by_cadence, by_steps, by_tensors
 
 PAGE = Path("docs/performance.md")
 MARKERS = "<!-- bench-overhead: begin -->", "<!-- bench-overhead: end -->"
@@ -249,33 +250,6 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> str:
     return f"{np.median(ratios):.3f} [{low:.3f}, {high:.3f}]; {sum(times) / sum(base):.3f}"
 
 
-def growth() -> Iterator[str]:
-    """Cost of an every-step look by the number of tensors, beside ``clip_grad_norm_``'s in the same rounds."""
-    yield "| tensors of 16 entries | gradwatch, µs a tensor | `clip_grad_norm_`, µs a tensor |\n|---|---|---|"
-    for count in (10, 100, 1_000, 10_000):
-        tensors = {f"w{i}": torch.randn(16) for i in range(count)}
-        parameters = [nn.Parameter(tensor.clone()) for tensor in tensors.values()]
-        for parameter in parameters:
-            parameter.grad = torch.randn(16)
-        optimizer = torch.optim.SGD(parameters, lr=0.0, foreach=True)
-        model = nn.ParameterList(parameters)
-        watcher = gradwatch.watch(model, optimizer, clip=1e9)
-        ours, theirs, plain = [], [], []
-        for number in range(60):
-            begin = time.perf_counter()
-            torch.nn.utils.clip_grad_norm_(parameters, 1e9)
-            middle = time.perf_counter()
-            watcher.before_update(optimizer)
-            watcher.after_update(optimizer)
-            ours.append(time.perf_counter() - middle)
-            theirs.append(middle - begin)
-            plain.append(number % 10 not in (0, 1, 2, 4, 8))
-        watcher.close()
-        chosen = [i for i in range(20, 60) if plain[i]]
-        figures = [np.median([times[i] for i in chosen]) / count * 1e6 for times in (ours, theirs)]
-        yield f"| {count:,} | {figures[0]:.2f} | {figures[1]:.2f} |"
-
-
 def files() -> str:
     """Bytes of event files: 1,000 rows of 300 layers with names of 20 characters."""
     from gradwatch.sinks import RowBuilder
@@ -349,7 +323,8 @@ def main() -> None:
             "|---|" + "---|" * len(chosen),
         ]
         lines += [f"| {way} | {' | '.join(column[way] for column in columns)} |" for way in list(peers)[1:]]
-    lines += ["", *growth(), "", f"Event files of 1,000 rows of 300 layers: {files()}."]
+    lines += ["", *by_tensors(), "", "![Cost a tensor by the number of tensors](images/growth.png)", "", by_steps()]
+    lines += ["", *by_cadence(), "", f"Event files of 1,000 rows of 300 layers: {files()}."]
     page = "\n".join(lines)
     print(page)
     if arguments.write:

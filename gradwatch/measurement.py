@@ -23,7 +23,7 @@ from gradwatch.host_copy import HostCopy
 from gradwatch.layers import Layers
 from gradwatch.placement import Placement
 from gradwatch.report import Floats, Origin, StepReport
-from gradwatch.samples import SAMPLED_ENTRIES, evenly_spaced
+from gradwatch.samples import SAMPLED_ENTRIES, evenly_spaced, relative_change, sample
 
 __all__ = ["Measurement", "Moment"]
 
@@ -99,7 +99,7 @@ class Measurement:
         self._figures = self._measure_figures() if moment.figures else {}
         self._entries = self._take_entries() if moment.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()
-        self._before = placement.samples.take() if "update_ratio" in moment.figures else None
+        self._before = sample(placement.watched) if "update_ratio" in moment.figures else None
         self._sparse = [] if self._before is None else self._sparse_beyond_the_sample()
         self._copy: HostCopy | None = None
         self._finders: list[FindOrigin] = []
@@ -228,8 +228,8 @@ class Measurement:
 
     def _add_change_of(self, measurement: Measurement) -> None:
         if measurement._before is not None:
-            samples = self._placement.samples
-            change = samples.relative_change(measurement._before, samples.take())
+            weights = self._placement.watched
+            change = relative_change(measurement._before, sample(weights), weights)
             for position in measurement._sparse:
                 change[position] = torch.nan  # the rows sampled may not be those that were met
             self._figures["update_ratio"] = change

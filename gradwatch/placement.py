@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradwatch.report import Floats
-from gradwatch.samples import Samples
 
 __all__ = ["Placement"]
 
@@ -33,7 +32,6 @@ class Placement:
         parameters, columns: as given.
         positions: (w,) which of the n are watched.
         watched: w tensors.
-        samples: entries of these.
         measured: (P,) bool, the columns that have a gradient.
     """
 
@@ -41,7 +39,6 @@ class Placement:
         self.parameters, self.columns = parameters, columns
         self.positions = np.flatnonzero(columns >= 0)
         self.watched = self.select(parameters)
-        self.samples = Samples(self.watched)
         self._layers = layers
         self._is_whole_table = np.array_equal(columns, np.arange(layers))
         self.measured = self.place(np.ones(len(self.positions)), absent=0) > 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradwatch.stats import all_plain
 
-__all__ = ["SAMPLED_ENTRIES", "Samples", "evenly_spaced"]
+__all__ = ["SAMPLED_ENTRIES", "evenly_spaced", "relative_change", "sample"]
 
 SAMPLED_ENTRIES = 256
 """Entries a tensor that estimate how far an update moved it: their relative error is about 1/sqrt(2·256) = 4 %."""
@@ -21,52 +21,52 @@ SAMPLED_ENTRIES = 256
 @torch.no_grad()
 def evenly_spaced(tensors: Sequence[Tensor], limit: int) -> list[Tensor]:
     """At most ``limit`` fixed, evenly spaced entries of each tensor, of shape (n,): views where that is possible."""
-    flat = (tensor.detach().reshape(-1) for tensor in all_plain(tensors))
-    return [part[:: -(-part.numel() // limit) or 1] for part in flat]
+    return [_some(tensor, limit) for tensor in all_plain(tensors)]
 
 
-class Samples:
-    """The same entries of the same tensors again and again.
+@torch.no_grad()
+def sample(tensors: Sequence[Tensor]) -> Tensor:
+    """(N,) at most 256 entries of each of P tensors, one after the other, as a copy on the first one's device."""
+    if not tensors:
+        return torch.zeros(0)
+    parts = evenly_spaced(tensors, SAMPLED_ENTRIES)
+    home = parts[0].device
+    return torch.cat([_single(part.to(home, non_blocking=True)) for part in parts])
 
-    Args:
-        tensors: P tensors; where one is given other memory (``p.data = …``), that is seen.
+
+def relative_change(before: Tensor, after: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """(P,) ‖after − before‖ / ‖before‖ of each of ``tensors``, from what ``sample`` took of them at two times.
+
+    NaN where ‖before‖ is 0, because a share of nothing means nothing.
     """
+    if not tensors:
+        return torch.zeros(0)
+    lengths = torch.tensor([_count(tensor.numel(), SAMPLED_ENTRIES) for tensor in all_plain(tensors)])
+    lengths = lengths.to(before.device, non_blocking=True)
+    size, change = _norms(before, lengths), _norms(after - before, lengths)
+    return torch.where(size > 0, change / size, torch.nan)
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
-        self._views: list[Tensor] = []
-        self._memory: list[int] = []  # where the entries of each tensor lie; empty: the views must be made anew
 
-    @torch.no_grad()
-    def take(self) -> Tensor:
-        """(N,) the entries of all, one after the other, as a copy on the first one's device."""
-        if not self._tensors:
-            return torch.zeros(0)
-        memory = [t.data_ptr() if t.layout is torch.strided else 0 for t in self._tensors]
-        if memory != self._memory:
-            self._views = evenly_spaced(self._tensors, SAMPLED_ENTRIES)
-            # a tensor that cannot be seen as one row was copied: its view tells of no later step
-            are_views = all(view.data_ptr() == at for view, at in zip(self._views, memory, strict=True) if len(view))
-            self._memory = memory if are_views else []
-        home = self._views[0].device
-        return torch.cat([_single(view.to(home, non_blocking=True)) for view in self._views])
+def _norms(entries: Tensor, lengths: Tensor) -> Tensor:
+    """(P,) from (N,), of rows as long as ``lengths`` says."""
+    is_filled = torch.arange(SAMPLED_ENTRIES, device=entries.device) < lengths.unsqueeze(1)
+    rows = torch.zeros(is_filled.shape, dtype=entries.dtype, device=entries.device)
+    return torch.linalg.vector_norm(rows.masked_scatter_(is_filled, entries), dim=1)
 
-    def relative_change(self, before: Tensor, after: Tensor) -> Tensor:
-        """(P,) ‖after − before‖ / ‖before‖ of each tensor, both as ``take`` gave them.
 
-        NaN where ‖before‖ is 0, because a share of nothing means nothing.
-        """
-        size, change = self._norms(before), self._norms(after - before)
-        return torch.where(size > 0, change / size, torch.nan)
+def _some(tensor: Tensor, limit: int) -> Tensor:
+    stride = _stride(tensor.numel(), limit)
+    if tensor.is_contiguous():  # in one call where three would do the same; there may be thousands
+        return tensor.as_strided((_count(tensor.numel(), limit),), (stride,))
+    return tensor.reshape(-1)[::stride]
 
-    def _norms(self, entries: Tensor) -> Tensor:
-        """(P,) from (N,)."""
-        if not self._views:
-            return torch.zeros(0)
-        lengths = torch.tensor([view.numel() for view in self._views]).to(entries.device, non_blocking=True)
-        is_filled = torch.arange(SAMPLED_ENTRIES, device=entries.device) < lengths.unsqueeze(1)
-        rows = torch.zeros(is_filled.shape, dtype=entries.dtype, device=entries.device)
-        return torch.linalg.vector_norm(rows.masked_scatter_(is_filled, entries), dim=1)
+
+def _stride(size: int, limit: int) -> int:
+    return -(-size // limit) or 1
+
+
+def _count(size: int, limit: int) -> int:
+    return -(-size // _stride(size, limit))
 
 
 def _single(tensor: Tensor) -> Tensor:

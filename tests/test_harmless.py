@@ -323,7 +323,7 @@ EXEMPT = {
     "Outlets._each",  # is what keeps a sink's fault from training
 }
 NEEDED = {
-    "measure", "norms", "entries", "evenly_spaced", "Samples.take", "Samples.relative_change", "count_nonfinite",
+    "measure", "norms", "entries", "evenly_spaced", "sample", "relative_change", "count_nonfinite",
     "Measurement.__init__", "Measurement.follow_update", "Measurement.send", "Measurement.report",
     "Detectors.observe", "Episode.advance", "advise", "RowBuilder.add", "RowBuilder.build", "History.append",
     "HostCopy.__init__", "HostCopy.read", "Updates.moment", "Updates.use", "StepReport.__init__",

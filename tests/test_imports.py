@@ -37,7 +37,7 @@ ALL = {"gradwatch", "watcher", "lightning", "tensorboard_plugin", "demo", "views
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     "samples": {"stats"},
-    "placement": {"report", "samples"},
+    "placement": {"report"},
     **FLOOR_1,
     "views": {"findings", "runs", "sinks"},
     "watcher": {"views", *BELOW_WATCHER},

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies
 from reference import DTYPES, finite_cases, randn, values
 from torch import nn
 
-from gradwatch.samples import SAMPLED_ENTRIES, Samples, evenly_spaced
+from gradwatch.samples import SAMPLED_ENTRIES, evenly_spaced, relative_change, sample
 
 deterministic = settings(deadline=None, derandomize=True, max_examples=50)
 reals = strategies.just(0.0) | strategies.floats(1e-15, 1e15) | strategies.floats(-1e15, -1e-15)
@@ -17,10 +17,9 @@ every_case = pytest.mark.parametrize("tensors", CASES.values(), ids=CASES)
 
 def changes(tensors, change):
     """By how much ``change`` moved each of ``tensors``."""
-    samples = Samples(tensors)
-    before = samples.take()
+    before = sample(tensors)
     change()
-    return samples.relative_change(before, samples.take()).tolist()
+    return relative_change(before, sample(tensors), tensors).tolist()
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 511, 512, 1000])
@@ -41,11 +40,10 @@ def test_entries_are_those_that_are_stored(tensors):
 
 @every_case
 def test_what_was_taken_is_a_copy(tensors):
-    samples = Samples(tensors)
-    taken = samples.take()
+    taken = sample(tensors)
     kept = taken.clone()
     taken.zero_()
-    assert torch.equal(samples.take(), kept)
+    assert torch.equal(sample(tensors), kept)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,11 +90,8 @@ def turned(weight):
 )
 def test_a_change_is_seen_wherever_the_weight_lies(weight, change):
     weight = nn.Parameter(weight.clone(memory_format=torch.preserve_format))
-    samples = Samples([weight])
     for _ in range(3):
-        before = samples.take()
-        change(weight)
-        assert samples.relative_change(before, samples.take()).tolist() == [pytest.approx(1)]
+        assert changes([weight], lambda: change(weight)) == [pytest.approx(1)]
 
 
 def test_tensors_of_several_types_are_told_apart():

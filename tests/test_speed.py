@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradwatch
 from gradwatch import clip, stats
-from gradwatch.samples import Samples
+from gradwatch.samples import relative_change, sample
 
 SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
 
@@ -94,8 +94,7 @@ def test_sampled_figures_off_the_cpu_never_wait_either():
     def figures(gradients):
         magnitudes = stats.measure(gradients)
         stats.entries(gradients, magnitudes.l2)
-        samples = Samples(gradients)
-        return samples.relative_change(samples.take(), samples.take())
+        return relative_change(sample(gradients), sample(gradients), gradients)
 
     change, counts = on_another_device(figures)
     assert change.is_meta

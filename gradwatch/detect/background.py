@@ -140,7 +140,7 @@ class Background:
             return
         layers, name = self._layers, self._layers.names[column]
         tensor = layers.tensors[column].detach()
-        if layers.is_weight[column] and layers.owners[column] != "Embedding":
+        if layers.is_weight[column] and layers.size[column] > 1 and layers.owners[column] != "Embedding":
             std, kept = float(tensor.float().std()), (tensor.numel() / tensor.shape[0]) ** -0.5
             if std == 0:
                 yield f"all entries of {name} are {float(tensor.flatten()[0]):.3g}"
