@@ -26,7 +26,9 @@ from gradwatch.report import StepReport
 from gradwatch.sinks import Row
 from gradwatch.sinks.tensorboard import TensorBoard
 
-SIZES = {"small": (300, 3_000), "large": (1_000, 20_000)}  # layers, logged steps
+SCALARS = ("grad_norm", "weight_norm", "update_ratio")
+SIZES = {"small": (300, 3_000, ()), "large": (1_000, 20_000, ()), "scalars": (300, 2_000, SCALARS)}
+"""Layers, logged steps, scalars a layer beside the packed rows; the last is 100,000 steps at the default cadence."""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 TURNS = 40  # of the wheel
 FRAMES = """() => { window.frames_ = []; let last = performance.now();
@@ -36,14 +38,14 @@ DRAWN = """() => performance.getEntriesByName('gradwatch drawn')[0].startTime / 
 FETCHED = """() => performance.getEntriesByType('resource').reduce((sum, each) => sum + each.transferSize, 0)"""
 
 
-def write_run(directory: Path, layers: int, steps: int) -> int:
+def write_run(directory: Path, layers: int, steps: int, scalars: tuple[str, ...]) -> int:
     """A run of noise in ``layers // 8`` blocks, one spike in it; returns the bytes written."""
     rng = np.random.default_rng(0)
     parts = ("attn.q.weight", "attn.q.bias", "attn.out.weight", "attn.out.bias", "mlp.0.weight", "mlp.0.bias",
              "norm.weight", "norm.bias")  # fmt: skip
     names = tuple(f"blocks.{number // 8}.{parts[number % 8]}" for number in range(layers))
     shape = {"layers": names, "depth": np.arange(layers), "size": np.full(layers, 4096)}
-    sink = TensorBoard(directory, layer_scalars=False)
+    sink = TensorBoard(directory, layer_scalars=scalars)
     for step in range(steps):
         norm = np.exp(rng.normal(-np.arange(layers) / layers * 5, 0.3))
         norm[layers // 2] *= 1e4 if step == steps // 3 else 1
@@ -117,17 +119,17 @@ def main(sizes: list[str]) -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for name in sizes:
-        layers, steps = SIZES[name]
+        layers, steps, scalars = SIZES[name]
         with tempfile.TemporaryDirectory() as directory:
-            size = write_run(Path(directory), layers, steps)
+            size = write_run(Path(directory), layers, steps, scalars)
             for fast in (True, False):
                 with tensorboard(Path(directory), fast) as (address, began):
                     wait_for(address, steps)
                     loaded = time.perf_counter() - began
                     opened, drawn, longest, fetched = look(address)
-                loader = f"--load_fast={str(fast).lower()}"
+                shape = f"{layers:,} × {steps:,}{', with scalars' * bool(scalars)} | {size / 1e6:.0f} MB"
                 print(
-                    f"| {layers:,} × {steps:,} | {size / 1e6:.0f} MB | `{loader}` | {loaded:.1f} s | {drawn:.2f} s "
+                    f"| {shape} | `--load_fast={str(fast).lower()}` | {loaded:.1f} s | {drawn:.2f} s "
                     f"| {opened:.2f} s | {longest:.0f} ms | {fetched / 1e6:.2f} MB |",
                     flush=True,
                 )
