@@ -10,10 +10,12 @@ import gradwatch
 
 PACKAGE = Path(gradwatch.__file__).parent
 
-FLOOR_0 = {"findings", "report", "packed", "stats", "layers", "host_copy", "samples", "placement", "slopes", "graph"}
+FLOOR_0 = {"findings", "report", "packed", "stats", "layers", "host_copy", "slopes", "graph"}
 FLOOR_1 = {
     "detect": {"findings", "report", "layers", "harmless"},
     "clip": {"stats"},
+    "samples": {"stats"},
+    "placement": {"report"},
     "harmless": {"findings"},
     "optimizers": {"harmless"},
     "checkpoint": set(),
@@ -36,8 +38,6 @@ BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
 ALL = {"gradwatch", "watcher", "lightning", "tensorboard_plugin", "demo", "views", "scripts", *BELOW_WATCHER}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
-    "samples": {"stats"},
-    "placement": {"report"},
     **FLOOR_1,
     "views": {"findings", "runs", "sinks"},
     "watcher": {"views", *BELOW_WATCHER},

@@ -51,7 +51,7 @@ def test_a_healthy_run_is_called_healthy(runs):
 def test_a_sick_run_shows_finding_curves_and_profile(runs):
     text = report(runs / "sick").stdout
     assert "ERROR  1 finding: nonfinite in 2.bias and 3 more since step 30." in text
-    assert "nonfinite (error) in 2.bias and 3 more, since step 30, not ended" in text
+    assert "nonfinite (error) in 2.bias and 3 more, since step 30, still open where the run stands" in text
     assert "Cause: observed:" in text
     assert "• check this step's batch for NaN and Inf" in text
     assert re.search(r"total norm +[▁-█]+✗+ ", text)
