@@ -52,6 +52,7 @@ def main() -> list[str]:
     shallow = partial(stack, depth=4)
     return [
         *compare(
+            "activations",
             "12 layers, plain descent",
             [
                 Way("do nothing: Sigmoid", partial(deep, nn.Sigmoid), RATE),
@@ -67,14 +68,15 @@ def main() -> list[str]:
             steps=150,
         ),
         *compare(
-            "4 layers, Adam at 0.03",
+            "activations",
+            "4 layers, Adam at 0.06",
             [
-                Way("do nothing: ReLU", partial(shallow, nn.ReLU), 0.03, optimizer=torch.optim.Adam),
-                Way("leaky-relu, slope 0.01", partial(shallow, nn.LeakyReLU), 0.03, optimizer=torch.optim.Adam),
-                Way("prelu", partial(shallow, nn.PReLU), 0.03, optimizer=torch.optim.Adam),
-                Way("elu", partial(shallow, nn.ELU), 0.03, optimizer=torch.optim.Adam),
-                Way("gelu", partial(shallow, nn.GELU), 0.03, optimizer=torch.optim.Adam),
-                Way("he", partial(shallow, nn.ReLU, gain="relu"), 0.03, optimizer=torch.optim.Adam),
+                Way("do nothing: ReLU", partial(shallow, nn.ReLU), 0.06, optimizer=torch.optim.Adam),
+                Way("leaky-relu, slope 0.01", partial(shallow, nn.LeakyReLU), 0.06, optimizer=torch.optim.Adam),
+                Way("prelu", partial(shallow, nn.PReLU), 0.06, optimizer=torch.optim.Adam),
+                Way("elu", partial(shallow, nn.ELU), 0.06, optimizer=torch.optim.Adam),
+                Way("gelu", partial(shallow, nn.GELU), 0.06, optimizer=torch.optim.Adam),
+                Way("he", partial(shallow, nn.ReLU, gain="relu"), 0.06, optimizer=torch.optim.Adam),
                 Way("lower-learning-rate, 0.003", partial(shallow, nn.ReLU), 0.003, optimizer=torch.optim.Adam),
             ],
             steps=150,

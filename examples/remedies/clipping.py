@@ -19,6 +19,7 @@ def main() -> list[str]:
     sick = partial(Way, model=EXPLODING, rate=0.03, loss=squared_error)
     return [
         *compare(
+            "clipping",
             "Squared error on unscaled pixels, rate 0.03 where 0.02 learns",
             [
                 sick("do nothing"),
@@ -33,6 +34,7 @@ def main() -> list[str]:
             scale=RAW,
         ),
         *compare(
+            "clipping",
             "Where clipping does not help",
             [
                 Way("do nothing: 12 × Sigmoid", partial(stack, nn.Sigmoid, 12)),

@@ -34,6 +34,7 @@ def main() -> list[str]:
     he = partial(stack, depth=4, gain="relu")
     return [
         *compare(
+            "data",
             "4 × ReLU on pixels from 0 to 16, rate 0.3",
             [
                 Way("do nothing", partial(he, nn.ReLU), 0.3),
@@ -47,6 +48,7 @@ def main() -> list[str]:
             scale=RAW,
         ),
         *compare(
+            "data",
             "A broken pixel in each batch",
             [
                 Way("do nothing", partial(he, nn.ReLU), inputs=with_a_broken_row),

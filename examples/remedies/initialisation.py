@@ -31,6 +31,7 @@ def main() -> list[str]:
     relu, tanh, sigmoid = (partial(begun, function, 20) for function in (nn.ReLU, nn.Tanh, nn.Sigmoid))
     return [
         *compare(
+            "initialisation",
             "20 × ReLU",
             [
                 Way("do nothing: PyTorch's", partial(stack, nn.ReLU, 20), 0.03),
@@ -42,6 +43,7 @@ def main() -> list[str]:
             steps=150,
         ),
         *compare(
+            "initialisation",
             "20 × Tanh, and 20 × Sigmoid",
             [
                 Way("do nothing: Tanh, PyTorch's", partial(stack, nn.Tanh, 20), 0.03),
@@ -54,6 +56,7 @@ def main() -> list[str]:
             steps=100,
         ),
         *compare(
+            "initialisation",
             "4 × ReLU whose biases begin at −4",
             [
                 Way("do nothing", partial(begun, nn.ReLU, 4, he, -4.0)),

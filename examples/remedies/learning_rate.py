@@ -21,6 +21,7 @@ def main() -> list[str]:
     raw = partial(Way, model=relu, rate=0.03, loss=squared_error)
     return [
         *compare(
+            "learning_rate",
             "Plain descent at a rate of 10",
             [
                 Way("do nothing", relu, 10.0),
@@ -33,6 +34,7 @@ def main() -> list[str]:
             steps=150,
         ),
         *compare(
+            "learning_rate",
             "Squared error on unscaled pixels, a rate that only the first steps cannot bear",
             [
                 raw("do nothing: 0.03"),
@@ -47,6 +49,7 @@ def main() -> list[str]:
             scale=16.0,
         ),
         *compare(
+            "learning_rate",
             "Plain descent at a rate of 1e-8",
             [
                 Way("do nothing", relu, 1e-8),

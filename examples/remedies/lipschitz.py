@@ -89,6 +89,7 @@ def main() -> list[str]:
     """One game, five rules."""
     game = partial(Way, model=Game, rate=0.001, optimizer=torch.optim.RMSprop)
     return compare(
+        "lipschitz",
         "A Wasserstein critic on digits",
         [
             game("do nothing"),

@@ -31,6 +31,7 @@ def main() -> list[str]:
     flat = partial(normalised, function=nn.Tanh, depth=3, spread=3.0)
     return [
         *compare(
+            "normalisation",
             "12 × Sigmoid, plain descent",
             [
                 Way("do nothing", partial(stack, nn.Sigmoid, 12)),
@@ -42,6 +43,7 @@ def main() -> list[str]:
             steps=200,
         ),
         *compare(
+            "normalisation",
             "3 × Tanh whose weights begin at standard deviation 3",
             [
                 Way("do nothing", lambda: spread_out(stack(nn.Tanh, 3), 3.0)),

@@ -59,11 +59,13 @@ def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: floa
 
 def main() -> list[str]:
     """Too small, too large."""
-    small = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.1 / SHARE, loss=small_loss)
-    large = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=1e-4, inputs=lambda inputs: 1e5 * inputs)
+    small = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.3 / SHARE, loss=small_loss)
+    large = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.003, optimizer=torch.optim.Adam)
+    bright = partial(large, inputs=lambda inputs: 1e5 * inputs)
     half = torch.float16
     return [
         *compare(
+            "precision",
             "Gradients of 1e-8 and less",
             [
                 small("float32"),
@@ -75,12 +77,13 @@ def main() -> list[str]:
             train=train,
         ),
         *compare(
+            "precision",
             "Pixels beyond 65,504",
             [
-                large("do nothing: float16", dtype=half),
-                large("loss-scaling: float16", dtype=half, scaled=True),
-                large("scaled-inputs: float16", dtype=half, rate=0.1, inputs=lambda inputs: inputs),
-                large("bfloat16, rate 1e-12", dtype=torch.bfloat16, rate=1e-12),
+                bright("do nothing: float16", dtype=half),
+                bright("loss-scaling: float16", dtype=half, scaled=True),
+                large("scaled-inputs: float16", dtype=half),
+                bright("bfloat16", dtype=torch.bfloat16),
             ],
             steps=150,
             train=train,

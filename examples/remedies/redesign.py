@@ -15,6 +15,7 @@ def main() -> list[str]:
     averaged = partial(Way, model=relu, rate=0.03, loss=squared_error, inputs=lambda inputs: 16 * inputs)
     return [
         *compare(
+            "redesign",
             "Sigmoids, plain descent at 0.5",
             [
                 Way(f"{name}: {depth} × Sigmoid", partial(stack, nn.Sigmoid, depth), 0.5)
@@ -23,6 +24,7 @@ def main() -> list[str]:
             steps=200,
         ),
         *compare(
+            "redesign",
             "A loss summed over the batch, rate 0.05",
             [
                 Way("do nothing: 64", relu, 0.05, loss=summed_cross_entropy),
@@ -33,6 +35,7 @@ def main() -> list[str]:
             steps=150,
         ),
         *compare(
+            "redesign",
             "A loss averaged over the batch, unscaled pixels",
             [
                 averaged("do nothing: 64"),

@@ -34,6 +34,7 @@ def main() -> list[str]:
     """Two stacks that vanish, and a deep residual network that explodes."""
     return [
         *compare(
+            "residual",
             "12 layers, plain and residual",
             [
                 Way("do nothing: Sigmoid", partial(stack, nn.Sigmoid, 12), 0.05),
@@ -46,6 +47,7 @@ def main() -> list[str]:
             steps=150,
         ),
         *compare(
+            "residual",
             "24 residual layers of ReLU, He",
             [
                 Way("do nothing", partial(residual, nn.ReLU, 24, "relu"), 0.05),

@@ -11,9 +11,6 @@ from side_by_side import Way, compare, quiet, unguarded_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-RELU = partial(stack, nn.ReLU, 2)
-
-
 class Lambda(nn.Module):
     """A function as a module."""
 
@@ -28,6 +25,11 @@ class Lambda(nn.Module):
 def behind(function: Callable[[Tensor], Tensor]) -> nn.Sequential:
     """A network with ``function`` of its (N, 64) hidden values before its last layer."""
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5), Lambda(function), nn.LazyLinear(10))
+
+
+def sharpened(factor: float) -> nn.Sequential:
+    """A network whose scores are multiplied by ``factor``: a softmax of a low temperature."""
+    return nn.Sequential(*stack(nn.ReLU, 2), Lambda(lambda scores: factor * scores))
 
 
 def guarded(outputs: Tensor, classes: Tensor) -> Tensor:
@@ -77,14 +79,14 @@ def safe_masked(x: Tensor) -> Tensor:
 
 def main() -> list[str]:
     """Sick and safe, by turns."""
-    bright = partial(Way, rate=0.03, optimizer=torch.optim.Adam, inputs=lambda inputs: 16 * inputs)
+    sharp = partial(Way, model=partial(sharpened, 300.0), rate=0.01, optimizer=torch.optim.Adam)
     return compare(
+        "safe_forms",
         "Operations without bound",
         [
-            bright("do nothing: log of a softmax", RELU, loss=unguarded_cross_entropy),
-            bright("log(p + 1e-8)", RELU, loss=guarded),
-            bright("safe-log: cross_entropy", RELU),
-            bright("safe-log, and scaled-inputs", RELU, inputs=lambda inputs: inputs),
+            sharp("do nothing: log of a softmax", loss=unguarded_cross_entropy),
+            sharp("log(p + 1e-8)", loss=guarded),
+            sharp("safe-log: cross_entropy"),
             Way("do nothing: norms of pairs", partial(behind, lengths)),
             Way("safe-sqrt, ε = 1e-6", partial(behind, safe_lengths)),
             Way("safe-sqrt, ε = 1e-30", partial(behind, partial(safe_lengths, epsilon=1e-30))),

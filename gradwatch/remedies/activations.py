@@ -6,7 +6,7 @@ REMEDIES = (
     Remedy(
         name="relu",
         title="ReLU",
-        advice="ReLU in place of {functions}",
+        advice="ReLU in place of {functions}, with He initialisation",
         applies="vanishing or saturated, behind a sigmoid or tanh in a stack of several layers",
         why="f(x) = max(0, x), f′(x) = 1 for x > 0: L layers multiply the gradient by 1 where they are "
         "active; L sigmoids "

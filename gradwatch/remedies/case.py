@@ -65,6 +65,11 @@ class Case:
         return bool(self.functions & SQUASHING)
 
     @property
+    def slopes_below_one(self) -> bool:
+        """A sigmoid does, whose slope is a quarter at most: no scale of the weights makes up for it."""
+        return bool(self.functions & {"Sigmoid", "Hardsigmoid"})
+
+    @property
     def rectifies(self) -> bool:
         """A ReLU does."""
         return bool(self.functions & RECTIFYING)

@@ -28,15 +28,16 @@ def _vanishing(case: Case) -> Iterator[str]:
     if {"weights small", "weights alike"} & case.clues:
         yield from _starts(case)
     if case.is_recurrent:
-        yield from ("lstm-gru", "orthogonal", "truncated-bptt")
+        yield from ("orthogonal", "lstm-gru", "truncated-bptt")
+    elif not case.slopes_below_one:  # twenty sigmoids fade under any initialisation
+        yield from _starts(case)
     yield from _normalisations(case)
     if case.squashes:
         yield "relu"
     if not case.is_residual and not case.is_embedding:
         yield "residual"
-    yield from _starts(case)
-    if case.squashes:
-        yield from ("selu", "gelu")
+    if case.squashes and not case.normalises:
+        yield from ("selu", "elu")
     yield "fewer-layers"
 
 
@@ -70,7 +71,7 @@ def _exploding(case: Case) -> Iterator[str]:
         yield "depth-scaled"
     yield "warm-up"
     yield from _normalisations(case)
-    yield from ("smaller-batches", "weight-regularisation")
+    yield "smaller-batches"
 
 
 _SAFE = {"logarithm": "safe-log", "root": "safe-sqrt", "division": "safe-division", "softmax": "masked-softmax"}
@@ -153,7 +154,7 @@ def _starts(case: Case) -> Iterator[str]:
     if case.is_recurrent:
         yield "orthogonal"
     elif not case.is_embedding:
-        yield "xavier" if case.squashes and not case.rectifies else "he"
+        yield "xavier" if case.attends or (case.squashes and not case.rectifies) else "he"
     if case.is_residual:
         yield "depth-scaled"
 
@@ -166,7 +167,9 @@ def _normalisations(case: Case) -> Iterator[str]:
     elif case.is_recurrent or case.is_gated:
         yield "layer-norm"
     else:
-        yield from ("batch-norm",) if case.is_convolution else ("batch-norm", "layer-norm")
+        yield "batch-norm"
+        if not case.is_convolution and not case.slopes_below_one:
+            yield "layer-norm"
 
 
 _CHOICES: dict[str, Callable[[Case], Iterator[str]]] = {

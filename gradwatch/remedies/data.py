@@ -8,7 +8,7 @@ REMEDIES = (
         title="Scaled inputs and targets",
         advice="inputs (and targets of a regression) scaled to mean 0 and variance 1",
         applies="exploding, saturated or dead in the first layers; unstable regressions",
-        why="the loss's curvature along W₁ goes with E[x²]: inputs 16 times as large allow 1/256 of the learning rate",
+        why="∂²L/∂W₁² ∝ E[x²]: inputs 16 times as large allow 1/256 of the learning rate",
         source="LeCun et al. 1998, Efficient backprop",
         code="""\
 mean, spread = inputs.mean(0), inputs.std(0).clamp(min=1e-6)  # of the training half alone
