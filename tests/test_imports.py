@@ -82,6 +82,7 @@ HEAVY_FREE = [
     "gradwatch",
     "gradwatch.findings",
     "gradwatch.report",
+    "gradwatch.remedies",
     "gradwatch.scripts",
     "gradwatch.cli",
     "gradwatch.cli.run",

@@ -1,4 +1,7 @@
-"""Runs every example of this folder: ``python examples/remedies``; with ``--write``, into docs/remedies.md."""
+"""Runs every example of this folder, or those named: ``python examples/remedies [--write] [family …]``.
+
+``--write`` puts what the library says and what was measured into docs/remedies.md.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,12 @@ PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "remedies.md"
 def main() -> None:
     """The tables of each family, on the screen, and in the page between their markers."""
     quiet()
-    measured = {family: importlib.import_module(family).main() for family in FAMILIES}
-    if "--write" in sys.argv:
-        text = PAGE.read_text(encoding="utf-8")
-        for family, remedies in FAMILIES.items():
-            text = between_markers(text, f"library: {family}", described(remedies))
-            text = between_markers(text, f"measured: {family}", measured[family])
-        PAGE.write_text(text, encoding="utf-8")
+    for family in [word for word in sys.argv[1:] if not word.startswith("-")] or FAMILIES:
+        measured = importlib.import_module(family).main()
+        if "--write" in sys.argv:
+            text = PAGE.read_text(encoding="utf-8")
+            text = between_markers(text, f"library: {family}", described(FAMILIES[family]))
+            PAGE.write_text(between_markers(text, f"measured: {family}", measured), encoding="utf-8")
 
 
 def described(remedies: tuple[Remedy, ...]) -> list[str]:

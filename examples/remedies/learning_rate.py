@@ -18,7 +18,7 @@ def rising(steps: int) -> object:
 def main() -> list[str]:
     """Four rates that are wrong."""
     relu = partial(stack, nn.ReLU, 2)
-    raw = partial(Way, model=relu, rate=0.03, loss=squared_error)
+    raw = partial(Way, model=relu, rate=0.04, loss=squared_error)
     return [
         *compare(
             "learning_rate",
@@ -37,7 +37,7 @@ def main() -> list[str]:
             "learning_rate",
             "Squared error on unscaled pixels, a rate that only the first steps cannot bear",
             [
-                raw("do nothing: 0.03"),
+                raw("do nothing: 0.04"),
                 raw("warm-up over 10 steps", schedule=rising(10)),
                 raw("warm-up over 50 steps", schedule=rising(50)),
                 raw("lower-learning-rate, 0.01", rate=0.01),

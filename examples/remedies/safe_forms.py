@@ -11,6 +11,7 @@ from side_by_side import Way, compare, quiet, unguarded_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
 class Lambda(nn.Module):
     """A function as a module."""
 

@@ -31,6 +31,7 @@ RUNS = Path("runs/remedies")
 BATCH = 64
 HEADINGS = ("", "findings", "first sick step", "gradient norm, first layer", "loss", "held-out accuracy", "ms a step")
 
+
 @cache
 def digits(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scikit-learn's digits, 1,400 to train on and 397 held out: (N, 64) grey levels from 0 to ``scale``, classes."""
@@ -143,9 +144,7 @@ def held_out_accuracy(model: nn.Module, way: Way, inputs: Tensor, classes: Tenso
         return (model(way.inputs(inputs)).argmax(-1) == classes).float().mean().item()
 
 
-def outcome_of(
-    watcher: gradwatch.Watcher, losses: Sequence[float], times: Sequence[float], held_out: float
-) -> Outcome:
+def outcome_of(watcher: gradwatch.Watcher, losses: Sequence[float], times: Sequence[float], held_out: float) -> Outcome:
     """Figures of a run that has ended."""
     history = watcher.history
     first_weight = next(i for i, name in enumerate(history.layers) if "weight" in name)
