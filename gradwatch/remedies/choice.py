@@ -53,7 +53,7 @@ def _silent(case: Case) -> Iterator[str]:
 
 def _exploding(case: Case) -> Iterator[str]:
     if case.is_critic:
-        yield from ("spectral-norm", "gradient-penalty", "weight-clipping")
+        yield from ("gradient-penalty", "spectral-norm")
     if "rate rose" in case.clues:
         yield from ("lower-learning-rate", "warm-up")
     if "weights large" in case.clues:
@@ -104,12 +104,16 @@ def _dead(case: Case) -> Iterator[str]:
     if "large outputs" in case.clues and case.touches_input:
         yield "scaled-inputs"
     yield "lower-learning-rate"
+    if not case.clips:
+        yield "clip-norm"
+    if case.touches_input:
+        yield "scaled-inputs"
     if case.rectifies:
         yield from ("leaky-relu", "elu", "gelu")
         if case.is_convolution:
             yield "prelu"
     yield from _normalisations(case)
-    yield from ("he", "scaled-inputs")
+    yield "he"
 
 
 def _saturated(case: Case) -> Iterator[str]:
@@ -139,7 +143,7 @@ def _stalled(case: Case) -> Iterator[str]:
 
 def _unstable(case: Case) -> Iterator[str]:
     if case.is_critic:
-        yield from ("spectral-norm", "gradient-penalty")
+        yield from ("gradient-penalty", "spectral-norm")
     yield "lower-learning-rate"
     if not case.clips:
         yield "clip-norm"
