@@ -36,8 +36,7 @@ def draw(family: Path, path: Path) -> None:
     for (left, right), table in zip(rows, tables, strict=True):
         runs = sorted(read_runs(table), key=lambda run: (not is_sick_one(run), Path(run.name).name))
         for number, run in enumerate(runs):
-            style = {"color": "black", "linewidth": 2.2} if is_sick_one(run) else {"color": f"C{number % 10}"}
-            style["linestyle"] = "--" if number > 9 else "-"
+            style = style_of(run, number)
             curve(left, run.curves["loss"].steps, run.curves["loss"].values, Path(run.name).name, style)
             curve(right, run.steps, run.packed["highest"].values[:, first_weight(run)], "", style)
         left.set_ylabel("loss")
@@ -46,14 +45,19 @@ def draw(family: Path, path: Path) -> None:
         if spans_decades(left):
             left.set_yscale("log")
         left.set_title(table.name.replace("-", " "), loc="left", fontsize=9)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right") if len(tables) == 1 else right.legend(
-            *left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8
-        )
+        right.legend(*left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for axes in rows[-1]:
         axes.set_xlabel("step")
     figure.savefig(path, dpi=90)
     plt.close(figure)
     print(path)
+
+
+def style_of(run: Run, number: int) -> dict[str, object]:
+    """Black for what is sick; a colour for each remedy."""
+    if is_sick_one(run):
+        return {"color": "black", "linewidth": 2, "linestyle": ("-", "--", ":", "-.")[number % 4]}
+    return {"color": f"C{number % 10}", "linewidth": 1.5, "linestyle": "--" if number > 9 else "-"}
 
 
 def is_sick_one(run: Run) -> bool:

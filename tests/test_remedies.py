@@ -231,3 +231,35 @@ def test_a_broken_row_asks_for_clean_data():
     inputs = torch.randn(8, 4)
     inputs[3, 1] = math.nan
     assert first_remedy(torch.relu, inputs=inputs) == "clean-data"
+
+
+def remedies_of(kind, model, steps=25):
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for _ in range(steps):
+            loss = (model(torch.randn(32, 8)) - 1).square().mean()
+            watcher.observe_loss(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    (finding,) = (found for found in watcher.findings if found.kind == kind)
+    return finding.remedies
+
+
+def test_what_was_measured_when_a_finding_opened_decides_too():
+    model = mlp(nn.ReLU())
+    nn.init.constant_(model[0].bias, -10.0)
+    assert remedies_of("dead", model)[0] == "He initialisation of 0.weight, biases 0 (he)"
+
+    torch.manual_seed(0)
+    model = mlp(nn.Tanh(), nn.Tanh())
+    for layer in (model[0], model[2]):
+        nn.init.normal_(layer.weight, std=20.0)
+    assert name_of(remedies_of("saturated", model)[0]) == "xavier"
+
+
+def test_a_rate_that_is_known_is_told_with_a_third_of_it():
+    model = mlp(nn.ReLU())
+    nn.init.constant_(model[0].bias, -10.0)
+    assert "a lower learning rate (0.01 where it is 0.03) (lower-learning-rate)" in remedies_of("dead", model)

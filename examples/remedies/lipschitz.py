@@ -52,7 +52,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float) -
     losses, times = [], []
     with gradwatch.watch(game.critic, critic_optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=5) as watcher:
         for step in range(steps):
-            begin = time.perf_counter()
+            begin = time.process_time()
             real, made = images[torch.randint(len(images), (way.batch,))], game.made(way.batch).detach()
             loss = game.critic(made).mean() - game.critic(real).mean()
             if way.regularisation:
@@ -67,7 +67,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float) -
                 generator_optimizer.zero_grad()
                 (-game.critic(game.made(way.batch)).mean()).backward()
                 generator_optimizer.step()
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
     with torch.no_grad():
         return outcome_of(watcher, losses, times, energy_distance(held_out, game.made(len(held_out))))
 

@@ -42,7 +42,7 @@ def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: floa
     with gradwatch.watch(model, optimizer, log_dir=log_dir, scaler=scaler, log_every_n_steps=5) as watcher:
         for _ in range(steps):
             rows = torch.randint(len(inputs), (way.batch,))
-            begin = time.perf_counter()
+            begin = time.process_time()
             with torch.autocast("cpu", way.dtype, enabled=way.dtype is not torch.float32):
                 outputs = model(way.inputs(inputs[rows]))
             loss = way.loss(outputs, classes[rows])
@@ -51,7 +51,7 @@ def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: floa
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
             losses.append(loss.item())
     return outcome_of(watcher, losses, times, held_out_accuracy(model, way, held_out, held_out_classes))
 

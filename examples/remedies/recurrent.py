@@ -80,13 +80,13 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float) -
     with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=5) as watcher:
         for _ in range(steps):
             characters = windows(source[:180_000], draw)
-            begin = time.perf_counter()
+            begin = time.process_time()
             loss = nats(model, characters)
             watcher.observe_loss(loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
             losses.append(loss.item())
     with torch.no_grad():
         held_out = statistics.fmean(nats(model, windows(source[180_000:], draw)).item() for _ in range(8))

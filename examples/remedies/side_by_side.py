@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -99,7 +100,7 @@ class Outcome:
         gradient: last norm of the first weight's gradient.
         first, last: loss at the first step, mean of the last ten.
         held_out: accuracy on held-out data; chance is 0.1.
-        milliseconds: a step, of the fastest tenth: others may use the machine, too.
+        milliseconds: of computing a step (process time), of the fastest tenth: others may use the machine, too.
     """
 
     findings: dict[str, int] = field(default_factory=dict)
@@ -123,7 +124,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float = 
             rows = torch.randint(len(inputs), (way.batch,), generator=batches)
             for group in optimizer.param_groups:
                 group["lr"] = way.rate * way.schedule(step)
-            begin = time.perf_counter()
+            begin = time.process_time()
             loss = way.loss(model(way.inputs(inputs[rows])), classes[rows])
             if way.regularisation:
                 loss = loss + way.regularisation * sum(p.square().sum() for p in model.parameters() if p.ndim > 1)
@@ -132,7 +133,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float = 
             loss.backward()
             optimizer.step()
             way.after(model)
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
             losses.append(loss.item())
     return outcome_of(watcher, losses, times, held_out_accuracy(model, way, held_out, held_out_classes))
 
@@ -227,7 +228,7 @@ def _median(numbers: Iterator[float] | Sequence[float]) -> float:
 
 
 def _file_name(words: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in words.lower()).strip("-")
+    return re.sub(r"\W+", "-", words.lower()).strip("-")
 
 
 def _print(title: str, headings: Sequence[str], rows: dict[str, list[str]]) -> None:

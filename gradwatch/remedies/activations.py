@@ -13,8 +13,8 @@ REMEDIES = (
         "by 0.25ᴸ at most",
         source="Glorot, Bordes and Bengio 2011, Deep sparse rectifier neural networks",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))
-for layer in model:
+cured = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))
+for layer in cured:
     if isinstance(layer, nn.Linear):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # or a deep stack still fades
         nn.init.zeros_(layer.bias)
@@ -29,7 +29,7 @@ for layer in model:
         why="f(x) = max(αx, x), f′(x) ≥ α > 0: a unit far below zero still passes on α times its gradient",
         source="Maas, Hannun and Ng 2013, Rectifier nonlinearities improve neural network acoustic models",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.LeakyReLU(0.01), nn.Linear(32, 5))
+cured = nn.Sequential(nn.Linear(20, 32), nn.LeakyReLU(0.01), nn.Linear(32, 5))
 """,
         cost="none",
     ),
@@ -41,7 +41,7 @@ model = nn.Sequential(nn.Linear(20, 32), nn.LeakyReLU(0.01), nn.Linear(32, 5))
         why="f(x) = max(0, x) + a·min(0, x) with a learnt, 0.25 at first; ∂f/∂a = min(0, x)",
         source="He et al. 2015, Delving deep into rectifiers, arXiv:1502.01852",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.PReLU(), nn.Linear(32, 5))  # nn.PReLU(32): a slope for each unit
+cured = nn.Sequential(nn.Linear(20, 32), nn.PReLU(), nn.Linear(32, 5))  # nn.PReLU(32): a slope for each unit
 """,
         cost="a parameter per function or per unit; leave it out of weight decay",
     ),
@@ -55,7 +55,7 @@ model = nn.Sequential(nn.Linear(20, 32), nn.PReLU(), nn.Linear(32, 5))  # nn.PRe
         "no bias shift",
         source="Clevert, Unterthiner and Hochreiter 2015, arXiv:1511.07289",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.ELU(), nn.Linear(32, 5))
+cured = nn.Sequential(nn.Linear(20, 32), nn.ELU(), nn.Linear(32, 5))
 """,
         cost="an exponential an entry",
     ),
@@ -68,8 +68,8 @@ model = nn.Sequential(nn.Linear(20, 32), nn.ELU(), nn.Linear(32, 5))
         "Var(w) = 1/fan_in",
         source="Klambauer et al. 2017, Self-normalizing neural networks, arXiv:1706.02515",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.SELU(), nn.AlphaDropout(0.05), nn.Linear(32, 5))
-for layer in model:
+cured = nn.Sequential(nn.Linear(20, 32), nn.SELU(), nn.AlphaDropout(0.05), nn.Linear(32, 5))
+for layer in cured:
     if isinstance(layer, nn.Linear):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")  # variance 1/fan_in
         nn.init.zeros_(layer.bias)
@@ -84,7 +84,7 @@ for layer in model:
         why="f(x) = x·Φ(x): steep for x > 0 like ReLU, and f′(x) is 0 nowhere but at one point, so that few units die",
         source="Hendrycks and Gimpel 2016, arXiv:1606.08415",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.GELU(), nn.Linear(32, 5))
+cured = nn.Sequential(nn.Linear(20, 32), nn.GELU(), nn.Linear(32, 5))
 """,
         cost="an error function an entry",
     ),
@@ -105,7 +105,7 @@ class Maxout(nn.Module):
         return self.linear(x).unflatten(-1, (-1, self.pieces)).amax(-1)
 
 
-model = nn.Sequential(Maxout(20, 32), nn.Linear(32, 5))
+cured = nn.Sequential(Maxout(20, 32), nn.Linear(32, 5))
 """,
         cost="k times the weights and the multiplications",
     ),

@@ -23,7 +23,7 @@ for group in optimizer.param_groups:
         "optimizer was given "
         "this model's parameters, and whether the loss depends on the output (no detach, no argmax)",
         applies="stalled; no help against vanishing",
-        why="|Δw| = lr·|g|: below 2⁻²⁴·|w| it is rounded away in float32, and 2⁻⁹·|w| in bfloat16",
+        why="the update |Δw| = lr·|g|: below 2⁻²⁴·|w| it is rounded away in float32, and 2⁻⁹·|w| in bfloat16",
         source="Smith 2015 (to find the range), arXiv:1506.01186",
         code="""\
 for group in optimizer.param_groups:

@@ -13,8 +13,8 @@ REMEDIES = (
         "function have variance γ²",
         source="Ioffe and Szegedy 2015, arXiv:1502.03167",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32, bias=False), nn.BatchNorm1d(32), nn.Sigmoid(), nn.Linear(32, 5))
-model.train()  # and model.eval() to use it: running averages replace the batch's
+cured = nn.Sequential(nn.Linear(20, 32, bias=False), nn.BatchNorm1d(32), nn.Sigmoid(), nn.Linear(32, 5))
+cured.train()  # and cured.eval() to use it: running averages replace the batch's
 """,
         cost="two vectors a layer; samples of a batch depend on one another; train() and eval() differ",
     ),
@@ -26,7 +26,7 @@ model.train()  # and model.eval() to use it: running averages replace the batch'
         why="y = γ(x − μ)/σ + β over the units of one sample: the same at any batch size",
         source="Ba, Kiros and Hinton 2016, arXiv:1607.06450",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.LayerNorm(32), nn.Sigmoid(), nn.Linear(32, 5))
+cured = nn.Sequential(nn.Linear(20, 32), nn.LayerNorm(32), nn.Sigmoid(), nn.Linear(32, 5))
 """,
         cost="two vectors a layer, and a reduction per sample",
     ),
@@ -38,7 +38,7 @@ model = nn.Sequential(nn.Linear(20, 32), nn.LayerNorm(32), nn.Sigmoid(), nn.Line
         why="y = γx/√(mean(x²)): the scale alone is taken out",
         source="Zhang and Sennrich 2019, arXiv:1910.07467",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.RMSNorm(32), nn.Tanh(), nn.Linear(32, 5))
+cured = nn.Sequential(nn.Linear(20, 32), nn.RMSNorm(32), nn.Tanh(), nn.Linear(32, 5))
 """,
         cost="one vector a layer, and a reduction per sample",
     ),

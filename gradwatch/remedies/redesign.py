@@ -11,7 +11,7 @@ REMEDIES = (
         why="‖∂L/∂x₀‖ ≤ Πₗ‖Jₗ‖·‖∂L/∂x_L‖: with L halved, a factor qᴸ becomes its square root",
         source="Bengio, Simard and Frasconi 1994, Learning long-term dependencies with gradient descent is difficult",
         code="""\
-model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))  # two, before ten
+cured = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))  # two, before ten
 """,
         cost="less to compute, and less that it can express",
     ),

@@ -22,7 +22,7 @@ class Residual(nn.Module):
 
 
 blocks = (Residual(nn.Sequential(nn.Linear(32, 32), nn.Sigmoid())) for _ in range(8))
-model = nn.Sequential(nn.Linear(20, 32), *blocks, nn.Linear(32, 5))
+cured = nn.Sequential(nn.Linear(20, 32), *blocks, nn.Linear(32, 5))
 """,
         cost="one addition a block; the widths must agree; activations grow with depth unless branches are scaled",
     ),
