@@ -20,7 +20,7 @@ def main() -> list[str]:
     return [
         *compare(
             "clipping",
-            "Squared error on unscaled pixels, rate 0.04 where 0.02 learns",
+            "Squared error on unscaled pixels, rate 0.04",
             [
                 sick("do nothing"),
                 sick("clip-norm, 10", clip=10.0),

@@ -62,7 +62,7 @@ def _exploding(case: Case) -> Iterator[str]:
         yield from ("clip-value", "clip-norm") if case.is_embedding else ("clip-norm", "clip-adaptive")
     yield "lower-learning-rate"
     if case.is_recurrent:
-        yield from ("orthogonal", "lstm-gru")
+        yield "lstm-gru"
     if case.is_recurrent or case.is_gated:
         yield "truncated-bptt"
     if case.touches_input and not case.is_embedding:

@@ -39,8 +39,7 @@ with gradwatch.watch(model, optimizer, clip=gradwatch.clip.by_value(0.1)):
         name="clip-adaptive",
         title="Adaptive clipping",
         advice='clip spikes against the run\'s own history: clip="auto"',
-        applies="exploding by rare spikes, or where nobody knows a threshold; no help where the run "
-        "diverges from step 0",
+        applies="exploding by rare spikes, or where nobody knows a threshold; the first step is never clipped",
         why="a norm with z = (‖g‖ − μ)/σ > 2.5 is brought down to μ + σ · 2.5²/z, with running μ and σ",
         source="Kumar et al. 2025, ZClip, arXiv:2504.02507; by unit: Brock et al. 2021, arXiv:2102.06171",
         code="""\

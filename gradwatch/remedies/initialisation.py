@@ -40,7 +40,7 @@ for layer in model:
         name="orthogonal",
         title="Orthogonal initialisation",
         advice="orthogonal initialisation of {where}",
-        applies="vanishing or exploding along time (recurrent weights) or depth (tanh, linear)",
+        applies="vanishing along time (recurrent weights) or depth (tanh, linear); no help where updates are too large",
         why="WᵀW = I: ‖Wᵀg‖ = ‖g‖ for every g, so that T steps keep the norm where λᵀ would take or blow it up",
         source="Saxe, McClelland and Ganguli 2013, arXiv:1312.6120",
         code="""\
