@@ -23,7 +23,8 @@ outputs, (hidden, cell) = rnn(torch.randn(4, 50, 8))
         name="truncated-bptt",
         title="Truncated backpropagation through time",
         advice="truncated backpropagation through time: detach the state every few dozen steps",
-        applies="exploding or vanishing over long sequences, in any recurrent network; no help where the state itself grows",
+        applies="exploding or vanishing over long sequences, in any recurrent network; no help where the "
+        "state itself grows",
         why="∂L/∂W = Σₜ over the last k steps alone: the product has at most k factors, and what lies "
         "further back is not learnt",
         source="Williams and Peng 1990; Werbos 1990",
