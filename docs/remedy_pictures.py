@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 IMAGES = Path(__file__).parent / "images"
+LOWEST, HIGHEST = 1e-12, 1e6  # beyond, a logarithmic axis would show little else
 
 
 def main(directory: str = "runs/remedies") -> None:
@@ -44,6 +45,8 @@ def draw(family: Path, path: Path) -> None:
         right.set_yscale("log")
         if spans_decades(left):
             left.set_yscale("log")
+        for axes in (left, right):
+            axes.set_ylim(*limits(axes))
         left.set_title(table.name.replace("-", " "), loc="left", fontsize=9)
         right.legend(*left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for axes in rows[-1]:
@@ -71,9 +74,9 @@ def first_weight(run: Run) -> int:
 
 
 def curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: dict[str, object]) -> None:
-    """A line that ends in a cross where it stops being finite; zero is drawn as the smallest float32."""
+    """A line that ends in a cross where it stops being finite; a zero is drawn below the lower edge."""
     finite = np.isfinite(values)
-    axes.plot(steps[finite], np.where(values == 0, 1e-45, values)[finite], label=label, **style)
+    axes.plot(steps[finite], np.where(values == 0, LOWEST / 1e9, values)[finite], label=label, **style)
     if not finite.all() and finite.any():
         last = int(np.flatnonzero(finite)[-1])
         axes.plot(steps[last], values[last], "x", markersize=9, **{**style, "linestyle": "none"})
@@ -81,8 +84,22 @@ def curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: 
 
 def spans_decades(axes: Axes) -> bool:
     """Whether a straight scale would flatten all lines but one."""
-    values = np.concatenate([line.get_ydata() for line in axes.lines])
+    values = values_of(axes)
     return values.min() > 0 and math.log10(values.max() / values.min()) > 3
+
+
+def limits(axes: Axes) -> tuple[float, float]:
+    """Around what is drawn, as far as it lies between ``LOWEST`` and ``HIGHEST``."""
+    values = values_of(axes)
+    if axes.get_yscale() == "linear":
+        margin = 0.05 * (values.max() - values.min() or 1.0)
+        return values.min() - margin, values.max() + margin
+    return max(values.min(), LOWEST) / 2, min(values.max(), HIGHEST) * 2
+
+
+def values_of(axes: Axes) -> np.ndarray:
+    """All that is drawn."""
+    return np.concatenate([line.get_ydata() for line in axes.lines])
 
 
 if __name__ == "__main__":

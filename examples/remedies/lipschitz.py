@@ -50,7 +50,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float) -
     critic_optimizer = way.optimizer(game.critic.parameters(), lr=way.rate)
     generator_optimizer = way.optimizer(game.generator.parameters(), lr=way.rate)
     losses, times = [], []
-    with gradwatch.watch(game.critic, critic_optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=5) as watcher:
+    with gradwatch.watch(game.critic, critic_optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=1) as watcher:
         for step in range(steps):
             begin = time.process_time()
             real, made = images[torch.randint(len(images), (way.batch,))], game.made(way.batch).detach()

@@ -39,7 +39,7 @@ def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: floa
     optimizer = way.optimizer(model.parameters(), lr=way.rate)
     scaler = torch.amp.GradScaler("cpu", enabled=way.scaled, init_scale=2.0**20)
     losses, times = [], []
-    with gradwatch.watch(model, optimizer, log_dir=log_dir, scaler=scaler, log_every_n_steps=5) as watcher:
+    with gradwatch.watch(model, optimizer, log_dir=log_dir, scaler=scaler, log_every_n_steps=1) as watcher:
         for _ in range(steps):
             rows = torch.randint(len(inputs), (way.batch,))
             begin = time.process_time()

@@ -119,7 +119,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float = 
     optimizer = way.optimizer(model.parameters(), lr=way.rate)
     batches = torch.Generator().manual_seed(seed)
     losses, times = [], []
-    with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=5) as watcher:
+    with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=1) as watcher:
         for step in range(steps):
             rows = torch.randint(len(inputs), (way.batch,), generator=batches)
             for group in optimizer.param_groups:
