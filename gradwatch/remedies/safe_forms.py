@@ -38,7 +38,7 @@ distance = ((first - second).square().sum(1) + 1e-6).sqrt()  # in place of (firs
         applies="nonfinite from a division, a reciprocal or a negative power; a mean over what may be empty",
         why="∂(x/y)/∂y = −x/y²: at 0 ÷ 0 NaN. torch.where after the division hides the value, not the "
         "slope: ∞ · 0 is NaN",
-        source="PyTorch issue 4132 (where and NaN gradients)",
+        source="PyTorch issue 36923 (NaN through torch.where)",
         code="""\
 mask = torch.zeros(64, 20)
 mean = (inputs * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -52,7 +52,7 @@ ratio = inputs[:, 0] / torch.where(inputs[:, 1].abs() < 1e-6, 1.0, inputs[:, 1])
         advice="never mask a whole row of a softmax: leave one entry, or fill with a large finite number",
         applies="nonfinite from a softmax or attention over a row that is masked entirely (padding alone)",
         why="softmax(−∞, …, −∞) = 0 ÷ 0. Filled with a finite m it is uniform, and multiplied by the mask 0",
-        source="PyTorch issue 41508 (NaN in MultiheadAttention under full masks)",
+        source="PyTorch issue 41508 (nn.MultiheadAttention under full masks)",
         code="""\
 scores, is_kept = torch.randn(2, 4), torch.tensor([[True, True, False, False], [False] * 4])
 filled = scores.masked_fill(~is_kept, torch.finfo(scores.dtype).min)
