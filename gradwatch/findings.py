@@ -23,7 +23,6 @@ Clue = Literal[
     "overflow",
     "overflow of float16",
     "bad batch",  # what the model was given was sick
-    "sick weight",  # so was a weight before this step
     "scaler gave up",
     "diverged",  # loss, gradients or a weight had grown a hundredfold before
     "no gradient",  # output or loss are flat
@@ -33,7 +32,6 @@ Clue = Literal[
     "bias far out",
     "large outputs",
     "dead units",  # somewhere in the model
-    "flat entries",
     "rate rose",
 ]
 """What a cause says in words and remedies depend on."""

@@ -23,9 +23,9 @@ FAR_OUT = 3.0  # a mean bias beyond it decides by itself where the activation fu
 MUCH = 0.5  # share of dead units or flat entries that is worth a word
 RATE_ROSE = 1.5
 LARGE = 10.0  # RMS of what a layer returns: tanh and sigmoid are flat from 3 on
-SILENT: tuple[tuple[str, str, Clue], ...] = (
+SILENT: tuple[tuple[str, str, Clue | None], ...] = (
     ("dead_share", "of the units are dead", "dead units"),
-    ("saturated_share", "of the entries are flat", "flat entries"),
+    ("saturated_share", "of the entries are flat", None),
 )
 COURSES = (("totals", "last_total", "total gradient norm"), ("losses", "last_loss", "loss"))
 STEEPEST = {"Sigmoid": "0.25", "LogSigmoid": "1", "Tanh": "1", "Softsign": "1", "Hardsigmoid": "0.17"}

@@ -11,13 +11,11 @@ __all__ = ["clues_of"]
 
 
 def clues_of(report: StepReport) -> Iterator[Clue]:
-    """Of a NaN or Inf: which operation made it, or what was sick before."""
+    """Of a NaN or Inf: which operation made it, whether the batch held it, whether a scaler gave up."""
     if report.origin is not None:
         if report.origin.operation is not None:
             yield report.origin.operation
         if report.origin.where == "input":
             yield "bad batch"
-    if report.weight_nonfinite is not None and report.weight_nonfinite.any():
-        yield "sick weight"
     if report.overflowed:
         yield "scaler gave up"
