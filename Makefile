@@ -26,6 +26,8 @@ screenshots: .venv/bench  ## the pictures of README and docs, from a fresh demon
 	$(BIN)/python docs/screenshots.py
 	$(BIN)/python docs/pictures.py
 	$(BIN)/python docs/report_pictures.py
+	$(BIN)/python examples/remedies
+	$(BIN)/python docs/remedy_pictures.py
 
 bench: .venv/bench  ## what watching costs, beside clipping and other tools; writes the tables of docs/performance.md (half an hour)
 	$(BIN)/python -m benchmarks.overhead --write

@@ -28,6 +28,8 @@ EXAMPLES = {
     "vanishing": "deep_sigmoid",
     "exploding": "rate_jumps_late",
     "nonfinite": "one_bad_pixel",
+    "dead": "first_bias_of_minus_ten",
+    "saturated": "tanh_of_deviation_five",
     "stalled": "schedule_stuck_at_zero",
     "unstable": "cross_entropy_under_a_rate_of_200",
 }

@@ -11,10 +11,30 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
 
-__all__ = ["KINDS", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
+__all__ = ["KINDS", "Clue", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
 
 Kind = Literal["vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable"]
 Severity = Literal["warning", "error"]
+Clue = Literal[
+    "logarithm",  # which operation made a NaN or Inf
+    "root",
+    "division",
+    "softmax",
+    "overflow",
+    "overflow of float16",
+    "bad batch",  # what the model was given was sick
+    "scaler gave up",
+    "diverged",  # loss, gradients or a weight had grown a hundredfold before
+    "no gradient",  # output or loss are flat
+    "weights alike",  # of the layer, when the finding opened
+    "weights small",
+    "weights large",
+    "bias far out",
+    "large outputs",
+    "dead units",  # somewhere in the model
+    "rate rose",
+]
+"""What a cause says in words and remedies depend on."""
 KINDS: tuple[Kind, ...] = ("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable")
 
 

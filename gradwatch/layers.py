@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,15 @@ class Layers:
             compared along depth.
         size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
         module_types: names of all module types in the model, for advice.
+        behind: (P,) type names of the modules without parameters that were registered behind the one that holds each,
+            up to the next that holds any: the activation function behind a layer, as a rule.
     """
 
     names: tuple[str, ...]
     tensors: list[Tensor]
     owners: tuple[str, ...]
     module_types: frozenset[str] = frozenset()
+    behind: tuple[frozenset[str], ...] = ()
     depth: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,15 +110,20 @@ def of_model(
     models = {"": model} if isinstance(model, nn.Module) else model
     if not isinstance(models, Mapping) or not all(isinstance(m, nn.Module) for m in models.values()):
         raise TypeError(f"model: expected an nn.Module or {{name: nn.Module}}, found {type(model).__name__}.")
-    found: dict[int, tuple[str, Tensor, str]] = {}
+    found: dict[int, _Row] = {}
     kinds: set[str] = set()
     for prefix, root in models.items():
+        behind: set[str] = set()
         for path, module in submodules(root, prefix):
             kinds.add(type(module).__name__)
+            if any(parameter is not None for parameter in module._parameters.values()):
+                behind = behind if "Norm" in type(module).__name__ else set()  # the function comes behind both
+            elif not module._modules:
+                behind.add(type(module).__name__)
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in found:
-                    found[id(parameter)] = (_join(path, name), parameter, type(module).__name__)
-    if not any(parameter.requires_grad for _, parameter, _ in found.values()):
+                    found[id(parameter)] = _Row(_join(path, name), parameter, type(module).__name__, behind)
+    if not any(row.tensor.requires_grad for row in found.values()):
         raise ValueError(
             "model: expected at least one parameter that requires a gradient, found none. "
             "Call watch() after unfreezing the layers to train."
@@ -135,7 +144,8 @@ def of_tensors(
         raise TypeError(f"tensors: expected {{name: torch.Tensor}}, found {type(tensors).__name__} of something else.")
     if not tensors:
         raise ValueError("tensors: expected {name: torch.Tensor}, found an empty mapping. Nothing would be watched.")
-    return _select([(name, tensor, "") for name, tensor in tensors.items()], include, exclude, frozenset())
+    rows = [_Row(name, tensor, "", set()) for name, tensor in tensors.items()]
+    return _select(rows, include, exclude, frozenset())
 
 
 def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -170,22 +180,28 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _select(
-    rows: list[tuple[str, Tensor, str]], include: Selection | None, exclude: Selection | None, kinds: frozenset[str]
-) -> Layers:
-    names = [name for name, _, _ in rows]
-    kept = [row for row in rows if include is None or _matches(include, row[0], row[1])]
+class _Row(NamedTuple):
+    name: str
+    tensor: Tensor
+    owner: str
+    behind: set[str]
+
+
+def _select(rows: list[_Row], include: Selection | None, exclude: Selection | None, kinds: frozenset[str]) -> Layers:
+    names = [row.name for row in rows]
+    kept = [row for row in rows if include is None or _matches(include, row.name, row.tensor)]
     if include is not None and not kept:
         raise ValueError(f"include={include!r} matches none of the {len(names)} parameters.{_near(include, names)}")
-    kept = [row for row in kept if exclude is None or not _matches(exclude, row[0], row[1])]
+    kept = [row for row in kept if exclude is None or not _matches(exclude, row.name, row.tensor)]
     if not kept:
         raise ValueError(f"nothing to watch: exclude={exclude!r} leaves none of the {len(names)} tensors found.")
-    on_meta = [name for name, tensor, _ in kept if tensor.device.type == "meta" and not is_lazy(tensor)]
+    on_meta = [row.name for row in kept if row.tensor.device.type == "meta" and not is_lazy(row.tensor)]
     if on_meta:
         raise ValueError(
             f"model: {on_meta[0]!r} is on the meta device and has no values. Materialise it before watch()."
         )
-    return Layers(tuple(r[0] for r in kept), [r[1] for r in kept], tuple(r[2] for r in kept), kinds)
+    behind = tuple(frozenset(row.behind) for row in kept)
+    return Layers(tuple(r.name for r in kept), [r.tensor for r in kept], tuple(r.owner for r in kept), kinds, behind)
 
 
 def _matches(selection: Selection, name: str, tensor: Tensor) -> bool:

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gradwatch.graph import nodes_behind, operation_of, saved_by
-from gradwatch.report import Origin
+from gradwatch.report import Operation, Origin
 
-__all__ = ["STEEP", "Operations", "fault_behind", "operations_behind"]
+__all__ = ["STEEP", "Made", "Operations", "family_of", "fault_behind", "operations_behind"]
 
 FURTHEST = 64  # nodes of a graph between the losses and the outputs that are looked at
 
@@ -61,6 +61,12 @@ WITHOUT_INPUT = {
     "logsoftmax": DOMAINS["_log_softmax"],
 }
 """The same of operations whose graph saves what they made, not what they were given."""
+FAMILIES: dict[Operation, set[str]] = {
+    "logarithm": {"log", "log2", "log10", "log1p", "xlogy", "specialentr"},
+    "root": {"sqrt", "rsqrt", "linalgvectornorm", "linalg_vector_norm", "norm", "std", "var"},
+    "division": {"div", "true_divide", "reciprocal", "pow", "float_power"},
+    "softmax": {"_softmax", "_log_softmax", "softmax", "logsoftmax", "logsumexp"},
+}
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,13 @@ class Made:
         module: under way.
         node: of the backward pass, ``""`` in the forward pass.
         words: what it was.
+        operation: the family that it belongs to, None for one without a remedy of its own.
     """
 
     module: str
     node: str
     words: str
+    operation: Operation | None
 
 
 class Operations(TorchDispatchMode):
@@ -105,11 +113,13 @@ class Operations(TorchDispatchMode):
         forward = [made for made in self._made if not made.node]
         inside = [m for m in forward if m.module == origin.module or m.module.startswith(f"{origin.module}.")]
         if origin.where == "forward":
-            words = [made.words for made in inside or forward]
+            suspects = inside or forward
         else:  # what a NaN was replaced by is finite; its derivative is not
-            words = [made.words for made in self._made if made.node]
-            words += [f"{made.words}, in its forward pass" for made in inside]
-        return replace(origin, words=f"{origin.words}: {words[0]}") if words else origin
+            suspects = [made for made in self._made if made.node]
+            suspects += [replace(made, words=f"{made.words}, in its forward pass") for made in inside]
+        if not suspects:
+            return origin
+        return replace(origin, words=f"{origin.words}: {suspects[0].words}", operation=suspects[0].operation)
 
     def _look(self, func: Any, inputs: Sequence[Tensor], before: Any, ranges: Any, output: Any) -> None:
         name = func._schema.name.split("::")[-1].rstrip("_") or func._schema.name
@@ -122,9 +132,11 @@ class Operations(TorchDispatchMode):
         if is_nan or is_inf:
             node = torch._C._current_autograd_node()
             ranges = [_range(tensor) for tensor in inputs] if ranges is None else ranges
-            words = _words(name, inputs, ranges, _floats(output)[0].dtype, is_nan)
+            dtype = _floats(output)[0].dtype
+            words = _words(name, inputs, ranges, dtype, is_nan)
             title = "" if node is None else operation_of(node)
-            self._made.append(Made(self._module(), title, f"{words}, in the derivative of {title}" if title else words))
+            words = f"{words}, in the derivative of {title}" if title else words
+            self._made.append(Made(self._module(), title, words, family_of(title or name, dtype, is_nan)))
 
 
 def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
@@ -132,33 +144,42 @@ def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(map(operation_of, nodes_behind(losses, mark, FURTHEST))))
 
 
-def fault_behind(mark: str, loss: Any) -> str:
-    """Which of those operations made a NaN or Inf of finite numbers, in words; ``""`` where none is seen to.
+def family_of(name: str, dtype: torch.dtype = torch.float32, nan: bool = True) -> Operation | None:
+    """The family of an operation that made NaN (``nan``) or Inf of a format."""
+    known = next((family for family, names in FAMILIES.items() if name in names), None)
+    if known is not None or nan:
+        return known
+    return "overflow of float16" if dtype is torch.float16 else "overflow"
+
+
+def fault_behind(mark: str, loss: Any) -> Made | None:
+    """Which of those operations made a NaN or Inf of finite numbers; None where none is seen to.
 
     To be asked before the backward pass, which frees what the graph has saved.
     """
-    return next((words for node in nodes_behind([loss], mark, FURTHEST) if (words := _fault_of(node))), "")
+    return next((made for node in nodes_behind([loss], mark, FURTHEST) if (made := _fault_of(node))), None)
 
 
-def _fault_of(node: Any) -> str:
+def _fault_of(node: Any) -> Made | None:
     """What an operation did to finite numbers, as far as its node has saved them."""
     title = operation_of(node)
     given, result = [saved_by(node, name) for name in ("self", "other", "exponent")], saved_by(node, "result")
     inputs = [tensor for tensor in given if isinstance(tensor, Tensor) and tensor.numel() > 0]
     if any(_faults(tensor) != (False, False) for tensor in inputs):
-        return ""
+        return None
     function = getattr(torch, title, None)
     if title == "div" and inputs and given[1] is not None and bool((given[1] == 0).any()):
-        return "a division by 0"
+        return Made("", title, "a division by 0", "division")
     if result is None and function is not None and given[0] is not None and title in (*DOMAINS, "pow", "mul"):
         with contextlib.suppress(TypeError):  # an operand that was not saved
             result = function(*(each for each in given if each is not None))
     if not isinstance(result, Tensor) or _faults(result) == (False, False):
-        return ""
+        return None
     has_nan = bool(torch.isnan(result).any())
+    words = WITHOUT_INPUT.get(title, "")
     if inputs:
-        return _words(title, inputs, [_range(tensor) for tensor in inputs], result.dtype, has_nan)
-    return WITHOUT_INPUT.get(title, "")
+        words = _words(title, inputs, [_range(tensor) for tensor in inputs], result.dtype, has_nan)
+    return Made("", title, words, family_of(title, result.dtype, has_nan)) if words else None
 
 
 def _words(

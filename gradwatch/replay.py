@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradwatch.calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.harmless import harmless
-from gradwatch.operations import STEEP, Operations, fault_behind, operations_behind
+from gradwatch.operations import STEEP, Made, Operations, family_of, fault_behind, operations_behind
 from gradwatch.origin import origin_of
 from gradwatch.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.report import Origin
@@ -75,7 +75,7 @@ class Replay:
         self._calls: deque[_Call] = deque(maxlen=KEPT)
         self._under_way: _Call | None = None
         self._losses: deque[Any] = deque(maxlen=KEPT)
-        self._loss_fault = ""
+        self._loss_fault: Made | None = None
         self.was_called = False
         self._undo: list[Callable[[], None]] = []
         self._listen()
@@ -97,7 +97,7 @@ class Replay:
         self.was_called = self.was_called or bool(self._calls)
         self._calls.clear()
         self._losses.clear()
-        self._loss_fault = ""
+        self._loss_fault = None
         self._under_way = None
 
     def _descend(self) -> None:
@@ -112,7 +112,7 @@ class Replay:
         """Takes the loss of the coming update; by which operations it was made is told where it is at fault."""
         if loss.grad_fn is not None:
             self._losses.append(loss.grad_fn)
-            if loss.is_cpu and not self._loss_fault and not math.isfinite(loss.item()):  # elsewhere this would wait
+            if loss.is_cpu and self._loss_fault is None and not math.isfinite(loss.item()):  # elsewhere this would wait
                 self._loss_fault = fault_behind(OUTPUT, loss.grad_fn)
 
     def remove(self) -> None:
@@ -141,7 +141,7 @@ class Replay:
         del batches  # whose sick rows the origin names
         if origin is None or origin.where != "loss":
             return None if origin is None else self._explain(origin, operations)
-        return replace(origin, words=f"{origin.words}{self._about_the_loss(loss)}")
+        return self._about_the_loss(origin, loss)
 
     def _explain(self, origin: Origin, operations: Operations) -> Origin:
         explained = operations.explain(origin)
@@ -159,15 +159,18 @@ class Replay:
         them = ", ".join(f"{origin.module}.{name}".lstrip(".") for name in corrupt)
         return replace(origin, words=f"{origin.words}: its {them} already held NaN or Inf")
 
-    def _about_the_loss(self, loss: float | None) -> str:
-        """By which operations it was made, and which of them failed."""
+    def _about_the_loss(self, origin: Origin, loss: float | None) -> Origin:
+        """``origin`` with the operations by which the loss was made, and which of them failed."""
         made_by = operations_behind(OUTPUT, self._losses)
         if not made_by:
-            return ""
+            return origin
         steep = [name for name in made_by if name in STEEP] if loss is not None and math.isfinite(loss) else []
-        fault = f": {self._loss_fault}" if self._loss_fault else ""
+        fault = "" if self._loss_fault is None else f": {self._loss_fault.words}"
         without_bound = f"; without bound is the derivative of {' and '.join(steep)}" if steep else ""
-        return f"{fault} (the loss is made by {', '.join(made_by)}{without_bound})"
+        known = [family_of(name) for name in steep] if self._loss_fault is None else [self._loss_fault.operation]
+        operation = next((family for family in known if family is not None), None)
+        words = f"{origin.words}{fault} (the loss is made by {', '.join(made_by)}{without_bound})"
+        return replace(origin, words=words, operation=operation)
 
     @harmless
     def _enter(self, name: str, args: Any, kwargs: Any) -> _Call | None:

@@ -13,7 +13,7 @@ from gradwatch.detect import Detectors, Event
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.layers import Layers, of_tensors
-from gradwatch.remedies import advise
+from gradwatch.remedies import Case, advise
 from gradwatch.report import StepReport
 
 NAN, INF = math.nan, math.inf
@@ -47,7 +47,10 @@ def run_of(rows: Iterable[Sequence[float]], losses: Iterable[float | None] | Non
 
 
 def detectors(layers: Layers, thresholds: Thresholds | None = None) -> Detectors:
-    return Detectors(layers, thresholds or Thresholds(), lambda kind, columns: advise(kind, layers, clips=False))
+    def advice(kind, columns, rate, clues):
+        return advise(Case(kind, layers, columns, rate=rate, clues=clues))
+
+    return Detectors(layers, thresholds or Thresholds(), advice)
 
 
 def events(

@@ -32,7 +32,7 @@ def test_the_count_of_entries_is_told():
     assert finding.message.startswith(
         "2 of 4 gradient entries of w1 are NaN or Inf at step 3, 2 of 3 layers in all. Why: no weight "
     )
-    assert "guard log, sqrt and division in the loss (an epsilon inside, clamp before)" in finding.remedies
+    assert any(remedy.endswith("(safe-log)") for remedy in finding.remedies)
 
 
 @pytest.mark.parametrize(

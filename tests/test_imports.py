@@ -86,6 +86,7 @@ HEAVY_FREE = [
     "gradwatch.findings",
     "gradwatch.report",
     "gradwatch.unpacked",
+    "gradwatch.remedies",
     "gradwatch.scripts",
     "gradwatch.cli",
     "gradwatch.cli.run",

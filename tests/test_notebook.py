@@ -49,7 +49,7 @@ def test_the_example_shows_a_sick_and_a_healthy_run():
         NotebookClient(executed, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     sick, healthy = shown(executed)
     assert "1 finding: vanishing in 0.weight" in sick
-    assert "ReLU, GELU or SiLU in place of Sigmoid" in sick
+    assert "ReLU in place of Sigmoid, with He initialisation (relu)" in sick
     assert "No findings." in healthy
     assert "<table>" not in healthy
     assert all(PICTURE.search(page) for page in (sick, healthy))

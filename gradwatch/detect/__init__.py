@@ -7,14 +7,13 @@ A detector says which layers are sick at this step; an ``Episode`` turns that in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gradwatch.detect.background import Background
 from gradwatch.detect.dead import Dead
-from gradwatch.detect.episode import Episode, Event
+from gradwatch.detect.episode import Advise, Episode, Event
 from gradwatch.detect.exploding import Exploding
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
 from gradwatch.detect.saturated import Saturated
@@ -35,14 +34,14 @@ class Detectors:
     Args:
         layers: the table that the reports' columns follow.
         thresholds: what counts as sick.
-        advise: (kind, covered columns) → remedies, best first.
+        advise: → remedies, best first.
     """
 
     def __init__(
         self,
         layers: Layers,
         thresholds: Thresholds,
-        advise: Callable[[str, list[int]], tuple[str, ...]],
+        advise: Advise,
     ) -> None:
         self._exploding, self._vanishing = Exploding(layers, thresholds), Vanishing(layers, thresholds)
         detectors: list[Detector] = [

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradwatch.findings import Kind
+from gradwatch.findings import Clue, Kind
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 from gradwatch.report import StepReport
 
-__all__ = ["Background"]
+__all__ = ["Background", "Fact"]
 
 FIRST_STEPS = 5
 GREW = 100.0  # times the first total norms or losses: the run had diverged before its first NaN
@@ -22,9 +22,21 @@ FAR_OFF = 3.0  # times the standard deviation that keeps the variance from layer
 FAR_OUT = 3.0  # a mean bias beyond it decides by itself where the activation function works
 MUCH = 0.5  # share of dead units or flat entries that is worth a word
 RATE_ROSE = 1.5
+LARGE = 10.0  # RMS of what a layer returns: tanh and sigmoid are flat from 3 on
+SILENT: tuple[tuple[str, str, Clue | None], ...] = (
+    ("dead_share", "of the units are dead", "dead units"),
+    ("saturated_share", "of the entries are flat", None),
+)
 COURSES = (("totals", "last_total", "total gradient norm"), ("losses", "last_loss", "loss"))
 STEEPEST = {"Sigmoid": "0.25", "LogSigmoid": "1", "Tanh": "1", "Softsign": "1", "Hardsigmoid": "0.17"}
 NORMALISING = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
+
+
+class Fact(NamedTuple):
+    """What joins a cause: its words, and what remedies depend on of it."""
+
+    words: str
+    clue: Clue | None = None
 
 
 class Background:
@@ -68,8 +80,8 @@ class Background:
                 memory["shares"][name] = report.figures[name]
 
     @harmless
-    def facts(self, kind: Kind, report: StepReport, column: int | None) -> str:
-        """What joins the cause of a finding of ``kind`` that opens now; ``""`` where nothing does.
+    def facts(self, kind: Kind, report: StepReport, column: int | None) -> list[Fact]:
+        """What joins the cause of a finding of ``kind`` that opens now.
 
         Args:
             kind: of the finding.
@@ -90,7 +102,7 @@ class Background:
             "stalled": (self._rate(report),),
             "unstable": (self._rate(report), self._update(None)),
         }[kind]
-        return "; ".join(fact for facts in found for fact in facts)
+        return [fact for facts in found for fact in facts]
 
     def state(self) -> dict[str, Any]:
         """A copy of what was learned."""
@@ -100,7 +112,7 @@ class Background:
         """Goes on from what ``state`` returned."""
         self._memory = copy.deepcopy(state)
 
-    def _slope(self, report: StepReport, column: int | None) -> Iterator[str]:
+    def _slope(self, report: StepReport, column: int | None) -> Iterator[Fact]:
         """How much smaller gradients get from one weight to the next, from the strongest down to ``column``."""
         if column is None:
             return
@@ -112,29 +124,30 @@ class Background:
             return
         strongest = max(range(1, len(behind)), key=lambda place: float(rms[behind[place]]))
         shrink = float(rms[behind[strongest]] / rms[column]) ** (1 / strongest)
-        yield f"per entry they shrink {shrink:.3g} times a weight over {strongest} weights"
+        yield Fact(f"per entry they shrink {shrink:.3g} times a weight over {strongest} weights")
 
-    def _functions(self) -> Iterator[str]:
+    def _functions(self) -> Iterator[Fact]:
         types = self._layers.module_types
         squashing = [f"{name} (slope at most {STEEPEST[name]})" for name in STEEPEST if name in types]
         if squashing:
             normalises = any(norm in name for name in types for norm in NORMALISING)
-            yield f"through {' and '.join(squashing)}{'' if normalises else ' without normalisation'}"
+            yield Fact(f"through {' and '.join(squashing)}{'' if normalises else ' without normalisation'}")
 
-    def _activations(self) -> Iterator[str]:
+    def _activations(self) -> Iterator[Fact]:
         shares = self._memory["shares"]
-        for name, what in (("dead_share", "of the units are dead"), ("saturated_share", "of the entries are flat")):
+        for name, what, clue in SILENT:
             if name in shares and not np.isnan(shares[name]).all() and np.nanmax(shares[name]) >= MUCH:
                 worst = int(np.nanargmax(shares[name]))
-                yield f"behind {self._layers.names[worst]} {shares[name][worst]:.0%} {what}"
+                yield Fact(f"behind {self._layers.names[worst]} {shares[name][worst]:.0%} {what}", clue)
 
-    def _activation_rms(self, column: int | None) -> Iterator[str]:
+    def _activation_rms(self, column: int | None) -> Iterator[Fact]:
         rms = self._memory["shares"].get("activation_rms")
         if column is not None and rms is not None and np.isfinite(rms[column]):
             module = self._layers.names[column].rpartition(".")[0]
-            yield f"{module or 'the layer'} returns entries of RMS {rms[column]:.3g}"
+            words = f"{module or 'the layer'} returns entries of RMS {rms[column]:.3g}"
+            yield Fact(words, "large outputs" if rms[column] > LARGE else None)
 
-    def _start(self, column: int | None) -> Iterator[str]:
+    def _start(self, column: int | None) -> Iterator[Fact]:
         """How far the weights are from those that keep the variance, and how far out the bias of the layer is."""
         if column is None:
             return
@@ -143,48 +156,51 @@ class Background:
         if layers.is_weight[column] and layers.size[column] > 1 and layers.owners[column] != "Embedding":
             std, kept = float(tensor.float().std()), (tensor.numel() / tensor.shape[0]) ** -0.5
             if std == 0:
-                yield f"all entries of {name} are {float(tensor.flatten()[0]):.3g}"
+                yield Fact(f"all entries of {name} are {float(tensor.flatten()[0]):.3g}", "weights alike")
             elif not kept / FAR_OFF < std < kept * FAR_OFF:
-                yield f"{name} has standard deviation {std:.2g}, where {kept:.2g} keeps the variance"
+                words = f"{name} has standard deviation {std:.2g}, where {kept:.2g} keeps the variance"
+                yield Fact(words, "weights large" if std > kept else "weights small")
         bias = f"{name.rpartition('.')[0]}.bias".lstrip(".")
         if bias in layers.names:
             mean = float(layers.tensors[layers.names.index(bias)].detach().float().mean())
             if abs(mean) > FAR_OUT:
-                yield f"{bias} is {mean:.3g} on average"
+                yield Fact(f"{bias} is {mean:.3g} on average", "bias far out")
 
-    def _update(self, column: int | None) -> Iterator[str]:
+    def _update(self, column: int | None) -> Iterator[Fact]:
         ratios = self._memory["shares"].get("update_ratio")
         if ratios is None or np.isnan(ratios).all():
             return
         if column is None:
             column = int(np.nanargmax(ratios))
         if np.isfinite(ratios[column]):
-            yield f"the last sampled update moved {self._layers.names[column]} by {ratios[column]:.2g} of its norm"
+            yield Fact(
+                f"the last sampled update moved {self._layers.names[column]} by {ratios[column]:.2g} of its norm"
+            )
 
-    def _rate(self, report: StepReport) -> Iterator[str]:
+    def _rate(self, report: StepReport) -> Iterator[Fact]:
         rate, best = report.learning_rate, self._memory["best"]
         if rate is None:
             return
         if best is not None and best[2] and best[1] < report.step and rate > RATE_ROSE * best[2]:
             times = f", {rate / best[2]:.3g} times that of step {best[1]}, where the loss was lowest"
-            yield f"the learning rate is {rate:.3g}{times}"
+            yield Fact(f"the learning rate is {rate:.3g}{times}", "rate rose")
         else:
-            yield f"the learning rate is {rate:.3g}"
+            yield Fact(f"the learning rate is {rate:.3g}")
 
-    def _divergence(self, report: StepReport) -> Iterator[str]:
+    def _divergence(self, report: StepReport) -> Iterator[Fact]:
         memory = self._memory
         for first, last, what in COURSES:
             if not memory[first]:
                 continue
             start, (step, value) = float(np.median(np.abs(memory[first]))), memory[last]
             if start > 0 and abs(value) >= GREW * start:
-                rate = "".join(f"; {fact}" for fact in self._rate(report))
                 grew = f"its {what} grew from {start:.3g} to {value:.3g} at step {step}"
-                yield f"the run had diverged before: {grew}{rate}"
+                yield Fact(f"the run had diverged before: {grew}", "diverged")
+                yield from self._rate(report)
                 return
         yield from self._grown_weight()
 
-    def _grown_weight(self) -> Iterator[str]:
+    def _grown_weight(self) -> Iterator[Fact]:
         first, last = self._memory["first_weights"], self._memory["shares"].get("weight_norm")
         if first is None or last is None:
             return
@@ -193,4 +209,4 @@ class Background:
         if not np.isnan(growth).all() and np.nanmax(growth) >= GREW:
             worst = int(np.nanargmax(growth))
             grew = f"the norm of {self._layers.names[worst]} grew from {first[worst]:.3g} to {last[worst]:.3g}"
-            yield f"the run had diverged before: {grew}"
+            yield Fact(f"the run had diverged before: {grew}", "diverged")

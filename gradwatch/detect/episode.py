@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gradwatch.detect.background import Background
+from gradwatch.detect.background import Background, Fact
+from gradwatch.detect.clues import clues_of
 from gradwatch.detect.symptoms import Detector, Symptoms
-from gradwatch.findings import Finding
+from gradwatch.findings import Clue, Finding, Kind
 from gradwatch.layers import Layers
 from gradwatch.report import StepReport
 
-__all__ = ["CLEAR_STEPS", "Episode", "Event"]
+__all__ = ["CLEAR_STEPS", "Advise", "Episode", "Event"]
 
 CLEAR_STEPS = 10
 """Healthy steps that end a finding. A sickness that flickers, sick every few steps, stays one finding."""
+
+Advise = Callable[[Kind, list[int], float | None, frozenset[Clue]], tuple[str, ...]]
+"""(kind, covered columns, learning rate, clues) → remedies, best first."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Episode:
     Args:
         detector: says what is sick.
         layers: names of the columns.
-        advise: (kind, covered columns) → remedies.
+        advise: → remedies.
         background: what joins the cause.
     """
 
@@ -44,7 +48,7 @@ class Episode:
         self,
         detector: Detector,
         layers: Layers,
-        advise: Callable[[str, list[int]], tuple[str, ...]],
+        advise: Advise,
         background: Background,
     ) -> None:
         self._detector, self._layers, self._advise, self._background = detector, layers, advise, background
@@ -119,9 +123,9 @@ class Episode:
         self._covered, self._healthy = set(columns), 0
         cause, measured = self._detector.explain(report, column, columns)
         whole = self._detector.covers_whole_run
-        facts = self._background.facts(self._detector.kind, report, None if whole else column)
-        cause = f"{cause}; {facts}" if facts else cause
-        remedies = self._advise(self._detector.kind, [] if whole else columns)
+        facts = self._background.facts(self._detector.kind, report, None if whole else column) or []  # None: broken
+        cause = "; ".join([cause, *(fact.words for fact in facts)])
+        remedies = self._remedies(report, [] if whole else columns, facts)
         self._open = Finding(
             kind=self._detector.kind,
             severity=self._detector.severity,
@@ -137,6 +141,10 @@ class Episode:
             remedies=remedies,
         )
         return Event(self._open, ended=False)
+
+    def _remedies(self, report: StepReport, columns: list[int], facts: Iterable[Fact]) -> tuple[str, ...]:
+        clues = {*clues_of(report), *self._detector.clues(), *(fact.clue for fact in facts if fact.clue is not None)}
+        return self._advise(self._detector.kind, columns, report.learning_rate, frozenset(clues))
 
     def _extend(self, report: StepReport, due: np.ndarray) -> None:
         assert self._open is not None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.findings import Kind, Severity
+from gradwatch.findings import Clue, Kind, Severity
 from gradwatch.report import Floats, StepReport
 
 __all__ = ["Detector", "Symptoms", "healthy", "whole_run"]
@@ -73,6 +73,10 @@ class Detector:
     def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
         """(cause, what was measured) for the finding that opens now at ``column``; called after ``examine``."""
         raise NotImplementedError
+
+    def clues(self) -> tuple[Clue, ...]:
+        """What remedies depend on of what ``examine`` has just seen."""
+        return ()
 
     def state(self) -> dict[str, Any]:
         """A copy of what was learned."""

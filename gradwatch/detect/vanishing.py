@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from gradwatch.detect.symptoms import Detector, Symptoms, healthy
-from gradwatch.findings import Thresholds
+from gradwatch.findings import Clue, Thresholds
 from gradwatch.layers import Layers
 from gradwatch.report import Floats, StepReport
 
@@ -123,6 +123,9 @@ class Vanishing(Detector):
             f"{1 / self._limit():,.0f} times)."
         )
         return f"gradients shrink along depth and no longer reach the first {weights} weights", measured
+
+    def clues(self) -> tuple[Clue, ...]:
+        return ("no gradient",) if self._gone else ()
 
     def _faded(self, report: StepReport) -> tuple[np.ndarray, Floats, np.ndarray]:
         """(sick, threshold, mending) of rule 1: the longest stretch from the input whose every weight is faint."""

@@ -16,13 +16,13 @@ from gradwatch.activations import Activations
 from gradwatch.backward import BackwardPass
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
-from gradwatch.findings import NonFiniteError, Thresholds
+from gradwatch.findings import Clue, Kind, NonFiniteError, Thresholds
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement
 from gradwatch.origin import inferred_origin
 from gradwatch.placement import Placement
-from gradwatch.remedies import advise
+from gradwatch.remedies import Case, advise
 from gradwatch.replay import Replay
 from gradwatch.report import Origin
 from gradwatch.sinks.log import logger
@@ -247,8 +247,8 @@ class Steps:
         elif updates.policy is not None:
             current.clip_(updates.policy)
 
-    def _advise(self, kind: str, columns: list[int]) -> tuple[str, ...]:
-        return advise(kind, self._layers, clips=self._policy is not None)
+    def _advise(self, kind: Kind, columns: list[int], rate: float | None, clues: frozenset[Clue]) -> tuple[str, ...]:
+        return advise(Case(kind, self._layers, columns, self._policy is not None, rate, clues))
 
     def _loss_scale(self, gradients: list[Tensor]) -> Tensor | None:
         return None if self.scaler is None else self.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))

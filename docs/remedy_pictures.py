@@ -1,0 +1,106 @@
+"""The pictures of docs/remedies.md: what ``python examples/remedies`` left in runs/remedies, drawn side by side.
+
+One picture a family, one row a table of the page: the loss, and the gradient norm of the first weight.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from gradwatch.runs import Run, read_runs
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+IMAGES = Path(__file__).parent / "images"
+LOWEST, HIGHEST = 1e-12, 1e6  # beyond, a logarithmic axis would show little else
+
+
+def main(directory: str = "runs/remedies") -> None:
+    """One picture for each family that has runs."""
+    for family in sorted(path for path in Path(directory).iterdir() if path.is_dir()):
+        draw(family, IMAGES / f"remedy-{family.name.replace('_', '-')}.png")
+
+
+def draw(family: Path, path: Path) -> None:
+    """A row for each table: the loss to the left, the first weight's gradient to the right."""
+    tables = sorted((table for table in family.iterdir()), key=lambda table: table.stat().st_mtime)
+    figure, rows = plt.subplots(
+        len(tables), 2, figsize=(11, 2.9 * len(tables)), squeeze=False, sharex="row", layout="constrained"
+    )
+    for (left, right), table in zip(rows, tables, strict=True):
+        runs = sorted(read_runs(table), key=lambda run: (not is_sick_one(run), Path(run.name).name))
+        for number, run in enumerate(runs):
+            style = style_of(run, number)
+            curve(left, run.curves["loss"].steps, run.curves["loss"].values, Path(run.name).name, style)
+            curve(right, run.steps, run.packed["highest"].values[:, first_weight(run)], "", style)
+        left.set_ylabel("loss")
+        right.set_ylabel("gradient norm, first weight")
+        right.set_yscale("log")
+        if spans_decades(left):
+            left.set_yscale("log")
+        for axes in (left, right):
+            axes.set_ylim(*limits(axes))
+        left.set_title(table.name.replace("-", " "), loc="left", fontsize=9)
+        right.legend(*left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    for axes in rows[-1]:
+        axes.set_xlabel("step")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    print(path)
+
+
+def style_of(run: Run, number: int) -> dict[str, object]:
+    """Black for what is sick; a colour for each remedy."""
+    if is_sick_one(run):
+        return {"color": "black", "linewidth": 2, "linestyle": ("-", "--", ":", "-.")[number % 4]}
+    return {"color": f"C{number % 10}", "linewidth": 1.5, "linestyle": "--" if number > 9 else "-"}
+
+
+def is_sick_one(run: Run) -> bool:
+    """What every other row is held against."""
+    return Path(run.name).name.startswith("do-nothing")
+
+
+def first_weight(run: Run) -> int:
+    """The column of the weight nearest the input."""
+    return next(int(column) for column in run.order if "weight" in run.layers[column])
+
+
+def curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: dict[str, object]) -> None:
+    """A line that ends in a cross where it stops being finite; a zero is drawn below the lower edge."""
+    finite = np.isfinite(values)
+    axes.plot(steps[finite], np.where(values == 0, LOWEST / 1e9, values)[finite], label=label, **style)
+    if not finite.all() and finite.any():
+        last = int(np.flatnonzero(finite)[-1])
+        axes.plot(steps[last], values[last], "x", markersize=9, **{**style, "linestyle": "none"})
+
+
+def spans_decades(axes: Axes) -> bool:
+    """Whether a straight scale would flatten all lines but one."""
+    values = values_of(axes)
+    return values.min() > 0 and math.log10(values.max() / values.min()) > 3
+
+
+def limits(axes: Axes) -> tuple[float, float]:
+    """Around what is drawn, as far as it lies between ``LOWEST`` and ``HIGHEST``."""
+    values = values_of(axes)
+    if axes.get_yscale() == "linear":
+        margin = 0.05 * (values.max() - values.min() or 1.0)
+        return values.min() - margin, values.max() + margin
+    return max(values.min(), LOWEST) / 2, min(values.max(), HIGHEST) * 2
+
+
+def values_of(axes: Axes) -> np.ndarray:
+    """All that is drawn."""
+    return np.concatenate([line.get_ydata() for line in axes.lines])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

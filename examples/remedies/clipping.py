@@ -1,0 +1,56 @@
+"""Clipping: a run that explodes is held; one that vanishes, or makes a NaN in a single step, is not helped by it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from activations import stack
+from side_by_side import Way, compare, quiet, squared_error, unguarded_cross_entropy
+from torch import nn
+
+from gradwatch import clip
+
+EXPLODING = partial(stack, nn.ReLU, 2)
+RAW = 16.0  # grey levels from 0 to 16, as they come
+
+
+def main() -> list[str]:
+    """What explodes, and what clipping cannot help."""
+    sick = partial(Way, model=EXPLODING, rate=0.04, loss=squared_error)
+    return [
+        *compare(
+            "clipping",
+            "Squared error on unscaled pixels, rate 0.04",
+            [
+                sick("do nothing"),
+                sick("clip-norm, 10", clip=10.0),
+                sick("clip-norm, 1", clip=1.0),
+                sick("clip-value, 0.1", clip=clip.by_value(0.1)),
+                sick("clip-adaptive, ZClip (auto)", clip="auto"),
+                sick("clip by layer norm, 1", clip=clip.by_layer_norm(1.0)),
+                sick("lower-learning-rate, 0.01", rate=0.01),
+            ],
+            steps=150,
+            scale=RAW,
+        ),
+        *compare(
+            "clipping",
+            "Where clipping does not help",
+            [
+                Way("do nothing: 12 × Sigmoid", partial(stack, nn.Sigmoid, 12)),
+                Way("clip-norm, 1: 12 × Sigmoid", partial(stack, nn.Sigmoid, 12), clip=1.0),
+                Way("do nothing: log of softmax", EXPLODING, 0.5, loss=unguarded_cross_entropy, inputs=_brighter),
+                Way("clip-norm, 1: log of softmax", EXPLODING, 0.5, 1.0, unguarded_cross_entropy, _brighter),
+            ],
+            steps=100,
+        ),
+    ]
+
+
+def _brighter(inputs):  # noqa: ANN001
+    return 500 * inputs
+
+
+if __name__ == "__main__":
+    quiet()
+    main()

@@ -1,0 +1,67 @@
+"""The learning rate: too high, too low, and too high in the first steps only."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from activations import stack
+from side_by_side import Way, compare, quiet, squared_error
+from torch import nn
+
+
+def rising(steps: int) -> object:
+    """Warm-up over so many steps."""
+    return lambda step: min(1.0, (step + 1) / steps)
+
+
+def main() -> list[str]:
+    """Four rates that are wrong."""
+    relu = partial(stack, nn.ReLU, 2)
+    raw = partial(Way, model=relu, rate=0.04, loss=squared_error)
+    return [
+        *compare(
+            "learning_rate",
+            "Plain descent at a rate of 10",
+            [
+                Way("do nothing", relu, 10.0),
+                Way("lower-learning-rate, 3", relu, 3.0),
+                Way("lower-learning-rate, 1", relu, 1.0),
+                Way("lower-learning-rate, 0.1", relu, 0.1),
+                Way("warm-up over 50 steps", relu, 10.0, schedule=rising(50)),
+                Way("clip-norm, 1", relu, 10.0, clip=1.0),
+            ],
+            steps=150,
+        ),
+        *compare(
+            "learning_rate",
+            "Squared error on unscaled pixels, a rate that only the first steps cannot bear",
+            [
+                raw("do nothing: 0.04"),
+                raw("warm-up over 10 steps", schedule=rising(10)),
+                raw("warm-up over 50 steps", schedule=rising(50)),
+                raw("lower-learning-rate, 0.01", rate=0.01),
+                raw("clip-norm, 1", clip=1.0),
+                raw("do nothing: 0.1", rate=0.1),
+                raw("warm-up over 50 steps: 0.1", rate=0.1, schedule=rising(50)),
+            ],
+            steps=150,
+            scale=16.0,
+        ),
+        *compare(
+            "learning_rate",
+            "Plain descent at a rate of 1e-8",
+            [
+                Way("do nothing", relu, 1e-8),
+                Way("higher-learning-rate, 1e-4", relu, 1e-4),
+                Way("higher-learning-rate, 0.1", relu, 0.1),
+                Way("Adam at 1e-8", relu, 1e-8, optimizer=torch.optim.Adam),
+            ],
+            steps=120,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    quiet()
+    main()

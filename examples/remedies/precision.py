@@ -1,0 +1,95 @@
+"""float16: gradients too small for it, which loss scaling lifts, and activations too large, which it does not lower."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from activations import stack
+from side_by_side import Outcome, Way, compare, digits, held_out_accuracy, outcome_of, quiet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gradwatch
+
+SHARE = 1e-7  # of the loss: one term of many
+
+
+@dataclass(frozen=True)
+class Precise(Way):
+    """A way to train in a format of its own, scaled or not."""
+
+    dtype: torch.dtype = torch.float32
+    scaled: bool = False
+
+
+def small_loss(outputs: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy as a small share of a sum; the learning rate makes up for it."""
+    return SHARE * F.cross_entropy(outputs.float(), classes)
+
+
+def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: float) -> Outcome:
+    """One run on the digits under autocast."""
+    inputs, classes, held_out, held_out_classes = digits(scale)
+    torch.manual_seed(seed)
+    model = way.model()
+    optimizer = way.optimizer(model.parameters(), lr=way.rate)
+    scaler = torch.amp.GradScaler("cpu", enabled=way.scaled, init_scale=2.0**20)
+    losses, times = [], []
+    with gradwatch.watch(model, optimizer, log_dir=log_dir, scaler=scaler, log_every_n_steps=1) as watcher:
+        for _ in range(steps):
+            rows = torch.randint(len(inputs), (way.batch,))
+            begin = time.process_time()
+            with torch.autocast("cpu", way.dtype, enabled=way.dtype is not torch.float32):
+                outputs = model(way.inputs(inputs[rows]))
+            loss = way.loss(outputs, classes[rows])
+            watcher.observe_loss(loss)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            times.append(time.process_time() - begin)
+            losses.append(loss.item())
+    return outcome_of(watcher, losses, times, held_out_accuracy(model, way, held_out, held_out_classes))
+
+
+def main() -> list[str]:
+    """Too small, too large."""
+    small = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.3 / SHARE, loss=small_loss)
+    large = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.003, optimizer=torch.optim.Adam)
+    bright = partial(large, inputs=lambda inputs: 1e5 * inputs)
+    half = torch.float16
+    return [
+        *compare(
+            "precision",
+            "Gradients of 1e-8 and less",
+            [
+                small("float32"),
+                small("do nothing: float16", dtype=half),
+                small("loss-scaling: float16", dtype=half, scaled=True),
+                small("bfloat16", dtype=torch.bfloat16),
+            ],
+            steps=150,
+            train=train,
+        ),
+        *compare(
+            "precision",
+            "Pixels beyond 65,504",
+            [
+                bright("do nothing: float16", dtype=half),
+                bright("loss-scaling: float16", dtype=half, scaled=True),
+                large("scaled-inputs: float16", dtype=half),
+                bright("bfloat16", dtype=torch.bfloat16),
+            ],
+            steps=150,
+            train=train,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    quiet()
+    main()

@@ -1,0 +1,148 @@
+"""Along time: a character model of Python's own source that explodes, and digits read two pixels at a time.
+
+Weights that are used at every time step have one gradient, the sum over all: that it comes from the last steps alone
+shows in no norm. What vanishes along time shows as a loss that does not fall.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sysconfig
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from side_by_side import Outcome, Way, compare, digits, outcome_of, quiet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gradwatch
+
+LENGTH, WIDTH, BATCH = 32, 64, 16
+
+
+@cache
+def text() -> Tensor:
+    """(200,000,) bytes below 128 of the standard library's source."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    source = b"".join(path.read_bytes() for path in files[:20])[:200_000]
+    return torch.tensor([byte & 127 for byte in source])
+
+
+class Writer(nn.Module):
+    """(N, T) characters → (N, T, 128) scores of the next; ``cell`` is a class of torch.nn."""
+
+    def __init__(self, cell: Callable[..., nn.RNNBase], truncate: int = LENGTH, begin: str = "PyTorch's") -> None:
+        super().__init__()
+        self.embedding, self.truncate = nn.Embedding(128, 32), truncate
+        self.rnn, self.out = cell(32, WIDTH, batch_first=True), nn.Linear(WIDTH, 128)
+        recurrent_weights(self.rnn, begin)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        outputs, state = [], None
+        for chunk in self.embedding(characters).split(self.truncate, dim=1):
+            output, state = self.rnn(chunk, state)
+            outputs.append(output)
+            state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        return self.out(torch.cat(outputs, dim=1))
+
+
+class Reader(nn.Module):
+    """(N, 64) pixels, two at a time → (N, 10) scores; the top of the image is 32 steps away from the answer."""
+
+    def __init__(self, cell: Callable[..., nn.RNNBase], begin: str = "PyTorch's") -> None:
+        super().__init__()
+        self.rnn, self.out = cell(2, WIDTH, batch_first=True), nn.Linear(WIDTH, 10)
+        recurrent_weights(self.rnn, begin)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.out(self.rnn(pixels.unflatten(1, (32, 2)))[0][:, -1])
+
+
+def recurrent_weights(rnn: nn.RNNBase, begin: str) -> None:
+    """``"wild"``: with a ReLU behind them they multiply the norm by 1.4 a step; ``"orthogonal"``."""
+    if begin == "wild":
+        nn.init.normal_(rnn.weight_hh_l0, std=2 * WIDTH**-0.5)
+    if begin == "orthogonal":
+        nn.init.orthogonal_(rnn.weight_hh_l0)
+
+
+def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float) -> Outcome:
+    """One run on text; held out are its last tenth, and figures of it are nats a character."""
+    source = text()
+    torch.manual_seed(seed)
+    model = way.model()
+    optimizer = way.optimizer(model.parameters(), lr=way.rate)
+    draw = torch.Generator().manual_seed(seed)
+    losses, times = [], []
+    with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=1) as watcher:
+        for _ in range(steps):
+            characters = windows(source[:180_000], draw)
+            begin = time.process_time()
+            loss = nats(model, characters)
+            watcher.observe_loss(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            times.append(time.process_time() - begin)
+            losses.append(loss.item())
+    with torch.no_grad():
+        held_out = statistics.fmean(nats(model, windows(source[180_000:], draw)).item() for _ in range(8))
+    return outcome_of(watcher, losses, times, held_out)
+
+
+def windows(source: Tensor, draw: torch.Generator) -> Tensor:
+    """(N, T + 1) stretches of the text."""
+    starts = torch.randint(len(source) - LENGTH - 1, (BATCH,), generator=draw).tolist()
+    return torch.stack([source[start : start + LENGTH + 1] for start in starts])
+
+
+def nats(model: nn.Module, characters: Tensor) -> Tensor:
+    """Cross-entropy of each character from those before it."""
+    return F.cross_entropy(model(characters[:, :-1]).flatten(0, 1), characters[:, 1:].flatten())
+
+
+def main() -> list[str]:
+    """What explodes along time, and what vanishes."""
+    assert digits()[0].shape[1] == 64
+    relu = partial(nn.RNN, nonlinearity="relu")
+    wild = partial(Writer, relu, begin="wild")
+    adam = torch.optim.Adam
+    return [
+        *compare(
+            "recurrent",
+            "An RNN of ReLUs with wild recurrent weights on text, plain descent at 0.5",
+            [
+                Way("do nothing", wild, 0.5),
+                Way("lstm-gru: LSTM", partial(Writer, nn.LSTM), 0.5),
+                Way("lstm-gru: GRU", partial(Writer, nn.GRU), 0.5),
+                Way("tanh in place of ReLU, wild", partial(Writer, nn.RNN, begin="wild"), 0.5),
+                Way("orthogonal", partial(Writer, relu, begin="orthogonal"), 0.5),
+                Way("truncated-bptt, 8 of 32 steps", partial(wild, truncate=8), 0.5),
+                Way("truncated-bptt, 2 of 32 steps", partial(wild, truncate=2), 0.5),
+                Way("clip-norm, 1", wild, 0.5, clip=1.0),
+                Way("lower-learning-rate, 0.005", wild, 0.005),
+            ],
+            steps=150,
+            train=train,
+            held_out="held-out loss",
+        ),
+        *compare(
+            "recurrent",
+            "Digits, two pixels a step, Adam at 0.003",
+            [
+                Way("do nothing: RNN", partial(Reader, nn.RNN), 0.003, optimizer=adam),
+                Way("lstm-gru: LSTM", partial(Reader, nn.LSTM), 0.003, optimizer=adam),
+                Way("lstm-gru: GRU", partial(Reader, nn.GRU), 0.003, optimizer=adam),
+                Way("orthogonal", partial(Reader, nn.RNN, begin="orthogonal"), 0.003, optimizer=adam),
+            ],
+            steps=150,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    quiet()
+    main()

@@ -1,0 +1,156 @@
+"""A finding and what is known of it, in the words that remedies ask with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from gradwatch.findings import Clue, Kind
+
+if TYPE_CHECKING:
+    from gradwatch.layers import Layers  # which loads torch
+
+__all__ = ["Case"]
+
+SQUASHING = frozenset({"Sigmoid", "Tanh", "LogSigmoid", "Softsign", "Hardsigmoid", "Hardtanh"})
+RECTIFYING = frozenset({"ReLU", "ReLU6"})
+SMOOTH = frozenset({"GELU", "SiLU", "Mish", "ELU", "SELU", "CELU", "LeakyReLU", "PReLU", "Softplus", "Hardswish"})
+NORMALISING = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
+PLAIN_RECURRENT = frozenset({"RNN", "RNNCell"})
+GATED = frozenset({"LSTM", "LSTMCell", "GRU", "GRUCell"})
+RESIDUAL = re.compile(r"Residual|BasicBlock|Bottleneck|(En|De)coderLayer|(GPT|Bert|Llama)\w*(Block|Layer)|ResNet")
+CRITIC = re.compile(r"critic|discriminator", re.IGNORECASE)
+ATTENTION = re.compile(r"Attention|Transformer|(En|De)coderLayer")
+CONVOLUTION = re.compile(r"Conv(?:Transpose)?(\dd)$")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What advice depends on.
+
+    Attributes:
+        kind: of the finding.
+        layers: the table of watched tensors.
+        columns: those that the finding covers; none for the run as a whole.
+        clips: gradients are clipped already.
+        rate: the learning rate, if it is known.
+        clues: what the cause says.
+    """
+
+    kind: Kind
+    layers: Layers
+    columns: Sequence[int] = ()
+    clips: bool = False
+    rate: float | None = None
+    clues: frozenset[Clue] = frozenset()
+
+    @cached_property
+    def owners(self) -> frozenset[str]:
+        """Types of the modules that hold the sick layers; of all, where the whole run is sick."""
+        return frozenset(self.layers.owners[column] for column in self._columns)
+
+    @cached_property
+    def functions(self) -> frozenset[str]:
+        """Types of the activation functions behind them; of all in the model, where none is known behind them."""
+        known = SQUASHING | RECTIFYING | SMOOTH
+        behind = (self.layers.behind[column] for column in self._columns if column < len(self.layers.behind))
+        return known & frozenset().union(*behind) or known & self.layers.module_types
+
+    @property
+    def squashes(self) -> bool:
+        """A sigmoid or its like stands behind them."""
+        return bool(self.functions & SQUASHING)
+
+    @property
+    def slopes_below_one(self) -> bool:
+        """A sigmoid does, whose slope is a quarter at most: no scale of the weights makes up for it."""
+        return bool(self.functions & {"Sigmoid", "Hardsigmoid"})
+
+    @property
+    def rectifies(self) -> bool:
+        """A ReLU does."""
+        return bool(self.functions & RECTIFYING)
+
+    @property
+    def normalises(self) -> bool:
+        """Any part of the model does."""
+        return any(norm in name for name in self.layers.module_types for norm in NORMALISING)
+
+    @property
+    def is_residual(self) -> bool:
+        """Its parts are known to add what went in; what a ``forward`` adds by itself is not seen."""
+        return any(RESIDUAL.search(name) for name in self.layers.module_types)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """A plain RNN is among the sick layers."""
+        return bool(self.owners & PLAIN_RECURRENT)
+
+    @property
+    def is_gated(self) -> bool:
+        """An LSTM or GRU is among the sick layers."""
+        return bool(self.owners & GATED)
+
+    @property
+    def is_convolution(self) -> bool:
+        """A convolution is."""
+        return any(CONVOLUTION.search(owner) for owner in self.owners)
+
+    @property
+    def attends(self) -> bool:
+        """The model has attention."""
+        return any(ATTENTION.search(name) for name in self.layers.module_types)
+
+    @property
+    def is_embedding(self) -> bool:
+        """Nothing but embeddings is sick."""
+        return bool(self.owners) and all("Embedding" in owner for owner in self.owners)
+
+    @property
+    def is_critic(self) -> bool:
+        """The sick layers, or the model, are called critic or discriminator."""
+        names = [self.layers.names[column] for column in self._columns]
+        return any(CRITIC.search(name) for name in [*names, *self.layers.module_types])
+
+    @property
+    def is_half(self) -> bool:
+        """A sick layer is held in float16."""
+        return any(str(self.layers.tensors[column].dtype) == "torch.float16" for column in self._columns)
+
+    @property
+    def touches_input(self) -> bool:
+        """The first layer is among the sick ones."""
+        return bool(len(self.layers)) and int(self.layers.order[0]) in self._columns
+
+    @cached_property
+    def words(self) -> dict[str, str]:
+        """What the braces of a remedy's ``advice`` stand for."""
+        dimension = next((found[1] for owner in sorted(self.owners) if (found := CONVOLUTION.search(owner))), "1d")
+        rate = self.rate
+        return {
+            "functions": " and ".join(sorted(self.functions - SMOOTH or self.functions)) or "the function behind it",
+            "where": self._where,
+            "between": f"before {' and '.join(sorted(self.functions & SQUASHING))}"
+            if self.squashes
+            else "between layers",
+            "batch_norm": f"BatchNorm{dimension}",
+            "lower": f" ({rate / 3:.2g} where it is {rate:.2g})" if rate else "",
+            "higher": f" ({10 * rate:.2g} where it is {rate:.2g})" if rate else "",
+            "warm_up": "500" if self.attends else "100",
+        }
+
+    @property
+    def _columns(self) -> Sequence[int]:
+        return self.columns or range(len(self.layers))
+
+    @property
+    def _where(self) -> str:
+        if not self.columns:
+            return "the weights"
+        names = [self.layers.names[column] for column in self.columns if self.layers.is_weight[column]]
+        if len(names) == 1:
+            return names[0]
+        return f"{names[0]} to {names[-1]}" if names else self.layers.names[self.columns[0]]
