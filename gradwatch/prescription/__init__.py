@@ -1,0 +1,235 @@
+"""``gradwatch.prescribe``: tries remedies on copies of a model and says which of them cure it.
+
+Enters: how to make a model, an optimizer and batches. Leaves: a ranking, measured. The user's objects and the state of
+every random generator stay as they were.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch.findings import Finding, Kind
+from gradwatch.prescription import words
+from gradwatch.prescription.fitting import candidates
+from gradwatch.prescription.problem import Batch, Problem
+from gradwatch.prescription.progress import bar
+from gradwatch.prescription.race import Candidate, race
+from gradwatch.prescription.ranking import Trial, is_cured, rank
+from gradwatch.prescription.treatments import name_of
+from gradwatch.prescription.trial import FEWEST, LONGEST, Run, run
+
+__all__ = ["Prescription", "Trial", "prescribe"]
+
+SHARE = 0.1  # of the budget: how long one untreated run may take, if it has made FEWEST updates by then
+MOST = 0.3  # of the budget: after which even that is given up
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """What was tried, and what came of it. ``print`` it.
+
+    Attributes:
+        ranking: every remedy that was tried, best first.
+        note: the outcome in one sentence.
+        findings: what the untreated model showed, on all seeds.
+        controls: ``{"do nothing": …, "random choice": …}``: (share cured, loss) without a remedy, and the expected
+            ones of a remedy drawn at random from those tried (of the loss, the median).
+        not_applicable: remedy → why it could not be tried.
+        steps: updates of the untreated run.
+    """
+
+    ranking: list[Trial]
+    note: str
+    findings: tuple[Finding, ...] = ()
+    controls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    not_applicable: Mapping[str, str] = field(default_factory=dict)
+    steps: int = 0
+
+    @property
+    def best(self) -> Trial | None:
+        """The first of the ranking, if it cures."""
+        return self.ranking[0] if self.ranking and self.ranking[0].cured else None
+
+    def __str__(self) -> str:
+        parts = [self.note]
+        if self.ranking:
+            parts.append(words.table(self.ranking, self.controls))
+        if self.best is not None:
+            parts.append(f"The change:\n\n{self.best.code}")
+        if self.not_applicable:
+            singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
+            parts.append("\n".join(["Not tried:", *singles]))
+        return "\n\n".join(parts)
+
+
+def prescribe(
+    make_model: Callable[[], nn.Module],
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    batches: Sequence[Batch | Mapping[str, Any]],
+    loss_fn: Callable[[Any, Any], Tensor],
+    *,
+    seeds: int = 3,
+    budget_seconds: float = 60,
+    log_dir: str | Path | None = None,
+) -> Prescription:
+    """Tries the remedies that fit what is wrong with a training run, and ranks them by what they did.
+
+    The untreated model is trained for up to 300 updates under a watcher. If that finds something, remedies that fit it
+    are tried, singly and in pairs, each on a fresh model: activation functions, normalisations, residual connections
+    and initialisation by changing its modules, the rest by changing settings. A race (successive halving,
+    arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run if the finding is gone, none of
+    severity ``error`` is there, and the loss on held-out batches is better by a tenth than both the untreated model's
+    and the untrained one's.
+
+    Nothing that is the caller's changes: each trial has a model of its own, and the generators of torch, numpy and
+    random are put back.
+
+    Args:
+        make_model: makes a model; called anew for every trial, under that trial's seed.
+        make_optimizer: parameters → optimizer.
+        batches: two or more (inputs, targets), or ``{"inputs": …, "targets": …}``. Every fifth is held out. Inputs that
+            are a mapping or a tuple are handed to ``forward`` by name or in order, if it takes them so.
+        loss_fn: (outputs, targets) → scalar tensor. Targets may be any structure.
+        seeds: how many seeds the last ones of the race are tried on.
+        budget_seconds: of wall clock; no trial runs past it.
+        log_dir: a folder for TensorBoard runs to compare, one for each remedy and seed; None writes none.
+
+    Raises:
+        TypeError, ValueError: for an argument that makes no sense, naming it, what was found and what to do.
+        RuntimeError: where the untreated model cannot make a single update.
+
+    Examples:
+        >>> x, y = torch.randn(640, 8), torch.randn(640, 1)
+        >>> found = gradwatch.prescribe(
+        ...     lambda: nn.Linear(8, 1),
+        ...     lambda parameters: torch.optim.SGD(parameters, lr=30.0),
+        ...     list(zip(x.split(64), y.split(64))),
+        ...     nn.functional.mse_loss,
+        ...     seeds=1,
+        ...     budget_seconds=10,
+        ... )
+        >>> print(found.note)  # doctest: +SKIP
+        exploding is cured by lower-learning-rate: held-out loss 1.01 where the untreated run ends at inf.
+    """
+    begin = time.perf_counter()
+    _refuse_bad_numbers(seeds, budget_seconds)
+    problem = Problem.of(make_model, make_optimizer, batches, loss_fn)
+    folder = None if log_dir is None else Path(log_dir)
+    deadline = begin + budget_seconds
+    with bar() as advance:
+        baselines = _untreated(problem, seeds, begin, budget_seconds, folder)
+        if not baselines:
+            return Prescription([], _too_little(budget_seconds))
+        findings = tuple(finding for each in baselines.values() for finding in each.findings)
+        if not findings:
+            return Prescription([], _nothing_sick(baselines), steps=next(iter(baselines.values())).steps)
+        kind = _main_kind(baselines)
+
+        def try_one(candidate: Candidate, seed: int, steps: int) -> Run:
+            return run(problem, candidate, seed, steps, deadline, log_dir=_run_folder(folder, name_of(candidate), seed))
+
+        tried, reasons = race(candidates(kind), try_one, baselines, kind, deadline, advance)
+    ranking = rank(tried, baselines, kind)
+    note = _outcome(ranking, kind) if ranking else _too_little(budget_seconds)
+    steps = next(iter(baselines.values())).steps
+    return Prescription(ranking, note, findings, _controls(tried, baselines, kind), reasons, steps)
+
+
+def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> dict[int, Run]:
+    """The untreated run of each seed; of fewer seeds where time is short, of none where not one run fits."""
+    baselines: dict[int, Run] = {}
+    steps = LONGEST
+    for seed in range(seeds):
+        now = time.perf_counter()
+        first = next(iter(baselines.values()), None)
+        if first is not None and now + first.steps * first.seconds_per_step > begin + MOST * budget:
+            break
+        try:
+            done = run(
+                problem, (), seed, steps, begin + MOST * budget,
+                enough=math.inf if first else now + SHARE * budget, log_dir=_run_folder(folder, "do nothing", seed),
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            if str(error).startswith(("make_", "batches", "loss_fn")):
+                raise
+            raise RuntimeError(_CANNOT.format(error)) from error
+        except Exception as error:
+            raise RuntimeError(_CANNOT.format(error)) from error
+        if not done.is_whole or (done.steps < FEWEST and done.steps == 0):
+            break
+        baselines[seed] = done
+        steps = min(steps, done.steps) if not done.findings or math.isfinite(done.after) else steps
+    return baselines
+
+
+_CANNOT = (
+    "prescribe: the untreated model could not be trained: {}. "
+    "Check that loss_fn(make_model()(inputs), targets).backward() runs for each of the batches."
+)
+
+
+def _main_kind(baselines: Mapping[int, Run]) -> Kind:
+    """What most seeds show; of those, what was an error, and came first."""
+    counts = Counter(kind for each in baselines.values() for kind in {finding.kind for finding in each.findings})
+    findings = [finding for each in baselines.values() for finding in each.findings]
+    worst = min(findings, key=lambda f: (-counts[f.kind], f.severity != "error", f.raised_step))
+    return worst.kind
+
+
+def _controls(
+    tried: Mapping[Candidate, Sequence[Run]], baselines: Mapping[int, Run], kind: str
+) -> dict[str, tuple[float, float]]:
+    if not tried:
+        return {}
+    first = [runs[0] for runs in tried.values()]
+    cured = statistics.fmean(is_cured(each, baselines[each.seed], kind) for each in first)
+    losses = [each.after if math.isfinite(each.after) else math.inf for each in first]
+    untreated = statistics.fmean(each.after for each in baselines.values())
+    return {"do nothing": (0.0, untreated), "random choice": (cured, statistics.median(losses))}
+
+
+def _outcome(ranking: Sequence[Trial], kind: str) -> str:
+    best = ranking[0]
+    untreated = f"where the untreated run ends at {words.figure(best.baseline_loss)}"
+    if best.cured:
+        return f"{kind} is cured by {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
+    return (
+        f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it. "
+        f"Nearest came {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
+    )
+
+
+def _nothing_sick(baselines: Mapping[int, Run]) -> str:
+    first = next(iter(baselines.values()))
+    return (
+        f"Nothing was sick: {first.steps} updates on {len(baselines)} seeds raised no finding, "
+        f"held-out loss {words.figure(first.before)} → {words.figure(first.after)}. Nothing was tried."
+    )
+
+
+def _too_little(budget: float) -> str:
+    return (
+        f"budget_seconds={budget:g} was too small: an untreated run of {FEWEST} updates and one trial did not fit. "
+        "Give more, or smaller batches."
+    )
+
+
+def _run_folder(folder: Path | None, name: str, seed: int) -> Path | None:
+    return None if folder is None else folder / name.replace(" ", "-") / f"seed-{seed}"
+
+
+def _refuse_bad_numbers(seeds: int, budget: float) -> None:
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise ValueError(f"seeds={seeds!r}: expected a whole number, 1 or more.")
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
+        raise ValueError(f"budget_seconds={budget!r}: expected a finite number of seconds above 0.")

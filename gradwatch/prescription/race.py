@@ -1,0 +1,88 @@
+"""Successive halving: which remedies are tried on how many seeds, within the time there is.
+
+Jamieson and Talwalkar 2016 (arXiv:1502.07943): all are given a little, the better third is given more, until few are
+left. What is given out here is seeds: after each, the better third goes on to the next. Where one seed for all would
+take too long, the first runs are shorter; where the shortest would, fewer take part: the likeliest, which come first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from gradwatch.prescription.ranking import score_of
+from gradwatch.prescription.setup import NotApplicableError
+from gradwatch.prescription.treatments import Treatment, name_of
+from gradwatch.prescription.trial import FEWEST, Run
+
+__all__ = ["race"]
+
+KEPT = 3  # one in so many goes on to the next seed; Hyperband (arXiv:1603.06560) found 3 or 4 best
+FINALISTS = 4  # so many at least go on
+SLOWER = 1.5  # a treated step against an untreated one, for the plan alone: the deadline is kept by the clock
+
+Candidate = tuple[Treatment, ...]
+Try = Callable[[Candidate, int, int], Run]
+"""(treatments, seed, steps) → its run."""
+
+
+def race(
+    candidates: Sequence[Candidate],
+    try_one: Try,
+    baselines: Mapping[int, Run],
+    kind: str,
+    deadline: float,
+    advance: Callable[[float], None],
+) -> tuple[dict[Candidate, list[Run]], dict[str, str]]:
+    """Runs the race.
+
+    Args:
+        candidates: the likeliest first.
+        try_one: runs one.
+        baselines: the untreated run of each seed.
+        kind: of the finding to be cured.
+        deadline: on ``time.perf_counter``.
+        advance: told the share of the race that lies behind.
+
+    Returns:
+        The whole runs of each that took part; why others could not be tried.
+    """
+    whole: dict[Candidate, list[Run]] = {}
+    reasons: dict[str, str] = {}
+    field = list(candidates)
+    for round_, (seed, baseline) in enumerate(baselines.items()):
+        steps = baseline.steps if round_ else _affordable(baseline, field, len(baselines), deadline)
+        for place, candidate in enumerate(field):
+            if time.perf_counter() + steps * baseline.seconds_per_step > deadline:
+                break
+            advance((round_ + place / len(field)) / len(baselines))
+            found = _tried(candidate, seed, steps, try_one, reasons)
+            if found is not None:
+                whole.setdefault(candidate, []).append(found)
+        field = [candidate for candidate in field if len(whole.get(candidate, ())) > round_]
+        field.sort(key=lambda candidate: score_of(whole[candidate], baselines, kind))
+        field = field[: max(FINALISTS, len(field) // KEPT)]
+    return whole, reasons
+
+
+def _tried(candidate: Candidate, seed: int, steps: int, try_one: Try, reasons: dict[str, str]) -> Run | None:
+    if any(treatment.remedy in reasons for treatment in candidate):
+        return None
+    try:
+        run = try_one(candidate, seed, steps)
+    except NotApplicableError as error:
+        reasons[name_of(candidate)] = f"not applicable: {error}"
+        return None
+    except Exception as error:  # whatever a treated model raises is a reason, not an end
+        reasons[name_of(candidate)] = f"not applicable: the changed model raised {type(error).__name__}: {error}"
+        return None
+    return run if run.is_whole else None
+
+
+def _affordable(baseline: Run, field: Sequence[Candidate], seeds: int, deadline: float) -> int:
+    """Steps of the first runs: those of the untreated one, or fewer, so that the later rounds have their time."""
+    rounds = sum(KEPT**-round_ for round_ in range(seeds))
+    left = (deadline - time.perf_counter()) / (SLOWER * baseline.seconds_per_step)
+    affordable = left / (len(field) * rounds)
+    return max(min(FEWEST, baseline.steps), min(baseline.steps, math.floor(affordable)))

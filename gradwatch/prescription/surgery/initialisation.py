@@ -1,0 +1,92 @@
+"""Weights drawn anew: He, Xavier, orthogonal, scaled by depth; biases 0, normalisations as they begin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gradwatch.prescription.setup import NotApplicableError, Setup
+from gradwatch.prescription.surgery.calls import LAYERS, NORMS, calls_of
+
+__all__ = ["depth_scaled", "he", "orthogonal", "reset", "xavier"]
+
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+Draw = Callable[[Tensor, bool], object]
+"""(weight, whether its layer is hidden): draws it anew, in place."""
+
+
+def he(setup: Setup) -> None:
+    """N(0, 2/n) for hidden layers (arXiv:1502.01852), Xavier's for the last."""
+    reset(
+        setup,
+        lambda weight, hidden: (
+            nn.init.kaiming_normal_(weight, nonlinearity="relu") if hidden else nn.init.xavier_normal_(weight)
+        ),
+    )
+
+
+def xavier(setup: Setup) -> None:
+    """U(±√(6 / (n + m))) (Glorot and Bengio 2010)."""
+    reset(setup, lambda weight, _: nn.init.xavier_uniform_(weight))
+
+
+def orthogonal(setup: Setup) -> None:
+    """Orthogonal weights, times √2 where rectifiers follow (arXiv:1312.6120)."""
+    rectifies = any(isinstance(module, (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU)) for module in setup.model.modules())
+    gain = math.sqrt(2) if rectifies else 1.0
+    reset(setup, lambda weight, hidden: nn.init.orthogonal_(weight, gain if hidden else 1.0))
+
+
+def depth_scaled(setup: Setup) -> None:
+    """Xavier's, then 1/√L for each of L layers that keep their width (as GPT-2's residual branches)."""
+    xavier(setup)
+    same = [call.module for call in calls_of(setup.model, setup.batches[0][0]) if call.given == call.made]
+    if not same:
+        raise NotApplicableError("no layer returns the shape that it was given")
+    with torch.no_grad():
+        for layer in same:
+            layer.weight /= math.sqrt(len(same))  # type: ignore[operator]
+
+
+def reset(setup: Setup, draw: Draw) -> None:
+    """Draws the weights of all layers anew by ``draw``; biases 0, recurrences orthogonal, normalisations 1 and 0."""
+    layers = [module for module in setup.model.modules() if isinstance(module, (*LAYERS, *RECURRENT))]
+    attention = [module for module in setup.model.modules() if isinstance(module, nn.MultiheadAttention)]
+    if not layers and not attention:
+        raise NotApplicableError("no linear, convolutional, recurrent or attention layer was found")
+    calls = calls_of(setup.model, setup.batches[0][0])
+    last = calls[-1].module if calls else None
+    with torch.no_grad():
+        for module in layers:
+            _reset_recurrent(module, draw) if isinstance(module, RECURRENT) else _reset_layer(module, draw, last)
+        for module in attention:
+            nn.init.xavier_uniform_(module.in_proj_weight) if module.in_proj_weight is not None else None
+        for module in setup.model.modules():
+            if isinstance(module, NORMS):
+                module.reset_parameters()
+
+
+def _reset_layer(module: nn.Module, draw: Draw, last: nn.Module | None) -> None:
+    weight, bias = module.weight, module.bias
+    if isinstance(weight, nn.Parameter):  # one that is computed (weight normalisation) is not drawn
+        draw(weight, module is not last)
+    if isinstance(bias, nn.Parameter):
+        nn.init.zeros_(bias)
+
+
+def _reset_recurrent(module: nn.Module, draw: Draw) -> None:
+    """Each gate's square block orthogonal; biases 0, but 1 for what an LSTM's forget gate adds up."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if "bias" in name:
+            nn.init.zeros_(parameter)
+            if isinstance(module, (nn.LSTM, nn.LSTMCell)) and "bias_ih" in name:
+                quarter = len(parameter) // 4
+                parameter[quarter : 2 * quarter] = 1.0
+        elif "weight_hh" in name:
+            for block in parameter.split(parameter.shape[1]):
+                nn.init.orthogonal_(block)
+        else:
+            draw(parameter, True)
