@@ -35,6 +35,7 @@ class Problem:
         training: the batches to train on, in their order.
         held_out: those never trained on; without those whose entries are not finite, which tell nothing of a model.
         loss_fn: (outputs, targets) → scalar.
+        hands_out: once known, whether ``make_model`` gives one and the same model every time.
     """
 
     make_model: Callable[[], nn.Module]
@@ -42,7 +43,7 @@ class Problem:
     training: Sequence[Batch]
     held_out: Sequence[Batch]
     loss_fn: Callable[[Any, Any], Tensor]
-    given: list[nn.Module] = field(default_factory=list)
+    hands_out: list[bool] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -87,9 +88,9 @@ class Problem:
         model = self.make_model()
         if not isinstance(model, nn.Module):
             raise TypeError(f"make_model: expected it to return an nn.Module, found {type(model).__name__}.")
-        if not self.given:  # once: does it make models, or hand out one that the user goes on to train?
-            self.given.extend({id(each): each for each in (model, self.make_model())}.values())
-        return copy.deepcopy(model) if _shares(model, self.given[0]) else model
+        if not self.hands_out:  # once: does it make models, or hand out one that the user goes on to train?
+            self.hands_out.append(_shares(model, self.make_model()))
+        return copy.deepcopy(model) if self.hands_out[0] else model
 
 
 _HINTS = {

@@ -20,7 +20,7 @@ __all__ = ["race"]
 
 KEPT = 3  # one in so many goes on to the next seed; Hyperband (arXiv:1603.06560) found 3 or 4 best
 FINALISTS = 4  # so many at least go on
-SLOWER = 1.5  # a treated step against an untreated one, for the plan alone: the deadline is kept by the clock
+SLOWER = 2.0  # a treated step against an untreated one, for the plan alone: the deadline is kept by the clock
 
 Candidate = tuple[Treatment, ...]
 Try = Callable[[Candidate, int, int], Run]
@@ -52,9 +52,10 @@ def race(
     reasons: dict[str, str] = {}
     field = list(candidates)
     for round_, (seed, baseline) in enumerate(baselines.items()):
-        steps = baseline.steps if round_ else _affordable(baseline, field, len(baselines), deadline)
+        until = _end_of_round(deadline, len(baselines) - round_)
+        steps = baseline.steps if round_ else _affordable(baseline, len(field), until)
         for place, candidate in enumerate(field):
-            if time.perf_counter() + steps * baseline.seconds_per_step > deadline:
+            if time.perf_counter() + steps * baseline.seconds_per_step > until:
                 break
             advance((round_ + place / len(field)) / len(baselines))
             found = _tried(candidate, seed, steps, try_one, reasons)
@@ -80,9 +81,13 @@ def _tried(candidate: Candidate, seed: int, steps: int, try_one: Try, reasons: d
     return run if run.is_whole else None
 
 
-def _affordable(baseline: Run, field: Sequence[Candidate], seeds: int, deadline: float) -> int:
-    """Steps of the first runs: those of the untreated one, or fewer, so that the later rounds have their time."""
-    rounds = sum(KEPT**-round_ for round_ in range(seeds))
-    left = (deadline - time.perf_counter()) / (SLOWER * baseline.seconds_per_step)
-    affordable = left / (len(field) * rounds)
+def _end_of_round(deadline: float, rounds: int) -> float:
+    """When this round ends, of so many left: each takes a ``KEPT``-th of the time of the one before."""
+    now = time.perf_counter()
+    return now + (deadline - now) / sum(KEPT**-round_ for round_ in range(rounds))
+
+
+def _affordable(baseline: Run, tried: int, until: float) -> int:
+    """Steps of the first runs: those of the untreated one, or fewer, so that all are tried."""
+    affordable = (until - time.perf_counter()) / (SLOWER * baseline.seconds_per_step * tried)
     return max(min(FEWEST, baseline.steps), min(baseline.steps, math.floor(affordable)))

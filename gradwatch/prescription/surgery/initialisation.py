@@ -70,9 +70,12 @@ def reset(setup: Setup, draw: Draw) -> None:
 
 
 def _reset_layer(module: nn.Module, draw: Draw, last: nn.Module | None) -> None:
-    weight, bias = module.weight, module.bias
-    if isinstance(weight, nn.Parameter):  # one that is computed (weight normalisation) is not drawn
-        draw(weight, module is not last)
+    weight, bias = module.weight.detach().clone(), module.bias  # type: ignore[operator]
+    draw(weight, module is not last)
+    if isinstance(module.weight, nn.Parameter):
+        module.weight.copy_(weight)
+    else:  # one that is computed, by weight normalisation say, takes what it is set to
+        module.weight = weight
     if isinstance(bias, nn.Parameter):
         nn.init.zeros_(bias)
 
