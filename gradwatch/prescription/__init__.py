@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +24,12 @@ from gradwatch.prescription.problem import Batch, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
 from gradwatch.prescription.ranking import Trial, is_cured, rank
-from gradwatch.prescription.treatments import name_of
 from gradwatch.prescription.trial import FEWEST, LONGEST, Run, run
 
 __all__ = ["Prescription", "Trial", "prescribe"]
 
 SHARE = 0.1  # of the budget: how long one untreated run may take, if it has made FEWEST updates by then
-MOST = 0.3  # of the budget: after which even that is given up
+MOST = 0.5  # of the budget: after which even that is given up; torch alone may load for two seconds at a first update
 
 
 @dataclass(frozen=True)
@@ -126,38 +124,36 @@ def prescribe(
     problem = Problem.of(make_model, make_optimizer, batches, loss_fn)
     folder = None if log_dir is None else Path(log_dir)
     deadline = begin + budget_seconds
+
+    def try_one(candidate: Candidate, seed: int, steps: int) -> Run:
+        return run(problem, candidate, seed, steps, deadline, log_dir=_run_folder(folder, candidate, seed))
+
     with bar() as advance:
-        baselines = _untreated(problem, seeds, begin, budget_seconds, folder)
-        if not baselines:
+        untreated = _untreated(problem, seeds, begin, budget_seconds, folder)
+        if not untreated:
             return Prescription([], _too_little(budget_seconds))
-        findings = tuple(finding for each in baselines.values() for finding in each.findings)
-        if not findings:
-            return Prescription([], _nothing_sick(baselines), steps=next(iter(baselines.values())).steps)
-        kind = _main_kind(baselines)
-
-        def try_one(candidate: Candidate, seed: int, steps: int) -> Run:
-            return run(problem, candidate, seed, steps, deadline, log_dir=_run_folder(folder, name_of(candidate), seed))
-
-        tried, reasons = race(candidates(kind), try_one, baselines, kind, deadline, advance)
+        seed, first = list(untreated.items())[-1]
+        if not first.findings:
+            return Prescription([], _nothing_sick(untreated), steps=first.steps)
+        kind = _main_kind(first)
+        baselines = {seed: first}
+        order = [seed, *(other for other in range(seeds) if other != seed)]
+        tried, reasons = race(candidates(kind), try_one, baselines, order, kind, deadline, advance)
     ranking = rank(tried, baselines, kind)
     note = _outcome(ranking, kind) if ranking else _too_little(budget_seconds)
-    steps = next(iter(baselines.values())).steps
-    return Prescription(ranking, note, findings, _controls(tried, baselines, kind), reasons, steps)
+    findings = tuple(finding for each in baselines.values() for finding in each.findings)
+    return Prescription(ranking, note, findings, _controls(tried, baselines, kind), reasons, first.steps)
 
 
 def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> dict[int, Run]:
-    """The untreated run of each seed; of fewer seeds where time is short, of none where not one run fits."""
-    baselines: dict[int, Run] = {}
-    steps = LONGEST
+    """Untreated runs, seed after seed, up to the first that shows anything; none where not one fits."""
+    done: dict[int, Run] = {}
     for seed in range(seeds):
         now = time.perf_counter()
-        first = next(iter(baselines.values()), None)
-        if first is not None and now + first.steps * first.seconds_per_step > begin + MOST * budget:
-            break
         try:
-            done = run(
-                problem, (), seed, steps, begin + MOST * budget,
-                enough=math.inf if first else now + SHARE * budget, log_dir=_run_folder(folder, "do nothing", seed),
+            latest = run(
+                problem, (), seed, LONGEST, begin + MOST * budget,
+                enough=now + SHARE * budget, log_dir=_run_folder(folder, (), seed),
             )  # fmt: skip
         except (TypeError, ValueError) as error:
             if str(error).startswith(("make_", "batches", "loss_fn")):
@@ -165,11 +161,12 @@ def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder
             raise RuntimeError(_CANNOT.format(error)) from error
         except Exception as error:
             raise RuntimeError(_CANNOT.format(error)) from error
-        if not done.is_whole or (done.steps < FEWEST and done.steps == 0):
+        if not latest.is_whole:
             break
-        baselines[seed] = done
-        steps = min(steps, done.steps) if not done.findings or math.isfinite(done.after) else steps
-    return baselines
+        done[seed] = latest
+        if latest.findings:
+            break
+    return done
 
 
 _CANNOT = (
@@ -178,12 +175,9 @@ _CANNOT = (
 )
 
 
-def _main_kind(baselines: Mapping[int, Run]) -> Kind:
-    """What most seeds show; of those, what was an error, and came first."""
-    counts = Counter(kind for each in baselines.values() for kind in {finding.kind for finding in each.findings})
-    findings = [finding for each in baselines.values() for finding in each.findings]
-    worst = min(findings, key=lambda f: (-counts[f.kind], f.severity != "error", f.raised_step))
-    return worst.kind
+def _main_kind(untreated: Run) -> Kind:
+    """Of what was found: what was an error, and came first."""
+    return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
 
 
 def _controls(
@@ -224,8 +218,11 @@ def _too_little(budget: float) -> str:
     )
 
 
-def _run_folder(folder: Path | None, name: str, seed: int) -> Path | None:
-    return None if folder is None else folder / name.replace(" ", "-") / f"seed-{seed}"
+def _run_folder(folder: Path | None, candidate: Candidate, seed: int) -> Path | None:
+    if folder is None:
+        return None
+    name = "+".join(f"{t.remedy}{t.strength}" for t in candidate) or "do-nothing"
+    return folder / name / f"seed-{seed}"
 
 
 def _refuse_bad_numbers(seeds: int, budget: float) -> None:

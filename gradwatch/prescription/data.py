@@ -30,12 +30,10 @@ class Scaled(nn.Module):
     def __init__(self, model: nn.Module, given: tuple[Tensor, Tensor], made: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", given[0])
-        self.register_buffer("deviation", given[1])
-        self.made = made
+        self.given, self.made = given, made
 
     def forward(self, x: Tensor) -> Any:
-        output = self.model((x - self.mean) / self.deviation)
+        output = self.model((x - self.given[0]) / self.given[1])
         return output if self.training or self.made is None else output * self.made[1] + self.made[0]
 
 
@@ -59,7 +57,10 @@ def scale(setup: Setup) -> None:
 def clean(setup: Setup) -> None:
     """Batches that hold NaN, Inf or wild numbers are left out."""
     finite = [batch for batch in setup.batches if is_finite(batch)]
-    sizes = [max((float(tensor.abs().max()) for tensor in tensors_of(batch) if tensor.numel()), default=0.0) for batch in finite]
+    sizes = [
+        max((float(tensor.abs().max()) for tensor in tensors_of(batch) if tensor.numel()), default=0.0)
+        for batch in finite
+    ]
     usual = statistics.median(sizes) if sizes else 0.0
     kept = [batch for batch, size in zip(finite, sizes, strict=True) if usual == 0 or size <= WILD * usual]
     if not kept or len(kept) == len(setup.batches):
@@ -78,7 +79,11 @@ def _parts(batch: Any) -> list[Any]:
     if length is None or length < 2 * SMALLER:
         raise NotApplicableError(f"not all tensors of a batch begin with the same {2 * SMALLER} items or more")
     size = -(-length // SMALLER)
-    return [tree_map(lambda leaf: leaf[start : start + size], batch) for start in range(0, length, size)]
+    return [_between(batch, start, start + size) for start in range(0, length, size)]
+
+
+def _between(batch: Any, start: int, end: int) -> Any:
+    return tree_map(lambda leaf: leaf[start:end], batch)
 
 
 def _moments(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:

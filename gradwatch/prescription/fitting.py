@@ -30,14 +30,15 @@ _FITTING: dict[Kind, tuple[str, ...]] = {
                   "weight-regularisation", "spectral-norm", "gradient-penalty", "weight-clipping", "residual",
                   "rms-norm", "fewer-layers", "safe-log", "safe-division", "smaller-batches"),
     "nonfinite": ("lower-learning-rate", *_SAFE, "clean-data", "scaled-inputs", "clip-norm", "loss-scaling", "he",
-                  "batch-norm", "clip-value", "clip-adaptive", "warm-up", "layer-norm", "xavier", "weight-regularisation",
-                  "leaky-relu", "lstm-gru", "truncated-bptt", "spectral-norm"),
+                  "batch-norm", "clip-value", "clip-adaptive", "warm-up", "layer-norm", "xavier",
+                  "weight-regularisation", "leaky-relu", "lstm-gru", "truncated-bptt", "spectral-norm"),
     "dead": ("he", "leaky-relu", "batch-norm", "lower-learning-rate", "scaled-inputs", "elu", "prelu", "layer-norm",
              "xavier", "gelu", "selu", "orthogonal", "rms-norm", "residual", "maxout", "warm-up", "clip-norm",
              "higher-learning-rate", "weight-regularisation", "fewer-layers"),
     "saturated": ("xavier", "scaled-inputs", "batch-norm", "lower-learning-rate", "relu", "he", "layer-norm",
-                  "leaky-relu", "orthogonal", "elu", "gelu", "selu", "rms-norm", "lstm-gru", "masked-softmax", "clip-norm",
-                  "warm-up", "residual", "weight-regularisation", "higher-learning-rate", "fewer-layers", "maxout"),
+                  "leaky-relu", "orthogonal", "elu", "gelu", "selu", "rms-norm", "lstm-gru", "masked-softmax",
+                  "clip-norm", "warm-up", "residual", "weight-regularisation", "higher-learning-rate", "fewer-layers",
+                  "maxout"),
     "stalled": ("higher-learning-rate", "he", "scaled-inputs", "relu", "leaky-relu", "batch-norm", "xavier",
                 "layer-norm", "residual", "lower-learning-rate", "loss-scaling", "elu", "orthogonal", "selu"),
     "unstable": ("lower-learning-rate", "clip-norm", "warm-up", "scaled-inputs", "clip-adaptive", "clip-value",
@@ -45,8 +46,8 @@ _FITTING: dict[Kind, tuple[str, ...]] = {
 }  # fmt: skip
 
 _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("he", "xavier"), ("scaled-inputs", "lower-learning-rate", "higher-learning-rate", "batch-norm", "residual", "relu",
-                        "leaky-relu", "clip-norm")),
+    (("he", "xavier"), ("scaled-inputs", "lower-learning-rate", "higher-learning-rate", "batch-norm", "residual",
+                        "relu", "leaky-relu", "clip-norm")),
     (("relu", "leaky-relu", "elu"), ("he", "batch-norm", "layer-norm", "residual", "lower-learning-rate",
                                      "higher-learning-rate", "scaled-inputs")),
     (("batch-norm", "layer-norm"), ("residual", "lower-learning-rate", "higher-learning-rate", "scaled-inputs")),
@@ -62,7 +63,7 @@ _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 def candidates(kind: Kind) -> list[tuple[Treatment, ...]]:
     """Singles that fit ``kind``, in every strength, then pairs of which both do."""
     fitting = {name: place for place, name in enumerate(_FITTING[kind])}
-    singles = sorted((t for t in TREATMENTS if t.remedy in fitting), key=lambda t: fitting[t.remedy])
+    singles = sorted((t for t in TREATMENTS if t.remedy in fitting), key=lambda t: (_is_extreme(t), fitting[t.remedy]))
     pairs = [pair for pair in _sensible() if all(t.remedy in fitting for t in pair)]
     pairs.sort(key=lambda pair: sum(fitting[t.remedy] for t in pair))
     return [*((single,) for single in singles), *pairs]
@@ -82,4 +83,5 @@ def _sensible() -> Iterator[tuple[Treatment, ...]]:
 
 
 def _is_extreme(treatment: Treatment) -> bool:
-    return treatment.code.endswith(("*= 0.001", "*= 0.0001", "*= 100"))
+    """A strength that is tried alone, and after all others."""
+    return treatment.strength in ("-0.001", "-0.0001", "-100")

@@ -6,7 +6,7 @@ Enters: calls of torch functions. Leaves: the same values inside the domain, fin
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ LEAST = 1e-6  # far above the float32 rounding of 1 (1e-7), far below what matte
 class _Answering(TorchFunctionMode):
     """Answers some torch functions by others."""
 
-    answers: dict[Any, Callable[..., Any]]
+    answers: ClassVar[dict[Any, Callable[..., Any]]]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.answers.get(function, function)(*args, **(kwargs or {}))
@@ -41,7 +41,7 @@ def _away(x: Any) -> Any:
 class SafeLog(_Answering):
     """log(max(x, ε)), whose slope is 0 below ε."""
 
-    answers = {
+    answers: ClassVar = {
         torch.log: lambda x: _above(x).log(),
         Tensor.log: lambda x: _above(x).log(),
         torch.log2: lambda x: _above(x).log2(),
@@ -61,7 +61,7 @@ def _norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: 
 class SafeSqrt(_Answering):
     """√max(x, ε), hence slopes of at most 1 / (2√ε); norms likewise; powers of numbers that are not negative."""
 
-    answers = {
+    answers: ClassVar = {
         torch.sqrt: lambda x: _above(x).sqrt(),
         Tensor.sqrt: lambda x: _above(x).sqrt(),
         torch.rsqrt: lambda x: _above(x).rsqrt(),
@@ -85,9 +85,9 @@ def _power(x: Any, power: Any) -> Any:
 
 
 class SafeDivision(_Answering):
-    """a / b with |b| at least ε; deviations of a single item 0, as all deviations at least ε where one divides by them."""
+    """a / b with |b| at least ε."""
 
-    answers = {
+    answers: ClassVar = {
         torch.div: lambda a, b, **named: torch.div(a, _away(b), **named),
         torch.true_divide: lambda a, b: torch.true_divide(a, _away(b)),
         Tensor.div: lambda a, b, **named: torch.div(a, _away(b), **named),
@@ -105,7 +105,9 @@ def _softmax(x: Tensor, dim: int | None = None, *_: Any, **named: Any) -> Tensor
     return x.masked_fill(hidden, 0.0).softmax(dim, dtype=named.get("dtype")).masked_fill(hidden, 0.0)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **named: Any) -> Any:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **named: Any
+) -> Any:
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, None, *args, **named)
     hidden = (~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf).all(-1, keepdim=True)
@@ -116,7 +118,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
 class SafeSoftmax(_Answering):
     """Softmax whose wholly masked rows are zeros, not 0/0."""
 
-    answers = {
+    answers: ClassVar = {
         torch.softmax: _softmax,
         Tensor.softmax: _softmax,
         F.softmax: _softmax,

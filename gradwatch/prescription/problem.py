@@ -63,7 +63,9 @@ class Problem:
             if not callable(value):
                 raise TypeError(f"{name}: expected something to call, found {type(value).__name__}.{_HINTS[name]}")
         if isinstance(make_model, nn.Module):
-            raise TypeError("make_model: expected a function that makes a model, found a model. Write lambda: MyModel().")
+            raise TypeError(
+                "make_model: expected a function that makes a model, found a model. Write lambda: MyModel()."
+            )
         if not isinstance(batches, Sequence):
             raise TypeError(f"batches: expected a sequence, found {type(batches).__name__}. Write list(loader).")
         if len(batches) < 2:

@@ -2,14 +2,14 @@
 
 Jamieson and Talwalkar 2016 (arXiv:1502.07943): all are given a little, the better third is given more, until few are
 left. What is given out here is seeds: after each, the better third goes on to the next. Where one seed for all would
-take too long, the first runs are shorter; where the shortest would, fewer take part: the likeliest, which come first.
+take too long, the first runs are shorter; where those would, too, fewer take part: the likeliest, which come first.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from gradwatch.prescription.ranking import score_of
 from gradwatch.prescription.setup import NotApplicableError
@@ -20,17 +20,19 @@ __all__ = ["race"]
 
 KEPT = 3  # one in so many goes on to the next seed; Hyperband (arXiv:1603.06560) found 3 or 4 best
 FINALISTS = 4  # so many at least go on
+SHORTEST = 3  # first runs are at least a third of the untreated one's length: in less, nothing is learnt to judge by
 SLOWER = 2.0  # a treated step against an untreated one, for the plan alone: the deadline is kept by the clock
 
 Candidate = tuple[Treatment, ...]
 Try = Callable[[Candidate, int, int], Run]
-"""(treatments, seed, steps) → its run."""
+"""(treatments, seed, steps) → its run; without treatments the untreated one."""
 
 
 def race(
     candidates: Sequence[Candidate],
     try_one: Try,
-    baselines: Mapping[int, Run],
+    baselines: dict[int, Run],
+    seeds: Sequence[int],
     kind: str,
     deadline: float,
     advance: Callable[[float], None],
@@ -40,7 +42,8 @@ def race(
     Args:
         candidates: the likeliest first.
         try_one: runs one.
-        baselines: the untreated run of each seed.
+        baselines: the untreated run of the first seed; those of the others are added.
+        seeds: one for each round.
         kind: of the finding to be cured.
         deadline: on ``time.perf_counter``.
         advance: told the share of the race that lies behind.
@@ -50,14 +53,16 @@ def race(
     """
     whole: dict[Candidate, list[Run]] = {}
     reasons: dict[str, str] = {}
-    field = list(candidates)
-    for round_, (seed, baseline) in enumerate(baselines.items()):
-        until = _end_of_round(deadline, len(baselines) - round_)
-        steps = baseline.steps if round_ else _affordable(baseline, len(field), until)
+    field, first = list(candidates), baselines[seeds[0]]
+    for round_, seed in enumerate(seeds):
+        until = _end_of_round(deadline, len(seeds) - round_)
+        if round_ and not _has_baseline(seed, first, try_one, baselines, until):
+            break
+        steps = first.steps if round_ else _affordable(first, len(field), until)
         for place, candidate in enumerate(field):
-            if time.perf_counter() + steps * baseline.seconds_per_step > until:
+            if time.perf_counter() + steps * first.seconds_per_step > until:
                 break
-            advance((round_ + place / len(field)) / len(baselines))
+            advance((round_ + place / len(field)) / len(seeds))
             found = _tried(candidate, seed, steps, try_one, reasons)
             if found is not None:
                 whole.setdefault(candidate, []).append(found)
@@ -65,6 +70,16 @@ def race(
         field.sort(key=lambda candidate: score_of(whole[candidate], baselines, kind))
         field = field[: max(FINALISTS, len(field) // KEPT)]
     return whole, reasons
+
+
+def _has_baseline(seed: int, first: Run, try_one: Try, baselines: dict[int, Run], until: float) -> bool:
+    """Runs the untreated model under this seed, if there is time for it and for one remedy."""
+    if time.perf_counter() + 2 * first.steps * first.seconds_per_step > until:
+        return False
+    baseline = try_one((), seed, first.steps)
+    if baseline.is_whole:
+        baselines[seed] = baseline
+    return baseline.is_whole
 
 
 def _tried(candidate: Candidate, seed: int, steps: int, try_one: Try, reasons: dict[str, str]) -> Run | None:
@@ -90,4 +105,4 @@ def _end_of_round(deadline: float, rounds: int) -> float:
 def _affordable(baseline: Run, tried: int, until: float) -> int:
     """Steps of the first runs: those of the untreated one, or fewer, so that all are tried."""
     affordable = (until - time.perf_counter()) / (SLOWER * baseline.seconds_per_step * tried)
-    return max(min(FEWEST, baseline.steps), min(baseline.steps, math.floor(affordable)))
+    return max(min(FEWEST, baseline.steps), baseline.steps // SHORTEST, min(baseline.steps, math.floor(affordable)))

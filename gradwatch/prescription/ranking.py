@@ -79,9 +79,7 @@ def score_of(runs: Sequence[Run], baselines: Mapping[int, Run], kind: str) -> tu
     return uncured, sick, loss if math.isfinite(loss) else math.inf
 
 
-def rank(
-    tried: Mapping[tuple[Treatment, ...], Sequence[Run]], baselines: Mapping[int, Run], kind: str
-) -> list[Trial]:
+def rank(tried: Mapping[tuple[Treatment, ...], Sequence[Run]], baselines: Mapping[int, Run], kind: str) -> list[Trial]:
     """Best first: those that cure before others, those that got further in the race before others, then by loss.
 
     Of several strengths of one remedy the best stands for all.

@@ -31,11 +31,13 @@ class Treatment:
         remedy: its name in ``gradwatch.remedies``.
         code: the change, to paste.
         change: makes it to a setup, in place; raises ``NotApplicableError`` with the reason.
+        strength: tells those of one remedy apart.
     """
 
     remedy: str
     code: str
     change: Callable[[Setup], None]
+    strength: str = ""
 
 
 def name_of(treatments: tuple[Treatment, ...]) -> str:
@@ -96,6 +98,7 @@ def _is_half(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
 
 
+LOWER, HIGHER = (0.1, 0.01, 1e-3, 1e-4), (10.0, 100.0)
 _NORM = "nn.Sequential({layer}, nn.{norm}(width))  # in the place of each hidden layer"
 _EACH = "for layer in model.modules():\n    if isinstance(layer, (nn.Linear, nn.Conv2d)):\n        "
 _ZERO = "\n        nn.init.zeros_(layer.bias)"
@@ -150,8 +153,10 @@ TREATMENTS: tuple[Treatment, ...] = (
         "masked-softmax", "hidden = (scores == -torch.inf).all(-1, keepdim=True)\n"
         "scores.masked_fill(hidden, 0.0).softmax(-1).masked_fill(hidden, 0.0)", _mode(formulas.SafeSoftmax),
     ),
-    Treatment("weight-regularisation", "loss = loss + 1e-3 * sum(p.square().sum() for p in model.parameters() if p.ndim > 1)",
-              _set(penalty=_decay)),
+    Treatment(
+        "weight-regularisation", "weights = [p for p in model.parameters() if p.ndim > 1]\n"
+        "loss = loss + 1e-3 * sum(weight.square().sum() for weight in weights)", _set(penalty=_decay),
+    ),
     Treatment(
         "gradient-penalty", "(slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)\n"
         "loss = loss + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()", _set(penalty=_gradient_penalty),
@@ -161,9 +166,12 @@ TREATMENTS: tuple[Treatment, ...] = (
         _set(after_update=_clip_weights),
     ),
     Treatment("clip-norm", "gradwatch.watch(model, optimizer, clip=1.0)", _set(clip=1.0)),
-    Treatment("clip-value", "gradwatch.watch(model, optimizer, clip=gradwatch.clip.by_value(0.1))", _set(clip=clip.by_value(0.1))),
+    Treatment(
+        "clip-value", "gradwatch.watch(model, optimizer, clip=gradwatch.clip.by_value(0.1))",
+        lambda setup: _set(clip=clip.by_value(0.1))(setup),
+    ),
     Treatment("clip-adaptive", 'gradwatch.watch(model, optimizer, clip="auto")', _set(clip="auto")),
     Treatment("warm-up", "torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=50)", _set(warm_up=50)),
-    *(Treatment("lower-learning-rate", f"{_GROUPS}{factor:g}", _rate(factor)) for factor in (0.1, 0.01, 1e-3, 1e-4)),
-    *(Treatment("higher-learning-rate", f"{_GROUPS}{factor:g}", _rate(factor)) for factor in (10.0, 100.0)),
+    *(Treatment("lower-learning-rate", f"{_GROUPS}{factor:g}", _rate(factor), f"-{factor:g}") for factor in LOWER),
+    *(Treatment("higher-learning-rate", f"{_GROUPS}{factor:g}", _rate(factor), f"-{factor:g}") for factor in HIGHER),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from gradwatch.findings import Finding
 from gradwatch.prescription.problem import Problem, called, owned
-from gradwatch.prescription.setup import NotApplicableError, Setup
+from gradwatch.prescription.setup import Setup
 from gradwatch.prescription.surgery.calls import evaluating
 from gradwatch.prescription.treatments import Treatment
 from gradwatch.replica import as_it_was
@@ -127,9 +127,7 @@ def _step(setup: Setup, optimizer: Optimizer, step: int, observe: Any) -> float:
     optimizer.zero_grad()
     with _within(setup):
         loss = setup.loss_fn(called(setup.model, inputs), setup.targets_of(targets))
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise TypeError(f"loss_fn: expected it to return a scalar tensor, found {_described(loss)}.")
-    observe(loss)
+    observe(_scalar(loss))
     total = loss if setup.penalty is None else loss + setup.penalty(setup.model, inputs)
     (total * setup.loss_scale).backward()
     if setup.loss_scale != 1.0:
@@ -150,7 +148,7 @@ def _held_out_loss(problem: Problem, setup: Setup) -> float:
     """The mean of the user's loss over the held-out batches; NaN where any is."""
     _seed(0)  # models that draw noise meet the same noise in every trial
     with evaluating(setup.model), _within(setup):
-        losses = [float(problem.loss_fn(called(setup.model, x), y)) for x, y in map(owned, problem.held_out)]
+        losses = [float(_scalar(setup.loss_fn(called(setup.model, x), y))) for x, y in map(owned, problem.held_out)]
     return float(np.mean(losses))
 
 
@@ -168,8 +166,11 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-def _described(loss: object) -> str:
-    return f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+def _scalar(loss: object) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    found = f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise TypeError(f"loss_fn: expected it to return a scalar tensor, found {found}.")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ def table(ranking: Sequence[Trial], controls: Mapping[str, tuple[float, float]])
         kinds = sorted({finding.kind for finding in trial.findings})
         rows.append(
             (str(place), trial.remedy, "yes" if trial.cured else "no", figure(trial.loss),
-             f"{figure(lowest)} … {figure(highest)} ({len(trial.seeds)})", f"× {trial.cost:.2f}", ", ".join(kinds) or "–")
+             f"{figure(lowest)} … {figure(highest)} ({len(trial.seeds)})", f"× {trial.cost:.2f}",
+             ", ".join(kinds) or "–")
         )  # fmt: skip
     for name, (share, loss) in controls.items():
         rows.append(("", name, f"{share:.0%}", figure(loss), "", "", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,30 +49,31 @@ def depth_scaled(setup: Setup) -> None:
         raise NotApplicableError("no layer returns the shape that it was given")
     with torch.no_grad():
         for layer in same:
-            layer.weight /= math.sqrt(len(same))  # type: ignore[operator]
+            layer.get_parameter("weight").div_(math.sqrt(len(same)))
 
 
 def reset(setup: Setup, draw: Draw) -> None:
     """Draws the weights of all layers anew by ``draw``; biases 0, recurrences orthogonal, normalisations 1 and 0."""
-    layers = [module for module in setup.model.modules() if isinstance(module, (*LAYERS, *RECURRENT))]
-    attention = [module for module in setup.model.modules() if isinstance(module, nn.MultiheadAttention)]
-    if not layers and not attention:
+    modules = list(setup.model.modules())
+    if not any(isinstance(module, (*LAYERS, *RECURRENT, nn.MultiheadAttention)) for module in modules):
         raise NotApplicableError("no linear, convolutional, recurrent or attention layer was found")
     calls = calls_of(setup.model, setup.batches[0][0])
     last = calls[-1].module if calls else None
     with torch.no_grad():
-        for module in layers:
-            _reset_recurrent(module, draw) if isinstance(module, RECURRENT) else _reset_layer(module, draw, last)
-        for module in attention:
-            nn.init.xavier_uniform_(module.in_proj_weight) if module.in_proj_weight is not None else None
-        for module in setup.model.modules():
-            if isinstance(module, NORMS):
+        for module in modules:
+            if isinstance(module, LAYERS):
+                _reset_layer(module, draw, is_hidden=module is not last)
+            elif isinstance(module, RECURRENT):
+                _reset_recurrent(module, draw)
+            elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+                nn.init.xavier_uniform_(module.in_proj_weight)
+            elif isinstance(module, NORMS):
                 module.reset_parameters()
 
 
-def _reset_layer(module: nn.Module, draw: Draw, last: nn.Module | None) -> None:
-    weight, bias = module.weight.detach().clone(), module.bias  # type: ignore[operator]
-    draw(weight, module is not last)
+def _reset_layer(module: Any, draw: Draw, is_hidden: bool) -> None:
+    weight, bias = module.weight.detach().clone(), module.bias
+    draw(weight, is_hidden)
     if isinstance(module.weight, nn.Parameter):
         module.weight.copy_(weight)
     else:  # one that is computed, by weight normalisation say, takes what it is set to

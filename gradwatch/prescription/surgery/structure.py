@@ -18,11 +18,11 @@ _BATCH_NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d:
 
 
 def normalise(setup: Setup, kind: str) -> None:
-    """A normalisation behind every hidden layer, hence before its activation function: ``batch``, ``layer``, ``rms``."""
+    """A ``batch``, ``layer`` or ``rms`` normalisation behind each hidden layer, hence before its activation."""
     calls = calls_of(setup.model, setup.batches[0][0])[:-1]
     followed = _already_normalised(setup.model)
-    norms = [(call, _norm_for(call, kind)) for call in calls if call.name and call.name not in followed]
-    norms = [(call, norm) for call, norm in norms if norm is not None]
+    bare = [call for call in calls if call.name and call.name not in followed]
+    norms = [(call, norm) for call in bare if (norm := _norm_for(call, kind)) is not None]
     if not norms:
         raise NotApplicableError(f"no hidden layer was found that {kind} normalisation could follow")
     for call, norm in norms:
@@ -30,7 +30,7 @@ def normalise(setup: Setup, kind: str) -> None:
 
 
 def residual(setup: Setup) -> None:
-    """x + f(x) around what returns the shape that it was given: layer and activation, or attention (arXiv:1512.03385)."""
+    """A skip, x + f(x), around each layer and activation, or attention, that keeps its shape (arXiv:1512.03385)."""
     calls = calls_of(setup.model, setup.batches[0][0], (*LAYERS, nn.MultiheadAttention))
     same = {call.name: call for call in calls if call.name and call.given == call.made}
     blocks = {block.names[0]: block for block in blocks_of(setup.model, ACTIVATIONS)}
@@ -57,7 +57,9 @@ def fewer_layers(setup: Setup) -> None:
 
 def spectral_norm(setup: Setup) -> None:
     """W / σ(W) for every hidden layer (arXiv:1802.05957)."""
-    calls = [call for call in calls_of(setup.model, setup.batches[0][0]) if isinstance(call.module.weight, nn.Parameter)]
+    calls = [
+        call for call in calls_of(setup.model, setup.batches[0][0]) if isinstance(call.module.weight, nn.Parameter)
+    ]
     if not calls:
         raise NotApplicableError("no linear or convolutional layer was found")
     for call in calls:
@@ -79,7 +81,7 @@ class Residual(nn.Module):
 def _norm_for(call: Call, kind: str) -> nn.Module | None:
     if isinstance(call.module, CONVOLUTIONS):
         channels = call.module.out_channels
-        batch_norm = _BATCH_NORMS[type(call.module)] if type(call.module) in _BATCH_NORMS else None
+        batch_norm = _BATCH_NORMS.get(type(call.module))
         return {"batch": batch_norm(channels) if batch_norm else None, "layer": nn.GroupNorm(1, channels)}.get(kind)
     width = call.made[-1]
     if kind == "batch":
