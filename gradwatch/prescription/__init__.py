@@ -126,7 +126,10 @@ def prescribe(
     deadline = begin + budget_seconds
 
     def try_one(candidate: Candidate, seed: int, steps: int) -> Run:
-        return run(problem, candidate, seed, steps, deadline, log_dir=_run_folder(folder, candidate, seed))
+        stop_at = kind if candidate else None
+        return run(
+            problem, candidate, seed, steps, deadline, stop_at=stop_at, log_dir=_run_folder(folder, candidate, seed)
+        )
 
     with bar() as advance:
         untreated = _untreated(problem, seeds, begin, budget_seconds, folder)
@@ -138,7 +141,8 @@ def prescribe(
         kind = _main_kind(first)
         baselines = {seed: first}
         order = [seed, *(other for other in range(seeds) if other != seed)]
-        tried, reasons = race(candidates(kind), try_one, baselines, order, kind, deadline, advance)
+        length = _length(first, budget_seconds)
+        tried, reasons = race(candidates(kind), try_one, baselines, order, length, kind, deadline, advance)
     ranking = rank(tried, baselines, kind)
     note = _outcome(ranking, kind) if ranking else _too_little(budget_seconds)
     findings = tuple(finding for each in baselines.values() for finding in each.findings)
@@ -173,6 +177,13 @@ _CANNOT = (
     "prescribe: the untreated model could not be trained: {}. "
     "Check that loss_fn(make_model()(inputs), targets).backward() runs for each of the batches."
 )
+
+
+def _length(untreated: Run, budget: float) -> int:
+    """Updates of a trial: those of the untreated run, or what it would have made, had its loss stayed finite."""
+    if not untreated.is_hopeless:
+        return untreated.steps
+    return max(untreated.steps, min(LONGEST, int(SHARE * budget / untreated.seconds_per_step)))
 
 
 def _main_kind(untreated: Run) -> Kind:

@@ -21,7 +21,8 @@ __all__ = ["race"]
 KEPT = 3  # one in so many goes on to the next seed; Hyperband (arXiv:1603.06560) found 3 or 4 best
 FINALISTS = 4  # so many at least go on
 SHORTEST = 3  # first runs are at least a third of the untreated one's length: in less, nothing is learnt to judge by
-SLOWER = 2.0  # a treated step against an untreated one, for the plan alone: the deadline is kept by the clock
+ROOM = 2  # first runs are at least so many times as long as the finding took to come: it may come later, treated
+SLOWER = 1.5  # a treated step against an untreated one, for the plan alone: the deadline is kept by the clock
 
 Candidate = tuple[Treatment, ...]
 Try = Callable[[Candidate, int, int], Run]
@@ -33,6 +34,7 @@ def race(
     try_one: Try,
     baselines: dict[int, Run],
     seeds: Sequence[int],
+    length: int,
     kind: str,
     deadline: float,
     advance: Callable[[float], None],
@@ -44,6 +46,7 @@ def race(
         try_one: runs one.
         baselines: the untreated run of the first seed; those of the others are added.
         seeds: one for each round.
+        length: updates of a run that is given its full time.
         kind: of the finding to be cured.
         deadline: on ``time.perf_counter``.
         advance: told the share of the race that lies behind.
@@ -54,11 +57,12 @@ def race(
     whole: dict[Candidate, list[Run]] = {}
     reasons: dict[str, str] = {}
     field, first = list(candidates), baselines[seeds[0]]
+    shortest = max(FEWEST, 1 + max(finding.raised_step for finding in first.findings if finding.kind == kind))
     for round_, seed in enumerate(seeds):
         until = _end_of_round(deadline, len(seeds) - round_)
-        if round_ and not _has_baseline(seed, first, try_one, baselines, until):
+        if round_ and not _has_baseline(seed, first, length, try_one, baselines, until):
             break
-        steps = first.steps if round_ else _affordable(first, len(field), until)
+        steps = length if round_ else _affordable(first, length, shortest, len(field), until)
         for place, candidate in enumerate(field):
             if time.perf_counter() + steps * first.seconds_per_step > until:
                 break
@@ -72,11 +76,11 @@ def race(
     return whole, reasons
 
 
-def _has_baseline(seed: int, first: Run, try_one: Try, baselines: dict[int, Run], until: float) -> bool:
+def _has_baseline(seed: int, first: Run, length: int, try_one: Try, baselines: dict[int, Run], until: float) -> bool:
     """Runs the untreated model under this seed, if there is time for it and for one remedy."""
-    if time.perf_counter() + 2 * first.steps * first.seconds_per_step > until:
+    if time.perf_counter() + 2 * length * first.seconds_per_step > until:
         return False
-    baseline = try_one((), seed, first.steps)
+    baseline = try_one((), seed, length)
     if baseline.is_whole:
         baselines[seed] = baseline
     return baseline.is_whole
@@ -102,7 +106,7 @@ def _end_of_round(deadline: float, rounds: int) -> float:
     return now + (deadline - now) / sum(KEPT**-round_ for round_ in range(rounds))
 
 
-def _affordable(baseline: Run, tried: int, until: float) -> int:
-    """Steps of the first runs: those of the untreated one, or fewer, so that all are tried."""
+def _affordable(baseline: Run, length: int, onset: int, tried: int, until: float) -> int:
+    """Updates of the first runs: ``length``, or fewer, so that all are tried, but enough to see the finding come."""
     affordable = (until - time.perf_counter()) / (SLOWER * baseline.seconds_per_step * tried)
-    return max(min(FEWEST, baseline.steps), baseline.steps // SHORTEST, min(baseline.steps, math.floor(affordable)))
+    return min(length, max(ROOM * onset, length // SHORTEST, math.floor(affordable)))
