@@ -317,6 +317,27 @@ def test_every_kind_has_candidates_each_once(kind):
     assert set(found) <= set(fitting.everything())
 
 
+@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: treatment.remedy + treatment.strength)
+def test_the_code_to_paste_is_python(treatment):
+    compile(treatment.code, treatment.remedy, "exec")
+
+
+PASTED = ["relu", "elu", "selu", "he", "xavier", "orthogonal", "depth-scaled", "batch-norm", "layer-norm", "rms-norm",
+          "spectral-norm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("remedy", PASTED)
+def test_pasted_code_makes_the_same_model(remedy):
+    treatment = next(treatment for treatment in TREATMENTS if treatment.remedy == remedy)
+    treated, pasted = sequential(), sequential()
+    treatment.change(setup_of(treated))
+    exec(treatment.code, {"model": pasted, "nn": nn, "torch": torch})
+    assert str(pasted) == str(treated)
+    pasted.load_state_dict(treated.state_dict())
+    x = torch.randn(8, 6)
+    torch.testing.assert_close(pasted(x), treated(x))
+
+
 def learn(steps=60, *names, strength=""):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(320, 6, generator=generator)

@@ -18,6 +18,7 @@ from gradwatch import clip
 from gradwatch.prescription import data, formulas
 from gradwatch.prescription.problem import called
 from gradwatch.prescription.setup import NotApplicableError, Setup
+from gradwatch.prescription.snippets import snippet
 from gradwatch.prescription.surgery import activations, initialisation, recurrence, structure
 
 __all__ = ["TREATMENTS", "Treatment", "name_of"]
@@ -55,10 +56,6 @@ def _set(**fields: Any) -> Callable[[Setup], None]:
 
 def _activation(make: Callable[[], nn.Module]) -> Callable[[Setup], None]:
     return lambda setup: activations.activate(setup, make())
-
-
-def _rate(factor: float) -> Callable[[Setup], None]:
-    return _set(rate=factor)
 
 
 def _mode(make: Callable[[], torch.overrides.TorchFunctionMode]) -> Callable[[Setup], None]:
@@ -99,79 +96,48 @@ def _is_half(x: Any) -> bool:
 
 
 LOWER, HIGHER = (0.1, 0.01, 1e-3, 1e-4), (10.0, 100.0)
-_NORM = "nn.Sequential({layer}, nn.{norm}(width))  # in the place of each hidden layer"
-_EACH = "for layer in model.modules():\n    if isinstance(layer, (nn.Linear, nn.Conv2d)):\n        "
-_ZERO = "\n        nn.init.zeros_(layer.bias)"
-_GROUPS = 'for group in optimizer.param_groups:\n    group["lr"] *= '
 
+_CHANGES: dict[str, Callable[[Setup], None]] = {
+    "clean-data": data.clean,
+    "lstm-gru": recurrence.gated,
+    "fewer-layers": structure.fewer_layers,
+    "maxout": activations.maxout,
+    "relu": _activation(nn.ReLU),
+    "leaky-relu": _activation(functools.partial(nn.LeakyReLU, 0.1)),
+    "prelu": _activation(nn.PReLU),
+    "elu": _activation(nn.ELU),
+    "selu": activations.selu,
+    "gelu": _activation(nn.GELU),
+    "he": initialisation.he,
+    "xavier": initialisation.xavier,
+    "orthogonal": initialisation.orthogonal,
+    "depth-scaled": initialisation.depth_scaled,
+    "residual": structure.residual,
+    "batch-norm": functools.partial(structure.normalise, kind="batch"),
+    "layer-norm": functools.partial(structure.normalise, kind="layer"),
+    "rms-norm": functools.partial(structure.normalise, kind="rms"),
+    "spectral-norm": structure.spectral_norm,
+    "truncated-bptt": recurrence.truncated,
+    "scaled-inputs": data.scale,
+    "smaller-batches": data.split,
+    "loss-scaling": _into_float32,
+    "safe-log": _mode(formulas.SafeLog),
+    "safe-sqrt": _mode(formulas.SafeSqrt),
+    "safe-division": _mode(formulas.SafeDivision),
+    "masked-softmax": _mode(formulas.SafeSoftmax),
+    "weight-regularisation": _set(penalty=_decay),
+    "gradient-penalty": _set(penalty=_gradient_penalty),
+    "weight-clipping": _set(after_update=_clip_weights),
+    "clip-norm": _set(clip=1.0),
+    "clip-value": lambda setup: setattr(setup, "clip", clip.by_value(0.1)),  # a policy for each trial: it may remember
+    "clip-adaptive": _set(clip="auto"),
+    "warm-up": _set(warm_up=50),
+}
 TREATMENTS: tuple[Treatment, ...] = (
-    Treatment("clean-data", "batches = [b for b in batches if all(t.isfinite().all() for t in b)]", data.clean),
-    Treatment("lstm-gru", "nn.GRU(…)  # in the place of nn.RNN(…)", recurrence.gated),
-    Treatment("fewer-layers", "# every second hidden layer of the same width is left out", structure.fewer_layers),
-    Treatment("maxout", "torch.maximum(one(x), other(x))  # in the place of activation(layer(x))", activations.maxout),
-    Treatment("relu", "nn.ReLU()  # in the place of each activation function", _activation(nn.ReLU)),
-    Treatment(
-        "leaky-relu", "nn.LeakyReLU(0.1)  # in the place of each activation function",
-        _activation(functools.partial(nn.LeakyReLU, 0.1)),
+    *(Treatment(remedy, snippet(remedy), change) for remedy, change in _CHANGES.items()),
+    *(
+        Treatment(remedy, snippet(remedy, factor), _set(rate=factor), f"-{factor:g}")
+        for remedy, factors in (("lower-learning-rate", LOWER), ("higher-learning-rate", HIGHER))
+        for factor in factors
     ),
-    Treatment("prelu", "nn.PReLU()  # in the place of each activation function", _activation(nn.PReLU)),
-    Treatment("elu", "nn.ELU()  # in the place of each activation function", _activation(nn.ELU)),
-    Treatment(
-        "selu", 'nn.SELU()  # in the place of each activation function, with\n' + _EACH
-        + 'nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")' + _ZERO, activations.selu,
-    ),
-    Treatment("gelu", "nn.GELU()  # in the place of each activation function", _activation(nn.GELU)),
-    Treatment("he", _EACH + 'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")' + _ZERO, initialisation.he),
-    Treatment("xavier", _EACH + "nn.init.xavier_uniform_(layer.weight)" + _ZERO, initialisation.xavier),
-    Treatment("orthogonal", _EACH + "nn.init.orthogonal_(layer.weight, 2**0.5)" + _ZERO, initialisation.orthogonal),
-    Treatment(
-        "depth-scaled", _EACH + "nn.init.xavier_uniform_(layer.weight)" + _ZERO
-        + "\n# then layer.weight /= (number of layers) ** 0.5 in those that keep their width",
-        initialisation.depth_scaled,
-    ),
-    Treatment("residual", "x = x + block(x)  # for each block that keeps its width", structure.residual),
-    Treatment(
-        "batch-norm", _NORM.format(layer="layer", norm="BatchNorm1d"), lambda setup: structure.normalise(setup, "batch")
-    ),
-    Treatment(
-        "layer-norm", _NORM.format(layer="layer", norm="LayerNorm"), lambda setup: structure.normalise(setup, "layer")
-    ),
-    Treatment("rms-norm", _NORM.format(layer="layer", norm="RMSNorm"), lambda setup: structure.normalise(setup, "rms")),
-    Treatment("spectral-norm", _EACH + "nn.utils.parametrizations.spectral_norm(layer)", structure.spectral_norm),
-    Treatment("truncated-bptt", "state = state.detach()  # every 10 time steps", recurrence.truncated),
-    Treatment(
-        "scaled-inputs", "x = (x - x_train.mean(0)) / x_train.std(0)  # and y, where it is a large number", data.scale
-    ),
-    Treatment("smaller-batches", "DataLoader(…, batch_size=batch_size // 4)", data.split),
-    Treatment("loss-scaling", "model.float()  # with torch.autocast and torch.amp.GradScaler", _into_float32),
-    Treatment("safe-log", "x.clamp(min=1e-6).log()  # for each logarithm", _mode(formulas.SafeLog)),
-    Treatment("safe-sqrt", "x.clamp(min=1e-6).sqrt()  # for each root, norm, acos and atanh", _mode(formulas.SafeSqrt)),
-    Treatment(
-        "safe-division", "a / torch.where(b.abs() < 1e-6, 1e-6, b)  # for each division", _mode(formulas.SafeDivision)
-    ),
-    Treatment(
-        "masked-softmax", "hidden = (scores == -torch.inf).all(-1, keepdim=True)\n"
-        "scores.masked_fill(hidden, 0.0).softmax(-1).masked_fill(hidden, 0.0)", _mode(formulas.SafeSoftmax),
-    ),
-    Treatment(
-        "weight-regularisation", "weights = [p for p in model.parameters() if p.ndim > 1]\n"
-        "loss = loss + 1e-3 * sum(weight.square().sum() for weight in weights)", _set(penalty=_decay),
-    ),
-    Treatment(
-        "gradient-penalty", "(slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)\n"
-        "loss = loss + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()", _set(penalty=_gradient_penalty),
-    ),
-    Treatment(
-        "weight-clipping", "for p in model.parameters():  # after optimizer.step()\n    p.data.clamp_(-0.1, 0.1)",
-        _set(after_update=_clip_weights),
-    ),
-    Treatment("clip-norm", "gradwatch.watch(model, optimizer, clip=1.0)", _set(clip=1.0)),
-    Treatment(
-        "clip-value", "gradwatch.watch(model, optimizer, clip=gradwatch.clip.by_value(0.1))",
-        lambda setup: _set(clip=clip.by_value(0.1))(setup),
-    ),
-    Treatment("clip-adaptive", 'gradwatch.watch(model, optimizer, clip="auto")', _set(clip="auto")),
-    Treatment("warm-up", "torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=50)", _set(warm_up=50)),
-    *(Treatment("lower-learning-rate", f"{_GROUPS}{factor:g}", _rate(factor), f"-{factor:g}") for factor in LOWER),
-    *(Treatment("higher-learning-rate", f"{_GROUPS}{factor:g}", _rate(factor), f"-{factor:g}") for factor in HIGHER),
-)  # fmt: skip
+)
