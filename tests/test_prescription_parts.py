@@ -69,6 +69,13 @@ def test_the_same_activation_in_its_place_changes_nothing():
     assert torch.equal(model(x), before)
 
 
+def test_one_activation_in_several_places_goes_from_all():
+    shared = nn.Sigmoid()
+    model = nn.Sequential(nn.Linear(6, 5), shared, nn.Linear(5, 5), shared, nn.Linear(5, 3))
+    activations.activate(setup_of(model), nn.ReLU())
+    assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+
+
 def test_functions_inside_forward_are_answered_and_names_stay():
     model, x = Custom(), torch.randn(8, 6)
     names = [name for name, _ in model.named_parameters()]
@@ -375,3 +382,4 @@ def test_settings_act():
 def test_a_run_is_the_same_twice():
     first, second = learn(20), learn(20)
     assert (first.before, first.after) == (second.before, second.after)
+    assert first.before > first.after

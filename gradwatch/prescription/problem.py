@@ -23,6 +23,7 @@ Batch = tuple[Any, Any]
 """(inputs, targets), each a tensor or a structure of tensors."""
 
 EVERY = 5  # one batch in so many is held out: a fifth, spread over all of them, since order may mean something
+MOST = 20  # batches held out: each trial looks at all of them
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Problem:
         if len(batches) < 2:
             raise ValueError(f"batches: expected two or more, one of them to hold out, found {len(batches)}.")
         pairs = [_pair(number, batch) for number, batch in enumerate(batches)]
-        held_out = {*range(EVERY - 1, len(pairs), EVERY)} or {len(pairs) - 1}
+        every = max(EVERY, -(-len(pairs) // MOST))
+        held_out = {*range(every - 1, len(pairs), every)} or {len(pairs) - 1}
         training = [pair for number, pair in enumerate(pairs) if number not in held_out]
         sound = [pairs[number] for number in sorted(held_out) if is_finite(pairs[number])]
         if not sound:

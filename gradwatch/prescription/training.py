@@ -6,6 +6,8 @@ Enters: a setup and its optimizer. Leaves: losses. Knows nothing of findings, de
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -39,11 +41,15 @@ def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None
     return step
 
 
-def held_out_loss(problem: Problem, setup: Setup) -> float:
-    """The mean of the user's loss over the held-out batches; NaN where any is."""
+def held_out_loss(problem: Problem, setup: Setup, deadline: float) -> float:
+    """The mean of the user's loss over the held-out batches; NaN where any is, or the deadline passes meanwhile."""
     torch.manual_seed(0)  # models that draw noise meet the same noise in every trial
     with evaluating(setup.model), _within(setup):
-        losses = [float(_scalar(setup.loss_fn(called(setup.model, x), y))) for x, y in map(owned, problem.held_out)]
+        losses = []
+        for x, y in map(owned, problem.held_out):
+            if time.perf_counter() > deadline:
+                return math.nan
+            losses.append(float(_scalar(setup.loss_fn(called(setup.model, x), y))))
     return float(np.mean(losses))
 
 

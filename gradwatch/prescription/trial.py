@@ -41,7 +41,8 @@ class Run:
     Attributes:
         seed: that it began under.
         steps: updates that it made.
-        before, after: loss on the held-out batches, of the model as it was made and as it was trained.
+        before: loss on the held-out batches of the model as it was made, if it is untreated; else NaN.
+        after: the same as it was trained.
         findings: the watcher's.
         seconds_per_step: of the training loop.
         is_whole: whether it came to its end before the deadline.
@@ -93,7 +94,7 @@ def run(
         optimizer = problem.make_optimizer(list(setup.model.parameters()))
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}.")
-        before = held_out_loss(problem, setup)
+        before = math.nan if treatments else held_out_loss(problem, setup, deadline)
         _seed(seed + 1)
         raised: list[Finding] = []
         with watch(setup.model, optimizer, clip=setup.clip, log_dir=log_dir, on_finding=raised.append) as watcher:
@@ -102,8 +103,9 @@ def run(
             made, end = _steps(step, steps, deadline, enough, lambda: stop_at is not None and _is_sick(raised, stop_at))
             seconds = time.perf_counter() - begin
             findings = tuple(watcher.findings)
-        after = held_out_loss(problem, setup)
-    return Run(seed, made, before, after, findings, seconds / max(made, 1), end != "deadline", end == "hopeless")
+        after = held_out_loss(problem, setup, deadline)
+    is_whole = time.perf_counter() <= deadline
+    return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, end == "hopeless")
 
 
 def _steps(

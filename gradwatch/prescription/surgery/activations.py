@@ -59,8 +59,9 @@ def activate(setup: Setup, activation: nn.Module) -> None:
     if not names and not functions:
         why = " as a module, and a function has no room for its weight" if holds_weights else ""
         raise NotApplicableError(f"no activation function was found{why}")
+    weight = next(setup.model.parameters(), torch.empty(0))
     for name in names:
-        replace(setup.model, name, copy.deepcopy(activation))
+        replace(setup.model, name, copy.deepcopy(activation).to(weight.device, weight.dtype))
     if functions:
         setup.within(_Answered(activation))
 
@@ -95,7 +96,7 @@ class Maxout(nn.Module):
 
 def _hidden(model: nn.Module) -> list[str]:
     """Names of the activation modules, but for squashing ones behind the last layer with weights."""
-    modules = list(model.named_modules())
+    modules = list(model.named_modules(remove_duplicate=False))  # one activation may stand in several places
     last = max((place for place, (_, module) in enumerate(modules) if isinstance(module, LAYERS)), default=-1)
     return [
         name

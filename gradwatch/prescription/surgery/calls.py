@@ -90,7 +90,7 @@ def blocks_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> Ite
     for prefix, container in list(model.named_modules()):
         if not isinstance(container, nn.Sequential):
             continue
-        children = [(f"{prefix}.{key}".lstrip("."), child) for key, child in container.named_children()]
+        children = [(f"{prefix}.{key}".lstrip("."), child) for key, child in container._modules.items()]
         for start, (_, layer) in enumerate(children):
             end = start + 1
             while end < len(children) and isinstance(children[end][1], NORMS):

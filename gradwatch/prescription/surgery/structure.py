@@ -99,7 +99,7 @@ def _already_normalised(model: nn.Module) -> set[str]:
     found = set()
     for prefix, container in model.named_modules():
         if isinstance(container, nn.Sequential):
-            for (key, _), (_, following) in itertools.pairwise(container.named_children()):
+            for (key, _), (_, following) in itertools.pairwise(container._modules.items()):
                 if isinstance(following, NORMS):
                     found.add(f"{prefix}.{key}".lstrip("."))
     return found
