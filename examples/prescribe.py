@@ -16,24 +16,25 @@ import gradwatch
 
 def make_model() -> nn.Module:
     """Ten sigmoid layers: each passes on at most a quarter of the gradient."""
-    layers: list[nn.Module] = [nn.Linear(2, 32), nn.Sigmoid()]
+    layers: list[nn.Module] = [nn.Linear(16, 32), nn.Sigmoid()]
     for _ in range(9):
         layers += [nn.Linear(32, 32), nn.Sigmoid()]
-    return nn.Sequential(*layers, nn.Linear(32, 2))
+    return nn.Sequential(*layers, nn.Linear(32, 4))
 
 
-def rings(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(count, 2) points in a square, and whether each lies in a ring around the centre."""
-    x = 4 * torch.rand(count, 2, generator=torch.Generator().manual_seed(0)) - 2
-    return x, ((x.norm(dim=1) - 1.2).abs() < 0.4).long()
+def problem(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(count, 16) numbers, and which of four directions each lies furthest along."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 16, generator=generator)
+    return x, (x @ torch.randn(16, 4, generator=generator)).argmax(1)
 
 
 def main(seconds: float) -> None:
     """Prescribes, and prints what came of it."""
-    x, y = rings(2560)
+    x, y = problem(1280)
     prescription = gradwatch.prescribe(
         make_model,
-        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         list(zip(x.split(64), y.split(64), strict=True)),
         nn.functional.cross_entropy,
         budget_seconds=seconds,
@@ -44,4 +45,4 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 15.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)

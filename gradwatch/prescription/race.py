@@ -52,9 +52,11 @@ def race(
         advance: told the share of the race that lies behind.
 
     Returns:
-        The whole runs of each that took part; why others could not be tried.
+        The whole runs of each that took part, without a first one that was shorter where there are others; why others
+        could not be tried.
     """
     whole: dict[Candidate, list[Run]] = {}
+    shortened = False
     reasons: dict[str, str] = {}
     field, first = list(candidates), baselines[seeds[0]]
     shortest = max(FEWEST, 1 + max(finding.raised_step for finding in first.findings if finding.kind == kind))
@@ -63,16 +65,19 @@ def race(
         if round_ and not _has_baseline(seed, first, length, try_one, baselines, until):
             break
         steps = length if round_ else _affordable(first, length, shortest, len(field), until)
+        going_on = []
         for place, candidate in enumerate(field):
             if time.perf_counter() + steps * first.seconds_per_step > until:
                 break
             advance((round_ + place / len(field)) / len(seeds))
             found = _tried(candidate, seed, steps, try_one, reasons)
             if found is not None:
-                whole.setdefault(candidate, []).append(found)
-        field = [candidate for candidate in field if len(whole.get(candidate, ())) > round_]
-        field.sort(key=lambda candidate: score_of(whole[candidate], baselines, kind))
-        field = field[: max(FINALISTS, len(field) // KEPT)]
+                was_short = round_ == 1 and shortened
+                whole[candidate] = [found] if was_short else [*whole.get(candidate, ()), found]
+                going_on.append(candidate)
+        shortened = shortened or steps < length
+        going_on.sort(key=lambda candidate: score_of(whole[candidate], baselines, kind))
+        field = going_on[: max(FINALISTS, len(going_on) // KEPT)]
     return whole, reasons
 
 
