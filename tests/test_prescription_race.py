@@ -63,6 +63,18 @@ def test_where_time_is_short_first_runs_are_shorter_and_count_no_more_once_there
     assert [run.seed for run in whole[CANDIDATES[0]]] == [1, 2]
 
 
+def test_a_seed_on_which_nothing_is_sick_judges_no_remedy():
+    tries = Tries()
+
+    def lucky(candidate, seed, steps):
+        run = tries(candidate, seed, steps)
+        return Run(seed, steps, 10.0, 0.5, (), 1e-9, True) if not candidate and seed == 1 else run
+
+    whole, _, baselines = raced(lucky)
+    assert set(baselines) == {0, 2}
+    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 2]
+
+
 def test_a_first_run_is_long_enough_to_see_the_finding_come():
     tries = Tries(seconds_per_step=10.0)
     raced(tries, length=60, seconds=1e4)

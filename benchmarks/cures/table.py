@@ -11,22 +11,31 @@ from typing import Any
 from benchmarks.cures import measure, search
 from benchmarks.detection.table import rate
 
-PAGE = Path("docs/prescribe.md")
-MARKERS = "<!-- cures -->", "<!-- /cures -->"
+PAGES = {Path("docs/prescribe.md"): "cures", Path("docs/remedies.md"): "prescribe"}
+"""Page → the name of its markers: the first has all tables, the second the summary."""
 
 
 def write() -> None:
-    """Puts the tables into the page."""
-    text = PAGE.read_text()
-    above, _, rest = text.partition(MARKERS[0])
-    _, _, below = rest.partition(MARKERS[1])
-    PAGE.write_text(f"{above}{MARKERS[0]}\n\n{tables()}\n\n{MARKERS[1]}{below}")
+    """Puts the tables between the markers of the pages, below the first where the second is missing."""
+    searched, half = search.read(), measured_half()
+    for (page, name), text in zip(PAGES.items(), [tables(), _summary(searched, half)]):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before = page.read_text() if page.exists() else ""
+        if begin in before:
+            above, _, rest = before.partition(begin)
+            below = rest.partition(end)[2] if end in rest else rest
+            page.write_text(f"{above}{begin}\n\n{text}\n\n{end}{below}")
+
+
+def measured_half() -> list[dict[str, Any]]:
+    """What was measured of the half that nothing was tuned on."""
+    return [each for each in measure.read() if each["is_measured"]]
 
 
 def tables() -> str:
     """The summary, each program, and what was left out."""
     searched = search.read()
-    half = [each for each in measure.read() if each["is_measured"]]
+    half = measured_half()
     return "\n\n".join([_summary(searched, half), _programs(half), _left_out(searched)])
 
 

@@ -28,8 +28,8 @@ from gradwatch.prescription.trial import FEWEST, LONGEST, Run, run
 
 __all__ = ["Prescription", "Trial", "prescribe"]
 
-SHARE = 0.1  # of the budget: how long one untreated run may take, if it has made FEWEST updates by then
-MOST = 0.5  # of the budget: after which even that is given up; torch alone may load for two seconds at a first update
+SHARE = 0.1  # of the budget: how long an untreated run goes on that has shown something
+MOST = 0.5  # of the budget: how long all of them go on while nothing was shown
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder
         now = time.perf_counter()
         try:
             latest = run(
-                problem, (), seed, LONGEST, begin + MOST * budget,
-                enough=now + SHARE * budget, log_dir=_run_folder(folder, (), seed),
+                problem, (), seed, LONGEST, begin + budget,
+                enough=(now + SHARE * budget, begin + MOST * budget), log_dir=_run_folder(folder, (), seed),
             )  # fmt: skip
         except (TypeError, ValueError) as error:
             if str(error).startswith(("make_", "batches", "loss_fn")):

@@ -44,7 +44,7 @@ def race(
     Args:
         candidates: the likeliest first.
         try_one: runs one.
-        baselines: the untreated run of the first seed; those of the others are added.
+        baselines: the untreated run of the first seed; those of the others are added, if they are as sick.
         seeds: one for each round.
         length: updates of a run that is given its full time.
         kind: of the finding to be cured.
@@ -62,8 +62,8 @@ def race(
     shortest = max(FEWEST, 1 + max(finding.raised_step for finding in first.findings if finding.kind == kind))
     for round_, seed in enumerate(seeds):
         until = _end_of_round(deadline, len(seeds) - round_)
-        if round_ and not _has_baseline(seed, first, length, try_one, baselines, until):
-            break
+        if round_ and not _is_sick_too(seed, first, length, try_one, baselines, kind, until):
+            continue
         steps = length if round_ else _affordable(first, length, shortest, len(field), until)
         going_on = []
         for place, candidate in enumerate(field):
@@ -72,8 +72,8 @@ def race(
             advance((round_ + place / len(field)) / len(seeds))
             found = _tried(candidate, seed, steps, try_one, reasons)
             if found is not None:
-                was_short = round_ == 1 and shortened
-                whole[candidate] = [found] if was_short else [*whole.get(candidate, ()), found]
+                kept = [run for run in whole.get(candidate, ()) if not (shortened and run.seed == seeds[0])]
+                whole[candidate] = [*kept, found]
                 going_on.append(candidate)
         shortened = shortened or steps < length
         going_on.sort(key=lambda candidate: score_of(whole[candidate], baselines, kind))
@@ -81,14 +81,16 @@ def race(
     return whole, reasons
 
 
-def _has_baseline(seed: int, first: Run, length: int, try_one: Try, baselines: dict[int, Run], until: float) -> bool:
-    """Runs the untreated model under this seed, if there is time for it and for one remedy."""
+def _is_sick_too(
+    seed: int, first: Run, length: int, try_one: Try, baselines: dict[int, Run], kind: str, until: float
+) -> bool:
+    """Runs the untreated model under this seed; where it shows nothing, or time is short, no remedy can be judged."""
     if time.perf_counter() + 2 * length * first.seconds_per_step > until:
         return False
     baseline = try_one((), seed, length)
-    if baseline.is_whole:
+    if baseline.is_whole and any(finding.kind == kind for finding in baseline.findings):
         baselines[seed] = baseline
-    return baseline.is_whole
+    return seed in baselines
 
 
 def _tried(candidate: Candidate, seed: int, steps: int, try_one: Try, reasons: dict[str, str]) -> Run | None:

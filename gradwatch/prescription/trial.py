@@ -66,7 +66,7 @@ def run(
     steps: int,
     deadline: float = math.inf,
     *,
-    enough: float = math.inf,
+    enough: tuple[float, float] = (math.inf, math.inf),
     stop_at: str | None = None,
     log_dir: Path | None = None,
 ) -> Run:
@@ -78,7 +78,8 @@ def run(
         seed: of every generator.
         steps: updates at most.
         deadline: on ``time.perf_counter``: the run is broken off there, and not whole.
-        enough: on the same clock: a run that has made ``FEWEST`` updates by then ends there, and is whole.
+        enough: on the same clock: a run that has made ``FEWEST`` updates by then ends there, and is whole; the first if
+            something was found, the second if nothing was.
         stop_at: a kind of finding: the run ends, whole, as soon as one of it or of severity ``error`` is raised, since
             then it is no cure any more.
         log_dir: where its TensorBoard files go; None writes none.
@@ -100,29 +101,31 @@ def run(
         with watch(setup.model, optimizer, clip=setup.clip, log_dir=log_dir, on_finding=raised.append) as watcher:
             step = stepper(setup, optimizer, watcher.observe_loss)
             begin = time.perf_counter()
-            made, end = _steps(step, steps, deadline, enough, lambda: stop_at is not None and _is_sick(raised, stop_at))
+
+            def is_enough(number: int) -> bool:
+                is_late = time.perf_counter() > enough[0 if raised else 1]
+                return (is_late and number >= FEWEST) or (stop_at is not None and _is_sick(raised, stop_at))
+
+            made, is_hopeless = _steps(step, steps, deadline, is_enough)
             seconds = time.perf_counter() - begin
             findings = tuple(watcher.findings)
         after = held_out_loss(problem, setup, deadline)
     is_whole = time.perf_counter() <= deadline
-    return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, end == "hopeless")
+    return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, is_hopeless)
 
 
 def _steps(
-    step: Callable[[int], float], steps: int, deadline: float, enough: float, is_sick: Callable[[], bool]
-) -> tuple[int, str]:
-    """(updates made, why no more)."""
+    step: Callable[[int], float], steps: int, deadline: float, is_enough: Callable[[int], bool]
+) -> tuple[int, bool]:
+    """(updates made, whether it was given up since the loss stayed NaN or Inf)."""
     lost = 0
     for number in range(steps):
-        now = time.perf_counter()
-        if now > deadline:
-            return number, "deadline"
         if lost >= HOPELESS:
-            return number, "hopeless"
-        if is_sick() or (now > enough and number >= FEWEST):
-            return number, "enough"
+            return number, True
+        if time.perf_counter() > deadline or is_enough(number):
+            return number, False
         lost = 0 if math.isfinite(step(number)) else lost + 1
-    return steps, "all"
+    return steps, False
 
 
 def _is_sick(raised: Sequence[Finding], kind: str) -> bool:
