@@ -270,6 +270,15 @@ def test_a_safe_formula_is_the_formula_inside_its_domain_and_finite_at_its_edge(
     assert x.grad.isfinite().all()
 
 
+def test_a_division_by_a_count_of_zero_is_finite():
+    total, count = torch.zeros(3, requires_grad=True), torch.tensor([0, 1, 2])
+    with formulas.SafeDivision():
+        mean = torch.where(count == 0, 0.0, total / count)
+    mean.sum().backward()
+    assert total.grad[1:].tolist() == [1.0, 0.5]
+    assert total.grad.isfinite().all()
+
+
 def test_attention_to_nothing_gives_zeros():
     mask = torch.tensor([[True, False], [False, False]])
     q, k, v = torch.randn(3, 1, 2, 4)

@@ -33,8 +33,9 @@ def _above(x: Any) -> Any:
 
 def _away(x: Any) -> Any:
     """``x`` kept at least ``LEAST`` from 0, on its side."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not isinstance(x, Tensor) or x.is_complex():
         return x
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())  # counts of 0
     return torch.where(x.abs() < LEAST, torch.where(x < 0, -LEAST, LEAST).to(x.dtype), x)
 
 
