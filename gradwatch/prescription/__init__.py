@@ -7,67 +7,28 @@ every random generator stay as they were.
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.findings import Finding, Kind
-from gradwatch.prescription import words
+from gradwatch.findings import Kind
+from gradwatch.prescription import outcome
 from gradwatch.prescription.fitting import candidates
+from gradwatch.prescription.outcome import Prescription
 from gradwatch.prescription.problem import Batch, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
-from gradwatch.prescription.ranking import Trial, is_cured, rank
-from gradwatch.prescription.trial import FEWEST, LONGEST, Run, run
+from gradwatch.prescription.ranking import Trial, rank
+from gradwatch.prescription.trial import LONGEST, Run, run
 
 __all__ = ["Prescription", "Trial", "prescribe"]
 
 SHARE = 0.1  # of the budget: how long an untreated run goes on that has shown something
 MOST = 0.5  # of the budget: how long all of them go on while nothing was shown
-
-
-@dataclass(frozen=True)
-class Prescription:
-    """What was tried, and what came of it. ``print`` it.
-
-    Attributes:
-        ranking: every remedy that was tried, best first.
-        note: the outcome in one sentence.
-        findings: what the untreated model showed, on all seeds.
-        controls: ``{"do nothing": …, "random choice": …}``: (share cured, loss) without a remedy, and the expected
-            ones of a remedy drawn at random from those tried (of the loss, the median).
-        not_applicable: remedy → why it could not be tried.
-        steps: updates of the untreated run.
-    """
-
-    ranking: list[Trial]
-    note: str
-    findings: tuple[Finding, ...] = ()
-    controls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    not_applicable: Mapping[str, str] = field(default_factory=dict)
-    steps: int = 0
-
-    @property
-    def best(self) -> Trial | None:
-        """The first of the ranking, if it cures."""
-        return self.ranking[0] if self.ranking and self.ranking[0].cured else None
-
-    def __str__(self) -> str:
-        parts = [self.note]
-        if self.ranking:
-            parts.append(words.table(self.ranking, self.controls))
-        if self.best is not None:
-            parts.append(f"The change:\n\n{self.best.code}")
-        if self.not_applicable:
-            singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
-            parts.append("\n".join(["Not tried:", *singles]))
-        return "\n\n".join(parts)
 
 
 def prescribe(
@@ -134,19 +95,19 @@ def prescribe(
     with bar() as advance:
         untreated = _untreated(problem, seeds, begin, budget_seconds, folder)
         if not untreated:
-            return Prescription([], _too_little(budget_seconds))
+            return Prescription([], outcome.too_little(budget_seconds))
         seed, first = list(untreated.items())[-1]
         if not first.findings:
-            return Prescription([], _nothing_sick(untreated), steps=first.steps)
+            return Prescription([], outcome.nothing_sick(untreated), steps=first.steps)
         kind = _main_kind(first)
         baselines = {seed: first}
         order = [seed, *(other for other in range(seeds) if other != seed)]
         length = _length(first, budget_seconds)
         tried, reasons = race(candidates(kind), try_one, baselines, order, length, kind, deadline, advance)
     ranking = rank(tried, baselines, kind)
-    note = _outcome(ranking, kind) if ranking else _too_little(budget_seconds)
+    note = outcome.sentence(ranking, kind) if ranking else outcome.too_little(budget_seconds)
     findings = tuple(finding for each in baselines.values() for finding in each.findings)
-    return Prescription(ranking, note, findings, _controls(tried, baselines, kind), reasons, first.steps)
+    return Prescription(ranking, note, findings, outcome.controls(tried, baselines, kind), reasons, first.steps)
 
 
 def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> dict[int, Run]:
@@ -189,44 +150,6 @@ def _length(untreated: Run, budget: float) -> int:
 def _main_kind(untreated: Run) -> Kind:
     """Of what was found: what was an error, and came first."""
     return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
-
-
-def _controls(
-    tried: Mapping[Candidate, Sequence[Run]], baselines: Mapping[int, Run], kind: str
-) -> dict[str, tuple[float, float]]:
-    if not tried:
-        return {}
-    first = [runs[0] for runs in tried.values()]
-    cured = statistics.fmean(is_cured(each, baselines[each.seed], kind) for each in first)
-    losses = [each.after if math.isfinite(each.after) else math.inf for each in first]
-    untreated = statistics.fmean(each.after for each in baselines.values())
-    return {"do nothing": (0.0, untreated), "random choice": (cured, statistics.median(losses))}
-
-
-def _outcome(ranking: Sequence[Trial], kind: str) -> str:
-    best = ranking[0]
-    untreated = f"where the untreated run ends at {words.figure(best.baseline_loss)}"
-    if best.cured:
-        return f"{kind} is cured by {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
-    return (
-        f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it. "
-        f"Nearest came {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
-    )
-
-
-def _nothing_sick(baselines: Mapping[int, Run]) -> str:
-    first = next(iter(baselines.values()))
-    return (
-        f"Nothing was sick: {first.steps} updates on {len(baselines)} seeds raised no finding, "
-        f"held-out loss {words.figure(first.before)} → {words.figure(first.after)}. Nothing was tried."
-    )
-
-
-def _too_little(budget: float) -> str:
-    return (
-        f"budget_seconds={budget:g} was too small: an untreated run of {FEWEST} updates and one trial did not fit. "
-        "Give more, or smaller batches."
-    )
 
 
 def _run_folder(folder: Path | None, candidate: Candidate, seed: int) -> Path | None:

@@ -3,8 +3,8 @@
 A remedy cures a run if, on that seed,
 
 - the kind of finding that the untreated model shows is gone, and no finding of severity ``error`` is there;
-- the loss on held-out batches is finite and better by a tenth than the untreated model's after as much training: what
-  two seeds of one healthy program differ by is mostly less;
+- the loss on held-out batches is finite and better by a tenth than the untreated model's after as much training: a
+  tenth, so that the small differences that a seed makes are not taken for a cure;
 - and better by a tenth than that of the untrained model: what exploded is easily improved on by learning nothing.
 
 Better by a tenth means lower by 10 % of the magnitude, so that losses below zero are judged alike. A remedy *cures* if
