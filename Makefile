@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs screenshots bench bench-detection bench-tab
+.PHONY: demo test check docs screenshots bench bench-detection bench-cures bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -35,6 +35,11 @@ bench: .venv/bench  ## what watching costs, beside clipping and other tools; wri
 bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)
 	$(BIN)/python -m benchmarks.detection.prove
 	$(BIN)/python -m benchmarks.detection.run --half all --write
+
+bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; writes the tables of docs/prescribe.md (hours; goes on where it was)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures search --half all
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures measure
+	$(BIN)/python -m benchmarks.cures table
 
 bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium; ten minutes)
 	$(BIN)/python -m benchmarks.tab

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradwatch import clip as clip
     from gradwatch.findings import KINDS, Finding, NonFiniteError, Thresholds
+    from gradwatch.prescription import Prescription, Trial, prescribe
     from gradwatch.report import StepReport
     from gradwatch.sinks import Row, Sink
     from gradwatch.sinks.jsonl import JsonLines
@@ -24,13 +25,16 @@ __all__ = [
     "JsonLines",
     "Memory",
     "NonFiniteError",
+    "Prescription",
     "Row",
     "Sink",
     "StepReport",
     "TensorBoard",
     "Thresholds",
+    "Trial",
     "Watcher",
     "clip",
+    "prescribe",
     "watch",
     "watch_tensors",
 ]
@@ -42,12 +46,15 @@ _HOME = {
     "JsonLines": "gradwatch.sinks.jsonl",
     "Memory": "gradwatch.sinks.memory",
     "NonFiniteError": "gradwatch.findings",
+    "Prescription": "gradwatch.prescription",
     "Row": "gradwatch.sinks",
     "Sink": "gradwatch.sinks",
     "StepReport": "gradwatch.report",
     "TensorBoard": "gradwatch.sinks.tensorboard",
     "Thresholds": "gradwatch.findings",
+    "Trial": "gradwatch.prescription",
     "Watcher": "gradwatch.watcher",
+    "prescribe": "gradwatch.prescription",
     "watch": "gradwatch.watcher",
     "watch_tensors": "gradwatch.watcher",
 }

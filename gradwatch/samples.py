@@ -21,7 +21,7 @@ SAMPLED_ENTRIES = 256
 @torch.no_grad()
 def evenly_spaced(tensors: Sequence[Tensor], limit: int) -> list[Tensor]:
     """At most ``limit`` fixed, evenly spaced entries of each tensor, of shape (n,): views where that is possible."""
-    return [_some(tensor, limit) for tensor in all_plain(tensors)]
+    return [_some(tensor.detach(), limit) for tensor in all_plain(tensors)]
 
 
 @torch.no_grad()

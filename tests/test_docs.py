@@ -65,7 +65,7 @@ def test_a_page_without_python_is_no_program():
     assert program_of("# A page\n\n```bash\nls\n```\n") == ""
 
 
-@pytest.mark.parametrize("name", ["findings", "watcher.attach", "lightning"])
+@pytest.mark.parametrize("name", ["findings", "watcher.attach", "lightning", "prescription"])
 def test_examples_in_docstrings_hold(name):
     module = importlib.import_module(f"gradwatch.{name}")
     known = {"gradwatch": importlib.import_module("gradwatch"), "torch": importlib.import_module("torch")}

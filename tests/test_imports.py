@@ -35,13 +35,24 @@ FLOOR_1 = {
     "measurement": {"stats", "samples", "placement", "host_copy", "report", "layers", "clip", "backward"},
 }
 BELOW_WATCHER = FLOOR_0 | set(FLOOR_1)
-ALL = {"gradwatch", "watcher", "lightning", "tensorboard_plugin", "demo", "views", "scripts", *BELOW_WATCHER}
+ALL = {
+    "gradwatch",
+    "watcher",
+    "lightning",
+    "tensorboard_plugin",
+    "prescription",
+    "demo",
+    "views",
+    "scripts",
+    *BELOW_WATCHER,
+}
 MAY_IMPORT = {
     **{name: set() for name in FLOOR_0},
     **FLOOR_1,
     "views": {"findings", "runs", "sinks"},
     "watcher": {"views", *BELOW_WATCHER},
     "lightning": {"watcher", *BELOW_WATCHER},
+    "prescription": {"watcher", *BELOW_WATCHER},
     "scripts": {"watcher", *BELOW_WATCHER},
     "tensorboard_plugin": {"packed", "report", "unpacked"},
     "demo": ALL,

@@ -97,3 +97,8 @@ def test_a_change_is_seen_wherever_the_weight_lies(weight, change):
 def test_tensors_of_several_types_are_told_apart():
     weights = [torch.ones(300, dtype=dtype) for dtype in (torch.float64, torch.bfloat16, torch.float32)]
     assert changes(weights, lambda: weights[1].mul_(3)) == pytest.approx([0, 2, 0])
+
+
+def test_entries_of_parameters_carry_no_graph():
+    weights = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, 2).t())]
+    assert not any(part.requires_grad for part in [*evenly_spaced(weights, 4), sample(weights)])

@@ -8,12 +8,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Observe = Callable[[Tensor], None]
 """Takes each loss before its backward pass."""
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A training run told apart: what is trained on, and the loss.
+
+    Attributes:
+        draw: number of the update → (inputs, targets), from torch's generator.
+        loss: (outputs, targets) → scalar.
+    """
+
+    draw: Callable[[int], tuple[Any, Any]]
+    loss: Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,18 @@ class Training:
         optimizers: that update it.
         steps: how many times ``step`` is called.
         step: (number from 0, observe) → one iteration: forward, ``observe(loss)``, backward, update.
+        loss_of: number → the forward pass, where the loop is a plain one.
+        supervised: the same told apart, where it can be.
+        is_plain: whether the loop does nothing but forward, backward and update.
     """
 
     model: nn.Module | Mapping[str, nn.Module]
     optimizers: Sequence[Optimizer]
     steps: int
     step: Callable[[int, Observe], None]
+    loss_of: Callable[[int], Tensor] | None = None
+    supervised: Supervised | None = None
+    is_plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,8 @@ def plain(
     steps: int,
     *,
     zero: bool = True,
-    before_update: Callable[[int], None] = lambda step: None,
+    before_update: Callable[[int], None] | None = None,
+    told_apart: Supervised | None = None,
 ) -> Training:
     """The loop that most people write: ``loss_of(step)`` is the forward pass."""
 
@@ -102,10 +123,28 @@ def plain(
         loss = loss_of(number)
         observe(loss)
         loss.backward()
-        before_update(number)
+        if before_update is not None:
+            before_update(number)
         optimizer.step()
 
-    return Training(model, [optimizer], steps, step)
+    return Training(model, [optimizer], steps, step, loss_of, told_apart, zero and before_update is None)
+
+
+def supervised(
+    model: nn.Module,
+    optimizer: Optimizer,
+    draw: Callable[[int], tuple[Any, Any]],
+    loss: Callable[[Any, Any], Tensor],
+    steps: int,
+    **options: Any,
+) -> Training:
+    """The plain loop of a model that takes inputs and a loss that takes its outputs and targets."""
+
+    def loss_of(step: int) -> Tensor:
+        inputs, targets = draw(step)
+        return loss(model(*inputs) if isinstance(inputs, tuple) else model(inputs), targets)
+
+    return plain(model, optimizer, loss_of, steps, told_apart=Supervised(draw, loss), **options)
 
 
 def _add(program: Program) -> Callable[[int], Training]:

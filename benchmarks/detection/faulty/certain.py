@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from benchmarks.detection.data import digits
 from benchmarks.detection.faulty.common_errors import network, on_digits, sgd, squared
 from benchmarks.detection.faulty.dead import adam
-from benchmarks.detection.program import Observe, Training, faulty, plain
+from benchmarks.detection.program import Observe, Training, faulty, plain, supervised
 
 
 class Recall(nn.Module):
@@ -33,13 +33,13 @@ class Recall(nn.Module):
 def on_recall(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 150, batch: int = 64) -> Training:
     """One of eight keys is asked for, with some noise; its content is one of four."""
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         keys, contents = F.normalize(torch.randn(batch, 8, 8), dim=-1) * 8**0.5, torch.randint(4, (batch, 8))
         asked = torch.randint(8, (batch,))
         query = keys[torch.arange(batch), asked] + 0.2 * torch.randn(batch, 8)
-        return F.cross_entropy(model(query, keys, F.one_hot(contents, 4).float()), contents[torch.arange(batch), asked])
+        return (query, keys, F.one_hot(contents, 4).float()), contents[torch.arange(batch), asked]
 
-    return plain(model, optimizer, loss_of, steps)
+    return supervised(model, optimizer, draw, F.cross_entropy, steps)
 
 
 @faulty("saturated", layers=("key.*",), attainable=0.05)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.detection.data import digits
-from benchmarks.detection.program import Training, faulty, plain
+from benchmarks.detection.program import Training, faulty, plain, supervised
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,11 +36,11 @@ def on_digits(
     """Classification of digits in random batches."""
     x, y = digits(scale)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (batch,))
-        return loss(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, optimizer, loss_of, steps, **options)
+    return supervised(model, optimizer, draw, loss, steps, **options)
 
 
 def sgd(model: nn.Module, rate: float, **options) -> torch.optim.SGD:
@@ -252,14 +252,14 @@ def one_bad_pixel(seed: int) -> Training:
     model = network(64, 32, 10)
     x, y = digits()
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (64,))
         inputs = x[chosen]
         if step == 40:
             inputs[3, 5] = torch.nan
-        return F.cross_entropy(model(inputs), y[chosen])
+        return inputs, y[chosen]
 
-    return plain(model, sgd(model, 0.1), loss_of, 80)
+    return supervised(model, sgd(model, 0.1), draw, F.cross_entropy, 80)
 
 
 @faulty("nonfinite")

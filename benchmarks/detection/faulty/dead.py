@@ -13,17 +13,17 @@ from torch.nn import functional as F
 
 from benchmarks.detection.data import digits, windows
 from benchmarks.detection.faulty.common_errors import network, on_digits, sgd
-from benchmarks.detection.program import Training, faulty, plain
+from benchmarks.detection.program import Training, faulty, plain, supervised
 
 
 def on_products(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 150, batch: int = 128) -> Training:
     """Four products of two of eight numbers each: nothing that a linear map could learn."""
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         x = torch.rand(batch, 8) * 4 - 2
-        return F.mse_loss(model(x), x[:, :4] * x[:, 4:])
+        return x, x[:, :4] * x[:, 4:]
 
-    return plain(model, optimizer, loss_of, steps)
+    return supervised(model, optimizer, draw, F.mse_loss, steps)
 
 
 def adam(model: nn.Module, rate: float = 3e-3, **options) -> torch.optim.Adam:
@@ -88,11 +88,11 @@ def weights_by_rand_and_negative_inputs(seed: int) -> Training:
     nn.init.uniform_(model[0].weight, 0, 0.1)
     x, y = digits()
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (64,))
-        return F.cross_entropy(model(80 * x[chosen] - 81), y[chosen])
+        return 80 * x[chosen] - 81, y[chosen]
 
-    return plain(model, sgd(model, 0.3), loss_of, 120)
+    return supervised(model, sgd(model, 0.3), draw, F.cross_entropy, 120)
 
 
 @faulty("dead", also=("vanishing", "stalled"), layers=("0.*",), attainable=0.6)
@@ -103,11 +103,11 @@ def centred_by_the_wrong_mean(seed: int) -> Training:
         model[0].weight.abs_()
     x, y = digits()
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (32,))
-        return F.cross_entropy(model(x[chosen] - 4.88), y[chosen])
+        return x[chosen] - 4.88, y[chosen]
 
-    return plain(model, adam(model, 1e-3), loss_of, 150)
+    return supervised(model, adam(model, 1e-3), draw, F.cross_entropy, 150)
 
 
 @faulty("dead", also=("vanishing",), attainable=0.1)
@@ -173,11 +173,11 @@ class Tokens(nn.Module):
 def on_tokens(model: nn.Module, optimizer: torch.optim.Optimizer) -> Training:
     """Each token's number is squared, to which the mean of the others is added."""
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         x = torch.rand(32, 8) * 4 - 2
-        return F.mse_loss(model(x), x.square() + (x.sum(1, keepdim=True) - x) / 7)
+        return x, x.square() + (x.sum(1, keepdim=True) - x) / 7
 
-    return plain(model, optimizer, loss_of, 150)
+    return supervised(model, optimizer, draw, F.mse_loss, 150)
 
 
 @faulty("dead", also=("vanishing",), layers=("branch.up.*",), attainable=0.15)
@@ -245,11 +245,11 @@ def autoencoder_with_a_dead_code(seed: int) -> Training:
     nn.init.constant_(model[2].bias, -6.0)
     x, _ = digits()
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         inputs = x[torch.randint(len(x), (64,))]
-        return F.mse_loss(model(inputs), inputs)
+        return inputs, inputs
 
-    return plain(model, adam(model), loss_of, 200)
+    return supervised(model, adam(model), draw, F.mse_loss, 200)
 
 
 @faulty("dead", also=("vanishing",), layers=("encode.*",), attainable=0.01)
@@ -345,11 +345,11 @@ def prices_by_raw_features(seed: int) -> Training:
     x = torch.rand(506, 13) * 400
     y = x @ torch.rand(13, 1) / 400 + 0.1 * torch.randn(506, 1)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (32,))
-        return F.mse_loss(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, sgd(model, 1e-4), loss_of, 150)
+    return supervised(model, sgd(model, 1e-4), draw, F.mse_loss, 150)
 
 
 @faulty("dead", also=("vanishing", "exploding", "unstable"), attainable=8.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.detection.data import digits, windows
-from benchmarks.detection.program import Training, faulty, plain
+from benchmarks.detection.program import Training, faulty, supervised
 
 
 def network(*widths: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -29,11 +29,11 @@ def on_digits(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1
     """Classification in batches of 64."""
     x, y = digits()
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (64,))
-        return F.cross_entropy(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, optimizer, loss_of, steps, **options)
+    return supervised(model, optimizer, draw, F.cross_entropy, steps, **options)
 
 
 def started(model: nn.Module, deviation: float) -> nn.Module:
@@ -81,11 +81,11 @@ def autoencoder_of_sigmoids(seed: int) -> Training:
     model = network(64, 32, 16, 12, 8, 12, 16, 32, 64, activation=nn.Sigmoid)
     x, _ = digits()
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = x[torch.randint(len(x), (64,))]
-        return F.mse_loss(model(chosen), chosen)
+        return chosen, chosen
 
-    return plain(model, sgd(model, 0.5, 0.9), loss_of, 150)
+    return supervised(model, sgd(model, 0.5, 0.9), draw, F.mse_loss, 150)
 
 
 @faulty("vanishing", attainable=0.5, layers=("0.*", "2.*"), also=("saturated", "dead"))
@@ -118,11 +118,12 @@ def attention_without_residuals(seed: int) -> Training:
     """Averages of averages: within eight layers every position is the same, and no gradient tells them apart."""
     model = Attention()
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = windows(8, 24)
-        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        return inputs, targets
 
-    return plain(model, sgd(model, 0.1), loss_of, 80)
+    loss = lambda output, y: F.cross_entropy(output.flatten(0, 1), y.flatten())
+    return supervised(model, sgd(model, 0.1), draw, loss, 80)
 
 
 class Counter(nn.Module):
@@ -139,12 +140,12 @@ class Counter(nn.Module):
 def adding(model: nn.Module, optimizer: torch.optim.Optimizer, length: int, steps: int, **options) -> Training:
     """The first input is what the target is; noise follows."""
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         x = torch.zeros(32, length, 1)
         x[:, 0] = torch.randn(32, 1)
-        return F.mse_loss(model(x), 2 * x[:, 0])
+        return x, 2 * x[:, 0]
 
-    return plain(model, optimizer, loss_of, steps, **options)
+    return supervised(model, optimizer, draw, F.mse_loss, steps, **options)
 
 
 @faulty("vanishing", attainable=1.0, layers=("cell.weight_ih_l0",))
@@ -189,11 +190,12 @@ def transformer_without_warm_up(seed: int) -> Training:
     layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True, norm_first=False)
     model = nn.Sequential(nn.Embedding(128, 32), nn.TransformerEncoder(layer, 3), nn.Linear(32, 128))
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = windows(8, 24)
-        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        return inputs, targets
 
-    return plain(model, sgd(model, 20.0, 0.9), loss_of, 80)
+    loss = lambda output, y: F.cross_entropy(output.flatten(0, 1), y.flatten())
+    return supervised(model, sgd(model, 20.0, 0.9), draw, loss, 80)
 
 
 @faulty("vanishing", attainable=0.5, also=("dead", "stalled"))
@@ -215,8 +217,8 @@ def targets_in_the_thousands(seed: int) -> Training:
     y = (x @ torch.randn(8, 1)) * 10_000
     model = network(8, 32, 1, activation=nn.ReLU)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(256, (32,))
-        return F.mse_loss(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, sgd(model, 0.05), loss_of, 60)
+    return supervised(model, sgd(model, 0.05), draw, F.mse_loss, 60)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.detection.data import digits, windows
-from benchmarks.detection.program import Training, faulty, healthy, plain
+from benchmarks.detection.program import Training, faulty, healthy, plain, supervised
 
 
 class MultipliedReLU(nn.Module):
@@ -58,11 +58,11 @@ def on(
 ) -> Training:
     """Random batches of (x, y), or all of it each time."""
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = slice(None) if batch is None else torch.randint(len(x), (batch,))
-        return loss(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, optimizer, loss_of, steps, **options)
+    return supervised(model, optimizer, draw, loss, steps, **options)
 
 
 def sgd(model: nn.Module, rate: float, momentum: float = 0.0) -> torch.optim.SGD:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.detection.data import digits, windows
-from benchmarks.detection.program import Training, faulty, plain
+from benchmarks.detection.program import Training, faulty, plain, supervised
 
 BatchLoss = Callable[[int, Tensor, Tensor], Tensor]
 """Number of the update, inputs, targets → loss."""
@@ -67,12 +67,19 @@ def on_digits(
     steps: int = 80,
     *,
     scale: float = 1.0,
+    batch: int = 64,
     **options,
 ) -> Training:
     """Random batches of digits, classified unless ``loss`` says otherwise."""
     x, y = digits(scale)
-    classify: BatchLoss = lambda _, inputs, classes: F.cross_entropy(model(inputs), classes)
-    return on_pairs(x, y, model, optimizer, loss or classify, steps, **options)
+    if loss is not None:
+        return on_pairs(x, y, model, optimizer, loss, steps, batch=batch, **options)
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(x), (batch,))
+        return x[chosen], y[chosen]
+
+    return supervised(model, optimizer, draw, F.cross_entropy, steps, **options)
 
 
 def curve(items: int = 512, features: int = 8) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.detection.data import digits, windows
-from benchmarks.detection.program import Observe, Training, faulty, plain
+from benchmarks.detection.program import Observe, Training, faulty, plain, supervised
 
 
 def sgd(model: nn.Module, rate: float, momentum: float = 0.0) -> torch.optim.SGD:
@@ -31,7 +31,7 @@ def permutation_of_bytes(seed: int) -> Training:
     model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Sigmoid())
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    return plain(model, sgd(model, 0.01), lambda step: F.mse_loss(model(bits), targets), 150)
+    return supervised(model, sgd(model, 0.01), lambda step: (bits, targets), F.mse_loss, 150)
 
 
 @faulty("vanishing", also=("saturated", "stalled"), attainable=1e3)
@@ -40,7 +40,7 @@ def sigmoid_for_an_unbounded_target(seed: int) -> Training:
     x = torch.rand(200, 3) * 100
     y = x @ torch.tensor([[3.0], [2.0], [1.0]]) + 5
     model = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid(), nn.Linear(5, 1), nn.Sigmoid())
-    return plain(model, sgd(model, 0.1), lambda step: F.mse_loss(model(x), y), 150)
+    return supervised(model, sgd(model, 0.1), lambda step: (x, y), F.mse_loss, 150)
 
 
 @faulty("unstable", also=("stalled", "saturated", "exploding"))
@@ -49,11 +49,11 @@ def cross_entropy_under_a_rate_of_200(seed: int) -> Training:
     x, y = digits()
     model = nn.Linear(64, 10)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (64,))
-        return F.cross_entropy(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, sgd(model, 200.0), loss_of, 150)
+    return supervised(model, sgd(model, 200.0), draw, F.cross_entropy, 150)
 
 
 @faulty("exploding", also=("nonfinite",))
@@ -63,7 +63,7 @@ def line_through_eight_points(seed: int) -> Training:
     model = nn.Linear(1, 1)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
-    return plain(model, sgd(model, 0.1), lambda step: F.mse_loss(model(x), 3 * x + 1), 60)
+    return supervised(model, sgd(model, 0.1), lambda step: (x, 3 * x + 1), F.mse_loss, 60)
 
 
 @faulty("exploding", also=("nonfinite",))
@@ -98,11 +98,11 @@ def relu_on_the_logits(seed: int) -> Training:
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10), nn.ReLU())
     nn.init.constant_(model[2].bias, -5.0)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (64,))
-        return F.cross_entropy(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, sgd(model, 0.1), loss_of, 120)
+    return supervised(model, sgd(model, 0.1), draw, F.cross_entropy, 120)
 
 
 @faulty("vanishing", also=("saturated", "stalled"), attainable=0.05)
@@ -111,7 +111,7 @@ def one_sigmoid_under_a_rate_of_10_000(seed: int) -> Training:
     x = torch.rand(64, 8) + 0.5
     y = torch.rand(64, 4)
     model = nn.Sequential(nn.Linear(8, 4), nn.Sigmoid())
-    return plain(model, sgd(model, 10_000.0), lambda step: F.mse_loss(model(x), y), 120)
+    return supervised(model, sgd(model, 10_000.0), lambda step: (x, y), F.mse_loss, 120)
 
 
 class LowRank(nn.Module):
@@ -134,11 +134,11 @@ def low_rank_with_both_halves_zero(seed: int) -> Training:
     model = nn.Sequential(LowRank(nn.Linear(64, 64)), nn.ReLU(), LowRank(nn.Linear(64, 10)))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (64,))
-        return F.cross_entropy(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, optimizer, loss_of, 120)
+    return supervised(model, optimizer, draw, F.cross_entropy, 120)
 
 
 @faulty("nonfinite")
@@ -183,11 +183,12 @@ def language_model_whose_rate_breaks_out(seed: int) -> Training:
     def grow(step: int) -> None:
         optimizer.param_groups[0]["lr"] = 0.05 if step < 60 else 0.05 * 1.35 ** (step - 60)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = windows(8, 32)
-        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        return inputs, targets
 
-    return plain(model, optimizer, loss_of, 120, before_update=grow)
+    loss = lambda output, y: F.cross_entropy(output.flatten(0, 1), y.flatten())
+    return supervised(model, optimizer, draw, loss, 120, before_update=grow)
 
 
 @faulty("vanishing", also=("dead", "exploding", "unstable"), attainable=0.5)
@@ -202,11 +203,11 @@ def he_normal_on_raw_pixels(seed: int) -> Training:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(x), (32,))
-        return F.cross_entropy(model(x[chosen]), y[chosen])
+        return x[chosen], y[chosen]
 
-    return plain(model, torch.optim.Adam(model.parameters(), lr=0.3), loss_of, 80)
+    return supervised(model, torch.optim.Adam(model.parameters(), lr=0.3), draw, F.cross_entropy, 80)
 
 
 @faulty("vanishing", also=("saturated",), attainable=0.5)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from benchmarks.detection.data import digits, windows
 from benchmarks.detection.faulty.common_errors import network, on_digits, sgd
 from benchmarks.detection.faulty.dead import adam
-from benchmarks.detection.program import Training, faulty, plain
+from benchmarks.detection.program import Training, faulty, plain, supervised
 
 
 def spread_(model: nn.Module, std: float) -> nn.Module:
@@ -60,12 +60,12 @@ def on_hill(
 ) -> Training:
     """A smooth function of eight features in units of ``scale``: how far from the centre they lie."""
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         x = torch.randn(batch, 8)
         y = x.square().mean(1, keepdim=True) + x[:, :1]
-        return F.mse_loss(model(x * scale), y)
+        return x * scale, y
 
-    return plain(model, optimizer, loss_of, steps)
+    return supervised(model, optimizer, draw, F.mse_loss, steps)
 
 
 @faulty("saturated", also=("vanishing", "stalled"), layers=("2.*",), attainable=0.5)
@@ -129,11 +129,11 @@ class Gated(nn.Module):
 def on_sums(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 120) -> Training:
     """The mean of eight numbers, read one after the other."""
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         x = torch.randn(64, 8)
-        return F.mse_loss(model(x), 2 * x.mean(1, keepdim=True))
+        return x, 2 * x.mean(1, keepdim=True)
 
-    return plain(model, optimizer, loss_of, steps)
+    return supervised(model, optimizer, draw, F.mse_loss, steps)
 
 
 @faulty("saturated", also=("vanishing", "stalled"), layers=("input.*",), attainable=0.01)
@@ -212,11 +212,11 @@ def actions_squashed_from_the_start(seed: int) -> Training:
     nn.init.normal_(model[4].weight, std=50.0)
     best = torch.randn(8, 2) / 4
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         state = torch.randn(64, 8)
-        return F.mse_loss(model(state), (state @ best).tanh())
+        return state, (state @ best).tanh()
 
-    return plain(model, adam(model), loss_of, 150)
+    return supervised(model, adam(model), draw, F.mse_loss, 150)
 
 
 @faulty("saturated", also=("vanishing",), layers=("2.*",), attainable=0.1)
@@ -224,11 +224,11 @@ def sigmoid_for_targets_around_ten(seed: int) -> Training:
     """Targets of 5 to 15 behind a sigmoid: it climbs to 1 and stays there."""
     model = nn.Sequential(*network(8, 32, 1), nn.Sigmoid())
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         x = torch.rand(64, 8)
-        return F.mse_loss(model(x), 5 + 10 * x[:, :1])
+        return x, 5 + 10 * x[:, :1]
 
-    return plain(model, adam(model, 3e-2), loss_of, 200)
+    return supervised(model, adam(model, 3e-2), draw, F.mse_loss, 200)
 
 
 @faulty("saturated", also=("vanishing",), layers=("2.*",), attainable=0.01)
@@ -236,11 +236,11 @@ def tanh_for_standard_prices(seed: int) -> Training:
     """Prices of 2 to 4 in hundred thousands behind a tanh, which ends at 1."""
     model = nn.Sequential(*network(8, 16, 1), nn.Tanh())
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         x = torch.rand(32, 8)
-        return F.mse_loss(model(x), 2 + 2 * x.mean(1, keepdim=True))
+        return x, 2 + 2 * x.mean(1, keepdim=True)
 
-    return plain(model, sgd(model, 0.1), loss_of, 150)
+    return supervised(model, sgd(model, 0.1), draw, F.mse_loss, 150)
 
 
 @faulty("saturated", also=("vanishing", "exploding", "unstable", "stalled"), attainable=0.7)
@@ -332,8 +332,8 @@ def years_into_a_tanh(seed: int) -> Training:
     """The year, 1950 to 2020, as it is: each tanh gives the same sign for all of them."""
     model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         year = 1950 + 70 * torch.rand(64, 1)
-        return F.mse_loss(model(year), ((year - 1985) / 20).sin())
+        return year, ((year - 1985) / 20).sin()
 
-    return plain(model, adam(model, 1e-2), loss_of, 200)
+    return supervised(model, adam(model, 1e-2), draw, F.mse_loss, 200)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from benchmarks.detection.data import digits
-from benchmarks.detection.program import Training, faulty, plain
+from benchmarks.detection.program import Training, faulty, supervised
 
 
 @faulty("vanishing", layers=("0.*", "2.*"), attainable=0.5)
@@ -16,8 +16,8 @@ def deep_sigmoid(seed: int) -> Training:
     model = nn.Sequential(*layers, nn.Linear(32, 10))
     x, y = digits()
 
-    def loss_of(step: int) -> torch.Tensor:
+    def draw(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch = torch.randint(len(x), (64,))
-        return nn.functional.cross_entropy(model(x[batch]), y[batch])
+        return x[batch], y[batch]
 
-    return plain(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_of, 150)
+    return supervised(model, torch.optim.SGD(model.parameters(), lr=0.1), draw, nn.functional.cross_entropy, 150)

@@ -1,0 +1,97 @@
+"""Sick programs of ``benchmarks.detection`` → the four arguments of ``gradwatch.prescribe``, or why not.
+
+Two forms. Where a program tells its data and its loss apart, batches are drawn beforehand. Where its forward pass is
+one function, the model draws its batch and returns its loss, as models of some libraries do; a batch is then nothing
+but its number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from benchmarks.detection import faulty  # noqa: F401  its programs register themselves
+from benchmarks.detection.bare import start
+from benchmarks.detection.program import PROGRAMS, Program, Training
+
+BATCHES = 100
+
+EXCLUDED = {
+    "log_of_a_difference": "its loss counts its own calls, so that no two trials would meet the same one",
+    "root_of_zero": "its loss counts its own calls, so that no two trials would meet the same one",
+    "half_precision_overflows": "its loss counts its own calls, so that no two trials would meet the same one",
+    "char_gpt_warmed_up_too_far": "its forward pass sets the learning rate",
+    "group_lasso_on_a_pruned_row": "its forward pass overwrites weights",
+    "ascends": "it descends on a loss that has no lower end: there is nothing to cure",
+    "critic_without_a_constraint": "its loss has no lower end: no held-out loss tells better from worse",
+    "forget_gate_shut": "it masks gradients by hooks of its own",
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What ``prescribe`` is given."""
+
+    make_model: Callable[[], nn.Module]
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    batches: list[tuple[Any, Any]]
+    loss_fn: Callable[[Any, Any], Tensor]
+
+
+class Inside(nn.Module):
+    """A model whose forward pass draws its batch and returns its loss."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self.model, self._loss_of = training.model, training.loss_of
+
+    def forward(self, number: int) -> Tensor:
+        return self._loss_of(number)
+
+
+def form_of(program: Program, seed: int) -> Form | str:
+    """The program's form with data drawn under ``seed``, or the reason why it has none."""
+    if program.name in EXCLUDED:
+        return EXCLUDED[program.name]
+    training = start(program, seed)
+    if training.loss_of is None:
+        return "a loop of its own: several models, or rewards in place of a loss"
+    if not training.is_plain:
+        return "the loop itself is at fault: a schedule, its own clipping, weights overwritten, gradients never zeroed"
+    optimizer = training.optimizers[0]
+    if len(optimizer.param_groups) > 1:
+        return "several parameter groups, which parameters alone do not tell"
+    make_optimizer = _same_kind(optimizer)
+    count = max(BATCHES, training.steps)
+    if training.supervised is None:
+        return Form(
+            lambda: Inside(program.make(seed)), make_optimizer, [(number, 0) for number in range(count)],
+            lambda loss, _: loss,
+        )  # fmt: skip
+    batches = [training.supervised.draw(number) for number in range(count)]
+    return Form(lambda: program.make(seed).model, make_optimizer, batches, training.supervised.loss)
+
+
+def programs() -> list[Program]:
+    """The sick ones, shuffled: in the order of their names' hashes, so that the first so many are a random part."""
+    sick = (program for program in PROGRAMS.values() if program.kind is not None)
+    return sorted(sick, key=lambda program: hashlib.sha256(f"cures {program.name}".encode()).digest())
+
+
+def _same_kind(optimizer: Optimizer) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+    """An optimizer of the same type and settings, for other parameters."""
+    known = inspect.signature(type(optimizer)).parameters
+    settings = {name: value for name, value in optimizer.defaults.items() if name in known}
+    return lambda parameters: type(optimizer)(parameters, **settings)
+
+
+def silence() -> None:
+    """One thread each, as two run at a time."""
+    torch.set_num_threads(1)

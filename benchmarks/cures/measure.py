@@ -1,0 +1,118 @@
+"""Whether the first-ranked remedy cures on fresh seeds, for programs for which the search found a cure.
+
+Each program is prescribed for once, within ``BUDGET`` seconds; what is ranked first is tried again on seeds of model
+and data that nobody has seen. Beside it stand the controls: nothing, remedies drawn at random, and always the same.
+Each program's result is written as soon as it is known, and known ones are left out of a further run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradwatch
+from benchmarks.cures import search
+from benchmarks.cures.forms import Form, form_of, silence
+from benchmarks.detection.program import Program
+from gradwatch.prescription.fitting import candidates, everything
+from gradwatch.prescription.race import Candidate
+from gradwatch.prescription.ranking import Trial
+from gradwatch.prescription.setup import NotApplicableError
+from gradwatch.prescription.treatments import name_of
+
+RESULTS = Path("benchmarks/cures/measured.jsonl")
+PRESCRIBED, FRESH = 200, (301, 302, 303)
+BUDGET = 60.0
+DRAWN = 3  # remedies at random for each fresh seed
+ALWAYS = "he + lower-learning-rate"
+
+
+def measure(seconds: float, half: str, only: Sequence[str] | None = None) -> None:
+    """Measures what is not measured yet, for about so many seconds."""
+    silence()
+    warnings.simplefilter("ignore")
+    end = time.perf_counter() + seconds
+    known = {each["program"] for each in read()}
+    for program in search.curable(None if half == "all" else half == "measured"):
+        if program.name in known or (only and program.name not in only):
+            continue
+        if time.perf_counter() > end:
+            return
+        result = measured(program)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(result, flush=True)
+
+
+def measured(program: Program) -> dict[str, Any]:
+    """One program: what was ranked first, and on which share of the fresh seeds it and the controls cure."""
+    form = form_of(program, PRESCRIBED)
+    assert isinstance(form, Form)
+    begin = time.perf_counter()
+    found = gradwatch.prescribe(form.make_model, form.make_optimizer, form.batches, form.loss_fn, budget_seconds=BUDGET)
+    took = time.perf_counter() - begin
+    first = found.ranking[0] if found.ranking else None
+    base = {"program": program.name, "kind": program.kind, "is_measured": program.is_measured}
+    always = next(each for each in everything() if name_of(each) == ALWAYS)
+    shares = [fresh(program, seed, first and candidate_of(first), always) for seed in FRESH]
+    return {
+        **base,
+        "first": first and first.remedy,
+        "said_cured": bool(first and first.cured),
+        "seeds": first and len(first.seeds),
+        "tried": len(found.ranking),
+        "seconds": round(took, 1),
+        "cured": [each["first"] for each in shares],
+        "random": [each["random"] for each in shares],
+        "always": [each["always"] for each in shares],
+        "note": found.note,
+    }
+
+
+def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float]:
+    """On one fresh seed: 1 or 0 for the first-ranked and the constant remedy, a share for those drawn."""
+    form = form_of(program, seed)
+    assert isinstance(form, Form)
+    kind = search.sickness(search.untreated(form, seed))
+    if kind is None:  # on this seed nothing is sick: nothing tells the remedies apart
+        return {"first": 1.0, "always": 1.0, "random": 1.0}
+    draw = random.Random(f"{program.name} {seed}")
+    pool = candidates(kind)  # type: ignore[arg-type]
+    drawn = []
+    while len(drawn) < DRAWN:
+        outcome = outcome_of(program, draw.choice(pool), seed, kind, form)
+        drawn += [] if outcome is None else [outcome]
+    return {
+        "first": first is not None and (outcome_of(program, first, seed, kind, form) or 0.0),
+        "always": outcome_of(program, always, seed, kind, form) or 0.0,
+        "random": sum(drawn) / DRAWN,
+    }
+
+
+def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, form: Form) -> float | None:
+    """1 where it cures, None where it does not apply."""
+    try:
+        return float(search.cures(program, candidate, seed, kind, form))
+    except NotApplicableError:
+        return None
+    except Exception:
+        return 0.0
+
+
+def candidate_of(trial: Trial) -> Candidate:
+    """The treatments that a trial was made with."""
+    return next(
+        each
+        for each in everything()
+        if name_of(each) == trial.remedy and "\n".join(treatment.code for treatment in each) == trial.code
+    )
+
+
+def read() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []

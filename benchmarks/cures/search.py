@@ -1,0 +1,131 @@
+"""The exhaustive search: is there any cure at all among all treatments and pairs?
+
+Each is tried on one seed until one cures; that one is confirmed on fresh seeds, of model and data, and the search goes
+on where they do not bear it out. Each program's result is written as soon as it is known, so the search can be broken
+off and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cures.forms import Form, form_of, programs, silence
+from benchmarks.detection.program import PROGRAMS, Program
+from gradwatch.prescription.fitting import candidates, everything
+from gradwatch.prescription.problem import Problem
+from gradwatch.prescription.race import Candidate
+from gradwatch.prescription.ranking import is_cured
+from gradwatch.prescription.setup import NotApplicableError
+from gradwatch.prescription.treatments import name_of
+from gradwatch.prescription.trial import LONGEST, Run, run
+
+RESULTS = Path("benchmarks/cures/searched.jsonl")
+SCREEN, CONFIRM = 100, (101, 102)
+
+
+def search(seconds: float, half: str, only: list[str] | None = None) -> None:
+    """Goes on with the search for about so many seconds."""
+    silence()
+    warnings.simplefilter("ignore")
+    end = time.perf_counter() + seconds
+    known = {each["program"] for each in read()}
+    for program in programs():
+        is_left_out = half != "all" and program.is_measured != (half == "measured")
+        if program.name in known or is_left_out or (only and program.name not in only):
+            continue
+        if time.perf_counter() > end:
+            return
+        found = searched(program)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        print(found, flush=True)
+
+
+def searched(program: Program) -> dict[str, Any]:
+    """What the search finds for one program."""
+    begin = time.perf_counter()
+    base = {"program": program.name, "kind": program.kind, "is_measured": program.is_measured}
+    form = form_of(program, SCREEN)
+    if isinstance(form, str):
+        return {**base, "excluded": form}
+    kind = sickness(untreated(form, SCREEN))
+    if kind is None:
+        return {**base, "excluded": "in this form the watcher finds nothing in 300 updates"}
+    tried = 0
+    failed: set[str] = set()
+    for candidate in ordered(kind):
+        if any(treatment.remedy in failed for treatment in candidate):
+            continue
+        tried += 1
+        try:
+            is_cure = cures(program, candidate, SCREEN, kind, form)
+        except Exception as error:  # of a treated model: no cure
+            if len(candidate) == 1 and isinstance(error, NotApplicableError):
+                failed.add(candidate[0].remedy)
+            continue
+        if is_cure and confirmed(program, candidate, kind):
+            took = round(time.perf_counter() - begin, 1)
+            return {**base, "found": kind, "cure": name_of(candidate), "tried": tried, "seconds": took}
+    return {**base, "found": kind, "cure": None, "tried": tried, "seconds": round(time.perf_counter() - begin, 1)}
+
+
+def ordered(kind: str) -> list[Candidate]:
+    """Everything, what fits the kind first: the order changes when the search ends, not what it finds."""
+    first = candidates(kind)  # type: ignore[arg-type]
+    return [*first, *(candidate for candidate in everything() if candidate not in first)]
+
+
+def confirmed(program: Program, candidate: Candidate, kind: str) -> bool:
+    """Whether it cures on fresh seeds."""
+    return all(cures_afresh(program, candidate, kind, seed) for seed in CONFIRM)
+
+
+def cures_afresh(program: Program, candidate: Candidate, kind: str, seed: int) -> bool:
+    """The same on another seed, of data and model; whatever is raised is no cure."""
+    form = form_of(program, seed)
+    assert isinstance(form, Form)
+    try:
+        return cures(program, candidate, seed, kind, form)
+    except Exception:
+        return False
+
+
+_baselines: dict[tuple[str, int], Run] = {}
+
+
+def cures(program: Program, candidate: Candidate, seed: int, kind: str, form: Form) -> bool:
+    """Whether ``candidate`` cures the program under ``seed``."""
+    key = program.name, seed
+    if key not in _baselines:
+        _baselines[key] = untreated(form, seed)
+    return is_cured(run(problem_of(form), candidate, seed, LONGEST), _baselines[key], kind)
+
+
+def untreated(form: Form, seed: int) -> Run:
+    return run(problem_of(form), (), seed, LONGEST)
+
+
+def problem_of(form: Form) -> Problem:
+    return Problem.of(form.make_model, form.make_optimizer, form.batches, form.loss_fn)
+
+
+def sickness(untreated: Run) -> str | None:
+    """The kind that ``prescribe`` would set out to cure."""
+    if not untreated.findings:
+        return None
+    return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
+
+
+def read() -> list[dict[str, Any]]:
+    """What the search has found so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def curable(half: bool | None = None) -> list[Program]:
+    """The programs for which the search found a cure."""
+    found = [each for each in read() if each.get("cure") and (half is None or each["is_measured"] == half)]
+    return [PROGRAMS[each["program"]] for each in found]

@@ -1,0 +1,166 @@
+"""``gradwatch.prescribe``: tries remedies on copies of a model and says which of them cure it.
+
+Enters: how to make a model, an optimizer and batches. Leaves: a ranking, measured. The user's objects and the state of
+every random generator stay as they were.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch.findings import Kind
+from gradwatch.prescription import outcome
+from gradwatch.prescription.fitting import candidates
+from gradwatch.prescription.outcome import Prescription
+from gradwatch.prescription.problem import Batch, Problem
+from gradwatch.prescription.progress import bar
+from gradwatch.prescription.race import Candidate, race
+from gradwatch.prescription.ranking import Trial, rank
+from gradwatch.prescription.trial import LONGEST, Run, run
+
+__all__ = ["Prescription", "Trial", "prescribe"]
+
+SHARE = 0.1  # of the budget: how long an untreated run goes on that has shown something
+MOST = 0.5  # of the budget: how long all of them go on while nothing was shown
+
+
+def prescribe(
+    make_model: Callable[[], nn.Module],
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    batches: Sequence[Batch | Mapping[str, Any]],
+    loss_fn: Callable[[Any, Any], Tensor],
+    *,
+    seeds: int = 3,
+    budget_seconds: float = 60,
+    log_dir: str | Path | None = None,
+) -> Prescription:
+    """Tries the remedies that fit what is wrong with a training run, and ranks them by what they did.
+
+    The untreated model is trained for up to 300 updates under a watcher. If that finds something, remedies that fit it
+    are tried, singly and in pairs, each on a fresh model: activation functions, normalisations, residual connections
+    and initialisation by changing its modules, the rest by changing settings. A race (successive halving,
+    arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run if the finding is gone, none of
+    severity ``error`` is there, and the loss on held-out batches is better by a tenth than both the untreated model's
+    and the untrained one's.
+
+    Nothing that is the caller's changes: each trial has a model of its own, and the generators of torch, numpy and
+    random are put back.
+
+    Args:
+        make_model: makes a model; called anew for every trial, under that trial's seed.
+        make_optimizer: parameters → optimizer.
+        batches: two or more (inputs, targets), or ``{"inputs": …, "targets": …}``. Every fifth is held out. Inputs that
+            are a mapping or a tuple are handed to ``forward`` by name or in order, if it takes them so.
+        loss_fn: (outputs, targets) → scalar tensor. Targets may be any structure.
+        seeds: how many seeds the last ones of the race are tried on.
+        budget_seconds: of wall clock; no trial runs past it.
+        log_dir: a folder for TensorBoard runs to compare, one for each remedy and seed; None writes none.
+
+    Raises:
+        TypeError, ValueError: for an argument that makes no sense, naming it, what was found and what to do.
+        RuntimeError: where the untreated model cannot make a single update.
+
+    Examples:
+        >>> x = torch.randn(320, 8)
+        >>> prescription = gradwatch.prescribe(
+        ...     lambda: torch.nn.Linear(8, 1),
+        ...     lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+        ...     list(zip(x.split(32), x.sum(1, keepdim=True).split(32))),
+        ...     torch.nn.functional.mse_loss,
+        ...     seeds=1,
+        ...     budget_seconds=20,
+        ... )
+        >>> prescription.best, prescription.note[:17]
+        (None, 'Nothing was sick:')
+    """
+    begin = time.perf_counter()
+    _refuse_bad_numbers(seeds, budget_seconds)
+    problem = Problem.of(make_model, make_optimizer, batches, loss_fn)
+    folder = None if log_dir is None else Path(log_dir)
+    deadline = begin + budget_seconds
+
+    def try_one(candidate: Candidate, seed: int, steps: int) -> Run:
+        stop_at = kind if candidate else None
+        return run(
+            problem, candidate, seed, steps, deadline, stop_at=stop_at, log_dir=_run_folder(folder, candidate, seed)
+        )
+
+    with bar() as advance:
+        untreated = _untreated(problem, seeds, begin, budget_seconds, folder)
+        if not untreated:
+            return Prescription([], outcome.too_little(budget_seconds))
+        seed, first = list(untreated.items())[-1]
+        if not first.findings:
+            return Prescription([], outcome.nothing_sick(untreated), steps=first.steps)
+        kind = _main_kind(first)
+        baselines = {seed: first}
+        order = [seed, *(other for other in range(seeds) if other != seed)]
+        length = _length(first, budget_seconds)
+        tried, reasons = race(candidates(kind), try_one, baselines, order, length, kind, deadline, advance)
+    ranking = rank(tried, baselines, kind)
+    note = outcome.sentence(ranking, kind) if ranking else outcome.too_little(budget_seconds)
+    findings = tuple(finding for each in baselines.values() for finding in each.findings)
+    return Prescription(ranking, note, findings, outcome.controls(tried, baselines, kind), reasons, first.steps)
+
+
+def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> dict[int, Run]:
+    """Untreated runs, seed after seed, up to the first that shows anything; none where not one fits."""
+    done: dict[int, Run] = {}
+    for seed in range(seeds):
+        now = time.perf_counter()
+        try:
+            latest = run(
+                problem, (), seed, LONGEST, begin + budget,
+                enough=(now + SHARE * budget, begin + MOST * budget), log_dir=_run_folder(folder, (), seed),
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            if str(error).startswith(("make_", "batches", "loss_fn")):
+                raise
+            raise RuntimeError(_CANNOT.format(error)) from error
+        except Exception as error:
+            raise RuntimeError(_CANNOT.format(error)) from error
+        if not latest.is_whole:
+            break
+        done[seed] = latest
+        if latest.findings:
+            break
+    return done
+
+
+_CANNOT = (
+    "prescribe: the untreated model could not be trained: {}. "
+    "Check that loss_fn(make_model()(inputs), targets).backward() runs for each of the batches."
+)
+
+
+def _length(untreated: Run, budget: float) -> int:
+    """Updates of a trial: those of the untreated run, or what it would have made, had its loss stayed finite."""
+    if not untreated.is_hopeless:
+        return untreated.steps
+    return max(untreated.steps, min(LONGEST, int(SHARE * budget / untreated.seconds_per_step)))
+
+
+def _main_kind(untreated: Run) -> Kind:
+    """Of what was found: what was an error, and came first."""
+    return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
+
+
+def _run_folder(folder: Path | None, candidate: Candidate, seed: int) -> Path | None:
+    if folder is None:
+        return None
+    name = "+".join(f"{t.remedy}{t.strength}" for t in candidate) or "do-nothing"
+    return folder / name / f"seed-{seed}"
+
+
+def _refuse_bad_numbers(seeds: int, budget: float) -> None:
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise ValueError(f"seeds={seeds!r}: expected a whole number, 1 or more.")
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
+        raise ValueError(f"budget_seconds={budget!r}: expected a finite number of seconds above 0.")

@@ -1,0 +1,127 @@
+"""Formulas kept inside their domain: what log, sqrt, division and softmax mean in a trial.
+
+Enters: calls of torch functions. Leaves: the same values inside the domain, finite ones with finite slopes at its edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["SafeDivision", "SafeLog", "SafeSoftmax", "SafeSqrt"]
+
+LEAST = 1e-6  # far above the float32 rounding of 1 (1e-7), far below what matters in a probability or a distance
+
+
+class _Answering(TorchFunctionMode):
+    """Answers some torch functions by others."""
+
+    answers: ClassVar[dict[Any, Callable[..., Any]]]
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.answers.get(function, function)(*args, **(kwargs or {}))
+
+
+def _above(x: Any) -> Any:
+    return x.clamp(min=LEAST) if isinstance(x, Tensor) else x
+
+
+def _away(x: Any) -> Any:
+    """``x`` kept at least ``LEAST`` from 0, on its side."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        return x
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())  # counts of 0
+    return torch.where(x.abs() < LEAST, torch.where(x < 0, -LEAST, LEAST).to(x.dtype), x)
+
+
+class SafeLog(_Answering):
+    """log(max(x, ε)), whose slope is 0 below ε."""
+
+    answers: ClassVar = {
+        torch.log: lambda x: _above(x).log(),
+        Tensor.log: lambda x: _above(x).log(),
+        torch.log2: lambda x: _above(x).log2(),
+        Tensor.log2: lambda x: _above(x).log2(),
+        torch.log10: lambda x: _above(x).log10(),
+        Tensor.log10: lambda x: _above(x).log10(),
+    }
+
+
+def _norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    if p not in (2, 2.0, None, "fro"):
+        return torch.norm(x, p, dim, keepdim)
+    dims = tuple(range(x.ndim)) if dim is None else dim
+    return (x.square().sum(dims, keepdim=keepdim) + LEAST**2).sqrt()
+
+
+class SafeSqrt(_Answering):
+    """√max(x, ε), hence slopes of at most 1 / (2√ε); norms likewise; powers of numbers that are not negative."""
+
+    answers: ClassVar = {
+        torch.sqrt: lambda x: _above(x).sqrt(),
+        Tensor.sqrt: lambda x: _above(x).sqrt(),
+        torch.rsqrt: lambda x: _above(x).rsqrt(),
+        Tensor.rsqrt: lambda x: _above(x).rsqrt(),
+        torch.norm: _norm,
+        Tensor.norm: _norm,
+        torch.linalg.vector_norm: lambda x, ord=2, dim=None, keepdim=False, **_: _norm(x, ord, dim, keepdim),
+        torch.pow: lambda x, power: _power(x, power),
+        Tensor.pow: lambda x, power: _power(x, power),
+        Tensor.__pow__: lambda x, power: _power(x, power),
+        torch.acos: lambda x: x.clamp(-1 + LEAST, 1 - LEAST).acos(),
+        Tensor.acos: lambda x: x.clamp(-1 + LEAST, 1 - LEAST).acos(),
+        torch.atanh: lambda x: x.clamp(-1 + LEAST, 1 - LEAST).atanh(),
+        Tensor.atanh: lambda x: x.clamp(-1 + LEAST, 1 - LEAST).atanh(),
+    }
+
+
+def _power(x: Any, power: Any) -> Any:
+    whole = isinstance(power, int) or (isinstance(power, float) and power.is_integer())
+    return torch.pow(x if whole and power > 0 else _above(x), power)
+
+
+class SafeDivision(_Answering):
+    """a / b with |b| at least ε."""
+
+    answers: ClassVar = {
+        torch.div: lambda a, b, **named: torch.div(a, _away(b), **named),
+        torch.true_divide: lambda a, b: torch.true_divide(a, _away(b)),
+        Tensor.div: lambda a, b, **named: torch.div(a, _away(b), **named),
+        Tensor.__truediv__: lambda a, b: torch.div(a, _away(b)),
+        Tensor.__rtruediv__: lambda b, a: torch.div(a, _away(b)),
+        Tensor.__itruediv__: lambda a, b: torch.div(a, _away(b)),
+        Tensor.reciprocal: lambda b: torch.reciprocal(_away(b)),
+    }
+
+
+def _softmax(x: Tensor, dim: int | None = None, *_: Any, **named: Any) -> Tensor:
+    """A row that is masked as a whole gives zeros."""
+    dim = -1 if dim is None else dim
+    hidden = (x == -torch.inf).all(dim, keepdim=True)
+    return x.masked_fill(hidden, 0.0).softmax(dim, dtype=named.get("dtype")).masked_fill(hidden, 0.0)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **named: Any
+) -> Any:
+    if attn_mask is None:
+        return F.scaled_dot_product_attention(query, key, value, None, *args, **named)
+    hidden = (~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf).all(-1, keepdim=True)
+    shown = attn_mask | hidden if attn_mask.dtype == torch.bool else attn_mask.masked_fill(hidden, 0.0)
+    return F.scaled_dot_product_attention(query, key, value, shown, *args, **named).masked_fill(hidden, 0.0)
+
+
+class SafeSoftmax(_Answering):
+    """Softmax whose wholly masked rows are zeros, not 0/0."""
+
+    answers: ClassVar = {
+        torch.softmax: _softmax,
+        Tensor.softmax: _softmax,
+        F.softmax: _softmax,
+        F.scaled_dot_product_attention: _attention,
+    }

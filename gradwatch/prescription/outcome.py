@@ -1,0 +1,99 @@
+"""What came of a prescription: the object that the user gets, its sentences, its controls.
+
+Enters: runs and their ranking. Leaves: ``Prescription``. Runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gradwatch.findings import Finding
+from gradwatch.prescription import words
+from gradwatch.prescription.race import Candidate
+from gradwatch.prescription.ranking import Trial, is_cured
+from gradwatch.prescription.trial import FEWEST, Run
+
+__all__ = ["Prescription", "controls", "nothing_sick", "sentence", "too_little"]
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """What was tried, and what came of it. ``print`` it.
+
+    Attributes:
+        ranking: every remedy that was tried, best first.
+        note: the outcome in one sentence.
+        findings: what the untreated model showed, on all seeds.
+        controls: ``{"do nothing": …, "random choice": …}``: (share cured, loss) without a remedy, and the expected
+            ones of a remedy drawn at random from those tried (of the loss, the median).
+        not_applicable: remedy → why it could not be tried.
+        steps: updates of the untreated run.
+    """
+
+    ranking: list[Trial]
+    note: str
+    findings: tuple[Finding, ...] = ()
+    controls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    not_applicable: Mapping[str, str] = field(default_factory=dict)
+    steps: int = 0
+
+    @property
+    def best(self) -> Trial | None:
+        """The first of the ranking, if it cures."""
+        return self.ranking[0] if self.ranking and self.ranking[0].cured else None
+
+    def __str__(self) -> str:
+        parts = [self.note]
+        if self.ranking:
+            parts.append(words.table(self.ranking, self.controls))
+        if self.best is not None:
+            parts.append(f"The change:\n\n{self.best.code}")
+        if self.not_applicable:
+            singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
+            parts.append("\n".join(["Not tried:", *singles]))
+        return "\n\n".join(parts)
+
+
+def controls(
+    tried: Mapping[Candidate, Sequence[Run]], baselines: Mapping[int, Run], kind: str
+) -> dict[str, tuple[float, float]]:
+    """What doing nothing and chance come to; nothing where nothing was tried."""
+    if not tried:
+        return {}
+    first = [runs[0] for runs in tried.values()]
+    cured = statistics.fmean(is_cured(each, baselines[each.seed], kind) for each in first)
+    losses = [each.after if math.isfinite(each.after) else math.inf for each in first]
+    untreated = statistics.fmean(each.after for each in baselines.values())
+    return {"do nothing": (0.0, untreated), "random choice": (cured, statistics.median(losses))}
+
+
+def sentence(ranking: Sequence[Trial], kind: str) -> str:
+    """Whether the first of a ranking cures."""
+    best = ranking[0]
+    untreated = f"where the untreated run ends at {words.figure(best.baseline_loss)}"
+    if best.cured:
+        return f"{kind} is cured by {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
+    return (
+        f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it. "
+        f"Nearest came {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
+    )
+
+
+def nothing_sick(baselines: Mapping[int, Run]) -> str:
+    """Where no untreated run raised a finding."""
+    first = next(iter(baselines.values()))
+    return (
+        f"Nothing was sick: {first.steps} updates on {len(baselines)} seeds raised no finding, "
+        f"held-out loss {words.figure(first.before)} → {words.figure(first.after)}. Nothing was tried."
+    )
+
+
+def too_little(budget: float) -> str:
+    """Where no remedy was tried to the end."""
+    return (
+        f"budget_seconds={budget:g} was too small: an untreated run of {FEWEST} updates and one trial did not fit. "
+        "Give more, or smaller batches."
+    )

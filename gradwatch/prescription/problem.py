@@ -1,0 +1,157 @@
+"""What the user gave → a training problem that can be run again and again.
+
+Enters: ``make_model``, ``make_optimizer``, ``batches``, ``loss_fn``. Leaves: models of their own for each trial, the
+batches to train on and those held out. Knows nothing of remedies.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = ["Batch", "Problem", "called", "is_finite", "owned", "tensors_of"]
+
+Batch = tuple[Any, Any]
+"""(inputs, targets), each a tensor or a structure of tensors."""
+
+EVERY = 5  # one batch in so many is held out: a fifth, spread over all of them, since order may mean something
+MOST = 20  # batches held out: each trial looks at all of them
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training problem.
+
+    Attributes:
+        make_model: as the user gave it; called anew for every trial, under that trial's seed.
+        make_optimizer: parameters → optimizer.
+        training: the batches to train on, in their order.
+        held_out: those never trained on; without those whose entries are not finite, which tell nothing of a model.
+        loss_fn: (outputs, targets) → scalar.
+        hands_out: once known, whether ``make_model`` gives one and the same model every time.
+    """
+
+    make_model: Callable[[], nn.Module]
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    training: Sequence[Batch]
+    held_out: Sequence[Batch]
+    loss_fn: Callable[[Any, Any], Tensor]
+    hands_out: list[bool] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        make_model: Callable[[], nn.Module],
+        make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        batches: Sequence[Batch | Mapping[str, Any]],
+        loss_fn: Callable[[Any, Any], Tensor],
+    ) -> Problem:
+        """Checks what the user gave, and holds out a fifth of the batches.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected, what was found and what to do.
+        """
+        named = {"make_model": make_model, "make_optimizer": make_optimizer, "loss_fn": loss_fn}
+        for name, value in named.items():
+            if not callable(value):
+                raise TypeError(f"{name}: expected something to call, found {type(value).__name__}.{_HINTS[name]}")
+        if isinstance(make_model, nn.Module):
+            raise TypeError(
+                "make_model: expected a function that makes a model, found a model. Write lambda: MyModel()."
+            )
+        if not isinstance(batches, Sequence):
+            raise TypeError(f"batches: expected a sequence, found {type(batches).__name__}. Write list(loader).")
+        if len(batches) < 2:
+            raise ValueError(f"batches: expected two or more, one of them to hold out, found {len(batches)}.")
+        pairs = [_pair(number, batch) for number, batch in enumerate(batches)]
+        every = max(EVERY, -(-len(pairs) // MOST))
+        held_out = {*range(every - 1, len(pairs), every)} or {len(pairs) - 1}
+        training = [pair for number, pair in enumerate(pairs) if number not in held_out]
+        sound = [pairs[number] for number in sorted(held_out) if is_finite(pairs[number])]
+        if not sound:
+            raise ValueError(
+                f"batches: all {len(held_out)} held-out ones hold NaN or Inf, so no model could be judged. "
+                "Clean the data, or give more batches."
+            )
+        return cls(make_model, make_optimizer, training, sound, loss_fn)
+
+    def fresh_model(self) -> nn.Module:
+        """A model that nobody else holds: a copy, where ``make_model`` gives one that it gave before.
+
+        Raises:
+            TypeError: where ``make_model`` makes no module.
+        """
+        model = self.make_model()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"make_model: expected it to return an nn.Module, found {type(model).__name__}.")
+        if not self.hands_out:  # once: does it make models, or hand out one that the user goes on to train?
+            self.hands_out.append(_shares(model, self.make_model()))
+        return copy.deepcopy(model) if self.hands_out[0] else model
+
+
+_HINTS = {
+    "make_model": " Write lambda: MyModel().",
+    "make_optimizer": " Write lambda parameters: torch.optim.SGD(parameters, lr=0.1).",
+    "loss_fn": " Write a function of (outputs, targets).",
+}
+
+
+def called(model: nn.Module, inputs: Any) -> Any:
+    """What ``model`` makes of one batch's inputs: named where they are a mapping, in order where a tuple or list.
+
+    Where the model's ``forward`` cannot take them so, they are handed over as one argument.
+    """
+    if isinstance(inputs, Mapping) and _fits(model, (), inputs):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)) and _fits(model, inputs, {}):
+        return model(*inputs)
+    return model(inputs)
+
+
+def owned(batch: Any) -> Any:
+    """A copy of a batch, so that a model that works in place spoils nothing."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors of real numbers in a batch."""
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def is_finite(batch: Any) -> bool:
+    """Whether no number of it is NaN or Inf."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(batch))
+
+
+def _pair(number: int, batch: Any) -> Batch:
+    if isinstance(batch, Mapping) and {"inputs", "targets"} == set(batch):
+        return batch["inputs"], batch["targets"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    found = f"a mapping of {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+    raise TypeError(
+        f'batches[{number}]: expected (inputs, targets), or {{"inputs": …, "targets": …}}, found {found}. '
+        "Put whatever the loss needs into targets; it may be any structure."
+    )
+
+
+def _fits(model: nn.Module, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(*args, **named)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _shares(model: nn.Module, first: nn.Module) -> bool:
+    """Whether both are one model, or hold the same weights."""
+    held = {id(parameter) for parameter in first.parameters()}
+    return model is first or any(id(parameter) in held for parameter in model.parameters())

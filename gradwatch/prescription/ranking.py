@@ -1,0 +1,112 @@
+"""Runs → what is said of each remedy, best first; when a remedy counts as a cure.
+
+A remedy cures a run if, on that seed,
+
+- the kind of finding that the untreated model shows is gone, and no finding of severity ``error`` is there;
+- the loss on held-out batches is finite and better by a tenth than the untreated model's after as much training: a
+  tenth, so that the small differences that a seed makes are not taken for a cure;
+- and better by a tenth than that of the untrained model: what exploded is easily improved on by learning nothing.
+
+Better by a tenth means lower by 10 % of the magnitude, so that losses below zero are judged alike. A remedy *cures* if
+it does so on every seed it was tried on.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gradwatch.findings import Finding
+from gradwatch.prescription.treatments import Treatment, name_of
+from gradwatch.prescription.trial import Run
+
+__all__ = ["MARGIN", "Trial", "is_cured", "rank", "score_of"]
+
+MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured of one remedy, over its seeds.
+
+    Attributes:
+        remedy: its name in ``gradwatch.remedies``; pairs are joined with `` + ``.
+        cured: whether it cured on every seed that it was tried on.
+        loss: mean loss on the held-out batches.
+        baseline_loss: the same, untreated, on the same seeds.
+        findings: what the watcher still found, over all seeds.
+        seconds_per_step: mean time of a training step.
+        loss_interval: the lowest and the highest loss of its seeds.
+        seeds: those that it was tried on.
+        cost: time of a step as a multiple of the untreated one's.
+        code: the change, to paste.
+    """
+
+    remedy: str
+    cured: bool
+    loss: float
+    baseline_loss: float
+    findings: tuple[Finding, ...]
+    seconds_per_step: float
+    loss_interval: tuple[float, float]
+    seeds: tuple[int, ...]
+    cost: float
+    code: str = field(repr=False)
+
+
+def is_cured(run: Run, baseline: Run, kind: str) -> bool:
+    """Whether ``run`` is what the untreated ``baseline`` of the same seed should have been."""
+    kinds = {finding.kind for finding in run.findings}
+    has_error = any(finding.severity == "error" for finding in run.findings)
+    is_gone = kind not in kinds and not has_error
+    return is_gone and is_better(run.after, baseline.after) and is_better(run.after, baseline.before)
+
+
+def is_better(loss: float, than: float) -> bool:
+    """Lower by ``MARGIN``; anything finite is better than what is not."""
+    if not math.isfinite(loss):
+        return False
+    return not math.isfinite(than) or loss <= than - MARGIN * abs(than)
+
+
+def score_of(runs: Sequence[Run], baselines: Mapping[int, Run], kind: str) -> tuple[float, float, float]:
+    """What is least for the best: seeds not cured, seeds still sick, mean loss (infinite where it is not finite)."""
+    uncured = sum(not is_cured(run, baselines[run.seed], kind) for run in runs) / len(runs)
+    sick = sum(any(finding.kind == kind for finding in run.findings) for run in runs) / len(runs)
+    loss = statistics.fmean(run.after for run in runs)
+    return uncured, sick, loss if math.isfinite(loss) else math.inf
+
+
+def rank(tried: Mapping[tuple[Treatment, ...], Sequence[Run]], baselines: Mapping[int, Run], kind: str) -> list[Trial]:
+    """Best first: those that cure before others, those that got further in the race before others, then by loss.
+
+    Of several strengths of one remedy the best stands for all.
+    """
+    scores = {treatments: score_of(runs, baselines, kind) for treatments, runs in tried.items()}
+    order = sorted(tried, key=lambda each: (scores[each][0] > 0, -len(tried[each]), scores[each]))
+    best = {name_of(treatments): treatments for treatments in reversed(order)}
+    return [
+        _trial(treatments, tried[treatments], baselines, scores[treatments][0] == 0)
+        for treatments in order
+        if best[name_of(treatments)] is treatments
+    ]
+
+
+def _trial(treatments: tuple[Treatment, ...], runs: Sequence[Run], baselines: Mapping[int, Run], cured: bool) -> Trial:
+    losses = [run.after for run in runs]
+    seconds = statistics.fmean(run.seconds_per_step for run in runs)
+    untreated = statistics.fmean(baselines[run.seed].seconds_per_step for run in runs)
+    return Trial(
+        remedy=name_of(treatments),
+        cured=cured,
+        loss=statistics.fmean(losses),
+        baseline_loss=statistics.fmean(baselines[run.seed].after for run in runs),
+        findings=tuple(finding for run in runs for finding in run.findings),
+        seconds_per_step=seconds,
+        loss_interval=(min(losses), max(losses)),
+        seeds=tuple(run.seed for run in runs),
+        cost=seconds / untreated if untreated else math.nan,
+        code="\n".join(treatment.code for treatment in treatments),
+    )

@@ -1,0 +1,120 @@
+"""The weighted layers that a forward pass calls, in the order of their calls.
+
+Enters: a model and one batch's inputs. Leaves: names, modules and shapes. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwatch.prescription.problem import called, owned
+
+__all__ = ["CONVOLUTIONS", "LAYERS", "Block", "Call", "blocks_of", "calls_of", "evaluating", "replace"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS)
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+WHOLE = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # read their layers' weights by name
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer's first call.
+
+    Attributes:
+        name: of the module, as ``named_modules`` has it.
+        module: the layer.
+        given: shape of its first input.
+        made: shape of what it returned.
+    """
+
+    name: str
+    module: nn.Module
+    given: torch.Size
+    made: torch.Size
+
+
+@dataclass(frozen=True)
+class Block:
+    """A layer and the activation function behind it, neighbours in an ``nn.Sequential``.
+
+    Attributes:
+        names: of the layer, of a normalisation where one is between, of the activation.
+        modules: the same.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+
+
+def calls_of(model: nn.Module, inputs: Any, types: tuple[type[nn.Module], ...] = LAYERS) -> list[Call]:
+    """The layers of these types, in the order of their first calls; those of whole transformer layers left out."""
+    found: dict[str, Call] = {}
+    inside = [name for name, module in model.named_modules() if isinstance(module, WHOLE)]
+
+    def listener(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hear(module: nn.Module, args: Any, output: Any) -> None:
+            made = output[0] if isinstance(output, tuple) else output
+            if args and isinstance(args[0], Tensor) and isinstance(made, Tensor):
+                found.setdefault(name, Call(name, module, args[0].shape, made.shape))
+
+        return hear
+
+    handles = [
+        module.register_forward_hook(listener(name))
+        for name, module in model.named_modules()
+        if isinstance(module, types) and not any(name.startswith(whole + ".") for whole in inside)
+    ]
+    try:
+        with evaluating(model):
+            called(model, owned(inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
+
+
+def blocks_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> Iterator[Block]:
+    """Every layer of an ``nn.Sequential`` that an activation function follows, directly or after a normalisation."""
+    for prefix, container in list(model.named_modules()):
+        if not isinstance(container, nn.Sequential):
+            continue
+        children = [(f"{prefix}.{key}".lstrip("."), child) for key, child in container._modules.items()]
+        for start, (_, layer) in enumerate(children):
+            end = start + 1
+            while end < len(children) and isinstance(children[end][1], NORMS):
+                end += 1
+            if isinstance(layer, LAYERS) and end < len(children) and isinstance(children[end][1], activations):
+                names, modules = zip(*children[start : end + 1], strict=True)
+                yield Block(names, modules)
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts ``module`` in the place of the part called ``name``, in the mode of what was there."""
+    module.training = model.get_submodule(name).training
+    parent, _, key = name.rpartition(".")
+    model.get_submodule(parent)._modules[key] = module
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Meanwhile nothing of the model learns; afterwards each part is in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,86 @@
+"""One update of a treated model, and its loss on the held-out batches.
+
+Enters: a setup and its optimizer. Leaves: losses. Knows nothing of findings, deadlines or seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch.prescription.problem import Problem, called, owned
+from gradwatch.prescription.setup import Setup
+from gradwatch.prescription.surgery.calls import evaluating
+
+__all__ = ["held_out_loss", "stepper"]
+
+
+def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None]) -> Callable[[int], float]:
+    """A function that makes the update of a number from 0 on, and returns its loss."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def step(number: int) -> float:
+        warm = min(1.0, (number + 1) / setup.warm_up) if setup.warm_up else 1.0
+        if setup.rate * warm != 1.0 or setup.warm_up:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * setup.rate * warm
+        optimizer.zero_grad()
+        loss = _backward(setup, number, observe)
+        optimizer.step()
+        if setup.after_update is not None:
+            setup.after_update(setup.model)
+        return loss
+
+    return step
+
+
+def held_out_loss(problem: Problem, setup: Setup, deadline: float) -> float:
+    """The mean of the user's loss over the held-out batches; NaN where any is, or the deadline passes meanwhile."""
+    torch.manual_seed(0)  # models that draw noise meet the same noise in every trial
+    with evaluating(setup.model), _within(setup):
+        losses = []
+        for x, y in map(owned, problem.held_out):
+            if time.perf_counter() > deadline:
+                return math.nan
+            losses.append(float(_scalar(setup.loss_fn(called(setup.model, x), y))))
+    return float(np.mean(losses))
+
+
+def _backward(setup: Setup, number: int, observe: Callable[[Tensor], None]) -> float:
+    inputs, targets = owned(setup.batches[number % len(setup.batches)])
+    with _within(setup):
+        loss = _scalar(setup.loss_fn(called(setup.model, inputs), setup.targets_of(targets)))
+    observe(loss)
+    total = loss if setup.penalty is None else loss + setup.penalty(setup.model, inputs)
+    (total * setup.loss_scale).backward()
+    if setup.loss_scale != 1.0:
+        _divide_gradients_(setup.model, setup.loss_scale)
+    return float(loss.detach())
+
+
+def _divide_gradients_(model: nn.Module, scale: float) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= scale
+
+
+@contextlib.contextmanager
+def _within(setup: Setup) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for mode in setup.modes:
+            stack.enter_context(mode)
+        yield
+
+
+def _scalar(loss: object) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    found = f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise TypeError(f"loss_fn: expected it to return a scalar tensor, found {found}.")

@@ -1,0 +1,35 @@
+"""A prescription in words: one sentence, a table, the change to paste."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from gradwatch.prescription.ranking import Trial
+
+__all__ = ["table"]
+
+MOST = 10  # remedies of the ranking that the table shows
+
+
+def table(ranking: Sequence[Trial], controls: Mapping[str, tuple[float, float]]) -> str:
+    """The best of the ranking and the controls: {name: (share cured, loss)}."""
+    rows = [("", "remedy", "cured", "held-out loss", "over seeds", "cost of a step", "still found")]
+    for place, trial in enumerate(ranking[:MOST], 1):
+        lowest, highest = trial.loss_interval
+        kinds = sorted({finding.kind for finding in trial.findings})
+        rows.append(
+            (str(place), trial.remedy, "yes" if trial.cured else "no", figure(trial.loss),
+             f"{figure(lowest)} … {figure(highest)} ({len(trial.seeds)})", f"× {trial.cost:.2f}",
+             ", ".join(kinds) or "–")
+        )  # fmt: skip
+    for name, (share, loss) in controls.items():
+        rows.append(("", name, f"{share:.0%}", figure(loss), "", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    left_out = [f"… and {len(ranking) - MOST} more in .ranking"] if len(ranking) > MOST else []
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *left_out])
+
+
+def figure(loss: float) -> str:
+    return f"{loss:.4g}" if math.isfinite(loss) else "not finite"

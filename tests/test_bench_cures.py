@@ -1,0 +1,77 @@
+"""The benchmark of cures: programs in the form that ``prescribe`` takes, and what is said of them."""
+
+import pytest
+import torch
+
+from benchmarks.cures import forms, measure, search, table
+from benchmarks.cures.forms import Form, form_of, programs
+from benchmarks.detection.bare import start
+from benchmarks.detection.program import PROGRAMS
+
+
+def first_loss(form):
+    inputs, targets = form.batches[0]
+    model = form.make_model()
+    output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return form.loss_fn(output, targets)
+
+
+@pytest.mark.parametrize("name", ["deep_sigmoid", "attention_at_a_thousandth", "functional_sigmoid_far_below"])
+def test_a_form_trains_what_the_program_trains(name):
+    form = form_of(PROGRAMS[name], 3)
+    assert isinstance(form, Form)
+    torch.manual_seed(0)
+    loss = first_loss(form)
+    assert loss.ndim == 0
+    assert loss.requires_grad
+    ours = form.make_optimizer(form.make_model().parameters())
+    theirs = start(PROGRAMS[name], 3).optimizers[0]
+    assert (type(ours), ours.defaults) == (type(theirs), theirs.defaults)
+
+
+def test_drawn_beforehand_or_inside_the_model():
+    assert form_of(PROGRAMS["deep_sigmoid"], 0).batches[0][0].shape == (64, 64)
+    inside = form_of(PROGRAMS["functional_sigmoid_far_below"], 0)
+    assert inside.batches[7] == (7, 0)
+    assert isinstance(inside.make_model(), forms.Inside)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("rate_jumps_late", "the loop itself is at fault"),
+        ("policy_that_never_explores", "a loop of its own"),
+        ("line_without_zero_grad", "the loop itself is at fault"),
+        ("ascends", "no lower end"),
+        ("root_of_zero", "counts its own calls"),
+        ("decay_leaves_the_biases", "several parameter groups"),
+    ],
+)
+def test_what_is_left_out_has_a_reason(name, reason):
+    assert reason in form_of(PROGRAMS[name], 0)
+    assert reason in search.searched(PROGRAMS[name])["excluded"]
+
+
+def test_the_programs_are_the_sick_ones_in_an_order_of_their_own():
+    names = [program.name for program in programs()]
+    assert len(names) == len(set(names)) > 100
+    assert names != sorted(names)
+    assert set(forms.EXCLUDED) < set(names)
+
+
+def test_what_is_committed_fits_the_programs_of_today():
+    searched, measured = search.read(), measure.read()
+    assert {each["program"] for each in searched} <= set(PROGRAMS)
+    assert {each["program"] for each in measured} <= {program.name for program in search.curable()}
+    assert all(PROGRAMS[each["program"]].is_measured == each["is_measured"] for each in searched + measured)
+    assert table.tables().count("| `") == len([each for each in measured if each["is_measured"]])
+
+
+def test_a_cure_is_found_and_told_apart_from_none():
+    program = PROGRAMS["line_through_eight_points"]
+    form = form_of(program, 5)
+    kind = search.sickness(search.untreated(form, 5))
+    lower = next(each for each in search.ordered(kind) if each[0].strength == "-0.1" and len(each) == 1)
+    assert search.cures(program, lower, 5, kind, form)
+    higher = next(each for each in search.ordered(kind) if each[0].strength == "-100" and len(each) == 1)
+    assert not search.cures(program, higher, 5, kind, form)

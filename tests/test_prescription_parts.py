@@ -1,0 +1,394 @@
+"""Surgery and settings: each against what it must leave as it was, or against a slow twin."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradwatch.findings import KINDS
+from gradwatch.prescription import data, fitting, formulas
+from gradwatch.prescription.problem import Problem, called
+from gradwatch.prescription.setup import NotApplicableError, Setup
+from gradwatch.prescription.surgery import activations, calls, initialisation, recurrence, structure
+from gradwatch.prescription.treatments import TREATMENTS
+from gradwatch.prescription.trial import run
+
+
+def setup_of(model, x=None, y=None, count=3):
+    x = torch.randn(8, 6) if x is None else x
+    y = torch.randint(3, (len(x),)) if y is None else y
+    return Setup(model, [(x, y)] * count, F.cross_entropy)
+
+
+def sequential(activation=nn.Sigmoid):
+    return nn.Sequential(
+        nn.Linear(6, 5), activation(), nn.Linear(5, 5), activation(), nn.Linear(5, 5), activation(), nn.Linear(5, 3)
+    )
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+
+
+class Custom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(F.relu(self.first(x)))))
+
+
+MODELS = {"sequential": sequential, "convolutional": convolutional, "custom": Custom}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: treatment.remedy + treatment.strength)
+def test_a_treated_model_keeps_its_shapes_and_passes_gradients(model, treatment):
+    setup = setup_of(MODELS[model]())
+    try:
+        treatment.change(setup)
+    except NotApplicableError:
+        return
+    output = called(setup.model, setup.batches[0][0])
+    assert output.shape == (len(setup.batches[0][0]), 3)
+    output.square().sum().backward()
+    assert any(parameter.grad is not None for parameter in setup.model.parameters())
+
+
+def test_the_same_activation_in_its_place_changes_nothing():
+    model, x = sequential(nn.ReLU), torch.randn(8, 6)
+    before = model(x)
+    activations.activate(setup_of(model), nn.ReLU())
+    assert torch.equal(model(x), before)
+
+
+def test_one_activation_in_several_places_goes_from_all():
+    shared = nn.Sigmoid()
+    model = nn.Sequential(nn.Linear(6, 5), shared, nn.Linear(5, 5), shared, nn.Linear(5, 3))
+    activations.activate(setup_of(model), nn.ReLU())
+    assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_functions_inside_forward_are_answered_and_names_stay():
+    model, x = Custom(), torch.randn(8, 6)
+    names = [name for name, _ in model.named_parameters()]
+    activations.activate(setup_of(model), nn.ELU())
+    expected = model.head(F.elu(model.second(F.elu(model.first(x)))))
+    assert torch.equal(model(x), expected)
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_a_sigmoid_at_the_end_stays_and_a_relu_at_the_end_goes():
+    bounded = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.Sigmoid())
+    activations.activate(setup_of(bounded), nn.GELU())
+    assert [type(module) for module in bounded] == [nn.Linear, nn.GELU, nn.Linear, nn.Sigmoid]
+    rectified = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
+    activations.activate(setup_of(rectified), nn.LeakyReLU())
+    assert isinstance(rectified[1], nn.LeakyReLU)
+
+
+def test_prelu_needs_a_module_to_hold_its_weight():
+    with pytest.raises(NotApplicableError, match="a function has no room for its weight"):
+        activations.activate(setup_of(Custom()), nn.PReLU())
+
+
+def test_a_residual_connection_adds_what_went_in():
+    model, x = sequential(), torch.randn(8, 6)
+    plain = copy.deepcopy(model)
+    structure.residual(setup_of(model))
+    h = plain[1](plain[0](x))
+    h = h + plain[3](plain[2](h))
+    h = h + plain[5](plain[4](h))
+    assert torch.equal(model(x), plain[6](h))
+
+
+def test_a_residual_connection_around_attention_keeps_the_weights_it_returns():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend, self.head = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.attend(x, x, x)[0].mean(1))
+
+    model, x = Attends(), torch.randn(8, 4, 6)
+    expected = model.head((x + model.attend(x, x, x)[0]).mean(1))
+    structure.residual(setup_of(model, x))
+    assert torch.equal(model(x), expected)
+
+
+def test_normalisation_stands_before_the_activation_and_not_twice():
+    model = sequential()
+    structure.normalise(setup_of(model), "layer")
+    assert isinstance(model[0], nn.Sequential)
+    assert isinstance(model[0][1], nn.LayerNorm)
+    assert isinstance(model[6], nn.Linear)
+    normalised = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    with pytest.raises(NotApplicableError, match="no hidden layer was found"):
+        structure.normalise(setup_of(normalised), "batch")
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+def test_convolutions_are_normalised_by_channel(kind):
+    model = convolutional()
+    structure.normalise(setup_of(model), kind)
+    assert type(model[1][1]) is {"batch": nn.BatchNorm1d, "layer": nn.GroupNorm}[kind]
+
+
+def test_every_second_layer_of_the_same_width_goes():
+    model, x = sequential(), torch.randn(8, 6)
+    plain = copy.deepcopy(model)
+    structure.fewer_layers(setup_of(model))
+    assert torch.equal(model(x), plain[6](plain[3](plain[2](plain[1](plain[0](x))))))
+
+
+def test_maxout_is_the_larger_of_two_layers():
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(8, 6)
+    activations.maxout(setup_of(model))
+    assert torch.equal(model(x), model[2](torch.maximum(model[0].one(x), model[0].other(x))))
+    assert not torch.equal(model[0].one.weight, model[0].other.weight)
+
+
+@pytest.mark.parametrize(
+    ("initialise", "deviation"),
+    [(initialisation.he, math.sqrt(2 / 400)), (initialisation.xavier, math.sqrt(2 / 800))],
+)
+def test_initialisations_have_their_deviation(initialise, deviation):
+    model = nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Linear(400, 400), nn.BatchNorm1d(400), nn.Linear(400, 3))
+    nn.init.constant_(model[3].weight, 100.0)
+    initialise(setup_of(model))
+    assert model[2].weight.std().item() == pytest.approx(deviation, rel=0.02)
+    assert not model[2].bias.any()
+    assert (model[3].weight == 1).all()
+
+
+def test_orthogonal_weights_are():
+    model = sequential(nn.Tanh)
+    initialisation.orthogonal(setup_of(model))
+    torch.testing.assert_close(model[2].weight @ model[2].weight.T, torch.eye(5))
+
+
+def test_a_computed_weight_is_drawn_through_its_parametrization():
+    layer = nn.Linear(6, 5)
+    nn.init.zeros_(layer.weight)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(layer), nn.ReLU(), nn.Linear(5, 3))
+    initialisation.he(setup_of(model))
+    assert model(torch.randn(8, 6)).isfinite().all()
+
+
+def test_a_recurrent_state_starts_from_orthogonal_weights_and_an_open_forget_gate():
+    cell = nn.LSTM(6, 5)
+    initialisation.xavier(setup_of(nn.Sequential(cell), torch.randn(4, 8, 6)))
+    for block in cell.weight_hh_l0.split(5):
+        torch.testing.assert_close(block @ block.T, torch.eye(5))
+    assert (cell.bias_ih_l0[5:10] == 1).all()
+    assert not cell.bias_hh_l0.any()
+
+
+class Reader(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.head = cell, nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+def test_a_gru_takes_the_place_of_an_rnn():
+    model = Reader(nn.RNN(6, 5, num_layers=2, batch_first=True))
+    recurrence.gated(setup_of(model, torch.randn(8, 4, 6)))
+    assert isinstance(model.cell, nn.GRU)
+    assert model(torch.randn(8, 4, 6)).shape == (8, 3)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_truncation_changes_gradients_and_nothing_else(kind):
+    torch.manual_seed(0)
+    x = torch.randn(8, 25, 6, requires_grad=True)
+    model = Reader(kind(6, 5, batch_first=True))
+    before = model(x)
+    recurrence.truncated(setup_of(model, x.detach()))
+    after = model(x)
+    torch.testing.assert_close(after, before)
+    (slope,) = torch.autograd.grad(after.sum(), x)
+    assert not slope[:, :20].any()  # pieces of 10: the last begins at 20
+    assert slope[:, 20:].any()
+
+
+def test_what_is_not_there_is_not_changed():
+    for change in (recurrence.gated, recurrence.truncated):
+        with pytest.raises(NotApplicableError, match=r"no nn\.RNN"):
+            change(setup_of(sequential()))
+    with pytest.raises(NotApplicableError, match="no block returns the shape"):
+        structure.residual(setup_of(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))))
+
+
+def test_a_look_at_the_calls_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3))
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    found = calls.calls_of(model, torch.randn(8, 6))
+    assert [(call.name, *call.made) for call in found] == [("0", 8, 5), ("3", 8, 3)]
+    assert [module.training for module in model] == [True, False, True, True]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model[0]._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("mode", "formula", "inside", "edge"),
+    [
+        (formulas.SafeLog, torch.log, 0.5, 0.0),
+        (formulas.SafeLog, lambda x: x.log(), 0.5, -1.0),
+        (formulas.SafeSqrt, torch.sqrt, 0.5, 0.0),
+        (formulas.SafeSqrt, lambda x: x.norm(dim=0), 0.5, 0.0),
+        (formulas.SafeSqrt, lambda x: x**0.5, 0.5, 0.0),
+        (formulas.SafeSqrt, torch.acos, 0.5, 1.0),
+        (formulas.SafeDivision, lambda x: 1 / x, 0.5, 0.0),
+        (formulas.SafeDivision, lambda x: x / x, 0.5, 0.0),
+        (formulas.SafeDivision, lambda x: torch.div(x, x), 0.5, 0.0),
+        (formulas.SafeSoftmax, lambda x: x.softmax(-1), 0.5, -math.inf),
+        (formulas.SafeSoftmax, lambda x: F.softmax(x, dim=-1), 0.5, -math.inf),
+    ],
+)
+def test_a_safe_formula_is_the_formula_inside_its_domain_and_finite_at_its_edge(mode, formula, inside, edge):
+    x = torch.full((3,), inside, dtype=torch.float64)
+    with mode():
+        safe = formula(x)
+    torch.testing.assert_close(safe, formula(x))
+    x = torch.full((3,), edge, requires_grad=True)
+    with mode():
+        value = formula(x)
+    value.sum().backward()
+    assert value.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+def test_a_division_by_a_count_of_zero_is_finite():
+    total, count = torch.zeros(3, requires_grad=True), torch.tensor([0, 1, 2])
+    with formulas.SafeDivision():
+        mean = torch.where(count == 0, 0.0, total / count)
+    mean.sum().backward()
+    assert total.grad[1:].tolist() == [1.0, 0.5]
+    assert total.grad.isfinite().all()
+
+
+def test_attention_to_nothing_gives_zeros():
+    mask = torch.tensor([[True, False], [False, False]])
+    q, k, v = torch.randn(3, 1, 2, 4)
+    with formulas.SafeSoftmax():
+        safe = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert torch.equal(safe[:, 0], F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0])
+    assert not safe[:, 1].any()
+
+
+def test_scaled_inputs_keep_the_unit_of_the_held_out_loss():
+    torch.manual_seed(0)
+    x, y = 1000 + 50 * torch.randn(64, 6), 1e4 * torch.randn(64, 3)
+    setup = setup_of(nn.Linear(6, 3), x, y)
+    data.scale(setup)
+    trained = setup.model(x)
+    assert setup.targets_of(y).std().item() == pytest.approx(1.0, rel=0.05)
+    with calls.evaluating(setup.model):
+        output = setup.model(x)
+    torch.testing.assert_close(output, trained * y.std(0, correction=0) + y.mean(0), rtol=1e-3, atol=1.0)
+
+
+def test_small_targets_and_classes_are_not_scaled():
+    setup = setup_of(nn.Linear(6, 3), 100 * torch.randn(64, 6), torch.rand(64, 3))
+    data.scale(setup)
+    assert torch.equal(setup.targets_of(setup.batches[0][1]), setup.batches[0][1])
+    with pytest.raises(NotApplicableError, match="unit variance already"):
+        data.scale(setup_of(nn.Linear(6, 3), torch.randn(512, 6)))
+
+
+def test_batches_of_nan_and_of_wild_numbers_go():
+    x, y = torch.randn(8, 6), torch.randint(3, (8,))
+    setup = setup_of(nn.Linear(6, 3), x, y)
+    sick, wild = x.clone(), x.clone()
+    sick[2, 3], wild[2, 3] = math.nan, 1e6
+    setup.batches += [(sick, y), (wild, y)]
+    data.clean(setup)
+    assert [batch[0] is x for batch in setup.batches] == [True] * 3
+
+
+def test_smaller_batches_hold_the_same_items():
+    setup = setup_of(nn.Linear(6, 3), torch.randn(10, 6), torch.arange(10), count=1)
+    data.split(setup)
+    assert [len(x) for x, _ in setup.batches] == [3, 3, 3, 1]
+    assert torch.equal(torch.cat([y for _, y in setup.batches]), torch.arange(10))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_candidates_each_once(kind):
+    found = fitting.candidates(kind)
+    assert len(set(found)) == len(found)
+    assert {len(candidate) for candidate in found} == {1, 2}
+    assert set(found) <= set(fitting.everything())
+
+
+@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: treatment.remedy + treatment.strength)
+def test_the_code_to_paste_is_python(treatment):
+    compile(treatment.code, treatment.remedy, "exec")
+
+
+PASTED = ["relu", "elu", "selu", "he", "xavier", "orthogonal", "depth-scaled", "batch-norm", "layer-norm", "rms-norm",
+          "spectral-norm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("remedy", PASTED)
+def test_pasted_code_makes_the_same_model(remedy):
+    treatment = next(treatment for treatment in TREATMENTS if treatment.remedy == remedy)
+    treated, pasted = sequential(), sequential()
+    treatment.change(setup_of(treated))
+    exec(treatment.code, {"model": pasted, "nn": nn, "torch": torch})
+    assert str(pasted) == str(treated)
+    pasted.load_state_dict(treated.state_dict())
+    x = torch.randn(8, 6)
+    torch.testing.assert_close(pasted(x), treated(x))
+
+
+def learn(steps=60, *names, strength=""):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(320, 6, generator=generator)
+    batches = list(zip(x.split(32), x.split(32), strict=True))
+    problem = Problem.of(
+        lambda: nn.Linear(6, 6), lambda p: torch.optim.SGD(p, lr=0.05), batches, lambda out, y: F.mse_loss(out, y)
+    )
+    chosen = tuple(t for t in TREATMENTS if t.remedy in names and t.strength in ("", strength))
+    return run(problem, chosen, 0, steps)
+
+
+def test_a_run_is_the_plain_loop():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 6)
+    x = torch.randn(320, 6, generator=torch.Generator().manual_seed(1)).split(32)
+    training = [batch for number, batch in enumerate(x) if number not in (4, 9)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(60):
+        optimizer.zero_grad()
+        F.mse_loss(model(training[step % 8]), training[step % 8]).backward()
+        optimizer.step()
+    held_out = [F.mse_loss(model(x[number]), x[number]).item() for number in (4, 9)]
+    assert learn(60).after == sum(held_out) / 2
+
+
+def test_settings_act():
+    plain = learn(60).after
+    assert learn(60, "lower-learning-rate", strength="-0.1").after > plain
+    assert learn(60, "higher-learning-rate", strength="-10").after < plain
+    assert learn(60, "weight-regularisation").after != plain
+    assert learn(60, "weight-clipping").after > plain
+    assert plain < learn(60, "warm-up").after < learn(30).after
+
+
+def test_a_run_is_the_same_twice():
+    first, second = learn(20), learn(20)
+    assert (first.before, first.after) == (second.before, second.after)
+    assert first.before > first.after

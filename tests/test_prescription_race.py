@@ -1,0 +1,141 @@
+"""The race on runs that are made up: who goes on, how long, and until when."""
+
+import math
+import time
+from collections import Counter
+
+import pytest
+
+from gradwatch.findings import Finding
+from gradwatch.prescription import ranking
+from gradwatch.prescription.race import FINALISTS, race
+from gradwatch.prescription.setup import NotApplicableError
+from gradwatch.prescription.treatments import Treatment
+from gradwatch.prescription.trial import Run
+
+SICK = Finding("vanishing", "error", "w", ("w",), 5, 14, 20, 1.0, 1.0, "", "")
+
+
+def named(name, strength=""):
+    return (Treatment(name, f"{name}{strength}", lambda setup: None, strength),)
+
+
+CANDIDATES = [named(f"r{place:02}") for place in range(27)]
+
+
+class Tries:
+    """Remedy number n ends at a loss of n + 1 hundredths; the untreated model at 10."""
+
+    def __init__(self, seconds_per_step=1e-9):
+        self.seconds_per_step, self.calls = seconds_per_step, []
+
+    def __call__(self, candidate, seed, steps):
+        self.calls.append((candidate and candidate[0].remedy, seed, steps))
+        if not candidate:
+            return Run(seed, steps, 10.0, 10.0, (SICK,), self.seconds_per_step, True)
+        loss = (int(candidate[0].remedy[1:]) + 1) / 100
+        return Run(seed, steps, math.nan, loss, (), self.seconds_per_step, True)
+
+
+def raced(tries, candidates=CANDIDATES, seeds=(0, 1, 2), seconds=60.0, length=300):
+    baselines = {seeds[0]: tries((), seeds[0], length)}
+    deadline = time.perf_counter() + seconds
+    whole, reasons = race(candidates, tries, baselines, seeds, length, "vanishing", deadline, lambda share: None)
+    return whole, reasons, baselines
+
+
+def test_the_better_third_goes_on_to_the_next_seed():
+    tries = Tries()
+    whole, _, baselines = raced(tries)
+    counts = Counter(seed for candidate, seed, _ in tries.calls if candidate)
+    assert counts == {0: 27, 1: 9, 2: FINALISTS}
+    assert set(baselines) == {0, 1, 2}
+    assert [candidate for candidate, runs in whole.items() if len(runs) == 3] == CANDIDATES[:FINALISTS]
+    assert {steps for _, _, steps in tries.calls} == {300}
+
+
+def test_where_time_is_short_first_runs_are_shorter_and_count_no_more_once_there_are_longer_ones():
+    tries = Tries(seconds_per_step=2e-2)  # 27 runs of 300 steps would take 162 s
+    whole, _, _ = raced(tries)
+    first = {steps for candidate, seed, steps in tries.calls if candidate and seed == 0}
+    assert first == {100}
+    assert {run.steps for run in whole[CANDIDATES[0]]} == {300}
+    assert [run.seed for run in whole[CANDIDATES[0]]] == [1, 2]
+
+
+def test_a_seed_on_which_nothing_is_sick_judges_no_remedy():
+    tries = Tries()
+
+    def lucky(candidate, seed, steps):
+        run = tries(candidate, seed, steps)
+        return Run(seed, steps, 10.0, 0.5, (), 1e-9, True) if not candidate and seed == 1 else run
+
+    whole, _, baselines = raced(lucky)
+    assert set(baselines) == {0, 2}
+    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 2]
+
+
+def test_a_first_run_is_long_enough_to_see_the_finding_come():
+    tries = Tries(seconds_per_step=10.0)
+    raced(tries, length=60, seconds=1e4)
+    assert {steps for candidate, _, steps in tries.calls if candidate} == {60}
+
+
+def test_nothing_is_begun_that_would_run_past_the_deadline():
+    tries = Tries(seconds_per_step=1.0)
+    whole, _, _ = raced(tries, seconds=1.0)
+    assert whole == {}
+    assert [candidate for candidate, _, _ in tries.calls] == [()]
+
+
+def test_what_cannot_be_tried_says_why_and_no_pair_with_it_is_tried():
+    tries = Tries()
+    single, pair = CANDIDATES[0], CANDIDATES[0] + CANDIDATES[1]
+
+    def picky(candidate, seed, steps):
+        if single[0] in candidate:
+            raise NotApplicableError("it has no layers")
+        return tries(candidate, seed, steps)
+
+    picky.calls = tries.calls
+    whole, reasons, _ = raced(picky, [single, pair, CANDIDATES[2]])
+    assert reasons == {"r00": "not applicable: it has no layers"}
+    assert list(whole) == [CANDIDATES[2]]
+
+
+def test_a_changed_model_that_raises_is_left_out_with_its_error():
+    def failing(candidate, seed, steps):
+        if candidate:
+            raise RuntimeError("shapes do not match")
+        return Tries()(candidate, seed, steps)
+
+    _, reasons, _ = raced(failing, CANDIDATES[:1])
+    assert reasons == {"r00": "not applicable: the changed model raised RuntimeError: shapes do not match"}
+
+
+def test_of_several_strengths_the_best_stands_for_all():
+    weak, strong = named("r03", "-1"), named("r03", "-2")
+    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    runs = {
+        weak: [Run(0, 300, math.nan, 5.0, (), 1e-3, True)],
+        strong: [Run(0, 300, math.nan, 4.0, (), 2e-3, True)],
+    }
+    (trial,) = ranking.rank(runs, baseline, "vanishing")
+    assert (trial.code, trial.loss, trial.baseline_loss, trial.cured) == ("r03-2", 4.0, 10.0, True)
+    assert trial.cost == pytest.approx(2.0)
+
+
+def test_cures_come_first_then_those_that_got_further_then_the_lower_loss():
+    baseline = {seed: Run(seed, 300, 10.0, 10.0, (SICK,), 1e-3, True) for seed in range(2)}
+
+    def runs(*losses, sick=()):
+        return [Run(seed, 300, math.nan, loss, sick, 1e-3, True) for seed, loss in enumerate(losses)]
+
+    tried = {
+        named("a"): runs(0.1, sick=(SICK,)),
+        named("b"): runs(1.0),
+        named("c"): runs(3.0, 3.0),
+        named("d"): runs(2.0, 2.0),
+        named("e"): runs(0.5, 9.5),
+    }
+    assert [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing")] == ["d", "c", "b", "e", "a"]
