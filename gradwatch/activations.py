@@ -226,15 +226,13 @@ def _maker_of(node: Any) -> tuple[int, int] | None:
     return None
 
 
-@torch.no_grad()
 def _norm(tensor: Tensor) -> tuple[Tensor, int]:
-    """(its L2 norm, how many entries that is of): all of a small tensor, ROWS rows of a large one."""
+    """(L2 norm of a tensor without a graph, how many entries that is of): all of a small tensor, ROWS rows of a large one."""
     part = tensor if tensor.numel() <= SMALL else _rows(tensor, -1)
     norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32))
     return norm.float(), part.numel()
 
 
-@torch.no_grad()
 def _rows(tensor: Tensor, units: int) -> Tensor:
     """(at most ROWS, units) evenly spaced rows of ``tensor``, the dimension of its units last."""
     if tensor.ndim <= 1:
