@@ -355,7 +355,10 @@ def undecorated(value):
 
 
 def places():
-    """Where a function of gradwatch's stands: {code: (owner, name)}; owners are modules and classes."""
+    """Where a function of gradwatch's stands: {id of its code: (owner, name)}; owners are modules and classes.
+
+    By identity, since the constructors of two dataclasses with the same fields have equal code.
+    """
     found = {}
     for module_name in [name for name in sys.modules if name.startswith("gradwatch.")]:
         module = sys.modules[module_name]
@@ -363,7 +366,7 @@ def places():
         for owner, (name, value) in [(each, item) for each in (module, *classes) for item in vars(each).items()]:
             function = undecorated(value)
             if inspect.isfunction(function) and function.__module__ == module_name:
-                found[function.__code__] = (owner, name)
+                found[id(function.__code__)] = (owner, name)
     return found
 
 
@@ -372,8 +375,8 @@ def called_while_training(clip=None):
     known, called = places(), {}
 
     def note(frame, event, _):
-        if event == "call" and frame.f_code in known:
-            called.setdefault(known[frame.f_code])
+        if event == "call" and id(frame.f_code) in known:
+            called.setdefault(known[id(frame.f_code)])
 
     def under_note(loop):
         gc.collect()

@@ -51,9 +51,9 @@ def test_a_healthy_run_is_called_healthy(runs):
 def test_a_sick_run_shows_finding_curves_and_profile(runs):
     text = report(runs / "sick").stdout
     assert "ERROR  1 finding: nonfinite in 2.bias and 3 more since step 30." in text
-    assert "nonfinite (error) in 2.bias and 3 more, since step 30, still open where the run stands" in text
+    assert "nonfinite (error) in 2.bias and 3 more, since step 30, still open" in text
     assert "Cause: observed:" in text
-    assert "• check this step's batch for NaN and Inf" in text
+    assert "• leave out the broken rows of the batch (clean-data)" in text
     assert re.search(r"total norm +[▁-█]+✗+ ", text)
     assert re.search(r"loss +[▁-█]+✗+ ", text)
     assert re.search(r"● +2\.bias +█", text)
@@ -272,7 +272,14 @@ def test_the_page_holds_all_that_it_needs(runs, tmp_path):
 
 def test_the_page_tells_findings_with_evidence_cause_and_remedies(runs, tmp_path):
     words = " ".join(Tags(page_of(tmp_path, runs / "sick")).words)
-    for told in ("nonfinite", "2.bias and 3 more", "since step 30", "Measured", "observed:", "check this step's batch"):
+    for told in (
+        "nonfinite",
+        "2.bias and 3 more",
+        "since step 30",
+        "Measured",
+        "observed:",
+        "leave out the broken rows",
+    ):
         assert told in words
 
 

@@ -78,7 +78,7 @@ def measured(finding: Finding) -> str:
 def since(finding: Finding, ended: bool) -> str:
     """When it began, when it was told, and whether it is over."""
     told = "" if finding.raised_step == finding.step else f", raised at step {finding.raised_step}"
-    end = f", last seen at step {finding.last_step}, ended" if ended else ", still open where the run stands"
+    end = f", last seen at step {finding.last_step}, ended" if ended else ", still open"
     return f"since step {finding.step}{told}{end}"
 
 
