@@ -227,7 +227,7 @@ def _maker_of(node: Any) -> tuple[int, int] | None:
 
 
 def _norm(tensor: Tensor) -> tuple[Tensor, int]:
-    """(L2 norm of a tensor without a graph, how many entries that is of): all of a small tensor, ROWS rows of a large one."""
+    """(L2 norm of a tensor without a graph, how many entries that is of): all of a small one, ROWS rows of a large."""
     part = tensor if tensor.numel() <= SMALL else _rows(tensor, -1)
     norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32))
     return norm.float(), part.numel()
