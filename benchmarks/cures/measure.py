@@ -7,17 +7,15 @@ Each program's result is written as soon as it is known, and known ones are left
 
 from __future__ import annotations
 
-import json
 import random
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradwatch
-from benchmarks.cures import search
-from benchmarks.cures.forms import Form, form_of, silence
+from benchmarks.cures import results, search
+from benchmarks.cures.forms import Form, form_of
 from benchmarks.detection.program import Program
 from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.race import Candidate
@@ -34,19 +32,8 @@ ALWAYS = "he + lower-learning-rate"
 
 def measure(seconds: float, half: str, only: Sequence[str] | None = None) -> None:
     """Measures what is not measured yet, for about so many seconds."""
-    silence()
-    warnings.simplefilter("ignore")
-    end = time.perf_counter() + seconds
-    known = {each["program"] for each in read()}
-    for program in search.curable(None if half == "all" else half == "measured"):
-        if program.name in known or (only and program.name not in only):
-            continue
-        if time.perf_counter() > end:
-            return
-        result = measured(program)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(result, flush=True)
+    curable = search.curable(None if half == "all" else half == "measured")
+    results.go_on(RESULTS, curable, measured, seconds, only)
 
 
 def measured(program: Program) -> dict[str, Any]:
@@ -115,4 +102,4 @@ def candidate_of(trial: Trial) -> Candidate:
 
 def read() -> list[dict[str, Any]]:
     """What was measured so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return results.read(RESULTS)

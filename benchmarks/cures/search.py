@@ -7,18 +7,17 @@ off and goes on where it was.
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cures.forms import Form, form_of, programs, silence
+from benchmarks.cures import results
+from benchmarks.cures.forms import Form, form_of, programs
 from benchmarks.detection.program import PROGRAMS, Program
 from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.problem import Problem
 from gradwatch.prescription.race import Candidate
-from gradwatch.prescription.ranking import is_cured
+from gradwatch.prescription.ranking import is_cured, main_kind
 from gradwatch.prescription.setup import NotApplicableError
 from gradwatch.prescription.treatments import name_of
 from gradwatch.prescription.trial import LONGEST, Run, run
@@ -29,20 +28,8 @@ SCREEN, CONFIRM = 100, (101, 102)
 
 def search(seconds: float, half: str, only: list[str] | None = None) -> None:
     """Goes on with the search for about so many seconds."""
-    silence()
-    warnings.simplefilter("ignore")
-    end = time.perf_counter() + seconds
-    known = {each["program"] for each in read()}
-    for program in programs():
-        is_left_out = half != "all" and program.is_measured != (half == "measured")
-        if program.name in known or is_left_out or (only and program.name not in only):
-            continue
-        if time.perf_counter() > end:
-            return
-        found = searched(program)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(found, flush=True)
+    of_half = (program for program in programs() if half == "all" or program.is_measured == (half == "measured"))
+    results.go_on(RESULTS, of_half, searched, seconds, only)
 
 
 def searched(program: Program) -> dict[str, Any]:
@@ -115,14 +102,12 @@ def problem_of(form: Form) -> Problem:
 
 def sickness(untreated: Run) -> str | None:
     """The kind that ``prescribe`` would set out to cure."""
-    if not untreated.findings:
-        return None
-    return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
+    return main_kind(untreated) if untreated.findings else None
 
 
 def read() -> list[dict[str, Any]]:
     """What the search has found so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return results.read(RESULTS)
 
 
 def curable(half: bool | None = None) -> list[Program]:

@@ -15,14 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.findings import Kind
 from gradwatch.prescription import outcome
 from gradwatch.prescription.fitting import candidates
 from gradwatch.prescription.outcome import Prescription
 from gradwatch.prescription.problem import Batch, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
-from gradwatch.prescription.ranking import Trial, rank
+from gradwatch.prescription.ranking import Trial, main_kind, rank
 from gradwatch.prescription.trial import LONGEST, Run, run
 
 __all__ = ["Prescription", "Trial", "prescribe"]
@@ -99,7 +98,7 @@ def prescribe(
         seed, first = list(untreated.items())[-1]
         if not first.findings:
             return Prescription([], outcome.nothing_sick(untreated), steps=first.steps)
-        kind = _main_kind(first)
+        kind = main_kind(first)
         baselines = {seed: first}
         order = [seed, *(other for other in range(seeds) if other != seed)]
         length = _length(first, budget_seconds)
@@ -145,11 +144,6 @@ def _length(untreated: Run, budget: float) -> int:
     if not untreated.is_hopeless:
         return untreated.steps
     return max(untreated.steps, min(LONGEST, int(SHARE * budget / untreated.seconds_per_step)))
-
-
-def _main_kind(untreated: Run) -> Kind:
-    """Of what was found: what was an error, and came first."""
-    return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
 
 
 def _run_folder(folder: Path | None, candidate: Candidate, seed: int) -> Path | None:

@@ -18,11 +18,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gradwatch.findings import Finding
+from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.treatments import Treatment, name_of
 from gradwatch.prescription.trial import Run
 
-__all__ = ["MARGIN", "Trial", "is_cured", "rank", "score_of"]
+__all__ = ["MARGIN", "Trial", "is_cured", "main_kind", "rank", "score_of"]
 
 MARGIN = 0.1
 
@@ -54,6 +54,11 @@ class Trial:
     seeds: tuple[int, ...]
     cost: float
     code: str = field(repr=False)
+
+
+def main_kind(untreated: Run) -> Kind:
+    """What there is to cure: of what was found, what was an error, and came first."""
+    return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
 
 
 def is_cured(run: Run, baseline: Run, kind: str) -> bool:
