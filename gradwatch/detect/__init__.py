@@ -56,6 +56,7 @@ class Detectors:
         ]
         self._background = Background(layers)
         self._pairs = [(detector, Episode(detector, layers, advise, self._background)) for detector in detectors]
+        self._judges = [pair for pair in self._pairs if not pair[0].judges_samples_only]  # of every step
         self._quiet = thresholds.warmup_steps or 0
 
     def observe(self, report: StepReport) -> list[Event]:
@@ -78,8 +79,7 @@ class Detectors:
         """
         if not math.isfinite(total) or not (loss is None or math.isfinite(loss)):
             return False
-        judges = [pair for pair in self._pairs if not pair[0].judges_samples_only]
-        return all(episode.is_idle and detector.may_wait(waiting, total, loss) for detector, episode in judges)
+        return all(episode.is_idle and detector.may_wait(waiting, total, loss) for detector, episode in self._judges)
 
     def band(self, report: StepReport) -> Floats:
         """(2, P) between which each layer's norm is normal after ``report``, the last step observed; for charts."""
