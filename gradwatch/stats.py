@@ -137,8 +137,7 @@ def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) 
     count = torch.tensor([tensor.numel() for tensor in plain], dtype=torch.float64, device=home)
     some = count > 0
     zeros = count - _stack([tensor.count_nonzero() for tensor in plain], home)
-    filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in plain]  # aminmax refuses empty tensors
-    lowest, highest = zip(*map(torch.aminmax, filled), strict=True) if filled else ((), ())
+    lowest, highest = zip(*map(torch.aminmax, _filled(plain)), strict=True) if plain else ((), ())
     largest = torch.maximum(-_stack(lowest, home), _stack(highest, home)).where(some, torch.nan)
     unknown = torch.full_like(count, torch.nan)
     mean, std = _spread(plain, l2, count) if with_spread else (unknown, unknown)
@@ -196,8 +195,12 @@ def _squares(group: list[Tensor]) -> Sequence[Tensor]:
 
 
 def _extremes(group: list[Tensor]) -> Sequence[Tensor]:
-    filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in group]  # it refuses empty tensors
-    return torch._foreach_norm(filled, math.inf)
+    return torch._foreach_norm(_filled(group), math.inf)
+
+
+def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A zero in place of each empty tensor, which whoever looks for a largest entry refuses."""
+    return [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
 
 
 def _count_nonfinite(tensors: Sequence[Tensor], groups: Groups, l2: Tensor, total: Tensor) -> Tensor:

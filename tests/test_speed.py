@@ -28,20 +28,25 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def operations_of_an_update(watcher, optimizer, parameters):
+    for parameter in parameters:
+        parameter.grad = torch.ones(3)
+    watcher.observe_loss(1.0)
+    with Counting() as counting:
+        watcher.before_update(optimizer)
+        watcher.after_update(optimizer)
+    return counting.counts
+
+
 def every_step(tensors, **options):
     """Operations of one step that is neither sampled nor logged, of so many tensors."""
     parameters = [nn.Parameter(torch.ones(3)) for _ in range(tensors)]
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     with gradwatch.watch(nn.ParameterList(parameters), optimizer, **options) as watcher:
         for step in range(6):
-            for parameter in parameters:
-                parameter.grad = torch.ones(3)
-            watcher.observe_loss(1.0)
-            with Counting() as counting:
-                watcher.before_update(optimizer)
-                watcher.after_update(optimizer)
+            counted = operations_of_an_update(watcher, optimizer, parameters)
             if step in (3, 5):
-                counts = counting.counts
+                counts = counted
     return counts
 
 
@@ -124,14 +129,9 @@ def test_a_step_costs_the_same_however_many_have_run():
     counts, sizes = [], []
     with gradwatch.watch(nn.ParameterList(parameters), optimizer, clip=1.0, history=16) as watcher:
         for step in range(400):
-            for parameter in parameters:
-                parameter.grad = torch.ones(3)
-            watcher.observe_loss(1.0)
-            with Counting() as counting:
-                watcher.before_update(optimizer)
-                watcher.after_update(optimizer)
+            counted = operations_of_an_update(watcher, optimizer, parameters)
             if step in (123, 393):
-                counts.append(counting.counts)
+                counts.append(counted)
                 sizes.append(len(str(watcher.state_dict())))
     assert counts[0] == counts[1]
     assert sizes[1] <= 1.1 * sizes[0]

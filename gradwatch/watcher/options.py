@@ -9,8 +9,9 @@ from typing_extensions import TypedDict
 
 from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
+from gradwatch.sinks.tags import LAYER_TAGS
 
-__all__ = ["OnNonFinite", "Options", "refuse_bad_options"]
+__all__ = ["DEFAULTS", "OnNonFinite", "Options", "refuse_bad_options"]
 
 OnNonFinite = Literal["report", "skip", "raise"]
 
@@ -26,6 +27,18 @@ class Options(TypedDict, total=False):
     histograms: bool
     history: int
     on_finding: Callable[[Finding], None] | None
+
+
+DEFAULTS: Options = {
+    "clip": None,
+    "on_nonfinite": "report",
+    "log_every_n_steps": 50,
+    "thresholds": None,
+    "layer_scalars": LAYER_TAGS[:3],
+    "histograms": False,
+    "history": 512,
+    "on_finding": None,
+}
 
 
 def refuse_bad_options(options: Options) -> None:

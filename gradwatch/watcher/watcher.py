@@ -27,9 +27,9 @@ from gradwatch.optimizers import StepHooks, follow_scaler, learning_rate_of, par
 from gradwatch.replay import Replay
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
-from gradwatch.sinks.tags import LAYER_TAGS, layer_tags
+from gradwatch.sinks.tags import layer_tags
 from gradwatch.trace import Trace
-from gradwatch.watcher.options import Options, refuse_bad_options
+from gradwatch.watcher.options import DEFAULTS, Options, refuse_bad_options
 from gradwatch.watcher.outlets import Outlets
 from gradwatch.watcher.record import Record
 from gradwatch.watcher.steps import Steps
@@ -49,7 +49,7 @@ class Watcher:
     """
 
     def __init__(self, layers: Layers, sinks: Sequence[Sink], **options: Unpack[Options]) -> None:
-        wanted: Options = {**_DEFAULTS, **options}
+        wanted: Options = {**DEFAULTS, **options}
         refuse_bad_options(wanted)
         cadence = Cadence(
             wanted["log_every_n_steps"],
@@ -340,16 +340,6 @@ class Watcher:
             )
 
 
-_DEFAULTS: Options = {
-    "clip": None,
-    "on_nonfinite": "report",
-    "log_every_n_steps": 50,
-    "thresholds": None,
-    "layer_scalars": LAYER_TAGS[:3],
-    "histograms": False,
-    "history": 512,
-    "on_finding": None,
-}
 _open_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 # a forked child has no thread that writes files, and would wait for one for ever; they are its parent's to close
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
