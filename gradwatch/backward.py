@@ -7,7 +7,7 @@ that scripting, exporting, pickling and compiling a watched model do what they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,13 +83,13 @@ class BackwardPass:
         self._can_measure = not _averages_later()
         self._measures = self._can_measure
 
-    def settle(self, columns: Sequence[int]) -> bool:
+    def settle(self, columns: Collection[int]) -> bool:
         """The first backward pass of ``columns`` is over: puts them in order, and keeps one hook of theirs.
 
         Returns:
             Whether it was seen; else whoever began to listen in the midst of a step waits for the next.
         """
-        mine = [column for column in reversed(self._arrived) if column in set(columns)]
+        mine = [column for column in reversed(self._arrived) if column in columns]
         if not mine:
             return False
         if not anything_is_compiled():
@@ -111,7 +111,7 @@ class BackwardPass:
         for together in modules.values():
             self._layers.sort(together)
 
-    def before_change(self, columns: Sequence[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
+    def before_change(self, columns: Collection[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
         """Whether the gradients of ``columns`` changed since the backward pass, and if so their magnitudes at its end.
 
         None for the latter, too, where nobody measured there: the first such change. Under ``torch.distributed``
@@ -121,7 +121,7 @@ class BackwardPass:
             columns: the watched ones of the optimizer that is about to update.
             has_cycled: this optimizer has updated before, so that every optimizer of the loop had its turn.
         """
-        arrived = () if _averages_later() else [column for column in columns if column in self._arrived]
+        arrived = () if _averages_later() else [column for column in self._arrived if column in columns]
         is_changed = any(map(self._has_changed, arrived))
         at_end = self._at_end if is_changed else None
         self._was_changed = self._was_changed or is_changed

@@ -174,7 +174,7 @@ class Measurement:
         self.send()
         assert self._copy is not None
         _, _, total, _, *rest = self._copy.read()
-        return float(total[0]), None if self._loss is None else float(rest[0][0])
+        return float(total[0]), float(rest[0][0]) if isinstance(self._loss, Tensor) else self._loss
 
     def report(self) -> StepReport:
         """The step on the host; waits for the copy."""
@@ -182,7 +182,7 @@ class Measurement:
         copy = self._begin_copy() if self._copy is None else self._copy
         moment, placement = self.moment, self._placement
         l2, nonfinite, total, clipped_total, *rest = copy.read()
-        loss = None if self._loss is None else float(rest.pop(0)[0])
+        loss = float(rest.pop(0)[0]) if isinstance(self._loss, Tensor) else self._loss
         has_nonfinite = bool(nonfinite.any())
         overflowed = moment.has_scaler and has_nonfinite
         is_sick = has_nonfinite or (loss is not None and not math.isfinite(loss))
@@ -212,7 +212,7 @@ class Measurement:
 
     def _begin_copy(self) -> HostCopy:
         vectors = [self.magnitudes.l2, self.magnitudes.nonfinite, self.magnitudes.total, self._clipped_total]
-        vectors += [] if self._loss is None else [self._loss]
+        vectors += [self._loss] if isinstance(self._loss, Tensor) else []
         return HostCopy([*vectors, *self._figures.values()], self.device)
 
     def _find_origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
@@ -277,9 +277,11 @@ class Measurement:
         return self._placement.place(counts, absent=0).astype(np.int64)
 
 
-def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | None:
+def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | float | None:
     if not losses:
         return None
+    if device.type == "cpu":  # a number at once: nothing waits there, and each operation costs as much as a look
+        return sum(map(float, losses)) / len(losses)
     wide = torch.float32 if device.type == "mps" else torch.float64
     parts = [torch.as_tensor(loss).detach().to(device, wide, non_blocking=True).reshape(()) for loss in losses]
     return parts[0] if len(parts) == 1 else torch.stack(parts).mean()

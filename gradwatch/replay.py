@@ -26,12 +26,14 @@ from gradwatch.operations import STEEP, Made, Operations, family_of, fault_behin
 from gradwatch.origin import origin_of
 from gradwatch.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.report import Origin
+from gradwatch.samples import evenly_spaced
 from gradwatch.trace import Trace
 
 __all__ = ["Replay"]
 
 KEPT = 8  # calls whose inputs are held until the update; more micro-batches than that are not all replayed
 OUTPUT = "gradwatch: returned by a model"  # in a node's metadata: holding the node itself would hold its graph
+SAMPLED = 16  # entries of what a model returned, by which two runs are compared
 LARGEST_GRADIENT = 2**20  # entries of an output's gradient that are held; beyond, the replay makes one up
 
 
@@ -283,12 +285,11 @@ def _versions(tree: Any) -> list[int]:
 
 
 def _sample(output: Any) -> Tensor | None:
-    """At most 16 entries of the first tensor that a model returned."""
+    """A few entries of the first tensor that a model returned."""
     tensor = next((tensor for tensor in tensors_in(output) if tensor.numel() > 0), None)
     if tensor is None or tensor.layout is not torch.strided:
         return None
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, len(flat) // 16)][:16].clone()
+    return evenly_spaced([tensor], SAMPLED)[0].clone()
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:

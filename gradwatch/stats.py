@@ -221,8 +221,8 @@ def _total(l2: Tensor) -> Tensor:
 
 def all_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The same entries as dense real tensors; ``tensors`` itself where all of them are, as most often."""
-    strided, is_complex = torch.strided, Tensor.is_complex
-    if all(t.layout is strided for t in tensors) and not any(map(is_complex, tensors)):
+    dtypes = {tensor.dtype for tensor in tensors}
+    if {tensor.layout for tensor in tensors} <= {torch.strided} and not any(dtype.is_complex for dtype in dtypes):
         return tensors
     return [_plain(tensor) for tensor in tensors]
 

@@ -27,7 +27,7 @@ FLOOR_1 = {
     "trace": {"calls", "origin", "report", "harmless"},
     "operations": {"graph", "report"},
     "replica": set(),
-    "replay": {"calls", "operations", "origin", "replica", "report", "trace", "harmless"},
+    "replay": {"calls", "operations", "origin", "replica", "report", "samples", "trace", "harmless"},
     "sinks": {"findings", "packed", "report"},
     "unpacked": {"findings", "packed"},
     "runs": {"findings", "packed", "unpacked"},

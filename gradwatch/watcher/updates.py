@@ -68,7 +68,7 @@ class Updates:
         self.rows = RowBuilder()
         self.count = 0
         self.parameters: Sequence[Tensor] = []
-        self.watched: list[int] = []
+        self.watched: frozenset[int] = frozenset()
         self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
@@ -80,7 +80,7 @@ class Updates:
         if len(parameters) != len(self.parameters) or not all(map(operator.is_, parameters, self.parameters)):
             found = [layers.column(parameter) for parameter in parameters]
             self.parameters, self._placements = parameters, {}
-            self.watched = [column for column in found if column is not None]
+            self.watched = frozenset(column for column in found if column is not None)
 
     def placement(self, gradients: Sequence[Tensor | None], layers: Layers) -> Placement:
         """Of those parameters that have a gradient at this update; that of the last update where they are the same."""
