@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from gradwatch.calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.functions import Functions
 from gradwatch.graph import nodes_behind, operation_of
-from gradwatch.harmless import harmless
+from gradwatch.harmless import harmless, without_collecting
 from gradwatch.layers import Layers, submodules
 from gradwatch.report import ACTIVATION_FIGURES, SILENT_SAMPLES
 
@@ -180,23 +180,24 @@ class Activations:
             if tensor.grad_fn is not None:
                 tensor.grad_fn.metadata[MADE_BY] = (column, self._units)  # type: ignore[index]
 
+    @without_collecting
     def _look_behind(self, nodes: list[Any]) -> None:
         behind = nodes_behind(nodes, SEEN, NODES)
         factors = _factors(behind)
-        for node in filter(self._functions.may_be, behind):
-            maker = _maker_of(node)
-            if maker is None:
-                continue
-            column, units = maker
-            flat = self._functions.look(node, functools.partial(_rows, units=units))
-            figures = self._now.get(column)
-            if flat is None or figures is None:
-                continue
-            if flat.kind == "rectifier":  # of several calls: a unit is as alive as it was at its best
-                silent, before = flat.entries.all(0), figures.silent
-                figures.silent = silent if before is None or before.shape != silent.shape else before & silent
-            else:
-                (figures.gates if node in factors else figures.saturated).append(flat.entries.float().mean())
+        made = [(node, maker) for node in filter(self._functions.may_be, behind) if (maker := _maker_of(node))]
+        asked = [(node, functools.partial(_rows, units=units)) for node, (_, units) in made]
+        for flat in self._functions.look(asked):
+            is_rectifier = flat.kind == "rectifier"
+            told = flat.entries.all(1) if is_rectifier else flat.entries.flatten(1).float().mean(1)
+            for place, figure in zip(flat.places, told.unbind(), strict=True):
+                node, (column, _) = made[place]
+                if (figures := self._now.get(column)) is None:
+                    continue
+                if is_rectifier:  # of several calls: a unit is as alive as it was at its best
+                    before = figures.silent
+                    figures.silent = figure if before is None or before.shape != figure.shape else before & figure
+                else:
+                    (figures.gates if node in factors else figures.saturated).append(figure)
 
 
 def _first_parameter(module: nn.Module, layers: Layers) -> tuple[int | None, int]:
@@ -246,7 +247,7 @@ def _rows(tensor: Tensor, units: int) -> Tensor:
 
 def _spread(tensor: Tensor, count: int) -> Tensor:
     """At most ``count`` evenly spaced of its first dimension."""
-    return tensor[:: max(1, len(tensor) // count)][:count]
+    return tensor if len(tensor) <= count else tensor[:: len(tensor) // count][:count]
 
 
 def _is_activation(tensor: Tensor) -> bool:

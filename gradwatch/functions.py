@@ -7,7 +7,8 @@ hardly any gradient passes. A function is seen whoever called it: a module, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,20 +26,24 @@ SATURATED = 0.05  # of its steepest slope: tanh beyond ±2.2, sigmoid beyond ±4
 
 MASKING = ("maskedfill", "where", "add")  # what writes −Inf into logits
 
+TOGETHER = 2**20  # entries that are looked at in one call; a call for each function costs more than the look
+
 Rows = Callable[[Tensor], Tensor]
 """What a function has saved → (rows, units), the part of it that is looked at."""
 
 
 @dataclass(frozen=True)
 class Flat:
-    """Where one call of an activation function passes hardly any gradient.
+    """Where k calls of one kind of activation function pass hardly any gradient.
 
     Attributes:
         kind: a rectifier is silent by units, a squashing function is flat by entries, a softmax by rows.
-        entries: bool, (rows, units), of a softmax (rows,). NaN is not flat.
+        places: (k,) which of those asked about.
+        entries: bool, (k, rows, units), of a softmax (k, rows). NaN is not flat.
     """
 
     kind: Literal["rectifier", "squashing", "softmax"]
+    places: Sequence[int]
     entries: Tensor
 
 
@@ -73,6 +78,8 @@ FUNCTIONS: Mapping[str, _Function] = {
 }
 """By the names of their nodes. SELU is an ELU; ReLU6 is a hardtanh from 0, and counts as a rectifier."""
 
+SOFTSIGN = SteepRange(-math.inf, SATURATED**-0.5)  # of 1 + |x|, by which it divides: its −2nd power is the slope
+
 
 class Functions:
     """Knows activation functions by their nodes; asks each for its slope once, not every entry."""
@@ -87,19 +94,32 @@ class Functions:
         return name in FUNCTIONS or name in ("softmax", "div")
 
     @torch.no_grad()
-    def look(self, node: Any, rows: Rows) -> Flat | None:
-        """None where ``node`` is no activation function, or has nothing saved any more."""
-        name = operation_of(node)
-        if name in FUNCTIONS:
-            return self._look_at_entries(node, name, rows)
-        if name == "softmax":
-            return _flat_softmax(saved_by(node, "result"), saved_by(node, "dim"), _is_masked(node))
-        if name == "div" and _is_softsign(node) and (divisor := saved_by(node, "other")) is not None:
-            return Flat("squashing", rows(divisor) >= SATURATED**-0.5)  # 1 + |x|, whose −2nd power is the slope
-        return None
+    def look(self, asked: Sequence[tuple[Any, Rows]]) -> Iterator[Flat]:
+        """Those of ``asked``, nodes with what to look at of each, that are activation functions and still hold it.
 
-    def _look_at_entries(self, node: Any, name: str, rows: Rows) -> Flat | None:
-        function = FUNCTIONS[name]
+        Functions with the same range and as many rows and units are looked at together.
+        """
+        alike: defaultdict[tuple[Any, ...], list[tuple[int, Tensor]]] = defaultdict(list)
+        for place, (node, rows) in enumerate(asked):
+            name = operation_of(node)
+            if name == "softmax":
+                yield from _flat_softmax(node, place)
+            elif (found := self._saved(node, name)) is not None:
+                kind, steep, saved = found
+                part = rows(saved)
+                alike[kind, steep, part.shape, part.dtype, part.device].append((place, part))
+        for (kind, steep, *_), parts in alike.items():
+            count = max(1, TOGETHER // parts[0][1].numel())
+            for some in (parts[begin : begin + count] for begin in range(0, len(parts), count)):
+                places, entries = zip(*some, strict=True)
+                yield Flat(kind, places, steep.is_outside(_stacked(entries)))
+
+    def _saved(self, node: Any, name: str) -> tuple[Literal["rectifier", "squashing"], SteepRange, Tensor] | None:
+        """(kind, where it is steep, what it has saved), None where nothing is to be told."""
+        function = FUNCTIONS.get(name)
+        if function is None:
+            divisor = saved_by(node, "other") if name == "div" and _is_softsign(node) else None
+            return None if divisor is None else ("squashing", SOFTSIGN, divisor)
         saved = saved_by(node, function.saves)
         if saved is None or saved.layout is not torch.strided or saved.numel() == 0:
             return None
@@ -107,8 +127,11 @@ class Functions:
         is_rectifier = function.is_rectifier or (name == "hardtanh" and settings[0] == 0)
         if (name, settings) not in self._steep:
             self._steep[name, settings] = _range_of(function, settings, is_rectifier)
-        flat = self._steep[name, settings].is_outside(rows(saved))
-        return Flat("rectifier" if is_rectifier else "squashing", flat)
+        return "rectifier" if is_rectifier else "squashing", self._steep[name, settings], saved
+
+
+def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 def _range_of(function: _Function, settings: tuple[Any, ...], is_rectifier: bool) -> SteepRange:
@@ -121,16 +144,17 @@ def _range_of(function: _Function, settings: tuple[Any, ...], is_rectifier: bool
     return SteepRange(low if math.isfinite(found.low) else -math.inf, high if math.isfinite(found.high) else math.inf)
 
 
-def _flat_softmax(probabilities: Tensor | None, dim: Any, is_masked: bool) -> Flat | None:
+def _flat_softmax(node: Any, place: int) -> Iterator[Flat]:
     """Rows of which one entry takes nearly all; none that a mask has left a single entry."""
+    probabilities, dim = saved_by(node, "result"), saved_by(node, "dim")
     if probabilities is None or probabilities.numel() == 0:
-        return None
+        return
     last = probabilities.movedim(dim if dim < probabilities.ndim else dim - 2**64, -1)  # −1 is saved as 2⁶⁴ − 1
     largest = last.float().amax(-1).flatten()
     flat = (4 * largest * (1 - largest) < SATURATED) & (largest > 0.5)
-    if is_masked:
+    if _is_masked(node):
         flat &= ((last > 0).sum(-1) > 1).flatten()
-    return Flat("softmax", flat)
+    yield Flat("softmax", [place], flat.unsqueeze(0))
 
 
 def _is_masked(node: Any) -> bool:

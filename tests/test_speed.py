@@ -1,5 +1,6 @@
 """What a step costs, in counts, which are exact: operations, host syncs, compilations, imports."""
 
+import gc
 import subprocess
 import sys
 from collections import Counter
@@ -135,6 +136,48 @@ def test_a_step_costs_the_same_however_many_have_run():
                 sizes.append(len(str(watcher.state_dict())))
     assert counts[0] == counts[1]
     assert sizes[1] <= 1.1 * sizes[0]
+
+
+def collections_of_an_update(watcher, optimizer):
+    """How often Python's garbage collector ran."""
+    runs = []
+    note = lambda phase, _: runs.append(phase)
+    gc.collect()
+    gc.callbacks.append(note)
+    watcher.before_update(optimizer)
+    watcher.after_update(optimizer)
+    gc.callbacks.remove(note)
+    return runs.count("start")
+
+
+def test_the_objects_of_a_sampled_step_set_off_no_garbage_collection():
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2000)]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    threshold = gc.get_threshold()
+    with gradwatch.watch(nn.ParameterList(parameters), optimizer) as watcher:
+        for parameter in parameters:
+            parameter.grad = torch.ones(3)
+        held = [parameter.grad for parameter in parameters]  # what a loop holds by itself is not counted
+        try:
+            gc.set_threshold(300)
+            counts = [collections_of_an_update(watcher, optimizer) for _ in range(5)]
+        finally:
+            gc.set_threshold(*threshold)
+        assert len(held) == 2000
+    assert max(counts[1:]) <= 1  # as it is let go again
+    assert gc.isenabled()
+
+
+def test_a_garbage_collector_that_is_off_stays_off():
+    parameters = [nn.Parameter(torch.ones(3))]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    gc.disable()
+    try:
+        with gradwatch.watch(nn.ParameterList(parameters), optimizer) as watcher:
+            operations_of_an_update(watcher, optimizer, parameters)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_watching_without_files_loads_no_tensorboard():

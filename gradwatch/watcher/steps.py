@@ -17,7 +17,7 @@ from gradwatch.backward import BackwardPass
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
 from gradwatch.findings import Clue, Kind, NonFiniteError, Thresholds
-from gradwatch.harmless import harmless
+from gradwatch.harmless import harmless, without_collecting
 from gradwatch.layers import Layers
 from gradwatch.measurement import Measurement
 from gradwatch.origin import inferred_origin
@@ -107,6 +107,7 @@ class Steps:
             self.finish(updates, is_made=False)
 
     @harmless
+    @without_collecting
     def begin(
         self,
         key: int | None,
@@ -153,6 +154,7 @@ class Steps:
         self._decide(updates, updates.current)
 
     @harmless
+    @without_collecting
     def finish(self, updates: Updates, is_made: bool = True) -> None:
         """The update is made, or soon will be: sends the figures to the host, and reads those that have arrived."""
         current, updates.current = updates.current, None
