@@ -61,15 +61,18 @@ def measured(program: Program) -> dict[str, Any]:
     }
 
 
-def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float]:
-    """On one fresh seed: 1 or 0 for the first-ranked and the constant remedy, a share for those drawn."""
+def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float | None]:
+    """On one fresh seed: 1 or 0 for the first-ranked and the constant remedy, a share for those drawn.
+
+    None for each where nothing is sick on this seed: nothing tells the remedies apart, and none is judged.
+    """
     form = form_of(program, seed)
     assert isinstance(form, Form)
     kind = search.sickness(search.untreated(form, seed))
-    if kind is None:  # on this seed nothing is sick: nothing tells the remedies apart
-        return {"first": 1.0, "always": 1.0, "random": 1.0}
+    if kind is None:
+        return {"first": None, "always": None, "random": None}
     draw = random.Random(f"{program.name} {seed}")
-    pool = candidates(kind)  # type: ignore[arg-type]
+    pool = candidates(kind)
     drawn = []
     while len(drawn) < DRAWN:
         outcome = outcome_of(program, draw.choice(pool), seed, kind, form)
