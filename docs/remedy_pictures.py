@@ -5,6 +5,7 @@ One picture a family, one row a table of the page: the loss, and the gradient no
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -35,10 +36,12 @@ def draw(family: Path, path: Path) -> None:
         len(tables), 2, figsize=(11, 2.9 * len(tables)), squeeze=False, sharex="row", layout="constrained"
     )
     for (left, right), table in zip(rows, tables, strict=True):
-        runs = sorted(read_runs(table), key=lambda run: (not is_sick_one(run), Path(run.name).name))
-        for number, run in enumerate(runs):
+        names = json.loads((table / "names.json").read_text(encoding="utf-8"))
+        runs = {Path(run.name).name: run for run in read_runs(table)}
+        for number, (folder, label) in enumerate(names["rows"].items()):
+            run = runs[folder]
             style = style_of(run, number)
-            curve(left, run.curves["loss"].steps, run.curves["loss"].values, Path(run.name).name, style)
+            curve(left, run.curves["loss"].steps, run.curves["loss"].values, label, style)
             curve(right, run.steps, run.packed["highest"].values[:, first_weight(run)], "", style)
         left.set_ylabel("loss")
         right.set_ylabel("gradient norm, first weight")
@@ -47,7 +50,7 @@ def draw(family: Path, path: Path) -> None:
             left.set_yscale("log")
         for axes in (left, right):
             axes.set_ylim(*limits(axes))
-        left.set_title(table.name.replace("-", " "), loc="left", fontsize=9)
+        left.set_title(names["title"], loc="left", fontsize=9)
         right.legend(*left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for axes in rows[-1]:
         axes.set_xlabel("step")

@@ -10,7 +10,7 @@ REMEDIES = (
         title="Batch normalisation",
         advice="batch normalisation ({batch_norm}) {between}",
         applies="vanishing, saturated, exploding or unstable; convolutions and linear layers, with "
-        "batches of 16 or more",
+        "batches of 16 or more; behind linear layers of (N, time, features) layer normalisation",
         kinds=KINDS,
         why="y = γ(x − μ_B)/σ_B + β over the batch: whatever the weights' scale, inputs of the next "
         "function have variance γ²",

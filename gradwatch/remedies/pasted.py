@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["BLOCKS", "LAYERS", "activation", "drawn", "normalised"]
 
 LAYERS = """\
-whole = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # read their parts
+whole = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # read their parts' weights
 within = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, whole))
 kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 layers = [name for name, part in model.named_modules() if isinstance(part, kinds) and not name.startswith(within)]
@@ -17,8 +17,8 @@ layers = [name for name, part in model.named_modules() if isinstance(part, kinds
 
 _FUNCTIONS = """\
 squashing = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign, nn.LogSigmoid)
-rectifying = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-              nn.Softplus, nn.Hardswish)
+rectifying = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU)
+rectifying += (nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish)
 """
 
 BLOCKS = f"""\

@@ -15,8 +15,8 @@ REMEDIES = (
         code="""\
 for name, part in list(model.named_modules()):
     if isinstance(part, nn.RNN):  # its arguments and outputs are the same; an nn.LSTM's state is a pair
-        gru = nn.GRU(part.input_size, part.hidden_size, part.num_layers, part.bias, part.batch_first, part.dropout,
-                     part.bidirectional)
+        sizes = part.input_size, part.hidden_size, part.num_layers
+        gru = nn.GRU(*sizes, part.bias, part.batch_first, part.dropout, part.bidirectional)
         model.set_submodule(name, gru.to(part.weight_hh_l0))
     elif isinstance(part, nn.RNNCell):
         model.set_submodule(name, nn.GRUCell(part.input_size, part.hidden_size, part.bias).to(part.weight_hh))
