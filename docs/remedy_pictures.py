@@ -5,6 +5,7 @@ One picture a family, one row a table of the page: the loss, and the gradient no
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -38,9 +39,10 @@ def draw(family: Path, path: Path) -> None:
     for (left, right), table in zip(rows, tables, strict=True):
         names = json.loads((table / "names.json").read_text(encoding="utf-8"))
         runs = {Path(run.name).name: run for run in read_runs(table)}
-        for number, (folder, label) in enumerate(names["rows"].items()):
+        sick, cured = itertools.count(), itertools.count()
+        for folder, label in names["rows"].items():
             run = runs[folder]
-            style = style_of(run, number)
+            style = sick_style(next(sick)) if label.startswith("do nothing") else cured_style(next(cured))
             curve(left, run.curves["loss"].steps, run.curves["loss"].values, label, style)
             curve(right, run.steps, run.packed["highest"].values[:, first_weight(run)], "", style)
         left.set_ylabel("loss")
@@ -59,16 +61,14 @@ def draw(family: Path, path: Path) -> None:
     print(path)
 
 
-def style_of(run: Run, number: int) -> dict[str, object]:
-    """Black for what is sick; a colour for each remedy."""
-    if is_sick_one(run):
-        return {"color": "black", "linewidth": 2, "linestyle": ("-", "--", ":", "-.")[number % 4]}
+def sick_style(number: int) -> dict[str, object]:
+    """Black for what every other row is held against."""
+    return {"color": "black", "linewidth": 2, "linestyle": ("-", "--", ":", "-.")[number % 4]}
+
+
+def cured_style(number: int) -> dict[str, object]:
+    """A colour for each remedy."""
     return {"color": f"C{number % 10}", "linewidth": 1.5, "linestyle": "--" if number > 9 else "-"}
-
-
-def is_sick_one(run: Run) -> bool:
-    """What every other row is held against."""
-    return Path(run.name).name.startswith("do-nothing")
 
 
 def first_weight(run: Run) -> int:
