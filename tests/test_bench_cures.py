@@ -1,5 +1,7 @@
 """The benchmark of cures: programs in the form that ``prescribe`` takes, and what is said of them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from benchmarks.cures import forms, measure, search, table
 from benchmarks.cures.forms import Form, form_of, programs
 from benchmarks.detection.bare import start
 from benchmarks.detection.program import PROGRAMS
+from gradwatch.prescription import treatments
 from gradwatch.prescription.fitting import everything
 from gradwatch.prescription.trial import Run
 from gradwatch.remedies import name_of
@@ -118,3 +121,9 @@ def test_nothing_is_judged_on_a_seed_on_which_nothing_is_sick(monkeypatch):
     monkeypatch.setattr(search, "untreated", lambda form, seed: Run(seed, 300, 1.0, 0.1, (), 1e-3, True))
     shares = measure.fresh(PROGRAMS["line_through_eight_points"], 5, None, everything()[0])
     assert shares == {"first": None, "always": None, "random": None}
+
+
+def test_what_was_ranked_is_found_again_by_name_and_code():
+    for candidate in everything():
+        trial = SimpleNamespace(remedy=treatments.name_of(candidate), code=treatments.code_of(candidate))
+        assert measure.candidate_of(trial) == candidate

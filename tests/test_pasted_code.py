@@ -13,7 +13,7 @@ import gradwatch
 from gradwatch.prescription import formulas
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.training import stepper
-from gradwatch.prescription.treatments import TREATMENTS
+from gradwatch.prescription.treatments import TREATMENTS, code_of
 from gradwatch.remedies import LIBRARY
 
 FORMULAS = {"safe-log", "safe-sqrt", "safe-division", "masked-softmax"}
@@ -206,7 +206,7 @@ def test_pairs_are_pasted_one_after_the_other():
         first.change(setup)
         second.change(setup)
         torch.manual_seed(1)
-        exec(f"{first.code}\n{second.code}", program(model=pasted))
+        exec(code_of((first, second)), program(model=pasted))
         torch.testing.assert_close(pasted(x), treated(x))
 
 

@@ -21,7 +21,7 @@ from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.race import Candidate
 from gradwatch.prescription.ranking import Trial
 from gradwatch.prescription.setup import NotApplicableError
-from gradwatch.prescription.treatments import name_of
+from gradwatch.prescription.treatments import code_of, name_of
 
 RESULTS = Path("benchmarks/cures/measured.jsonl")
 PRESCRIBED, FRESH = 200, (301, 302, 303)
@@ -96,11 +96,7 @@ def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, for
 
 def candidate_of(trial: Trial) -> Candidate:
     """The treatments that a trial was made with."""
-    return next(
-        each
-        for each in everything()
-        if name_of(each) == trial.remedy and "\n".join(treatment.code for treatment in each) == trial.code
-    )
+    return next(each for each in everything() if name_of(each) == trial.remedy and code_of(each) == trial.code)
 
 
 def read() -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery import activations, initialisation, recurrence, structure
 from gradwatch.remedies import LIBRARY
 
-__all__ = ["TREATMENTS", "Treatment", "name_of"]
+__all__ = ["TREATMENTS", "Treatment", "code_of", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Treatment:
 def name_of(treatments: tuple[Treatment, ...]) -> str:
     """As trials name them: ``he + residual``."""
     return " + ".join(treatment.remedy for treatment in treatments)
+
+
+def code_of(treatments: tuple[Treatment, ...]) -> str:
+    """To paste, one after the other."""
+    return "\n\n".join(treatment.code.rstrip() for treatment in treatments)
 
 
 def _set(**fields: Any) -> Callable[[Setup], None]:
