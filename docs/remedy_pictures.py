@@ -5,6 +5,8 @@ One picture a family, one row a table of the page: the loss, and the gradient no
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import sys
 from pathlib import Path
@@ -35,10 +37,13 @@ def draw(family: Path, path: Path) -> None:
         len(tables), 2, figsize=(11, 2.9 * len(tables)), squeeze=False, sharex="row", layout="constrained"
     )
     for (left, right), table in zip(rows, tables, strict=True):
-        runs = sorted(read_runs(table), key=lambda run: (not is_sick_one(run), Path(run.name).name))
-        for number, run in enumerate(runs):
-            style = style_of(run, number)
-            curve(left, run.curves["loss"].steps, run.curves["loss"].values, Path(run.name).name, style)
+        names = json.loads((table / "names.json").read_text(encoding="utf-8"))
+        runs = {Path(run.name).name: run for run in read_runs(table)}
+        sick, cured = itertools.count(), itertools.count()
+        for folder, label in names["rows"].items():
+            run = runs[folder]
+            style = sick_style(next(sick)) if label.startswith("do nothing") else cured_style(next(cured))
+            curve(left, run.curves["loss"].steps, run.curves["loss"].values, label, style)
             curve(right, run.steps, run.packed["highest"].values[:, first_weight(run)], "", style)
         left.set_ylabel("loss")
         right.set_ylabel("gradient norm, first weight")
@@ -47,7 +52,7 @@ def draw(family: Path, path: Path) -> None:
             left.set_yscale("log")
         for axes in (left, right):
             axes.set_ylim(*limits(axes))
-        left.set_title(table.name.replace("-", " "), loc="left", fontsize=9)
+        left.set_title(names["title"], loc="left", fontsize=9)
         right.legend(*left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for axes in rows[-1]:
         axes.set_xlabel("step")
@@ -56,16 +61,14 @@ def draw(family: Path, path: Path) -> None:
     print(path)
 
 
-def style_of(run: Run, number: int) -> dict[str, object]:
-    """Black for what is sick; a colour for each remedy."""
-    if is_sick_one(run):
-        return {"color": "black", "linewidth": 2, "linestyle": ("-", "--", ":", "-.")[number % 4]}
+def sick_style(number: int) -> dict[str, object]:
+    """Black for what every other row is held against."""
+    return {"color": "black", "linewidth": 2, "linestyle": ("-", "--", ":", "-.")[number % 4]}
+
+
+def cured_style(number: int) -> dict[str, object]:
+    """A colour for each remedy."""
     return {"color": f"C{number % 10}", "linewidth": 1.5, "linestyle": "--" if number > 9 else "-"}
-
-
-def is_sick_one(run: Run) -> bool:
-    """What every other row is held against."""
-    return Path(run.name).name.startswith("do-nothing")
 
 
 def first_weight(run: Run) -> int:

@@ -1,5 +1,7 @@
 """The benchmark of cures: programs in the form that ``prescribe`` takes, and what is said of them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,10 @@ from benchmarks.cures import forms, measure, search, table
 from benchmarks.cures.forms import Form, form_of, programs
 from benchmarks.detection.bare import start
 from benchmarks.detection.program import PROGRAMS
+from gradwatch.prescription import treatments
+from gradwatch.prescription.fitting import everything
+from gradwatch.prescription.trial import Run
+from gradwatch.remedies import name_of
 
 
 def first_loss(form):
@@ -70,8 +76,54 @@ def test_what_is_committed_fits_the_programs_of_today():
 def test_a_cure_is_found_and_told_apart_from_none():
     program = PROGRAMS["line_through_eight_points"]
     form = form_of(program, 5)
-    kind = search.sickness(search.untreated(form, 5))
-    lower = next(each for each in search.ordered(kind) if each[0].strength == "-0.1" and len(each) == 1)
+    found = search.untreated(form, 5)
+    kind = search.sickness(found)
+    order = search.ordered(kind, found.findings)
+    lower = next(each for each in order if each[0].strength == "-0.1" and len(each) == 1)
     assert search.cures(program, lower, 5, kind, form)
-    higher = next(each for each in search.ordered(kind) if each[0].strength == "-100" and len(each) == 1)
+    higher = next(each for each in order if each[0].strength == "-100" and len(each) == 1)
     assert not search.cures(program, higher, 5, kind, form)
+
+
+def test_the_search_tries_everything_once_what_the_findings_advise_first():
+    form = form_of(PROGRAMS["line_through_eight_points"], 5)
+    found = search.untreated(form, 5)
+    order = search.ordered(search.sickness(found), found.findings)
+    assert len(order) == len(set(order))
+    assert set(order) == set(everything())
+    advised = [name_of(advice) for each in found.findings if each.kind == "nonfinite" for advice in each.remedies]
+    assert order[0][0].remedy == advised[0]
+
+
+def result(program, cured, random=0.5, seconds=10.0):
+    draws = [None if each is None else random for each in cured]
+    row = {"program": program, "kind": "dead", "is_measured": True, "first": "he", "seconds": seconds}
+    return {**row, "cured": cured, "random": draws, "always": cured}
+
+
+def test_seeds_on_which_nothing_was_sick_are_in_no_share():
+    half = [result("a", [1.0, None, 1.0]), result("b", [1.0, 0.0, 1.0]), result("c", [None] * 3, seconds=30.0)]
+    searched = [{"program": name, "cure": "he", "is_measured": True} for name in "abcd"]
+    text = table._summary(searched, half)
+    assert "3 of the 4 programs" in text
+    assert "the longest took 30 s" in text
+    assert "On 4 of the 9 fresh seeds" in text
+    assert "(programs sick on none of theirs: 1)" in text
+    assert "(1/2) | 80% |" in text
+    assert "(0/2) | 0% |" in text
+    assert "| a remedy drawn at random | – | 50% |" in text
+    rows = table._programs(half).splitlines()[2:]
+    assert rows[0] == "| `a` | dead | he | 2 of 2 | 50% | 2 of 2 | 10 |"
+    assert rows[2] == "| `c` | dead | he | not judged | not judged | not judged | 30 |"
+
+
+def test_nothing_is_judged_on_a_seed_on_which_nothing_is_sick(monkeypatch):
+    monkeypatch.setattr(search, "untreated", lambda form, seed: Run(seed, 300, 1.0, 0.1, (), 1e-3, True))
+    shares = measure.fresh(PROGRAMS["line_through_eight_points"], 5, None, everything()[0])
+    assert shares == {"first": None, "always": None, "random": None}
+
+
+def test_what_was_ranked_is_found_again_by_name_and_code():
+    for candidate in everything():
+        trial = SimpleNamespace(remedy=treatments.name_of(candidate), code=treatments.code_of(candidate))
+        assert measure.candidate_of(trial) == candidate

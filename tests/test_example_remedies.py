@@ -1,6 +1,7 @@
 """The examples of remedies run, a few steps each, and docs/remedies.md has what a full run of them has written."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradwatch.remedies import FAMILIES, LIBRARY
+from gradwatch.remedies import FAMILIES, LIBRARY, PRELUDE
 from gradwatch.runs import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +68,22 @@ def test_the_page_says_what_the_library_says(family, example):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert between(f"library: {family}") == "\n".join(module.described(FAMILIES[family])).rstrip()
+
+
+def test_the_page_names_what_the_code_takes_for_granted():
+    assert f"```python\n{PRELUDE}```\n" in PAGE
+
+
+def test_the_names_of_a_picture_are_those_of_the_table(example, tmp_path):
+    lines = example("residual").main()
+    tables = (tmp_path / "runs" / "remedies" / "residual").glob("*/names.json")
+    names = sorted((json.loads(path.read_text(encoding="utf-8")) for path in tables), key=lambda each: each["title"])
+    titles = [line.split("**")[1] for line in lines if line.startswith("**")]
+    rows = [
+        line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ") and "findings" not in line
+    ]
+    assert [each["title"] for each in names] == titles
+    assert [row for each in names for row in each["rows"].values()] == rows
 
 
 def test_every_remedy_is_tried_in_some_example():

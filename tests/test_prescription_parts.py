@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradwatch.findings import KINDS
+from gradwatch.findings import KINDS, Finding
 from gradwatch.prescription import data, fitting, formulas
 from gradwatch.prescription.problem import Problem, called
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery import activations, calls, initialisation, recurrence, structure
 from gradwatch.prescription.treatments import TREATMENTS
 from gradwatch.prescription.trial import run
+from gradwatch.remedies import LIBRARY
 
 
 def setup_of(model, x=None, y=None, count=3):
@@ -333,25 +334,37 @@ def test_every_kind_has_candidates_each_once(kind):
     assert set(found) <= set(fitting.everything())
 
 
-@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: treatment.remedy + treatment.strength)
-def test_the_code_to_paste_is_python(treatment):
-    compile(treatment.code, treatment.remedy, "exec")
+def found(kind, *names):
+    return Finding(kind, "error", "w", ("w",), 0, 0, 0, 1.0, 1.0, "", "", tuple(f"try this ({name})" for name in names))
 
 
-PASTED = ["relu", "elu", "selu", "he", "xavier", "orthogonal", "depth-scaled", "batch-norm", "layer-norm", "rms-norm",
-          "spectral-norm"]  # fmt: skip
+def test_what_findings_of_the_kind_advise_is_tried_first_then_the_rest_of_the_library():
+    findings = [
+        found("dead", "elu", "he"),
+        found("vanishing", "residual", "lower-learning-rate"),
+        found("vanishing", "residual", "he"),
+    ]
+    order = [candidate[0] for candidate in fitting.candidates("vanishing", findings) if len(candidate) == 1]
+    names = list(dict.fromkeys(treatment.remedy for treatment in order))
+    rest = [name for name, remedy in LIBRARY.items() if "vanishing" in remedy.kinds]
+    first = ["residual", "lower-learning-rate", "he"]
+    assert names == [*first, *(name for name in rest if name not in first)]
+    assert set(fitting.candidates("vanishing", findings)) == set(fitting.candidates("vanishing"))
 
 
-@pytest.mark.parametrize("remedy", PASTED)
-def test_pasted_code_makes_the_same_model(remedy):
-    treatment = next(treatment for treatment in TREATMENTS if treatment.remedy == remedy)
-    treated, pasted = sequential(), sequential()
-    treatment.change(setup_of(treated))
-    exec(treatment.code, {"model": pasted, "nn": nn, "torch": torch})
-    assert str(pasted) == str(treated)
-    pasted.load_state_dict(treated.state_dict())
-    x = torch.randn(8, 6)
-    torch.testing.assert_close(pasted(x), treated(x))
+def test_extreme_rates_come_last_among_singles_and_pairs_by_the_sum_of_their_places():
+    tried = fitting.candidates("dead", [found("dead", "higher-learning-rate", "lower-learning-rate", "he")])
+    singles = [candidate[0] for candidate in tried if len(candidate) == 1]
+    pairs = [{treatment.remedy for treatment in candidate} for candidate in tried if len(candidate) == 2]
+    assert tried[: len(singles)] == [(single,) for single in singles]
+    assert [single.strength for single in singles[-3:]] == ["-100", "-0.001", "-0.0001"]
+    assert pairs[0] == {"higher-learning-rate", "he"}
+    assert pairs[1] == pairs[2] == {"lower-learning-rate", "he"}
+
+
+def test_a_critics_constraint_is_tried_late_where_nothing_advises_it():
+    names = [candidate[0].remedy for candidate in fitting.candidates("exploding") if len(candidate) == 1]
+    assert names.index("lower-learning-rate") < names.index("batch-norm") < names.index("spectral-norm")
 
 
 def learn(steps=60, *names, strength=""):

@@ -1,13 +1,14 @@
 """The library of remedies, and which of them a finding is given."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 import gradwatch
-from gradwatch.findings import KINDS
+from gradwatch.findings import KINDS, Clue
 from gradwatch.layers import of_model, of_tensors
 from gradwatch.remedies import FAMILIES, LIBRARY, PRELUDE, Case, advise, fitting, name_of
 
@@ -32,6 +33,8 @@ def test_every_name_has_one_remedy_in_one_family():
 def test_what_a_remedy_says_is_complete(remedy):
     assert all([remedy.title, remedy.advice, remedy.applies, remedy.why, remedy.source, remedy.cost])
     assert any(sign in remedy.why for sign in "=≥≤←+·∝")  # a formula
+    assert remedy.kinds
+    assert set(remedy.kinds) <= set(KINDS)
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -56,6 +59,7 @@ CONVOLUTION = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Line
 LANGUAGE = nn.ModuleDict({"embedding": nn.Embedding(9, 8), "rnn": nn.RNN(8, 8), "out": nn.Linear(8, 9)})
 GATED = nn.Sequential(nn.Embedding(9, 8), nn.LSTM(8, 8), nn.Linear(8, 9))
 TRANSFORMER = nn.Sequential(nn.Embedding(9, 8), nn.TransformerEncoderLayer(8, 2), nn.Linear(8, 9))
+ATTENTION = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 9))
 GAN = nn.ModuleDict({"critic": mlp(nn.LeakyReLU()), "generator": mlp(nn.ReLU())})
 
 
@@ -69,16 +73,16 @@ GAN = nn.ModuleDict({"critic": mlp(nn.LeakyReLU()), "generator": mlp(nn.ReLU())}
         ("vanishing", mlp(nn.ReLU()), [0], ["no gradient"], ["lower-learning-rate", "clip-norm", "scaled-inputs"]),
         ("vanishing", LANGUAGE, [1, 2], (), ["orthogonal", "lstm-gru", "truncated-bptt"]),
         ("vanishing", TRANSFORMER, [1], (), ["xavier", "depth-scaled"]),
-        ("exploding", mlp(nn.ReLU()), [0], (), ["clip-norm", "clip-adaptive", "lower-learning-rate", "scaled-inputs"]),
+        ("exploding", mlp(nn.ReLU()), [0], (), ["clip-norm", "lower-learning-rate", "scaled-inputs", "clip-adaptive"]),
         ("exploding", mlp(nn.ReLU()), [0], ["rate rose"], ["lower-learning-rate", "warm-up", "clip-norm"]),
         ("exploding", mlp(nn.ReLU()), [0], ["weights large"], ["he", "clip-norm"]),
         ("exploding", LANGUAGE, [0], (), ["clip-value", "clip-norm"]),
-        ("exploding", GATED, [1], (), ["clip-norm", "clip-adaptive", "lower-learning-rate", "truncated-bptt"]),
+        ("exploding", GATED, [1], (), ["clip-norm", "lower-learning-rate", "truncated-bptt", "clip-adaptive"]),
         ("exploding", GAN, [0], (), ["gradient-penalty", "spectral-norm"]),
         ("exploding", GAN, [4], (), ["clip-norm"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["logarithm"], ["safe-log"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["root"], ["safe-sqrt"]),
-        ("nonfinite", mlp(nn.ReLU()), [0], ["division"], ["safe-division"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["division"], ["safe-division", "safe-sqrt"]),
         ("nonfinite", TRANSFORMER, [0], ["softmax"], ["masked-softmax"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["bad batch"], ["clean-data"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["overflow of float16"], ["loss-scaling"]),
@@ -122,6 +126,17 @@ def test_every_kind_has_remedies_of_the_library_for_any_model_each_once(kind, mo
     assert set(names) <= KEYS
     assert len(set(names)) == len(names)
     assert not any("{" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", [mlp(nn.Sigmoid()), mlp(nn.ReLU()).half(), CONVOLUTION, LANGUAGE, GATED,
+                                   TRANSFORMER, ATTENTION, GAN])  # fmt: skip
+def test_what_is_advised_is_what_prescribe_tries(kind, model):
+    """Whatever the cause says: what a finding advises is told to fit its kind."""
+    tried = {name for name, remedy in LIBRARY.items() if kind in remedy.kinds}
+    layers = of_model(model)
+    cases = (Case(kind, layers, [column], clues=frozenset({clue})) for clue in get_args(Clue) for column in (0, 1, 2))
+    assert set().union(*map(fitting, cases)) <= tried
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,7 @@ from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.race import Candidate
 from gradwatch.prescription.ranking import Trial
 from gradwatch.prescription.setup import NotApplicableError
-from gradwatch.prescription.treatments import name_of
+from gradwatch.prescription.treatments import code_of, name_of
 
 RESULTS = Path("benchmarks/cures/measured.jsonl")
 PRESCRIBED, FRESH = 200, (301, 302, 303)
@@ -61,15 +61,18 @@ def measured(program: Program) -> dict[str, Any]:
     }
 
 
-def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float]:
-    """On one fresh seed: 1 or 0 for the first-ranked and the constant remedy, a share for those drawn."""
+def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float | None]:
+    """On one fresh seed: 1 or 0 for the first-ranked and the constant remedy, a share for those drawn.
+
+    None for each where nothing is sick on this seed: nothing tells the remedies apart, and none is judged.
+    """
     form = form_of(program, seed)
     assert isinstance(form, Form)
     kind = search.sickness(search.untreated(form, seed))
-    if kind is None:  # on this seed nothing is sick: nothing tells the remedies apart
-        return {"first": 1.0, "always": 1.0, "random": 1.0}
+    if kind is None:
+        return {"first": None, "always": None, "random": None}
     draw = random.Random(f"{program.name} {seed}")
-    pool = candidates(kind)  # type: ignore[arg-type]
+    pool = candidates(kind)
     drawn = []
     while len(drawn) < DRAWN:
         outcome = outcome_of(program, draw.choice(pool), seed, kind, form)
@@ -93,11 +96,7 @@ def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, for
 
 def candidate_of(trial: Trial) -> Candidate:
     """The treatments that a trial was made with."""
-    return next(
-        each
-        for each in everything()
-        if name_of(each) == trial.remedy and "\n".join(treatment.code for treatment in each) == trial.code
-    )
+    return next(each for each in everything() if name_of(each) == trial.remedy and code_of(each) == trial.code)
 
 
 def read() -> list[dict[str, Any]]:

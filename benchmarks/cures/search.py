@@ -8,12 +8,14 @@ off and goes on where it was.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cures import results
 from benchmarks.cures.forms import Form, form_of, programs
 from benchmarks.detection.program import PROGRAMS, Program
+from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.problem import Problem
 from gradwatch.prescription.race import Candidate
@@ -39,12 +41,13 @@ def searched(program: Program) -> dict[str, Any]:
     form = form_of(program, SCREEN)
     if isinstance(form, str):
         return {**base, "excluded": form}
-    kind = sickness(untreated(form, SCREEN))
+    found = untreated(form, SCREEN)
+    kind = sickness(found)
     if kind is None:
         return {**base, "excluded": "in this form the watcher finds nothing in 300 updates"}
     tried = 0
     failed: set[str] = set()
-    for candidate in ordered(kind):
+    for candidate in ordered(kind, found.findings):
         if any(treatment.remedy in failed for treatment in candidate):
             continue
         tried += 1
@@ -60,9 +63,9 @@ def searched(program: Program) -> dict[str, Any]:
     return {**base, "found": kind, "cure": None, "tried": tried, "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def ordered(kind: str) -> list[Candidate]:
-    """Everything, what fits the kind first: the order changes when the search ends, not what it finds."""
-    first = candidates(kind)  # type: ignore[arg-type]
+def ordered(kind: Kind, findings: Sequence[Finding]) -> list[Candidate]:
+    """Everything, in the order of ``prescribe`` as far as it goes: that changes when the search ends, not whether."""
+    first = candidates(kind, findings)
     return [*first, *(candidate for candidate in everything() if candidate not in first)]
 
 
@@ -100,7 +103,7 @@ def problem_of(form: Form) -> Problem:
     return Problem.of(form.make_model, form.make_optimizer, form.batches, form.loss_fn)
 
 
-def sickness(untreated: Run) -> str | None:
+def sickness(untreated: Run) -> Kind | None:
     """The kind that ``prescribe`` would set out to cure."""
     return main_kind(untreated) if untreated.findings else None
 

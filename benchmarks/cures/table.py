@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,39 +41,66 @@ def tables() -> str:
 
 def _summary(searched: Sequence[dict[str, Any]], half: Sequence[dict[str, Any]]) -> str:
     curable = [each for each in searched if each.get("cure") and each["is_measured"]]
-    cured = [all(each["cured"]) for each in half]
+    begun = f"{len(half)} of the {len(curable)} programs of the measured half for which the search found a cure"
+    judged = [each for each in half if _judged(each, "cured")]
+    if not judged:
+        return f"{begun} are measured."
     rows = [
-        ("the remedy that `prescribe` ranks first", rate(cured), fmean(fmean(each["cured"]) for each in half)),
-        ("do nothing", rate([False] * len(half)), 0.0),
-        ("a remedy drawn at random", "–", fmean(fmean(each["random"]) for each in half)),
-        (
-            f"always {measure.ALWAYS}",
-            rate([all(each["always"]) for each in half]),
-            fmean(fmean(each["always"]) for each in half),
-        ),
+        ("the remedy that `prescribe` ranks first", *_rates(judged, "cured")),
+        ("do nothing", rate([False] * len(judged)), 0.0),
+        ("a remedy drawn at random", "–", _rates(judged, "random")[1]),
+        (f"always {measure.ALWAYS}", *_rates(judged, "always")),
     ]
     lines = [f"| {name} | {programs} | {runs:.0%} |" for name, programs, runs in rows]
     longest = max(each["seconds"] for each in half)
     return "\n".join(
         [
-            f"{len(half)} of the {len(curable)} programs of the measured half for which the search found a cure; "
-            f"the longest took {longest:.0f} s.",
+            f"{begun}; the longest took {longest:.0f} s. {_not_judged(half)}",
             "",
-            "| | programs cured on all three fresh seeds | of all fresh runs |",
+            "| | programs cured on every fresh seed | of all fresh runs |",
             "|---|---|---|",
             *lines,
         ]
     )
 
 
+def _judged(result: dict[str, Any], what: str) -> list[float]:
+    """The fresh seeds' figures, but for those on which nothing was sick."""
+    return [figure for figure in result[what] if figure is not None]
+
+
+def _rates(judged: Sequence[dict[str, Any]], what: str) -> tuple[str, float]:
+    """Of programs on all their judged seeds, and of judged runs, the share that ``what`` cures."""
+    figures = [_judged(each, what) for each in judged]
+    return rate([all(figure == 1 for figure in each) for each in figures]), fmean(f for each in figures for f in each)
+
+
+def _not_judged(half: Sequence[dict[str, Any]]) -> str:
+    runs = sum(len(each["cured"]) for each in half)
+    left_out = runs - sum(len(_judged(each, "cured")) for each in half)
+    programs = sum(not _judged(each, "cured") for each in half)
+    return (
+        f"On {left_out} of the {runs} fresh seeds the untreated run was not sick: they are not judged, and left out of "
+        f"every share (programs sick on none of theirs: {programs})."
+    )
+
+
 def _programs(half: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        f"| `{each['program']}` | {each['kind']} | {each['first'] or '–'} | {sum(each['cured']):.0f} of 3 "
-        f"| {fmean(each['random']):.0%} | {sum(each['always']):.0f} of 3 | {each['seconds']:.0f} |"
-        for each in sorted(half, key=lambda each: each["program"])
-    ]
     header = "| program | kind | ranked first | cures | at random | always the same | seconds |"
-    return "\n".join([header, "|---|---|---|---|---|---|---|", *lines])
+    return "\n".join([header, "|---|---|---|---|---|---|---|", *_rows(half)])
+
+
+def _rows(half: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for each in sorted(half, key=lambda each: each["program"]):
+        cells = [f"`{each['program']}`", each["kind"], each["first"] or "–", *_shares(each), f"{each['seconds']:.0f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _shares(result: dict[str, Any]) -> list[str]:
+    cured, random, always = (_judged(result, what) for what in ("cured", "random", "always"))
+    if not cured:
+        return ["not judged"] * 3
+    return [f"{sum(cured):.0f} of {len(cured)}", f"{fmean(random):.0%}", f"{sum(always):.0f} of {len(always)}"]
 
 
 def _left_out(searched: Sequence[dict[str, Any]]) -> str:

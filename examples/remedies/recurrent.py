@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import statistics
 import sysconfig
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
 import torch
-from side_by_side import Outcome, Way, compare, digits, outcome_of, quiet
+from side_by_side import Outcome, Way, compare, loop, outcome_of, quiet
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-import gradwatch
 
 LENGTH, WIDTH, BATCH = 32, 64, 16
 
@@ -74,39 +71,28 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float) -
     source = text()
     torch.manual_seed(seed)
     model = way.model()
-    optimizer = way.optimizer(model.parameters(), lr=way.rate)
-    draw = torch.Generator().manual_seed(seed)
-    losses, times = [], []
-    with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=1) as watcher:
-        for _ in range(steps):
-            characters = windows(source[:180_000], draw)
-            begin = time.process_time()
-            loss = nats(model, characters)
-            watcher.observe_loss(loss)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            times.append(time.process_time() - begin)
-            losses.append(loss.item())
+    starts = torch.Generator().manual_seed(seed)
+    trained = loop(way, model, lambda: windows(source[:180_000], starts), steps, log_dir)
     with torch.no_grad():
-        held_out = statistics.fmean(nats(model, windows(source[180_000:], draw)).item() for _ in range(8))
-    return outcome_of(watcher, losses, times, held_out)
+        held_out = [windows(source[180_000:], starts) for _ in range(8)]
+        return outcome_of(*trained, statistics.fmean(nats(model(given), next_).item() for given, next_ in held_out))
 
 
-def windows(source: Tensor, draw: torch.Generator) -> Tensor:
-    """(N, T + 1) stretches of the text."""
-    starts = torch.randint(len(source) - LENGTH - 1, (BATCH,), generator=draw).tolist()
-    return torch.stack([source[start : start + LENGTH + 1] for start in starts])
+def windows(source: Tensor, starts: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(N, T) characters, from places drawn by ``starts``, and the one that follows each."""
+    places = torch.randint(len(source) - LENGTH - 1, (BATCH,), generator=starts).tolist()
+    stretches = torch.stack([source[place : place + LENGTH + 1] for place in places])
+    return stretches[:, :-1], stretches[:, 1:]
 
 
-def nats(model: nn.Module, characters: Tensor) -> Tensor:
+def nats(scores: Tensor, following: Tensor) -> Tensor:
     """Cross-entropy of each character from those before it."""
-    return F.cross_entropy(model(characters[:, :-1]).flatten(0, 1), characters[:, 1:].flatten())
+    return F.cross_entropy(scores.flatten(0, 1), following.flatten())
 
 
 def main() -> list[str]:
     """What explodes along time, and what vanishes."""
-    assert digits()[0].shape[1] == 64
+    written = partial(Way, loss=nats)
     relu = partial(nn.RNN, nonlinearity="relu")
     wild = partial(Writer, relu, begin="wild")
     adam = torch.optim.Adam
@@ -115,15 +101,15 @@ def main() -> list[str]:
             "recurrent",
             "An RNN of ReLUs with wild recurrent weights on text, plain descent at 0.5",
             [
-                Way("do nothing", wild, 0.5),
-                Way("lstm-gru: LSTM", partial(Writer, nn.LSTM), 0.5),
-                Way("lstm-gru: GRU", partial(Writer, nn.GRU), 0.5),
-                Way("tanh in place of ReLU, wild", partial(Writer, nn.RNN, begin="wild"), 0.5),
-                Way("orthogonal", partial(Writer, relu, begin="orthogonal"), 0.5),
-                Way("truncated-bptt, 8 of 32 steps", partial(wild, truncate=8), 0.5),
-                Way("truncated-bptt, 2 of 32 steps", partial(wild, truncate=2), 0.5),
-                Way("clip-norm, 1", wild, 0.5, clip=1.0),
-                Way("lower-learning-rate, 0.005", wild, 0.005),
+                written("do nothing", wild, 0.5),
+                written("lstm-gru: LSTM", partial(Writer, nn.LSTM), 0.5),
+                written("lstm-gru: GRU", partial(Writer, nn.GRU), 0.5),
+                written("tanh in place of ReLU, wild", partial(Writer, nn.RNN, begin="wild"), 0.5),
+                written("orthogonal", partial(Writer, relu, begin="orthogonal"), 0.5),
+                written("truncated-bptt, 8 of 32 steps", partial(wild, truncate=8), 0.5),
+                written("truncated-bptt, 2 of 32 steps", partial(wild, truncate=2), 0.5),
+                written("clip-norm, 1", wild, 0.5, clip=1.0),
+                written("lower-learning-rate, 0.005", wild, 0.005),
             ],
             steps=150,
             train=train,

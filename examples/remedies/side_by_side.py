@@ -1,11 +1,12 @@
 """Trains the same network sick and with each remedy, on the same batches, and puts the outcomes side by side.
 
 What every example of this folder uses: the data, the loop, the table. The runs of seed 0 stay in
-``runs/remedies/<family>/<table>/<way>`` for TensorBoard.
+``runs/remedies/<family>/<table>/<way>`` for TensorBoard, the names in full in ``names.json`` beside them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -116,16 +117,29 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float = 
     inputs, classes, held_out, held_out_classes = digits(scale)
     torch.manual_seed(seed)
     model = way.model()
-    optimizer = way.optimizer(model.parameters(), lr=way.rate)
     batches = torch.Generator().manual_seed(seed)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(inputs), (way.batch,), generator=batches)
+        return inputs[rows], classes[rows]
+
+    trained = loop(way, model, draw, steps, log_dir)
+    return outcome_of(*trained, held_out_accuracy(model, way, held_out, held_out_classes))
+
+
+def loop(
+    way: Way, model: nn.Module, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, log_dir: Path | None
+) -> tuple[gradwatch.Watcher, list[float], list[float]]:
+    """Trains ``model`` on the batches that ``draw`` gives: the closed watcher, the losses, the seconds of each step."""
+    optimizer = way.optimizer(model.parameters(), lr=way.rate)
     losses, times = [], []
     with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=1) as watcher:
         for step in range(steps):
-            rows = torch.randint(len(inputs), (way.batch,), generator=batches)
+            inputs, targets = draw()
             for group in optimizer.param_groups:
                 group["lr"] = way.rate * way.schedule(step)
             begin = time.process_time()
-            loss = way.loss(model(way.inputs(inputs[rows])), classes[rows])
+            loss = way.loss(model(way.inputs(inputs)), targets)
             if way.regularisation:
                 loss = loss + way.regularisation * sum(p.square().sum() for p in model.parameters() if p.ndim > 1)
             watcher.observe_loss(loss)
@@ -135,7 +149,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float = 
             way.after(model)
             times.append(time.process_time() - begin)
             losses.append(loss.item())
-    return outcome_of(watcher, losses, times, held_out_accuracy(model, way, held_out, held_out_classes))
+    return watcher, losses, times
 
 
 def held_out_accuracy(model: nn.Module, way: Way, inputs: Tensor, classes: Tensor) -> float:
@@ -185,12 +199,15 @@ def compare(
     rows = {}
     headings = [held_out if heading == "held-out accuracy" else heading for heading in HEADINGS]
     quick = "--quick" in sys.argv  # for the tests: that it runs
+    folder = RUNS / family / _file_name(title)
+    shutil.rmtree(folder, ignore_errors=True)
     for way in ways:
-        run = RUNS / family / _file_name(title) / _file_name(way.name)
-        shutil.rmtree(run, ignore_errors=True)
+        run = folder / _file_name(way.name)
         seeds = range(1 if quick else SEEDS)
         outcomes = [train(way, seed, 12 if quick else steps, run if seed == 0 else None, scale) for seed in seeds]
         rows[way.name] = cells_of(outcomes)
+    names = {"title": title, "rows": {_file_name(name): name for name in rows}}
+    (folder / "names.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     _print(title, headings, rows)
     return [
         f"**{title}** ({steps} steps)",

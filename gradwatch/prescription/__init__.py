@@ -42,12 +42,12 @@ def prescribe(
 ) -> Prescription:
     """Tries the remedies that fit what is wrong with a training run, and ranks them by what they did.
 
-    The untreated model is trained for up to 300 updates under a watcher. If that finds something, remedies that fit it
-    are tried, singly and in pairs, each on a fresh model: activation functions, normalisations, residual connections
-    and initialisation by changing its modules, the rest by changing settings. A race (successive halving,
-    arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run if the finding is gone, none of
-    severity ``error`` is there, and the loss on held-out batches is better by a tenth than both the untreated model's
-    and the untrained one's.
+    The untreated model is trained for up to 300 updates under a watcher. If that finds something, the remedies that its
+    findings advise are tried, then whatever else may fit, singly and in pairs, each on a fresh model: activation
+    functions, normalisations, residual connections and initialisation by changing its modules, the rest by changing
+    settings. A race (successive halving, arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run
+    if the finding is gone, none of severity ``error`` is there, and the loss on held-out batches is better by a tenth
+    than both the untreated model's and the untrained one's.
 
     Nothing that is the caller's changes: each trial has a model of its own, and the generators of torch, numpy and
     random are put back.
@@ -102,7 +102,9 @@ def prescribe(
         baselines = {seed: first}
         order = [seed, *(other for other in range(seeds) if other != seed)]
         length = _length(first, budget_seconds)
-        tried, reasons = race(candidates(kind), try_one, baselines, order, length, kind, deadline, advance)
+        tried, reasons = race(
+            candidates(kind, first.findings), try_one, baselines, order, length, kind, deadline, advance
+        )
     ranking = rank(tried, baselines, kind)
     note = outcome.sentence(ranking, kind) if ranking else outcome.too_little(budget_seconds)
     findings = tuple(finding for each in baselines.values() for finding in each.findings)

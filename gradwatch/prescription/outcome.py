@@ -50,7 +50,7 @@ class Prescription:
         if self.ranking:
             parts.append(words.table(self.ranking, self.controls))
         if self.best is not None:
-            parts.append(f"The change:\n\n{self.best.code}")
+            parts.append(f"The change (one of the model belongs before its optimizer is made):\n\n{self.best.code}")
         if self.not_applicable:
             singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
             parts.append("\n".join(["Not tried:", *singles]))

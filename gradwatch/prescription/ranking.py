@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradwatch.findings import Finding, Kind
-from gradwatch.prescription.treatments import Treatment, name_of
+from gradwatch.prescription.treatments import Treatment, code_of, name_of
 from gradwatch.prescription.trial import Run
 
 __all__ = ["MARGIN", "Trial", "is_cured", "main_kind", "rank", "score_of"]
@@ -113,5 +113,5 @@ def _trial(treatments: tuple[Treatment, ...], runs: Sequence[Run], baselines: Ma
         loss_interval=(min(losses), max(losses)),
         seeds=tuple(run.seed for run in runs),
         cost=seconds / untreated if untreated else math.nan,
-        code="\n".join(treatment.code for treatment in treatments),
+        code=code_of(treatments),
     )

@@ -1,7 +1,7 @@
 """Every remedy as a change to a trial, with the code that makes the same change in the user's own program.
 
 Enters: nothing. Leaves: ``TREATMENTS``, in the order in which those of a pair are applied. Knows nothing of when each
-fits (``fitting``).
+is tried (``fitting``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gradwatch import clip
 from gradwatch.prescription import data, formulas
 from gradwatch.prescription.problem import called
 from gradwatch.prescription.setup import NotApplicableError, Setup
-from gradwatch.prescription.snippets import snippet
 from gradwatch.prescription.surgery import activations, initialisation, recurrence, structure
+from gradwatch.remedies import LIBRARY
 
-__all__ = ["TREATMENTS", "Treatment", "name_of"]
+__all__ = ["TREATMENTS", "Treatment", "code_of", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Treatment:
 def name_of(treatments: tuple[Treatment, ...]) -> str:
     """As trials name them: ``he + residual``."""
     return " + ".join(treatment.remedy for treatment in treatments)
+
+
+def code_of(treatments: tuple[Treatment, ...]) -> str:
+    """To paste, one after the other."""
+    return "\n\n".join(treatment.code.rstrip() for treatment in treatments)
 
 
 def _set(**fields: Any) -> Callable[[Setup], None]:
@@ -95,7 +100,7 @@ def _is_half(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
 
 
-LOWER, HIGHER = (0.1, 0.01, 1e-3, 1e-4), (10.0, 100.0)
+FACTORS = {"lower-learning-rate": (0.1, 0.01, 1e-3, 1e-4), "higher-learning-rate": (10.0, 100.0)}
 
 _CHANGES: dict[str, Callable[[Setup], None]] = {
     "clean-data": data.clean,
@@ -133,11 +138,15 @@ _CHANGES: dict[str, Callable[[Setup], None]] = {
     "clip-adaptive": _set(clip="auto"),
     "warm-up": _set(warm_up=50),
 }
+
+
+def _at_rate(remedy: str, factor: float) -> Treatment:
+    """The library writes the gentlest factor."""
+    code = LIBRARY[remedy].code.replace(f"*= {FACTORS[remedy][0]:g}", f"*= {factor:g}")
+    return Treatment(remedy, code, _set(rate=factor), f"-{factor:g}")
+
+
 TREATMENTS: tuple[Treatment, ...] = (
-    *(Treatment(remedy, snippet(remedy), change) for remedy, change in _CHANGES.items()),
-    *(
-        Treatment(remedy, snippet(remedy, factor), _set(rate=factor), f"-{factor:g}")
-        for remedy, factors in (("lower-learning-rate", LOWER), ("higher-learning-rate", HIGHER))
-        for factor in factors
-    ),
+    *(Treatment(remedy, LIBRARY[remedy].code, change) for remedy, change in _CHANGES.items()),
+    *(_at_rate(remedy, factor) for remedy, factors in FACTORS.items() for factor in factors),
 )

@@ -27,20 +27,24 @@ from gradwatch.remedies.remedy import PRELUDE, Remedy
 __all__ = ["FAMILIES", "LIBRARY", "PRELUDE", "Case", "Remedy", "advise", "fitting", "name_of"]
 
 FAMILIES: dict[str, tuple[Remedy, ...]] = {
-    "redesign": redesign.REMEDIES,
-    "recurrent": recurrent.REMEDIES,
-    "activations": activations.REMEDIES,
-    "clipping": clipping.REMEDIES,
-    "lipschitz": lipschitz.REMEDIES,
-    "normalisation": normalisation.REMEDIES,
-    "residual": residual.REMEDIES,
-    "initialisation": initialisation.REMEDIES,
     "learning_rate": learning_rate.REMEDIES,
-    "precision": precision.REMEDIES,
-    "safe_forms": safe_forms.REMEDIES,
     "data": data.REMEDIES,
+    "safe_forms": safe_forms.REMEDIES,
+    "clipping": clipping.REMEDIES,
+    "initialisation": initialisation.REMEDIES,
+    "normalisation": normalisation.REMEDIES,
+    "activations": activations.REMEDIES,
+    "residual": residual.REMEDIES,
+    "recurrent": recurrent.REMEDIES,
+    "precision": precision.REMEDIES,
+    "redesign": redesign.REMEDIES,
+    "lipschitz": lipschitz.REMEDIES,
 }
-"""Remedies by family, which is a file here, one in ``examples/remedies/`` and a heading of docs/remedies.md."""
+"""Remedies by family, which is a file here, one in ``examples/remedies/`` and a heading of docs/remedies.md.
+
+First those that leave the model as it is, then those that change its weights, its layers, all of it: the order in which
+``gradwatch.prescribe`` tries what no finding has advised.
+"""
 
 LIBRARY: dict[str, Remedy] = {remedy.name: remedy for family in FAMILIES.values() for remedy in family}
 """Every remedy by name."""

@@ -59,7 +59,7 @@ def _exploding(case: Case) -> Iterator[str]:
     if "weights large" in case.clues:
         yield from _starts(case)
     if not case.clips:
-        yield from ("clip-value", "clip-norm") if case.is_embedding else ("clip-norm", "clip-adaptive")
+        yield from ("clip-value", "clip-norm") if case.is_embedding else ("clip-norm",)
     yield "lower-learning-rate"
     if case.is_recurrent:
         yield "lstm-gru"
@@ -67,6 +67,8 @@ def _exploding(case: Case) -> Iterator[str]:
         yield "truncated-bptt"
     if case.touches_input and not case.is_embedding:
         yield "scaled-inputs"
+    if not case.clips and not case.is_embedding:
+        yield "clip-adaptive"  # against rare spikes: it never clips the first step, and follows a steady growth
     if case.is_residual:
         yield "depth-scaled"
     yield "warm-up"
@@ -74,7 +76,12 @@ def _exploding(case: Case) -> Iterator[str]:
     yield "smaller-batches"
 
 
-_SAFE = {"logarithm": "safe-log", "root": "safe-sqrt", "division": "safe-division", "softmax": "masked-softmax"}
+_SAFE = {
+    "logarithm": ("safe-log",),
+    "root": ("safe-sqrt",),
+    "division": ("safe-division", "safe-sqrt"),  # a divisor is often a norm or deviation: its epsilon belongs inside
+    "softmax": ("masked-softmax",),
+}
 
 
 def _nonfinite(case: Case) -> Iterator[str]:
@@ -84,9 +91,9 @@ def _nonfinite(case: Case) -> Iterator[str]:
         yield from ("loss-scaling", "lower-learning-rate")
     if "diverged" in case.clues:
         yield from _exploding(case)
-    for clue, name in _SAFE.items():
+    for clue, names in _SAFE.items():
         if clue in case.clues:
-            yield name
+            yield from names
     if "overflow" in case.clues:
         yield from _exploding(case)
     if case.clues & {*_SAFE, "bad batch", "overflow", "diverged", "overflow of float16", "scaler gave up"}:

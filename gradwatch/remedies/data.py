@@ -1,5 +1,6 @@
 """What goes in: inputs, targets and the rows that are broken."""
 
+from gradwatch.findings import KINDS
 from gradwatch.remedies.remedy import Remedy
 
 REMEDIES = (
@@ -8,11 +9,20 @@ REMEDIES = (
         title="Scaled inputs and targets",
         advice="inputs (and targets of a regression) scaled to mean 0 and variance 1",
         applies="exploding, saturated or dead in the first layers; unstable regressions",
+        kinds=KINDS,
         why="∂²L/∂W₁² ∝ E[x²]: inputs 16 times as large allow 1/256 of the learning rate",
         source="LeCun et al. 1998, Efficient backprop",
         code="""\
-mean, spread = inputs.mean(0), inputs.std(0).clamp(min=1e-6)  # of the training half alone
-scaled = (inputs - mean) / spread
+def scaled(tensors):
+    rows = torch.cat(tensors)
+    over = 0 if rows.ndim == 2 else tuple(range(rows.ndim))  # of images all pixels alike
+    mean, deviation = rows.mean(over), rows.std(over, correction=0)
+    deviation = torch.where(deviation > 1e-3 * deviation.max(), deviation, deviation.max())  # of what never changes
+    return [(tensor - mean) / deviation for tensor in tensors]
+
+
+inputs, targets = zip(*batches)  # to train on; what comes later needs the same figures
+batches = list(zip(scaled(inputs), targets))  # where targets are large numbers: scaled(targets)
 """,
         cost="once over the data; the same figures must travel with the model",
     ),
@@ -21,13 +31,17 @@ scaled = (inputs - mean) / spread
         title="Clean data",
         advice="leave out the broken rows of the batch",
         applies="nonfinite from the input of the model",
+        kinds=("exploding", "nonfinite"),
         why="x·w with one NaN is NaN, and one sample's NaN is every weight's after the mean over the batch",
         source="–",
         code="""\
-inputs[3, 7] = float("nan")
-is_whole = torch.isfinite(inputs).all(1)
-assert (~is_whole).nonzero().flatten().tolist() == [3]  # which ones: look where they come from
-inputs, targets = inputs[is_whole], targets[is_whole]
+def largest(batch):
+    return torch.stack([tensor.abs().max() for tensor in batch if tensor.is_floating_point()]).max()
+
+
+sizes = torch.stack([largest(batch) for batch in batches])
+usual = sizes[sizes.isfinite()].median()
+batches = [batch for batch, size in zip(batches, sizes) if size <= 100 * usual]  # what is NaN is not
 """,
         cost='one pass over the data, once; on_nonfinite="skip" loses a whole batch instead',
     ),

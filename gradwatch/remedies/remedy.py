@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradwatch.findings import Kind
+
 __all__ = ["PRELUDE", "Remedy"]
 
 PRELUDE = """\
@@ -13,11 +15,14 @@ from torch.nn import functional as F
 
 import gradwatch
 
-inputs, targets = torch.randn(64, 20), torch.randint(5, (64,))
-model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))
+model = nn.Sequential(nn.Linear(20, 32), nn.Sigmoid(), nn.Linear(32, 32), nn.Sigmoid(), nn.Linear(32, 5))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loss_fn = nn.CrossEntropyLoss()
+x, y = torch.randn(64, 20), torch.randint(5, (64,))
+batches = list(zip(x.split(16), y.split(16)))
+loss = loss_fn(model(x), y)
 """
-"""What stands before every remedy's ``code``."""
+"""What every remedy's ``code`` stands for: a program of somebody's own, with these names."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,11 @@ class Remedy:
         title: what it is called.
         advice: what a finding says; braces hold what is known of the case (``gradwatch.remedies.case.Case.words``).
         applies: to which findings and modules.
+        kinds: of findings that it is tried against, whether they advise it or not.
         why: one formula, and what it says.
         source: the paper.
-        code: how it is written in PyTorch; runs after ``PRELUDE``.
+        code: to paste into a program that has the names of ``PRELUDE``: what ``gradwatch.prescribe`` does in a trial.
+            What changes ``model`` belongs before its optimizer is made.
         cost: what it takes: time, memory, something else.
     """
 
@@ -39,6 +46,7 @@ class Remedy:
     title: str
     advice: str
     applies: str
+    kinds: tuple[Kind, ...]
     why: str
     source: str
     code: str

@@ -66,7 +66,7 @@ def reset(setup: Setup, draw: Draw) -> None:
             elif isinstance(module, RECURRENT):
                 _reset_recurrent(module, draw)
             elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-                nn.init.xavier_uniform_(module.in_proj_weight)
+                draw(module.in_proj_weight, False)
             elif isinstance(module, NORMS):
                 module.reset_parameters()
 
