@@ -10,7 +10,8 @@ from torch import nn
 
 import gradwatch
 
-SAMPLED = (0, 1, 2, 4, 8, 10)
+SAMPLED, LOGGED = (0, 1, 2, 4, 8, 10), (0, 4, 8)
+EVERY_FIGURE = {"layer_scalars": True, "log_every_n_steps": 4}
 STEPS = 12
 FIGURES = {
     "weight_norm": reference.l2_norm,
@@ -157,16 +158,17 @@ def expected_figures(make, make_optimizer=sgd):
 def assert_history_is(history, expected):
     np.testing.assert_allclose(history["grad_norm"], expected["grad_norm"], rtol=1e-5)
     np.testing.assert_allclose(history["grad_norm_total"], expected["grad_norm_total"], rtol=1e-5)
-    between = sorted(set(range(STEPS)) - set(SAMPLED))
     for name in ("update_ratio", *FIGURES):
-        wanted = np.array(expected[name])[list(SAMPLED)]
-        np.testing.assert_allclose(history[name][list(SAMPLED)], wanted, rtol=1e-5, atol=1e-9, err_msg=name)
+        at = list(LOGGED if name.startswith("grad") else SAMPLED)
+        between = sorted(set(range(STEPS)) - set(at))
+        wanted = np.array(expected[name])[at]
+        np.testing.assert_allclose(history[name][at], wanted, rtol=1e-5, atol=1e-9, err_msg=name)
         assert np.isnan(history[name][between]).all(), name
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_history_is_that_of_a_slow_float64_loop(case):
-    watcher, model = watched(CASES[case])
+    watcher, model = watched(CASES[case], **EVERY_FIGURE)
     assert watcher.history.layers == tuple(name for name, _ in model.named_parameters())
     assert_history_is(watcher.history, expected_figures(CASES[case]))
 
@@ -176,7 +178,7 @@ def test_history_under_adam_is_that_of_a_slow_float64_loop(case):
     def adam(model):
         return torch.optim.Adam(model.parameters(), lr=0.01)
 
-    watcher, _ = watched(CASES[case], make_optimizer=adam)
+    watcher, _ = watched(CASES[case], make_optimizer=adam, **EVERY_FIGURE)
     assert_history_is(watcher.history, expected_figures(CASES[case], adam))
 
 
@@ -306,7 +308,7 @@ def test_a_tied_tensor_appears_once_by_its_first_name():
 
 
 def test_an_unused_tensor_is_not_measured_and_is_no_finding():
-    watcher, _ = watched(Tied, steps=40)
+    watcher, _ = watched(Tied, steps=40, **EVERY_FIGURE)
     unused = [name.startswith("unused") for name in watcher.history.layers]
     for name in ("grad_norm", "update_ratio", *FIGURES):
         assert np.isnan(watcher.history[name][:, unused]).all()
@@ -360,7 +362,7 @@ def test_bare_gradients_of_every_kind_are_those_of_a_slow_float64_loop(case):
     grads = {f"w{i}": gradient for i, gradient in enumerate(reference.finite_cases()[case])}
     tensors = {name: torch.ones(g.shape, dtype=g.dtype) for name, g in grads.items()}
     entries = [reference.values(gradient) for gradient in grads.values()]
-    with gradwatch.watch_tensors(tensors, clip=0.5) as watcher:
+    with gradwatch.watch_tensors(tensors, clip=0.5, layer_scalars=True) as watcher:
         watcher.step(grads=grads, loss=1.0)
     norms = [reference.l2_norm(values) for values in entries]
     np.testing.assert_allclose(watcher.history["grad_norm"], [norms], rtol=1e-5)

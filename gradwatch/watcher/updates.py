@@ -21,7 +21,7 @@ from gradwatch.sinks import RowBuilder
 
 __all__ = ["Cadence", "Updates"]
 
-DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio", "grad_max", "grad_zero_fraction"})
+DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio"})
 _FIRST_SAMPLES = (0, 1, 2, 4, 8)
 _SAMPLE_EVERY = 10
 
