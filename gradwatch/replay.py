@@ -26,7 +26,7 @@ from gradwatch.operations import STEEP, Made, Operations, family_of, fault_behin
 from gradwatch.origin import origin_of
 from gradwatch.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.report import Origin
-from gradwatch.samples import evenly_spaced
+from gradwatch.samples import entries_of
 from gradwatch.trace import Trace
 
 __all__ = ["Replay"]
@@ -289,7 +289,7 @@ def _sample(output: Any) -> Tensor | None:
     tensor = next((tensor for tensor in tensors_in(output) if tensor.numel() > 0), None)
     if tensor is None or tensor.layout is not torch.strided:
         return None
-    return evenly_spaced([tensor], SAMPLED)[0].clone()
+    return entries_of(tensor.detach(), SAMPLED).clone()
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradwatch.stats import all_plain
 
-__all__ = ["SAMPLED_ENTRIES", "evenly_spaced", "relative_change", "sample"]
+__all__ = ["SAMPLED_ENTRIES", "entries_of", "evenly_spaced", "relative_change", "sample"]
 
 SAMPLED_ENTRIES = 256
 """Entries a tensor that estimate how far an update moved it: their relative error is about 1/sqrt(2·256) = 4 %."""
@@ -21,7 +21,7 @@ SAMPLED_ENTRIES = 256
 @torch.no_grad()
 def evenly_spaced(tensors: Sequence[Tensor], limit: int) -> list[Tensor]:
     """At most ``limit`` fixed, evenly spaced entries of each tensor, of shape (n,): views where that is possible."""
-    return [_some(tensor.detach(), limit) for tensor in all_plain(tensors)]
+    return [entries_of(tensor.detach(), limit) for tensor in all_plain(tensors)]
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def sample(tensors: Sequence[Tensor]) -> Tensor:
     """(N,) at most 256 entries of each of P tensors, one after the other, as a copy on the first one's device."""
     if not tensors:
         return torch.zeros(0)
-    parts = [_some(tensor, SAMPLED_ENTRIES) for tensor in all_plain(tensors)]
+    parts = [entries_of(tensor, SAMPLED_ENTRIES) for tensor in all_plain(tensors)]
     home = parts[0].device
     if any(part.device != home for part in parts):
         parts = [part.to(home, non_blocking=True) for part in parts]
@@ -58,7 +58,8 @@ def _norms(entries: Tensor, lengths: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows.masked_scatter_(is_filled, entries), dim=1)
 
 
-def _some(tensor: Tensor, limit: int) -> Tensor:
+def entries_of(tensor: Tensor, limit: int) -> Tensor:
+    """(n,) at most ``limit`` evenly spaced entries of one strided tensor: a view where that is possible."""
     stride = _stride(tensor.numel(), limit)
     if tensor.is_contiguous():  # in one call where three would do the same; there may be thousands
         return tensor.as_strided((_count(tensor.numel(), limit),), (stride,))
