@@ -37,6 +37,15 @@ def convolutional():
     )  # fmt: skip
 
 
+def transposed(dimensions=1):
+    """A convolution down, two transposed ones up, a head."""
+    down, up = getattr(nn, f"Conv{dimensions}d"), getattr(nn, f"ConvTranspose{dimensions}d")
+    return nn.Sequential(
+        nn.Unflatten(1, (1, *(1,) * (dimensions - 1), 6)), down(1, 4, 1), nn.Sigmoid(), up(4, 4, 1), nn.Sigmoid(),
+        up(4, 2, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+
+
 class Custom(nn.Module):
     def __init__(self):
         super().__init__()
@@ -46,7 +55,7 @@ class Custom(nn.Module):
         return self.head(torch.tanh(self.second(F.relu(self.first(x)))))
 
 
-MODELS = {"sequential": sequential, "convolutional": convolutional, "custom": Custom}
+MODELS = {"sequential": sequential, "convolutional": convolutional, "transposed": transposed, "custom": Custom}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -141,6 +150,21 @@ def test_convolutions_are_normalised_by_channel(kind):
     model = convolutional()
     structure.normalise(setup_of(model), kind)
     assert type(model[1][1]) is {"batch": nn.BatchNorm1d, "layer": nn.GroupNorm}[kind]
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_transposed_convolutions_are_layers(dimensions):
+    norm = getattr(nn, f"BatchNorm{dimensions}d")
+    model = transposed(dimensions)[:-2]  # an autoencoder that ends in one, and its sigmoid
+    inputs = torch.randn(8, 6)
+    activations.activate(setup_of(model, inputs), nn.ReLU())
+    structure.normalise(setup_of(model, inputs), "batch")
+    assert [type(model[place]) for place in (2, 4, 6)] == [nn.ReLU, nn.ReLU, nn.Sigmoid]
+    assert [type(model[place][1]) for place in (1, 3)] == [norm, norm]
+    before = [model[3][0].weight.clone(), model[5].weight.clone()]
+    initialisation.he(setup_of(model, inputs))
+    assert not torch.equal(model[3][0].weight, before[0])
+    assert not torch.equal(model[5].weight, before[1])
 
 
 def test_every_second_layer_of_the_same_width_goes():
