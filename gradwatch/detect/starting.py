@@ -36,7 +36,7 @@ def facts_of(layers: Layers, column: int | None, first_norms: Floats | None) -> 
         std, kept = float(tensor.float().std()), (tensor.numel() / tensor.shape[0]) ** -0.5
         if std == 0:
             yield Fact(f"all entries of {name} are {float(tensor.flatten()[0]):.3g}", "weights alike")
-        elif not kept / FAR_OFF < std < kept * FAR_OFF:
+        elif std < kept / FAR_OFF or std > kept * FAR_OFF:
             first = _first_rms(layers, column, first_norms)
             began_so = first is None or (first > kept * FAR_OFF if std > kept else first < kept / FAR_OFF)
             then = "" if began_so else f" ({first:.2g} at first)"

@@ -130,7 +130,7 @@ def _overflows_at_once(case: Case) -> Iterator[str]:
 def _dead(case: Case) -> Iterator[str]:
     if "bias far out" in case.clues or {"weights large", "weights alike"} & case.clues:
         yield "he"
-    if {"large outputs"} == {"large outputs", "weights grown"} & case.clues and case.touches_input:
+    if "large outputs" in case.clues and "weights grown" not in case.clues and case.touches_input:
         yield "scaled-inputs"
     yield "lower-learning-rate"
     if not case.clips:
