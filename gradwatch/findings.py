@@ -20,19 +20,23 @@ Clue = Literal[
     "root",
     "division",
     "softmax",
+    "exponential",
     "overflow",
     "overflow of float16",
     "bad batch",  # what the model was given was sick
     "scaler gave up",
     "diverged",  # loss, gradients or a weight had grown a hundredfold before
     "no gradient",  # output or loss are flat
-    "weights alike",  # of the layer, when the finding opened
+    "weights alike",  # of the layer, when the run began
     "weights small",
     "weights large",
     "bias far out",
+    "weights grown",  # large, or a bias far out, by training
     "large outputs",
     "dead units",  # somewhere in the model
     "rate rose",
+    "faded later",  # gradients reached the layer at first
+    "before any update",  # neither rate nor clipping has had a part in it
 ]
 """What a cause says in words and remedies depend on."""
 KINDS: tuple[Kind, ...] = ("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable")

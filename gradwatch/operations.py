@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from gradwatch.graph import nodes_behind, operation_of, saved_by
 from gradwatch.report import Operation, Origin
 
-__all__ = ["STEEP", "Made", "Operations", "family_of", "fault_behind", "operations_behind"]
+__all__ = ["Made", "Operations", "families_of", "fault_behind", "operations_behind", "steep_behind"]
 
 FURTHEST = 64  # nodes of a graph between the losses and the outputs that are looked at
 
@@ -28,8 +28,9 @@ FILLS = (  # what writes a constant, or nothing yet, makes no NaN or Inf of its 
     "full_like", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh", "where", "constant_pad_nd", "set",
     "masked_scatter", "index_fill", "copy", "detach", "view", "clone", "view_as_real", "view_as_complex",
 )  # fmt: skip
-STEEP = {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "div", "reciprocal", "pow", "acos", "asin", "acosh", "atanh",
-         "atan2", "linalgvectornorm", "norm", "std", "var", "xlogy", "specialentr", "logsumexp"}  # fmt: skip
+_STEEP = {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "div", "reciprocal", "pow", "acos", "asin", "acosh",
+          "atanh", "atan2", "linalgvectornorm", "norm", "std", "var", "xlogy", "specialentr",
+          "logsumexp"}  # fmt: skip
 """Nodes of a graph whose derivative has no bound: those that make a sick gradient of a finite loss."""
 DOMAINS = {
     "log": "the logarithm of {low}",
@@ -66,6 +67,7 @@ FAMILIES: dict[Operation, set[str]] = {
     "root": {"sqrt", "rsqrt", "linalgvectornorm", "linalg_vector_norm", "norm", "std", "var"},
     "division": {"div", "true_divide", "reciprocal", "pow", "float_power"},
     "softmax": {"_softmax", "_log_softmax", "softmax", "logsoftmax", "logsumexp"},
+    "exponential": {"exp", "exp2", "expm1", "sinh", "cosh"},
 }
 
 
@@ -119,7 +121,9 @@ class Operations(TorchDispatchMode):
             suspects += [replace(made, words=f"{made.words}, in its forward pass") for made in inside]
         if not suspects:
             return origin
-        return replace(origin, words=f"{origin.words}: {suspects[0].words}", operation=suspects[0].operation)
+        operation = suspects[0].operation
+        families = () if operation is None else (operation,)
+        return replace(origin, words=f"{origin.words}: {suspects[0].words}", operations=families)
 
     def _look(self, func: Any, inputs: Sequence[Tensor], before: Any, ranges: Any, output: Any) -> None:
         name = func._schema.name.split("::")[-1].rstrip("_") or func._schema.name
@@ -136,7 +140,7 @@ class Operations(TorchDispatchMode):
             words = _words(name, inputs, ranges, dtype, is_nan)
             title = "" if node is None else operation_of(node)
             words = f"{words}, in the derivative of {title}" if title else words
-            self._made.append(Made(self._module(), title, words, family_of(title or name, dtype, is_nan)))
+            self._made.append(Made(self._module(), title, words, _family_of(title or name, dtype, is_nan)))
 
 
 def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
@@ -144,10 +148,28 @@ def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(map(operation_of, nodes_behind(losses, mark, FURTHEST))))
 
 
-def family_of(name: str, dtype: torch.dtype = torch.float32, nan: bool = True) -> Operation | None:
+def steep_behind(mark: str, losses: Iterable[Any]) -> list[str]:
+    """Those of ``operations_behind`` whose derivative has no bound: what can make a sick gradient of a finite loss."""
+    nodes = (node for node in nodes_behind(losses, mark, FURTHEST) if operation_of(node) in _STEEP)
+    return list(dict.fromkeys(operation_of(node) for node in nodes if not _is_bounded_power(node)))
+
+
+def families_of(names: Iterable[str]) -> tuple[Operation, ...]:
+    """The families that operations belong to, each once."""
+    known = (_family_of(name) for name in names)
+    return tuple(dict.fromkeys(family for family in known if family is not None))
+
+
+def _is_bounded_power(node: Any) -> bool:
+    """A square, say: steep at 0 are powers below 1."""
+    exponent = saved_by(node, "exponent") if operation_of(node) == "pow" else None
+    return isinstance(exponent, int | float) and exponent >= 1
+
+
+def _family_of(name: str, dtype: torch.dtype = torch.float32, nan: bool = True) -> Operation | None:
     """The family of an operation that made NaN (``nan``) or Inf of a format."""
     known = next((family for family, names in FAMILIES.items() if name in names), None)
-    if known is not None or nan:
+    if nan or (known is not None and (known, dtype) != ("exponential", torch.float16)):
         return known
     return "overflow of float16" if dtype is torch.float16 else "overflow"
 
@@ -179,7 +201,7 @@ def _fault_of(node: Any) -> Made | None:
     words = WITHOUT_INPUT.get(title, "")
     if inputs:
         words = _words(title, inputs, [_range(tensor) for tensor in inputs], result.dtype, has_nan)
-    return Made("", title, words, family_of(title, result.dtype, has_nan)) if words else None
+    return Made("", title, words, _family_of(title, result.dtype, has_nan)) if words else None
 
 
 def _words(

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradwatch.calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.harmless import harmless
-from gradwatch.operations import STEEP, Made, Operations, family_of, fault_behind, operations_behind
+from gradwatch.operations import Made, Operations, families_of, fault_behind, operations_behind, steep_behind
 from gradwatch.origin import origin_of
 from gradwatch.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.report import Origin
@@ -166,13 +166,13 @@ class Replay:
         made_by = operations_behind(OUTPUT, self._losses)
         if not made_by:
             return origin
-        steep = [name for name in made_by if name in STEEP] if loss is not None and math.isfinite(loss) else []
+        steep = steep_behind(OUTPUT, self._losses) if loss is not None and math.isfinite(loss) else []
         fault = "" if self._loss_fault is None else f": {self._loss_fault.words}"
         without_bound = f"; without bound is the derivative of {' and '.join(steep)}" if steep else ""
-        known = [family_of(name) for name in steep] if self._loss_fault is None else [self._loss_fault.operation]
-        operation = next((family for family in known if family is not None), None)
+        made = None if self._loss_fault is None else self._loss_fault.operation
+        families = families_of(steep) if made is None else (made,)
         words = f"{origin.words}{fault} (the loss is made by {', '.join(made_by)}{without_bound})"
-        return replace(origin, words=words, operation=operation)
+        return replace(origin, words=words, operations=families)
 
     @harmless
     def _enter(self, name: str, args: Any, kwargs: Any) -> _Call | None:

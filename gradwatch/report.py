@@ -18,7 +18,7 @@ __all__ = ["ACTIVATION_FIGURES", "FIGURES", "SILENT_SAMPLES", "Floats", "Operati
 
 Floats = NDArray[np.floating]
 Where = Literal["forward", "backward", "between", "input", "loss"]
-Operation = Literal["logarithm", "root", "division", "softmax", "overflow", "overflow of float16"]
+Operation = Literal["logarithm", "root", "division", "softmax", "exponential", "overflow", "overflow of float16"]
 
 SILENT_SAMPLES = 5  # a unit is dead once it has passed no gradient in so many sampled forward passes in a row
 ACTIVATION_FIGURES = ("activation_rms", "dead_share", "saturated_share", "saturated_output_share")
@@ -52,14 +52,14 @@ class Origin:
         words: a sentence.
         evidence: ``"observed"`` in that step's own forward and backward pass, or ``"inferred"`` from which gradients
             are finite.
-        operation: which family of operations made it, where that is known.
+        operations: which family of operations made it, where that is known; several, where any of them may have.
     """
 
     module: str
     where: Where
     words: str
     evidence: Literal["observed", "inferred"] = "observed"
-    operation: Operation | None = None
+    operations: tuple[Operation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,35 @@ def images():
     )  # fmt: skip
 
 
+def bare_images():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3, bias=False),
+    )  # fmt: skip
+
+
+def signals():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), nn.Softsign(), nn.Conv1d(4, 4, 3, padding=1), nn.ELU(),
+        nn.Conv1d(4, 4, 3, padding=1), nn.Hardtanh(), nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+
+
+def autoencoder():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(),
+        nn.ConvTranspose2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.ConvTranspose2d(4, 2, 3, padding=1), nn.Sigmoid(),
+        nn.ConvTranspose2d(2, 1, 3, padding=1), nn.Sigmoid(),
+    )  # fmt: skip
+
+
+def pieces():
+    """A layer of (N, time, features), then of (N, features)."""
+    return nn.Sequential(
+        nn.Unflatten(1, (3, 2)), nn.Linear(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+
+
 class Custom(nn.Module):
     """Functions called in ``forward``, a ``Sequential`` inside, a normalisation whose scale somebody has changed."""
 
@@ -94,7 +123,7 @@ class Reader(nn.Module):
     def forward(self, x):
         outputs, state = self.recurrent(x.unsqueeze(-1).repeat(1, 4, 1))
         hidden = state[0] if isinstance(state, tuple) else state
-        return self.head(outputs[:, -1] + hidden[-1])
+        return self.head(outputs[:, -1, :5] + hidden[-1])
 
 
 class Cells(nn.Module):
@@ -131,9 +160,14 @@ def transformer():
 MODELS = {
     "stack": stack,
     "images": images,
+    "bare images": bare_images,
+    "signals": signals,
+    "autoencoder": autoencoder,
+    "pieces": pieces,
     "custom": Custom,
     "recurrent": lambda: Reader(nn.RNN(1, 5, num_layers=2, nonlinearity="relu", batch_first=True)),
-    "both ways": lambda: Cells(),
+    "both ways": lambda: Reader(nn.RNN(1, 5, num_layers=2, dropout=0.5, bidirectional=True, batch_first=True)),
+    "cells": Cells,
     "lstm": lambda: Reader(nn.LSTM(1, 5, batch_first=True)),
     "attention": Attends,
     "transformer": transformer,
@@ -165,7 +199,7 @@ def gradients(model, x):
     torch.manual_seed(2)
     output = model(x)
     output.square().sum().backward()
-    return output, [parameter.grad for parameter in model.parameters()]
+    return output, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 @pytest.mark.parametrize("treatment", MODEL, ids=lambda treatment: treatment.remedy)
@@ -281,6 +315,56 @@ def test_pasted_settings_train_as_the_trial_did(treatment):
     torch.testing.assert_close(list(pasted.parameters()), list(tried.parameters()))
     if treatment.remedy != "clip-adaptive":  # which clips spikes alone: here it must change nothing
         assert not torch.equal(pasted[0].weight, untreated[0].weight)
+
+
+def constant_features(generator):
+    """As scikit-learn's digits have: pixels that are 0 in every image."""
+    return torch.randn(16, 6, generator=generator).mul(5).masked_fill(torch.arange(6) == 0, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,)])
+@pytest.mark.parametrize(
+    ("first", "inputs"),
+    [
+        (lambda: nn.Linear(6, 4), constant_features),
+        (lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4)),
+         lambda generator: 100 + 9 * torch.randn(16, 1, 6, generator=generator)),
+        (lambda: nn.Embedding(9, 4), lambda generator: torch.randint(9, (16,), generator=generator)),
+    ],
+    ids=["features, one constant", "a signal", "token ids"],
+)  # fmt: skip
+def test_large_targets_are_scaled_by_the_code_too(first, inputs, shape):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.tensor([1.0, 50.0])[: shape[0]] if shape else torch.tensor(1.0)
+    targets = [200 + 80 * weight * torch.randn(16, *shape, generator=generator) for _ in range(3)]
+    batches = [(inputs(generator), y) for y in targets]
+    torch.manual_seed(0)
+    model = nn.Sequential(first(), nn.Tanh(), nn.Linear(4, math.prod(shape)), *([] if shape else [nn.Flatten(0)]))
+    tried, pasted = copy.deepcopy(model), copy.deepcopy(model)
+    setup = Setup(tried, batches, F.mse_loss)
+    treatment_of("scaled-inputs").change(setup)
+    step = stepper(setup, torch.optim.SGD(tried.parameters(), lr=0.1), lambda loss: None)
+    names = program(batches=batches)
+    exec(LIBRARY["scaled-inputs"].code, names)
+    optimizer = torch.optim.SGD(pasted.parameters(), lr=0.1)
+    for number, (x, y) in enumerate(names["batches"]):
+        step(number)
+        optimizer.zero_grad()
+        F.mse_loss(pasted(x), y).backward()
+        optimizer.step()
+    torch.testing.assert_close(list(pasted.parameters()), list(tried.parameters()))
+    assert not torch.allclose(pasted[2].weight, model[2].weight)
+
+
+@pytest.mark.parametrize("treatment", MODEL, ids=lambda treatment: treatment.remedy)
+def test_code_that_makes_weights_says_on_which_side_of_the_optimizer_it_belongs(treatment):
+    makes_weights = False
+    for make_model in MODELS.values():
+        model = make_model()
+        before = {id(parameter) for parameter in model.parameters()}
+        exec(treatment.code, program(model=model))
+        makes_weights |= not {id(parameter) for parameter in model.parameters()} <= before
+    assert treatment.code.startswith("# before the optimizer is made") == makes_weights
 
 
 def test_loss_scaling_pasted_trains_nearly_as_the_trial_did():

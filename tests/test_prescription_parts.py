@@ -37,6 +37,15 @@ def convolutional():
     )  # fmt: skip
 
 
+def transposed(dimensions=1):
+    """A convolution down, two transposed ones up, a head."""
+    down, up = getattr(nn, f"Conv{dimensions}d"), getattr(nn, f"ConvTranspose{dimensions}d")
+    return nn.Sequential(
+        nn.Unflatten(1, (1, *(1,) * (dimensions - 1), 6)), down(1, 4, 1), nn.Sigmoid(), up(4, 4, 1), nn.Sigmoid(),
+        up(4, 2, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+
+
 class Custom(nn.Module):
     def __init__(self):
         super().__init__()
@@ -46,7 +55,7 @@ class Custom(nn.Module):
         return self.head(torch.tanh(self.second(F.relu(self.first(x)))))
 
 
-MODELS = {"sequential": sequential, "convolutional": convolutional, "custom": Custom}
+MODELS = {"sequential": sequential, "convolutional": convolutional, "transposed": transposed, "custom": Custom}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -141,6 +150,21 @@ def test_convolutions_are_normalised_by_channel(kind):
     model = convolutional()
     structure.normalise(setup_of(model), kind)
     assert type(model[1][1]) is {"batch": nn.BatchNorm1d, "layer": nn.GroupNorm}[kind]
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_transposed_convolutions_are_layers(dimensions):
+    norm = getattr(nn, f"BatchNorm{dimensions}d")
+    model = transposed(dimensions)[:-2]  # an autoencoder that ends in one, and its sigmoid
+    inputs = torch.randn(8, 6)
+    activations.activate(setup_of(model, inputs), nn.ReLU())
+    structure.normalise(setup_of(model, inputs), "batch")
+    assert [type(model[place]) for place in (2, 4, 6)] == [nn.ReLU, nn.ReLU, nn.Sigmoid]
+    assert [type(model[place][1]) for place in (1, 3)] == [norm, norm]
+    before = [model[3][0].weight.clone(), model[5].weight.clone()]
+    initialisation.he(setup_of(model, inputs))
+    assert not torch.equal(model[3][0].weight, before[0])
+    assert not torch.equal(model[5].weight, before[1])
 
 
 def test_every_second_layer_of_the_same_width_goes():
@@ -294,18 +318,56 @@ def test_scaled_inputs_keep_the_unit_of_the_held_out_loss():
     x, y = 1000 + 50 * torch.randn(64, 6), 1e4 * torch.randn(64, 3)
     setup = setup_of(nn.Linear(6, 3), x, y)
     data.scale(setup)
-    trained = setup.model(x)
+    assert setup.inputs_of(x).std().item() == pytest.approx(1.0, rel=0.05)
     assert setup.targets_of(y).std().item() == pytest.approx(1.0, rel=0.05)
-    with calls.evaluating(setup.model):
-        output = setup.model(x)
-    torch.testing.assert_close(output, trained * y.std(0, correction=0) + y.mean(0), rtol=1e-3, atol=1.0)
+    torch.testing.assert_close(setup.outputs_of(setup.targets_of(y)), y, rtol=1e-3, atol=1.0)
+
+
+@pytest.mark.parametrize("shape", [(64,), (64, 1, 1)])
+def test_targets_are_scaled_where_the_loss_gives_the_outputs_their_shape(shape):
+    x, y = torch.randn(64, 6), 3e5 + 1e5 * torch.randn(64)
+    setup = setup_of(nn.Linear(6, 1), x, y.reshape(shape))
+    data.scale(setup)
+    targets = setup.targets_of(y.reshape(shape))
+    assert targets.shape == shape
+    assert abs(targets.mean().item()) < 1e-3
+    outputs = setup.outputs_of(torch.zeros(64, 1))
+    torch.testing.assert_close(outputs, y.mean().expand(64, 1))
+
+
+def test_targets_are_scaled_where_inputs_are_names_of_things():
+    setup = setup_of(nn.Embedding(9, 1), torch.arange(9), 1e4 * torch.randn(9, 1))
+    data.scale(setup)
+    assert torch.equal(setup.inputs_of(torch.arange(9)), torch.arange(9))
+    assert setup.targets_of(setup.batches[0][1]).std(correction=0).item() == pytest.approx(1.0)
+
+
+def test_targets_that_cannot_be_scaled_are_said_to_be_large():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x.exp()
+
+    setup = setup_of(Two(), torch.randn(512, 6), 1e5 * torch.randn(512, 6))
+    with pytest.raises(
+        NotApplicableError, match=r"unit variance already; targets have a deviation of \S+e\+05, but the"
+    ):
+        data.scale(setup)
+
+
+def test_sequences_of_several_lengths_share_one_scale():
+    batches = [(5000 + 2000 * torch.randn(32, length, 1), torch.zeros(32, 1)) for length in (10, 12, 11)]
+    setup = Setup(Reader(nn.RNN(1, 5, batch_first=True)), batches, F.mse_loss)
+    data.scale(setup)
+    everything = torch.cat([setup.inputs_of(x).flatten() for x, _ in batches])
+    assert abs(everything.mean().item()) < 1e-3
+    assert everything.std().item() == pytest.approx(1.0, rel=1e-2)
 
 
 def test_small_targets_and_classes_are_not_scaled():
     setup = setup_of(nn.Linear(6, 3), 100 * torch.randn(64, 6), torch.rand(64, 3))
     data.scale(setup)
     assert torch.equal(setup.targets_of(setup.batches[0][1]), setup.batches[0][1])
-    with pytest.raises(NotApplicableError, match="unit variance already"):
+    with pytest.raises(NotApplicableError, match=r"unit variance already$"):
         data.scale(setup_of(nn.Linear(6, 3), torch.randn(512, 6)))
 
 

@@ -113,6 +113,21 @@ def test_a_changed_model_that_raises_is_left_out_with_its_error():
     assert reasons == {"r00": "not applicable: the changed model raised RuntimeError: shapes do not match"}
 
 
+def test_a_strength_that_raises_bars_neither_the_others_nor_pairs():
+    gentle, strong, pair = named("r03", "-1"), named("r03", "-2"), CANDIDATES[3] + CANDIDATES[1]
+    tries = Tries()
+
+    def failing(candidate, seed, steps):
+        if candidate == gentle:
+            raise ValueError("found NaN")
+        return tries(candidate, seed, steps)
+
+    failing.calls = tries.calls
+    whole, reasons, _ = raced(failing, [gentle, strong, pair])
+    assert list(whole) == [strong, pair]
+    assert reasons == {}  # of r03 another strength was tried
+
+
 def test_of_several_strengths_the_best_stands_for_all():
     weak, strong = named("r03", "-1"), named("r03", "-2")
     baseline = {0: Run(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}

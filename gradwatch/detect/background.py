@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from gradwatch.detect import starting
+from gradwatch.detect.clues import Fact
 from gradwatch.findings import Clue, Kind
 from gradwatch.harmless import harmless
 from gradwatch.layers import Layers
-from gradwatch.report import StepReport
+from gradwatch.report import Floats, StepReport
 
-__all__ = ["Background", "Fact"]
+__all__ = ["Background"]
 
 FIRST_STEPS = 5
 GREW = 100.0  # times the first total norms or losses: the run had diverged before its first NaN
-FAR_OFF = 3.0  # times the standard deviation that keeps the variance from layer to layer
-FAR_OUT = 3.0  # a mean bias beyond it decides by itself where the activation function works
 MUCH = 0.5  # share of dead units or flat entries that is worth a word
 RATE_ROSE = 1.5
+REACHED = 1e-3  # share of the largest gradient, by root mean square, that layers of healthy nets have
 LARGE = 10.0  # RMS of what a layer returns: tanh and sigmoid are flat from 3 on
 SILENT: tuple[tuple[str, str, Clue | None], ...] = (
     ("dead_share", "of the units are dead", "dead units"),
@@ -30,13 +31,6 @@ SILENT: tuple[tuple[str, str, Clue | None], ...] = (
 COURSES = (("totals", "last_total", "total gradient norm"), ("losses", "last_loss", "loss"))
 STEEPEST = {"Sigmoid": "0.25", "LogSigmoid": "1", "Tanh": "1", "Softsign": "1", "Hardsigmoid": "0.17"}
 NORMALISING = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
-
-
-class Fact(NamedTuple):
-    """What joins a cause: its words, and what remedies depend on of it."""
-
-    words: str
-    clue: Clue | None = None
 
 
 class Background:
@@ -55,7 +49,9 @@ class Background:
             "last_total": None,  # (step, norm), the latest that was finite
             "last_loss": None,
             "best": None,  # (loss, step, learning rate) where the loss was lowest
-            "first_weights": None,  # norms as they were first sampled
+            "first_weights": None,  # norms as they were first sampled, before any update
+            "first_shares": None,  # of the largest root mean square of a gradient's entries, at the first step
+            "steps": 0,
             "shares": {},  # the latest of the figures of activations
         }
 
@@ -63,6 +59,9 @@ class Background:
     def observe(self, report: StepReport) -> None:
         """Takes in one step."""
         memory = self._memory
+        memory["steps"] += 1
+        if memory["first_shares"] is None and report.gradients_are_finite:
+            memory["first_shares"] = self._shares(report)
         for first, last, value in (
             ("totals", "last_total", report.grad_norm_total),
             ("losses", "last_loss", report.loss),
@@ -94,9 +93,10 @@ class Background:
                 self._functions(),
                 self._activations(),
                 self._start(column),
+                self._faded(report, column),
             ),
             "exploding": (self._rate(report), self._start(column), self._update(column)),
-            "nonfinite": (self._divergence(report),),
+            "nonfinite": (self._divergence(report), self._biases(column), self._first_step()),
             "dead": (self._start(column), self._activation_rms(column), self._rate(report)),
             "saturated": (self._activation_rms(column), self._start(column), self._rate(report)),
             "stalled": (self._rate(report),),
@@ -110,7 +110,7 @@ class Background:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what ``state`` returned."""
-        self._memory = copy.deepcopy(state)
+        self._memory |= copy.deepcopy(state)
 
     def _slope(self, report: StepReport, column: int | None) -> Iterator[Fact]:
         """How much smaller gradients get from one weight to the next, from the strongest down to ``column``."""
@@ -148,23 +148,28 @@ class Background:
             yield Fact(words, "large outputs" if rms[column] > LARGE else None)
 
     def _start(self, column: int | None) -> Iterator[Fact]:
-        """How far the weights are from those that keep the variance, and how far out the bias of the layer is."""
-        if column is None:
+        return starting.facts_of(self._layers, column, self._memory["first_weights"])
+
+    def _biases(self, column: int | None) -> Iterator[Fact]:
+        return starting.biases(self._layers, column, self._memory["first_weights"])
+
+    def _shares(self, report: StepReport) -> Floats:
+        rms = report.grad_norm / np.sqrt(np.maximum(self._layers.size, 1))
+        largest = np.nanmax(rms, initial=0.0)
+        return rms / largest if 0 < largest < np.inf else np.full(len(rms), np.nan)
+
+    def _faded(self, report: StepReport, column: int | None) -> Iterator[Fact]:
+        first = self._memory["first_shares"]
+        if column is None or first is None:
             return
-        layers, name = self._layers, self._layers.names[column]
-        tensor = layers.tensors[column].detach()
-        if layers.is_weight[column] and layers.size[column] > 1 and layers.owners[column] != "Embedding":
-            std, kept = float(tensor.float().std()), (tensor.numel() / tensor.shape[0]) ** -0.5
-            if std == 0:
-                yield Fact(f"all entries of {name} are {float(tensor.flatten()[0]):.3g}", "weights alike")
-            elif not kept / FAR_OFF < std < kept * FAR_OFF:
-                words = f"{name} has standard deviation {std:.2g}, where {kept:.2g} keeps the variance"
-                yield Fact(words, "weights large" if std > kept else "weights small")
-        bias = f"{name.rpartition('.')[0]}.bias".lstrip(".")
-        if bias in layers.names:
-            mean = float(layers.tensors[layers.names.index(bias)].detach().float().mean())
-            if abs(mean) > FAR_OUT:
-                yield Fact(f"{bias} is {mean:.3g} on average", "bias far out")
+        now = float(self._shares(report)[column])
+        if first[column] > REACHED > now:
+            words = f"at the first step its gradient was {first[column]:.2g} of the largest, now {now:.2g}"
+            yield Fact(words, "faded later")
+
+    def _first_step(self) -> Iterator[Fact]:
+        if self._memory["steps"] == 1:
+            yield Fact("no update that was watched came before", "before any update")
 
     def _update(self, column: int | None) -> Iterator[Fact]:
         ratios = self._memory["shares"].get("update_ratio")

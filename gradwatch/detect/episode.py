@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradwatch.detect.background import Background, Fact
-from gradwatch.detect.clues import clues_of
+from gradwatch.detect.background import Background
+from gradwatch.detect.clues import Fact, clues_of
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Clue, Finding, Kind
 from gradwatch.layers import Layers

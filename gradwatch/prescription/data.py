@@ -1,57 +1,44 @@
 """Changes to what is trained on: scaled, cleaned, cut into smaller batches.
 
-Enters: a setup. Leaves: it, changed in place. Held-out batches and the user's loss on them stay what they are: a model
-of scaled inputs and targets scales by itself whenever it does not train.
+Enters: a setup. Leaves: it, changed in place. Held-out batches and the user's loss on them stay what they are: outputs
+of a model that is trained on scaled targets are brought back to their unit.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradwatch.prescription.problem import called, is_finite, owned, tensors_of
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery.calls import evaluating
 
-__all__ = ["Scaled", "clean", "scale", "split"]
+__all__ = ["clean", "scale", "split"]
 
 LARGE = 3.0  # targets of a mean or deviation beyond this are scaled; probabilities and class weights never are
 WILD = 100.0  # a batch whose largest entry is so many times that of the median batch is left out
 SMALLER = 4  # parts that each batch is cut into
 
 
-class Scaled(nn.Module):
-    """Inputs to mean 0 and deviation 1; while it does not train, outputs back to the unit of the targets."""
-
-    def __init__(self, model: nn.Module, given: tuple[Tensor, Tensor], made: tuple[Tensor, Tensor] | None) -> None:
-        super().__init__()
-        self.model = model
-        self.given, self.made = given, made
-
-    def forward(self, x: Tensor) -> Any:
-        output = self.model((x - self.given[0]) / self.given[1])
-        return output if self.training or self.made is None else output * self.made[1] + self.made[0]
-
-
 def scale(setup: Setup) -> None:
-    """Inputs to mean 0 and deviation 1; targets, too, where they are numbers far from that, of the outputs' shape."""
-    inputs = [inputs for inputs, _ in setup.batches if is_finite(inputs)]
-    if not inputs or not all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 0 for x in inputs):
-        raise NotApplicableError("the inputs are not a tensor of real numbers")
-    made = _target_scale(setup)
-    given = _moments(inputs)
-    if made is None and abs(float(given[0].mean())) < 0.1 and 0.8 < float(given[1].mean()) < 1.25:
-        raise NotApplicableError("inputs and targets have about unit variance already")
+    """Inputs to mean 0 and deviation 1; targets, too, where they are numbers far from that."""
+    given = _moments([inputs for inputs, _ in setup.batches])
+    made, why = _target_scale(setup)
+    if made is None and given is None:
+        raise NotApplicableError(f"the inputs are not a tensor of real numbers{why}")
+    if made is None and given is not None and _is_about_unit(*given):
+        raise NotApplicableError(f"the inputs have about unit variance already{why}")
+    if given is not None:
+        setup.inputs_of = functools.partial(_scaled, by=given)
     if made is not None:
         mean, deviation = made
-        setup.targets_of = lambda targets: (targets - mean) / deviation
-    was_training = setup.model.training
-    setup.model = Scaled(setup.model, given, made)
-    setup.model.training = was_training
+        setup.targets_of = functools.partial(_scaled, by=made)
+        setup.outputs_of = lambda outputs: outputs * deviation + mean
 
 
 def clean(setup: Setup) -> None:
@@ -86,23 +73,41 @@ def _between(batch: Any, start: int, end: int) -> Any:
     return tree_map(lambda leaf: leaf[start:end], batch)
 
 
-def _moments(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(mean, deviation) of each feature over all items; of images, for all pixels alike."""
-    rows = torch.cat([tensor.detach() for tensor in tensors if tensor.ndim])
-    over = 0 if rows.ndim == 2 else tuple(range(rows.ndim))
-    mean = rows.mean(over)
-    deviation = (rows - mean).square().mean(over).sqrt()
+def _moments(batches: list[Any], alike: bool = False) -> tuple[Tensor, Tensor] | None:
+    """(mean, deviation) of each feature over all items; of images, sequences or where ``alike``, of all entries.
+
+    None where these are not tensors of real numbers; what holds NaN or Inf does not count.
+    """
+    tensors = [tensor.detach() for tensor in batches if isinstance(tensor, Tensor) and is_finite(tensor)]
+    if not tensors or not all(tensor.is_floating_point() and tensor.ndim for tensor in tensors):
+        return None
+    has_features = not alike and {tensor.shape[1:] for tensor in tensors} == {tensors[0].shape[1:2]}
+    rows = torch.cat(tensors if has_features else [tensor.flatten() for tensor in tensors])
+    mean = rows.mean(0)
+    deviation = (rows - mean).square().mean(0).sqrt()
     return mean, deviation.where(deviation > 1e-3 * deviation.max().clamp(min=1e-12), deviation.max().clamp(min=1e-12))
 
 
-def _target_scale(setup: Setup) -> tuple[Tensor, Tensor] | None:
-    targets = [targets for _, targets in setup.batches if is_finite(targets)]
-    if not targets or not all(isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0 for y in targets):
-        return None
-    inputs, first = setup.batches[0]
+def _scaled(tensor: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    return (tensor - by[0]) / by[1]
+
+
+def _is_about_unit(mean: Tensor, deviation: Tensor) -> bool:
+    return abs(float(mean.mean())) < 0.1 and 0.8 < float(deviation.mean()) < 1.25
+
+
+def _target_scale(setup: Setup) -> tuple[tuple[Tensor, Tensor] | None, str]:
+    """Moments of targets that are large numbers; where they cannot be scaled, why not, to be said behind a reason.
+
+    Outputs of as many entries in another shape, which the loss squeezes, say, take one scale for all.
+    """
+    targets = [targets for _, targets in setup.batches]
+    found = _moments(targets)
+    if found is None or max(float(found[0].abs().max()), float(found[1].max())) <= LARGE:
+        return None, ""
     with evaluating(setup.model):
-        output = called(setup.model, owned(inputs))
-    if not isinstance(output, Tensor) or output.shape != first.shape:
-        return None
-    mean, deviation = _moments(targets)
-    return (mean, deviation) if max(float(mean.abs().max()), float(deviation.max())) > LARGE else None
+        output = called(setup.model, owned(setup.batches[0][0]))
+    if not isinstance(output, Tensor) or output.numel() != targets[0].numel():
+        deviation = float(found[1].max())
+        return None, f"; targets have a deviation of {deviation:.3g}, but the model's outputs do not have their shape"
+    return (found if output.shape == targets[0].shape else _moments(targets, alike=True)), ""

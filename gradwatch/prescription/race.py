@@ -52,12 +52,13 @@ def race(
         advance: told the share of the race that lies behind.
 
     Returns:
-        The whole runs of each that took part, without a first one that was shorter where there are others; why others
-        could not be tried.
+        The whole runs of each that took part, without a first one that was shorter where there are others; of the
+        remedies that have none, why they could not be tried.
     """
     whole: dict[Candidate, list[Run]] = {}
     shortened = False
-    reasons: dict[str, str] = {}
+    barred: dict[str, str] = {}
+    failed: dict[str, str] = {}
     field, first = list(candidates), baselines[seeds[0]]
     shortest = max(FEWEST, 1 + max(finding.raised_step for finding in first.findings if finding.kind == kind))
     for round_, seed in enumerate(seeds):
@@ -70,15 +71,17 @@ def race(
             if time.perf_counter() + steps * first.seconds_per_step > until:
                 break
             advance((round_ + place / len(field)) / len(seeds))
-            found = _tried(candidate, seed, steps, try_one, reasons)
-            if found is not None:
+            found = _tried(candidate, seed, steps, try_one, barred, failed)
+            if found is not None and found.is_whole:
                 kept = [run for run in whole.get(candidate, ()) if not (shortened and run.seed == seeds[0])]
                 whole[candidate] = [*kept, found]
                 going_on.append(candidate)
         shortened = shortened or steps < length
         going_on.sort(key=lambda candidate: score_of(whole[candidate], baselines, kind))
         field = going_on[: max(FINALISTS, len(going_on) // KEPT)]
-    return whole, reasons
+    for candidate in whole:
+        failed.pop(name_of(candidate), None)
+    return whole, barred | failed
 
 
 def _is_sick_too(
@@ -93,18 +96,19 @@ def _is_sick_too(
     return seed in baselines
 
 
-def _tried(candidate: Candidate, seed: int, steps: int, try_one: Try, reasons: dict[str, str]) -> Run | None:
-    if any(treatment.remedy in reasons for treatment in candidate):
+def _tried(
+    candidate: Candidate, seed: int, steps: int, try_one: Try, barred: dict[str, str], failed: dict[str, str]
+) -> Run | None:
+    """Its run; None where there is nothing for it to change in this model, or where it fails, as others need not."""
+    if any(treatment.remedy in barred for treatment in candidate):
         return None
     try:
-        run = try_one(candidate, seed, steps)
+        return try_one(candidate, seed, steps)
     except NotApplicableError as error:
-        reasons[name_of(candidate)] = f"not applicable: {error}"
-        return None
+        barred[name_of(candidate)] = f"not applicable: {error}"
     except Exception as error:  # whatever a treated model raises is a reason, not an end
-        reasons[name_of(candidate)] = f"not applicable: the changed model raised {type(error).__name__}: {error}"
-        return None
-    return run if run.is_whole else None
+        failed[name_of(candidate)] = f"not applicable: the changed model raised {type(error).__name__}: {error}"
+    return None
 
 
 def _end_of_round(deadline: float, rounds: int) -> float:

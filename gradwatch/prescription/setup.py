@@ -32,7 +32,9 @@ class Setup:
         model: the trial's own.
         batches: to train on.
         loss_fn: (outputs, targets) → scalar.
+        inputs_of: inputs → those that the model is given.
         targets_of: targets → those that are trained on.
+        outputs_of: outputs → the same in the unit of the targets that the user gave.
         rate: what every learning rate is multiplied by.
         warm_up: over so many updates the rate rises from next to nothing.
         clip: as ``gradwatch.watch`` takes it.
@@ -45,7 +47,9 @@ class Setup:
     model: nn.Module
     batches: list[Batch]
     loss_fn: Callable[[Any, Any], Tensor]
+    inputs_of: Callable[[Any], Any] = lambda inputs: inputs
     targets_of: Callable[[Any], Any] = lambda targets: targets
+    outputs_of: Callable[[Any], Any] = lambda outputs: outputs
     rate: float = 1.0
     warm_up: int = 0
     clip: float | str | Policy | None = None

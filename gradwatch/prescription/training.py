@@ -49,12 +49,14 @@ def held_out_loss(problem: Problem, setup: Setup, deadline: float) -> float:
         for x, y in map(owned, problem.held_out):
             if time.perf_counter() > deadline:
                 return math.nan
-            losses.append(float(_scalar(setup.loss_fn(called(setup.model, x), y))))
+            outputs = setup.outputs_of(called(setup.model, setup.inputs_of(x)))
+            losses.append(float(_scalar(setup.loss_fn(outputs, y))))
     return float(np.mean(losses))
 
 
 def _backward(setup: Setup, number: int, observe: Callable[[Tensor], None]) -> float:
     inputs, targets = owned(setup.batches[number % len(setup.batches)])
+    inputs = setup.inputs_of(inputs)
     with _within(setup):
         loss = _scalar(setup.loss_fn(called(setup.model, inputs), setup.targets_of(targets)))
     observe(loss)

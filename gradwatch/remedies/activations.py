@@ -1,6 +1,6 @@
 """Activation functions that let the gradient through."""
 
-from gradwatch.remedies.pasted import BLOCKS, activation, drawn
+from gradwatch.remedies.pasted import BEFORE, BLOCKS, activation, drawn
 from gradwatch.remedies.remedy import Remedy
 
 REMEDIES = (
@@ -36,7 +36,7 @@ REMEDIES = (
         kinds=("vanishing", "dead"),
         why="f(x) = max(0, x) + a·min(0, x) with a learnt, 0.25 at first; ∂f/∂a = min(0, x)",
         source="He et al. 2015, Delving deep into rectifiers, arXiv:1502.01852",
-        code=activation("nn.PReLU().to(next(model.parameters()))", "an nn.PReLU"),
+        code=BEFORE + activation("nn.PReLU().to(next(model.parameters()))", "an nn.PReLU"),
         cost="a parameter per function or per unit; leave it out of weight decay",
     ),
     Remedy(
@@ -84,7 +84,8 @@ REMEDIES = (
         kinds=("vanishing", "dead", "saturated"),
         why="f(x) = maxⱼ(wⱼ·x + bⱼ): f′ is one of the wⱼ, so that some piece always passes the gradient",
         source="Goodfellow et al. 2013, Maxout networks, arXiv:1302.4389",
-        code="""\
+        code=BEFORE
+        + """\
 import copy
 
 

@@ -23,6 +23,8 @@ PLAIN_RECURRENT = frozenset({"RNN", "RNNCell"})
 GATED = frozenset({"LSTM", "LSTMCell", "GRU", "GRUCell"})
 RESIDUAL = re.compile(r"Residual|BasicBlock|Bottleneck|(En|De)coderLayer|(GPT|Bert|Llama)\w*(Block|Layer)|ResNet")
 CRITIC = re.compile(r"critic|discriminator", re.IGNORECASE)
+EMBEDDINGS = frozenset({"Embedding", "EmbeddingBag"})
+READING = re.compile(r"Embedding(Bag)?|(Bil|L)inear|Conv\w*|(RNN|LSTM|GRU)(Cell)?|MultiheadAttention")
 ATTENTION = re.compile(r"Attention|Transformer|(En|De)coderLayer")
 CONVOLUTION = re.compile(r"Conv(?:Transpose)?(\dd)$")
 
@@ -122,8 +124,14 @@ class Case:
 
     @property
     def touches_input(self) -> bool:
-        """The first layer is among the sick ones."""
-        return bool(len(self.layers)) and int(self.layers.order[0]) in self._columns
+        """The first layer is among the sick ones, and reads numbers: token ids have no scale."""
+        return bool(len(self.layers)) and int(self.layers.order[0]) in self._columns and not self.reads_ids
+
+    @property
+    def reads_ids(self) -> bool:
+        """An embedding comes before every other layer of torch's."""
+        owners = (self.layers.owners[column] for column in self.layers.order)
+        return next((owner in EMBEDDINGS for owner in owners if READING.fullmatch(owner)), False)
 
     @cached_property
     def words(self) -> dict[str, str]:

@@ -25,20 +25,26 @@ def _vanishing(case: Case) -> Iterator[str]:
         yield from _silent(case)
     if "dead units" in case.clues:
         yield from _dead(case)
-    if {"weights small", "weights alike"} & case.clues:
+    if {"faded later", "weights grown"} & case.clues:  # by training: the run began well
+        yield "lower-learning-rate"
+    if _BEGUN_WRONG & case.clues and not case.is_gated:
         yield from _starts(case)
     if case.is_recurrent:
         yield from ("orthogonal", "lstm-gru", "truncated-bptt")
+    elif case.is_gated:  # its gates were made to pass gradients on: they do not where they are driven far out
+        yield from ("scaled-inputs", "lower-learning-rate") if case.touches_input else ("lower-learning-rate",)
     elif not case.slopes_below_one:  # twenty sigmoids fade under any initialisation
         yield from _starts(case)
     yield from _normalisations(case)
     if case.squashes:
         yield "relu"
-    if not case.is_residual and not case.is_embedding:
+    runs_along_time = case.is_recurrent or case.is_gated
+    if not case.is_residual and not case.is_embedding and not runs_along_time:
         yield "residual"
     if case.squashes and not case.normalises:
         yield from ("selu", "elu")
-    yield "fewer-layers"
+    if not runs_along_time:
+        yield "fewer-layers"
 
 
 def _silent(case: Case) -> Iterator[str]:
@@ -46,7 +52,8 @@ def _silent(case: Case) -> Iterator[str]:
     yield "lower-learning-rate"
     if not case.clips:
         yield "clip-norm"
-    yield "scaled-inputs"
+    if not case.reads_ids:
+        yield "scaled-inputs"
     if case.rectifies:
         yield "leaky-relu"
 
@@ -56,7 +63,7 @@ def _exploding(case: Case) -> Iterator[str]:
         yield from ("gradient-penalty", "spectral-norm")
     if "rate rose" in case.clues:
         yield from ("lower-learning-rate", "warm-up")
-    if "weights large" in case.clues:
+    if {"weights large", "bias far out"} & case.clues:
         yield from _starts(case)
     if not case.clips:
         yield from ("clip-value", "clip-norm") if case.is_embedding else ("clip-norm",)
@@ -65,7 +72,7 @@ def _exploding(case: Case) -> Iterator[str]:
         yield "lstm-gru"
     if case.is_recurrent or case.is_gated:
         yield "truncated-bptt"
-    if case.touches_input and not case.is_embedding:
+    if case.touches_input:
         yield "scaled-inputs"
     if not case.clips and not case.is_embedding:
         yield "clip-adaptive"  # against rare spikes: it never clips the first step, and follows a steady growth
@@ -76,39 +83,54 @@ def _exploding(case: Case) -> Iterator[str]:
     yield "smaller-batches"
 
 
+_BEGUN_WRONG = frozenset({"weights small", "weights large", "weights alike", "bias far out"})
 _SAFE = {
     "logarithm": ("safe-log",),
     "root": ("safe-sqrt",),
     "division": ("safe-division", "safe-sqrt"),  # a divisor is often a norm or deviation: its epsilon belongs inside
     "softmax": ("masked-softmax",),
+    "exponential": ("safe-log",),  # which says what takes the place of exp and log
 }
 
 
 def _nonfinite(case: Case) -> Iterator[str]:
     if "bad batch" in case.clues:
         yield "clean-data"
+    can_update_matter = "before any update" not in case.clues
     if "overflow of float16" in case.clues or "scaler gave up" in case.clues or case.is_half:
-        yield from ("loss-scaling", "lower-learning-rate")
+        yield from ("loss-scaling", "lower-learning-rate") if can_update_matter else ("loss-scaling",)
     if "diverged" in case.clues:
         yield from _exploding(case)
     for clue, names in _SAFE.items():
         if clue in case.clues:
             yield from names
-    if "overflow" in case.clues:
-        yield from _exploding(case)
+    if {"overflow", "exponential"} & case.clues:
+        yield from _exploding(case) if can_update_matter else _overflows_at_once(case)
     if case.clues & {*_SAFE, "bad batch", "overflow", "diverged", "overflow of float16", "scaler gave up"}:
         return  # the cause is known
     if case.attends:
         yield "masked-softmax"
-    yield from ("clean-data", "safe-log", "safe-sqrt", "safe-division", "lower-learning-rate")
-    if not case.clips:
-        yield "clip-norm"
+    yield from ("clean-data", "safe-log", "safe-sqrt", "safe-division")
+    if can_update_matter:
+        yield "lower-learning-rate"
+        if not case.clips:
+            yield "clip-norm"
+
+
+def _overflows_at_once(case: Case) -> Iterator[str]:
+    """With the first weights: what comes in or how they begin, for no update was made yet."""
+    if _BEGUN_WRONG & case.clues:
+        yield from _starts(case)
+    if case.touches_input:
+        yield "scaled-inputs"
+    yield from _starts(case)
+    yield from _normalisations(case)
 
 
 def _dead(case: Case) -> Iterator[str]:
     if "bias far out" in case.clues or {"weights large", "weights alike"} & case.clues:
         yield "he"
-    if "large outputs" in case.clues and case.touches_input:
+    if "large outputs" in case.clues and "weights grown" not in case.clues and case.touches_input:
         yield "scaled-inputs"
     yield "lower-learning-rate"
     if not case.clips:
@@ -126,10 +148,14 @@ def _dead(case: Case) -> Iterator[str]:
 def _saturated(case: Case) -> Iterator[str]:
     if {"weights large", "bias far out"} & case.clues:
         yield "xavier"
+    if "weights grown" in case.clues:
+        yield "lower-learning-rate"
     if "large outputs" in case.clues and case.touches_input:
         yield "scaled-inputs"
     yield from _normalisations(case)
-    yield from ("scaled-inputs", "xavier") if case.touches_input else ("xavier",)
+    if case.touches_input:
+        yield "scaled-inputs"
+    yield "xavier"
     yield "lower-learning-rate"
     if case.squashes:
         yield from ("relu", "gelu")
@@ -141,7 +167,7 @@ def _stalled(case: Case) -> Iterator[str]:
     yield "higher-learning-rate"
     if "weights alike" in case.clues:
         yield from _starts(case)
-    if case.squashes:
+    if case.squashes and not case.reads_ids:
         yield "scaled-inputs"
     if case.is_recurrent:
         yield "lstm-gru"
@@ -162,7 +188,7 @@ def _unstable(case: Case) -> Iterator[str]:
 
 def _starts(case: Case) -> Iterator[str]:
     """Initialisations that fit the function behind the sick layers."""
-    if case.is_recurrent:
+    if case.is_recurrent or case.is_gated:
         yield "orthogonal"
     elif not case.is_embedding:
         yield "xavier" if case.attends or (case.squashes and not case.rectifies) else "he"

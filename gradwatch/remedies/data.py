@@ -13,16 +13,19 @@ REMEDIES = (
         why="∂²L/∂W₁² ∝ E[x²]: inputs 16 times as large allow 1/256 of the learning rate",
         source="LeCun et al. 1998, Efficient backprop",
         code="""\
-def scaled(tensors):
-    rows = torch.cat(tensors)
-    over = 0 if rows.ndim == 2 else tuple(range(rows.ndim))  # of images all pixels alike
-    mean, deviation = rows.mean(over), rows.std(over, correction=0)
-    deviation = torch.where(deviation > 1e-3 * deviation.max(), deviation, deviation.max())  # of what never changes
-    return [(tensor - mean) / deviation for tensor in tensors]
+def scaled(tensors, least=0.0):
+    if not tensors[0].is_floating_point():  # classes, token ids
+        return tensors
+    rows = torch.cat([tensor if tensor.ndim == 2 else tensor.flatten() for tensor in tensors])  # of images one scale
+    mean, deviation = rows.mean(0), rows.std(0, correction=0)
+    largest = deviation.max().clamp(min=1e-12)
+    deviation = deviation.where(deviation > 1e-3 * largest, largest)  # of what never changes
+    is_small = max(mean.abs().max(), largest) <= least
+    return tensors if is_small else [(tensor - mean) / deviation for tensor in tensors]
 
 
 inputs, targets = zip(*batches)  # to train on; what comes later needs the same figures
-batches = list(zip(scaled(inputs), targets))  # where targets are large numbers: scaled(targets)
+batches = list(zip(scaled(inputs), scaled(targets, least=3.0)))  # outputs are then in the unit of the scaled targets
 """,
         cost="once over the data; the same figures must travel with the model",
     ),

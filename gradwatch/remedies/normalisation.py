@@ -4,6 +4,20 @@ from gradwatch.findings import KINDS
 from gradwatch.remedies.pasted import normalised
 from gradwatch.remedies.remedy import Remedy
 
+_BATCH_NORM = """\
+class OfRows(nn.BatchNorm1d):
+    def forward(self, x):  # what is (N, time, features) stays as it is: layer normalisation is for that
+        return super().forward(x) if x.ndim == 2 else x
+
+
+def batch_norm(layer):
+    if isinstance(layer, nn.Linear):
+        return OfRows(layer.out_features)
+    return getattr(nn, f"BatchNorm{layer.weight.ndim - 2}d")(layer.out_channels)
+
+
+"""
+
 REMEDIES = (
     Remedy(
         name="batch-norm",
@@ -15,7 +29,7 @@ REMEDIES = (
         why="y = γ(x − μ_B)/σ_B + β over the batch: whatever the weights' scale, inputs of the next "
         "function have variance γ²",
         source="Ioffe and Szegedy 2015, arXiv:1502.03167",
-        code=normalised('getattr(nn, f"BatchNorm{max(1, layer.weight.ndim - 2)}d")(layer.weight.shape[0])'),
+        code=normalised("batch_norm(layer)", before=_BATCH_NORM),
         cost="two vectors a layer; samples of a batch depend on one another; train() and eval() differ",
     ),
     Remedy(

@@ -5,12 +5,20 @@ Enters: what is particular to one. Leaves: Python to paste, which runs on the us
 
 from __future__ import annotations
 
-__all__ = ["BLOCKS", "LAYERS", "activation", "drawn", "normalised"]
+__all__ = ["BEFORE", "BLOCKS", "LAYERS", "activation", "drawn", "normalised"]
 
-LAYERS = """\
-whole = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # read their parts' weights
-within = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, whole))
+BEFORE = "# before the optimizer is made: it would not train the new weights otherwise\n"
+"""The first line of what puts weights into the model."""
+
+_KINDS = """\
 kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+kinds += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""
+
+LAYERS = f"""\
+whole = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # read their parts' weights
+within = tuple(f"{{name}}." for name, part in model.named_modules() if isinstance(part, whole))
+{_KINDS}\
 layers = [name for name, part in model.named_modules() if isinstance(part, kinds) and not name.startswith(within)]
 """
 """``layers``: names of the linear and convolutional ones, but for those whose weights torch's own modules read."""
@@ -23,7 +31,7 @@ rectifying += (nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish)
 
 BLOCKS = f"""\
 {_FUNCTIONS}\
-kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+{_KINDS}\
 blocks = []
 for stack in [part for part in model.modules() if isinstance(part, nn.Sequential)]:
     start = None
@@ -43,7 +51,7 @@ def activation(module: str, function: str) -> str:
     return f"""\
 {_FUNCTIONS}\
 parts = list(model.named_modules(remove_duplicate=False))
-kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+{_KINDS}\
 last = max((place for place, (_, part) in enumerate(parts) if isinstance(part, kinds)), default=-1)
 for place, (name, part) in enumerate(parts):  # where forward itself calls F.relu or torch.tanh: {function}
     if isinstance(part, squashing + rectifying if place < last else rectifying):  # a sigmoid at the end stays
@@ -56,7 +64,7 @@ def drawn(hidden: str, last: str | None = None) -> str:
     at_last = f'            elif part is last or "in_proj" in name:\n                {last}\n' if last else ""
     find_last = "last = [part for part in model.modules() if isinstance(part, kinds)][-1]\n" if last else ""
     return f"""\
-kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+{_KINDS}\
 norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 {find_last}\
 for part in model.modules():
@@ -77,9 +85,17 @@ for part in model.modules():
 """
 
 
-def normalised(norm: str, kinds: str = "kinds") -> str:
-    """The normalisation ``norm`` of ``layer`` behind each hidden layer of ``kinds`` that has none."""
+def normalised(norm: str, kinds: str = "kinds", before: str = "") -> str:
+    """The normalisation ``norm`` of ``layer``, behind each hidden layer of ``kinds`` that has none.
+
+    Args:
+        norm: an expression.
+        kinds: another.
+        before: definitions that they need.
+    """
     return f"""\
+{BEFORE}\
+{before}\
 {LAYERS}\
 stacks = [part for part in model.modules() if isinstance(part, nn.Sequential)]
 normed = {{one for stack in stacks for one, other in zip(stack, stack[1:]) if "Norm" in type(other).__name__}}

@@ -1,5 +1,6 @@
 """Along time: what a recurrent network does to gradients over many steps."""
 
+from gradwatch.remedies.pasted import BEFORE
 from gradwatch.remedies.remedy import Remedy
 
 REMEDIES = (
@@ -12,7 +13,8 @@ REMEDIES = (
         why="cₜ = fₜ∘cₜ₋₁ + iₜ∘c̃ₜ, ∂cₜ/∂cₜ₋₁ = fₜ: a gate that learns to stay near 1, where the RNN "
         "multiplies by Wᵀ·tanh′ each step",
         source="Hochreiter and Schmidhuber 1997; Cho et al. 2014, arXiv:1406.1078",
-        code="""\
+        code=BEFORE
+        + """\
 for name, part in list(model.named_modules()):
     if isinstance(part, nn.RNN):  # its arguments and outputs are the same; an nn.LSTM's state is a pair
         sizes = part.input_size, part.hidden_size, part.num_layers

@@ -6,14 +6,15 @@ REMEDIES = (
     Remedy(
         name="safe-log",
         title="A safe logarithm",
-        advice="clamp what goes into the logarithm, or let log_softmax, logsigmoid or cross_entropy take it",
-        applies="nonfinite from a logarithm, in the loss or in a module",
+        advice="logsumexp, log_softmax, logsigmoid or cross_entropy in place of exp and log, or a clamp on what goes "
+        "into them",
+        applies="nonfinite from a logarithm or from an exponential that overflows, in the loss or in a module",
         kinds=("exploding", "nonfinite"),
-        why="log′(p) = 1/p: −∞ at 0, NaN below. log softmax(x) = x − logsumexp(x) has a slope within ±1 "
-        "and never takes log 0",
+        why="log′(p) = 1/p: −∞ at 0, NaN below; eˣ is Inf in float32 from x = 89. log softmax(x) = x − logsumexp(x) "
+        "has a slope within ±1, takes no log of 0 and no eˣ above 1",
         source="Blanchard, Higham and Higham 2021, Accurately computing the log-sum-exp and softmax functions",
         code="""\
-def safe_log(p):  # for each logarithm; of a softmax F.log_softmax, and F.cross_entropy in place of both and the loss
+def safe_log(p):  # for each logarithm; better, where exp is behind it: torch.logsumexp, F.log_softmax, F.cross_entropy
     return p.clamp(min=1e-6).log()
 """,
         cost="none; a clamp passes no gradient below it",

@@ -17,7 +17,7 @@ from gradwatch.prescription.problem import called, owned
 
 __all__ = ["CONVOLUTIONS", "LAYERS", "Block", "Call", "blocks_of", "calls_of", "evaluating", "replace"]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
 NORMS = (
     nn.modules.batchnorm._BatchNorm,

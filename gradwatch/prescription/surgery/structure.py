@@ -14,7 +14,7 @@ from gradwatch.prescription.surgery.calls import CONVOLUTIONS, LAYERS, NORMS, Ca
 
 __all__ = ["Residual", "fewer_layers", "normalise", "residual", "spectral_norm"]
 
-_BATCH_NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+_BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # dimensions of a convolution
 
 
 def normalise(setup: Setup, kind: str) -> None:
@@ -81,8 +81,8 @@ class Residual(nn.Module):
 def _norm_for(call: Call, kind: str) -> nn.Module | None:
     if isinstance(call.module, CONVOLUTIONS):
         channels = call.module.out_channels
-        batch_norm = _BATCH_NORMS.get(type(call.module))
-        return {"batch": batch_norm(channels) if batch_norm else None, "layer": nn.GroupNorm(1, channels)}.get(kind)
+        batch_norm = _BATCH_NORMS[len(call.module.kernel_size)]
+        return {"batch": batch_norm(channels), "layer": nn.GroupNorm(1, channels)}.get(kind)
     width = call.made[-1]
     if kind == "batch":
         return nn.BatchNorm1d(width) if len(call.made) == 2 else None
