@@ -95,6 +95,39 @@ def test_a_loss_that_turns_nan_is_cured():
     assert any(trial.remedy == "safe-log" and not trial.findings for trial in found.ranking)
 
 
+class Gaussian(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, x):
+        mean, log_deviation = self.body(x).split(1, dim=1)
+        return mean, log_deviation.exp()
+
+
+def large_sums():
+    x = torch.randn(640, 8, generator=torch.Generator().manual_seed(5))
+    return list(zip(x.split(32), (100 * x.sum(1, keepdim=True)).split(32), strict=True))
+
+
+def test_a_loss_that_raises_where_it_meets_nan_is_a_loss_that_is_not_finite():
+    def likelihood(output, y):
+        return -torch.distributions.Normal(*output, validate_args=True).log_prob(y).mean()
+
+    found = gradwatch.prescribe(Gaussian, descent(0.05), large_sums(), likelihood, seeds=1, budget_seconds=5)
+    assert {"nonfinite"} <= {finding.kind for finding in found.findings}
+    assert math.isnan(found.controls["do nothing"][1])
+    assert found.ranking, str(found)
+    assert not any("raised" in why for name, why in found.not_applicable.items() if "learning-rate" in name)
+
+
+def test_a_batch_that_the_untrained_model_cannot_take_is_no_loss():
+    batches = classes()
+    batches[3] = (batches[3][0][:, :15], batches[3][1])
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        gradwatch.prescribe(lambda: stack(1, nn.ReLU), descent(0.1), batches, F.cross_entropy, budget_seconds=3)
+
+
 def test_where_nothing_is_sick_nothing_is_tried():
     found = gradwatch.prescribe(lambda: stack(2, nn.ReLU), descent(0.1), classes(), F.cross_entropy, seeds=1)
     assert (found.ranking, found.best, found.findings) == ([], None, ())

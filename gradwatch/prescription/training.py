@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from gradwatch.prescription.problem import Problem, called, owned
 from gradwatch.prescription.setup import Setup
 from gradwatch.prescription.surgery.calls import evaluating
 
-__all__ = ["held_out_loss", "stepper"]
+__all__ = ["forward", "held_out_loss", "stepper"]
 
 
 def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None]) -> Callable[[int], float]:
@@ -54,11 +55,16 @@ def held_out_loss(problem: Problem, setup: Setup, deadline: float) -> float:
     return float(np.mean(losses))
 
 
-def _backward(setup: Setup, number: int, observe: Callable[[Tensor], None]) -> float:
+def forward(setup: Setup, number: int) -> tuple[Any, Tensor]:
+    """(inputs, loss) of the update of this number, before its backward pass."""
     inputs, targets = owned(setup.batches[number % len(setup.batches)])
     inputs = setup.inputs_of(inputs)
     with _within(setup):
-        loss = _scalar(setup.loss_fn(called(setup.model, inputs), setup.targets_of(targets)))
+        return inputs, _scalar(setup.loss_fn(called(setup.model, inputs), setup.targets_of(targets)))
+
+
+def _backward(setup: Setup, number: int, observe: Callable[[Tensor], None]) -> float:
+    inputs, loss = forward(setup, number)
     observe(loss)
     total = loss if setup.penalty is None else loss + setup.penalty(setup.model, inputs)
     (total * setup.loss_scale).backward()

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from gradwatch.findings import Finding
 from gradwatch.prescription.problem import Problem
 from gradwatch.prescription.setup import Setup
-from gradwatch.prescription.training import held_out_loss, stepper
+from gradwatch.prescription.training import forward, held_out_loss, stepper
 from gradwatch.prescription.treatments import Treatment
 from gradwatch.replica import as_it_was
 from gradwatch.watcher import watch
@@ -46,7 +46,7 @@ class Run:
         findings: the watcher's.
         seconds_per_step: of the training loop.
         is_whole: whether it came to its end before the deadline.
-        is_hopeless: whether it ended early, its loss not finite for ``HOPELESS`` updates.
+        is_hopeless: whether it ended early, its loss not finite for ``HOPELESS`` updates, or raising an error.
     """
 
     seed: int
@@ -89,9 +89,7 @@ def run(
     """
     with as_it_was(), _silent():
         _seed(seed)
-        setup = Setup(problem.fresh_model(), list(problem.training), problem.loss_fn)
-        for treatment in treatments:
-            treatment.change(setup)
+        setup = _treated(problem, treatments)
         optimizer = problem.make_optimizer(list(setup.model.parameters()))
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}.")
@@ -106,26 +104,62 @@ def run(
                 is_late = time.perf_counter() > enough[0 if raised else 1]
                 return (is_late and number >= FEWEST) or (stop_at is not None and _is_sick(raised, stop_at))
 
-            made, is_hopeless = _steps(step, steps, deadline, is_enough)
+            def step_or_end(number: int) -> float | None:
+                try:
+                    return step(number)
+                except Exception:
+                    if number == 0 or not _is_taken_untrained(problem, treatments, seed, number):
+                        raise
+                watcher.observe_loss(math.nan)  # to the watcher an update without gradients, whose loss is NaN
+                optimizer.zero_grad()
+                optimizer.step()
+                return None
+
+            made, is_hopeless = _steps(step_or_end, steps, deadline, is_enough)
             seconds = time.perf_counter() - begin
             findings = tuple(watcher.findings)
-        after = held_out_loss(problem, setup, deadline)
+        after = math.nan
+        with contextlib.suppress(Exception):  # it took the batches before it was trained
+            after = held_out_loss(problem, setup, deadline)
     is_whole = time.perf_counter() <= deadline
     return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, is_hopeless)
 
 
 def _steps(
-    step: Callable[[int], float], steps: int, deadline: float, is_enough: Callable[[int], bool]
+    step: Callable[[int], float | None], steps: int, deadline: float, is_enough: Callable[[int], bool]
 ) -> tuple[int, bool]:
-    """(updates made, whether it was given up since the loss stayed NaN or Inf)."""
+    """(updates made, whether it was given up since the loss stayed NaN or Inf, or there was none)."""
     lost = 0
     for number in range(steps):
         if lost >= HOPELESS:
             return number, True
         if time.perf_counter() > deadline or is_enough(number):
             return number, False
-        lost = 0 if math.isfinite(step(number)) else lost + 1
+        loss = step(number)
+        if loss is None:
+            return number, True
+        lost = 0 if math.isfinite(loss) else lost + 1
     return steps, False
+
+
+def _treated(problem: Problem, treatments: tuple[Treatment, ...]) -> Setup:
+    setup = Setup(problem.fresh_model(), list(problem.training), problem.loss_fn)
+    for treatment in treatments:
+        treatment.change(setup)
+    return setup
+
+
+def _is_taken_untrained(problem: Problem, treatments: tuple[Treatment, ...], seed: int, number: int) -> bool:
+    """Whether the same model, untrained, gets through the batch of this update.
+
+    If so, what a trained one raised is what training did to it: a loss that refuses NaN, say. If not, the batch is.
+    """
+    _seed(seed)
+    try:
+        forward(_treated(problem, treatments), number)
+    except Exception:
+        return False
+    return True
 
 
 def _is_sick(raised: Sequence[Finding], kind: str) -> bool:
