@@ -64,6 +64,11 @@ class _Figures:
     gates: list[Tensor] = field(default_factory=list)
     is_output: bool = True
 
+    def add_silent(self, units: Tensor) -> None:
+        """Of one more call: a unit is as alive as it was at its best."""
+        before = self.silent
+        self.silent = units if before is None or before.shape != units.shape else before & units
+
 
 class Activations:
     """Looks at forward passes between ``begin`` and ``take``.
@@ -191,12 +196,10 @@ class Activations:
             told = flat.entries.all(1) if is_rectifier else flat.entries.flatten(1).float().mean(1)
             for place, figure in zip(flat.places, told.unbind(), strict=True):
                 node, (column, _) = made[place]
-                if (figures := self._now.get(column)) is None:
-                    continue
-                if is_rectifier:  # of several calls: a unit is as alive as it was at its best
-                    before = figures.silent
-                    figures.silent = figure if before is None or before.shape != figure.shape else before & figure
-                else:
+                figures = self._now.get(column)
+                if figures is not None and is_rectifier:
+                    figures.add_silent(figure)
+                elif figures is not None:
                     (figures.gates if node in factors else figures.saturated).append(figure)
 
 

@@ -51,7 +51,6 @@ class Background:
             "best": None,  # (loss, step, learning rate) where the loss was lowest
             "first_weights": None,  # norms as they were first sampled, before any update
             "first_shares": None,  # of the largest root mean square of a gradient's entries, at the first step
-            "steps": 0,
             "shares": {},  # the latest of the figures of activations
         }
 
@@ -59,7 +58,6 @@ class Background:
     def observe(self, report: StepReport) -> None:
         """Takes in one step."""
         memory = self._memory
-        memory["steps"] += 1
         if memory["first_shares"] is None and report.gradients_are_finite:
             memory["first_shares"] = self._shares(report)
         for first, last, value in (
@@ -96,7 +94,7 @@ class Background:
                 self._faded(report, column),
             ),
             "exploding": (self._rate(report), self._start(column), self._update(column)),
-            "nonfinite": (self._divergence(report), self._biases(column), self._first_step()),
+            "nonfinite": (self._divergence(report), self._biases(column), self._first_step(report)),
             "dead": (self._start(column), self._activation_rms(column), self._rate(report)),
             "saturated": (self._activation_rms(column), self._start(column), self._rate(report)),
             "stalled": (self._rate(report),),
@@ -167,8 +165,8 @@ class Background:
             words = f"at the first step its gradient was {first[column]:.2g} of the largest, now {now:.2g}"
             yield Fact(words, "faded later")
 
-    def _first_step(self) -> Iterator[Fact]:
-        if self._memory["steps"] == 1:
+    def _first_step(self, report: StepReport) -> Iterator[Fact]:
+        if report.update == 0:
             yield Fact("no update that was watched came before", "before any update")
 
     def _update(self, column: int | None) -> Iterator[Fact]:

@@ -23,7 +23,6 @@ PLAIN_RECURRENT = frozenset({"RNN", "RNNCell"})
 GATED = frozenset({"LSTM", "LSTMCell", "GRU", "GRUCell"})
 RESIDUAL = re.compile(r"Residual|BasicBlock|Bottleneck|(En|De)coderLayer|(GPT|Bert|Llama)\w*(Block|Layer)|ResNet")
 CRITIC = re.compile(r"critic|discriminator", re.IGNORECASE)
-EMBEDDINGS = frozenset({"Embedding", "EmbeddingBag"})
 READING = re.compile(r"Embedding(Bag)?|(Bil|L)inear|Conv\w*|(RNN|LSTM|GRU)(Cell)?|MultiheadAttention")
 ATTENTION = re.compile(r"Attention|Transformer|(En|De)coderLayer")
 CONVOLUTION = re.compile(r"Conv(?:Transpose)?(\dd)$")
@@ -97,6 +96,11 @@ class Case:
         return bool(self.owners & GATED)
 
     @property
+    def runs_along_time(self) -> bool:
+        """Either is."""
+        return self.is_recurrent or self.is_gated
+
+    @property
     def is_convolution(self) -> bool:
         """A convolution is."""
         return any(CONVOLUTION.search(owner) for owner in self.owners)
@@ -131,7 +135,7 @@ class Case:
     def reads_ids(self) -> bool:
         """An embedding comes before every other layer of torch's."""
         owners = (self.layers.owners[column] for column in self.layers.order)
-        return next((owner in EMBEDDINGS for owner in owners if READING.fullmatch(owner)), False)
+        return next(("Embedding" in owner for owner in owners if READING.fullmatch(owner)), False)
 
     @cached_property
     def words(self) -> dict[str, str]:

@@ -38,12 +38,11 @@ def _vanishing(case: Case) -> Iterator[str]:
     yield from _normalisations(case)
     if case.squashes:
         yield "relu"
-    runs_along_time = case.is_recurrent or case.is_gated
-    if not case.is_residual and not case.is_embedding and not runs_along_time:
+    if not case.is_residual and not case.is_embedding and not case.runs_along_time:
         yield "residual"
     if case.squashes and not case.normalises:
         yield from ("selu", "elu")
-    if not runs_along_time:
+    if not case.runs_along_time:
         yield "fewer-layers"
 
 
@@ -70,7 +69,7 @@ def _exploding(case: Case) -> Iterator[str]:
     yield "lower-learning-rate"
     if case.is_recurrent:
         yield "lstm-gru"
-    if case.is_recurrent or case.is_gated:
+    if case.runs_along_time:
         yield "truncated-bptt"
     if case.touches_input:
         yield "scaled-inputs"
@@ -128,7 +127,7 @@ def _overflows_at_once(case: Case) -> Iterator[str]:
 
 
 def _dead(case: Case) -> Iterator[str]:
-    if "bias far out" in case.clues or {"weights large", "weights alike"} & case.clues:
+    if {"bias far out", "weights large", "weights alike"} & case.clues:
         yield "he"
     if "large outputs" in case.clues and "weights grown" not in case.clues and case.touches_input:
         yield "scaled-inputs"
@@ -188,7 +187,7 @@ def _unstable(case: Case) -> Iterator[str]:
 
 def _starts(case: Case) -> Iterator[str]:
     """Initialisations that fit the function behind the sick layers."""
-    if case.is_recurrent or case.is_gated:
+    if case.runs_along_time:
         yield "orthogonal"
     elif not case.is_embedding:
         yield "xavier" if case.attends or (case.squashes and not case.rectifies) else "he"
@@ -201,7 +200,7 @@ def _normalisations(case: Case) -> Iterator[str]:
         return
     if case.attends:
         yield from ("layer-norm", "rms-norm")
-    elif case.is_recurrent or case.is_gated:
+    elif case.runs_along_time:
         yield "layer-norm"
     else:
         yield "batch-norm"
