@@ -13,7 +13,7 @@ from gradwatch.prescription import data, fitting, formulas
 from gradwatch.prescription.problem import Problem, called
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery import activations, calls, initialisation, recurrence, structure
-from gradwatch.prescription.treatments import TREATMENTS
+from gradwatch.prescription.treatments import TREATMENTS, Treatment
 from gradwatch.prescription.trial import run
 from gradwatch.remedies import LIBRARY
 
@@ -430,14 +430,27 @@ def test_a_critics_constraint_is_tried_late_where_nothing_advises_it():
 
 
 def learn(steps=60, *names, strength=""):
+    chosen = tuple(t for t in TREATMENTS if t.remedy in names and t.strength in ("", strength))
+    return run(identity(), chosen, 0, steps)
+
+
+def identity():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(320, 6, generator=generator)
     batches = list(zip(x.split(32), x.split(32), strict=True))
-    problem = Problem.of(
+    return Problem.of(
         lambda: nn.Linear(6, 6), lambda p: torch.optim.SGD(p, lr=0.05), batches, lambda out, y: F.mse_loss(out, y)
     )
-    chosen = tuple(t for t in TREATMENTS if t.remedy in names and t.strength in ("", strength))
-    return run(problem, chosen, 0, steps)
+
+
+def test_a_treated_model_that_cannot_be_evaluated_says_so():
+    def refuse(module, _):
+        if not module.training:
+            raise ZeroDivisionError("not in eval mode")
+
+    broken = Treatment("he", "", lambda setup: setup.model.register_forward_pre_hook(refuse))
+    with pytest.raises(ZeroDivisionError, match="not in eval mode"):
+        run(identity(), (broken,), 0, 5)
 
 
 def test_a_run_is_the_plain_loop():

@@ -7,6 +7,7 @@ step took. The generators of torch, numpy and random are as they were.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import random
@@ -94,6 +95,7 @@ def run(
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}.")
         before = math.nan if treatments else held_out_loss(problem, setup, deadline)
+        does_untrained = functools.partial(_does_untrained, problem, treatments, seed)
         _seed(seed + 1)
         raised: list[Finding] = []
         with watch(setup.model, optimizer, clip=setup.clip, log_dir=log_dir, on_finding=raised.append) as watcher:
@@ -108,7 +110,7 @@ def run(
                 try:
                     return step(number)
                 except Exception:
-                    if number == 0 or not _is_taken_untrained(problem, treatments, seed, number):
+                    if number == 0 or not does_untrained(lambda fresh: forward(fresh, number)):
                         raise
                 watcher.observe_loss(math.nan)  # to the watcher an update without gradients, whose loss is NaN
                 optimizer.zero_grad()
@@ -118,9 +120,12 @@ def run(
             made, is_hopeless = _steps(step_or_end, steps, deadline, is_enough)
             seconds = time.perf_counter() - begin
             findings = tuple(watcher.findings)
-        after = math.nan
-        with contextlib.suppress(Exception):  # it took the batches before it was trained
+        try:
             after = held_out_loss(problem, setup, deadline)
+        except Exception:
+            if not does_untrained(lambda fresh: held_out_loss(problem, fresh, deadline)):
+                raise
+            after = math.nan
     is_whole = time.perf_counter() <= deadline
     return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, is_hopeless)
 
@@ -149,14 +154,17 @@ def _treated(problem: Problem, treatments: tuple[Treatment, ...]) -> Setup:
     return setup
 
 
-def _is_taken_untrained(problem: Problem, treatments: tuple[Treatment, ...], seed: int, number: int) -> bool:
-    """Whether the same model, untrained, gets through the batch of this update.
+def _does_untrained(
+    problem: Problem, treatments: tuple[Treatment, ...], seed: int, attempt: Callable[[Setup], object]
+) -> bool:
+    """Whether the same model, untrained, gets through ``attempt``.
 
-    If so, what a trained one raised is what training did to it: a loss that refuses NaN, say. If not, the batch is.
+    If so, what a trained one raised is what training did to it: a loss that refuses NaN, say. If not, it is a fault of
+    the model or of the batch.
     """
     _seed(seed)
     try:
-        forward(_treated(problem, treatments), number)
+        attempt(_treated(problem, treatments))
     except Exception:
         return False
     return True
