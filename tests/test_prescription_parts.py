@@ -72,11 +72,13 @@ def test_a_treated_model_keeps_its_shapes_and_passes_gradients(model, treatment)
     assert any(parameter.grad is not None for parameter in setup.model.parameters())
 
 
-def test_the_same_activation_in_its_place_changes_nothing():
-    model, x = sequential(nn.ReLU), torch.randn(8, 6)
-    before = model(x)
-    activations.activate(setup_of(model), nn.ReLU())
-    assert torch.equal(model(x), before)
+@pytest.mark.parametrize(
+    "model", [sequential(nn.ReLU), nn.Sequential(nn.Linear(6, 3)), nn.Sequential(nn.Linear(6, 3), nn.Sigmoid())],
+    ids=["all are that one", "there is none", "it ends the model"],
+)  # fmt: skip
+def test_an_activation_that_would_change_nothing_does_not_apply(model):
+    with pytest.raises(NotApplicableError, match=r"no (other |hidden |)activation function was found$"):
+        activations.activate(setup_of(model), nn.ReLU())
 
 
 def test_one_activation_in_several_places_goes_from_all():
@@ -102,6 +104,74 @@ def test_a_sigmoid_at_the_end_stays_and_a_relu_at_the_end_goes():
     rectified = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
     activations.activate(setup_of(rectified), nn.LeakyReLU())
     assert isinstance(rectified[1], nn.LeakyReLU)
+
+
+@pytest.mark.parametrize("end", [torch.sigmoid, torch.Tensor.tanh, F.softplus, nn.Sigmoid()], ids=str)
+def test_what_forward_calls_behind_its_last_layer_stays_and_the_rest_goes(end):
+    class Ends(Custom):
+        def forward(self, x):
+            return end(super().forward(x))
+
+    model, x = Ends(), torch.randn(8, 6)
+    activations.activate(setup_of(model), nn.ELU())
+    expected = end(model.head(F.elu(model.second(F.elu(model.first(x))))))
+    for _ in range(2):
+        assert torch.equal(model(x), expected)
+
+
+def test_one_place_in_the_code_may_be_hidden_at_first_and_end_the_model_at_last():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x).sigmoid()
+            return x
+
+    model, x = Loop(), torch.randn(8, 6)
+    activations.activate(setup_of(model), nn.ReLU())
+    one, two, three = model.layers
+    assert torch.equal(model(x), three(two(one(x).relu()).relu()).sigmoid())
+
+
+def test_a_module_that_forward_calls_between_layers_goes_wherever_it_was_registered():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head, self.squash, self.end = nn.Linear(6, 6), nn.Linear(6, 3), nn.Sigmoid(), nn.Sigmoid()
+
+        def forward(self, x):
+            return self.end(self.head(self.squash(self.first(x))))
+
+    model = Late()
+    activations.activate(setup_of(model), nn.ReLU())
+    assert isinstance(model.squash, nn.ReLU)
+    assert isinstance(model.end, nn.Sigmoid)
+
+
+def test_weights_that_are_no_layers_count_as_layers():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(6, 3))
+
+        def forward(self, x):
+            return torch.sigmoid(torch.tanh(x @ self.one) @ self.two)
+
+    model, x = Bare(), torch.randn(8, 6)
+    activations.activate(setup_of(model), nn.ReLU())
+    assert torch.equal(model(x), torch.sigmoid(torch.relu(x @ model.one) @ model.two))
+
+
+def test_a_transformer_layer_evaluates_by_the_function_that_was_put_in():
+    layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, activation=nn.GELU(), batch_first=True)
+    x = torch.randn(2, 3, 6)
+    activations.activate(setup_of(layer, x), nn.ELU())
+    expected = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), expected)
 
 
 def test_prelu_needs_a_module_to_hold_its_weight():

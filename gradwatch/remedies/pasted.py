@@ -24,9 +24,9 @@ layers = [name for name, part in model.named_modules() if isinstance(part, kinds
 """``layers``: names of the linear and convolutional ones, but for those whose weights torch's own modules read."""
 
 _FUNCTIONS = """\
-squashing = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign, nn.LogSigmoid)
+bounded = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign, nn.LogSigmoid, nn.Softplus)
 rectifying = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU)
-rectifying += (nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish)
+rectifying += (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
 """
 
 BLOCKS = f"""\
@@ -36,7 +36,7 @@ blocks = []
 for stack in [part for part in model.modules() if isinstance(part, nn.Sequential)]:
     start = None
     for place, part in enumerate(stack):
-        if start is not None and isinstance(part, squashing + rectifying):
+        if start is not None and isinstance(part, bounded + rectifying):
             blocks.append((stack, start, place))
         if isinstance(part, kinds):
             start = place
@@ -50,12 +50,20 @@ def activation(module: str, function: str) -> str:
     """``module`` in the place of every activation function, and what to write where ``forward`` calls one by itself."""
     return f"""\
 {_FUNCTIONS}\
-parts = list(model.named_modules(remove_duplicate=False))
-{_KINDS}\
-last = max((place for place, (_, part) in enumerate(parts) if isinstance(part, kinds)), default=-1)
-for place, (name, part) in enumerate(parts):  # where forward itself calls F.relu or torch.tanh: {function}
-    if isinstance(part, squashing + rectifying if place < last else rectifying):  # a sigmoid at the end stays
-        model.set_submodule(name, {module})
+order = []
+hooks = [part.register_forward_hook(lambda part, *_: order.append(part)) for part in model.modules()]
+with torch.no_grad():
+    model.eval()(x)  # one batch's inputs, to see what is called last
+model.train()
+for hook in hooks:
+    hook.remove()
+weighted = [place for place, part in enumerate(order) if any(w.ndim > 1 for w in part.parameters(recurse=False))]
+ending = order[max(weighted, default=-1) + 1 :]
+for name, part in list(model.named_modules(remove_duplicate=False)):
+    if isinstance(part, rectifying) or (isinstance(part, bounded) and part not in ending):  # a sigmoid at the end stays
+        model.set_submodule(name, {module})  # where forward itself calls F.relu or torch.tanh: {function}
+    elif isinstance(part, nn.TransformerEncoderLayer):
+        part.activation_relu_or_gelu = 0  # or eval mode would go by the function that it was made with
 """
 
 

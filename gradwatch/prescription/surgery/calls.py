@@ -103,8 +103,13 @@ def blocks_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> Ite
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts ``module`` in the place of the part called ``name``, in the mode of what was there."""
     module.training = model.get_submodule(name).training
-    parent, _, key = name.rpartition(".")
-    model.get_submodule(parent)._modules[key] = module
+    parent_name, _, key = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    parent._modules[key] = module
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        parent.activation_relu_or_gelu = (
+            0  # else its short cut in eval mode goes by the activation that it was made with
+        )
 
 
 @contextmanager
