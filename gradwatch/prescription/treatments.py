@@ -20,6 +20,7 @@ from gradwatch.prescription.problem import called
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery import activations, initialisation, recurrence, structure
 from gradwatch.remedies import LIBRARY
+from gradwatch.remedies.learning_rate import multiplied
 
 __all__ = ["TREATMENTS", "Treatment", "code_of", "name_of"]
 
@@ -140,13 +141,11 @@ _CHANGES: dict[str, Callable[[Setup], None]] = {
 }
 
 
-def _at_rate(remedy: str, factor: float) -> Treatment:
-    """The library writes the gentlest factor."""
-    code = LIBRARY[remedy].code.replace(f"*= {FACTORS[remedy][0]:g}", f"*= {factor:g}")
-    return Treatment(remedy, code, _set(rate=factor), f"-{factor:g}")
-
-
 TREATMENTS: tuple[Treatment, ...] = (
     *(Treatment(remedy, LIBRARY[remedy].code, change) for remedy, change in _CHANGES.items()),
-    *(_at_rate(remedy, factor) for remedy, factors in FACTORS.items() for factor in factors),
+    *(
+        Treatment(remedy, multiplied(factor), _set(rate=factor), f"-{factor:g}")
+        for remedy, factors in FACTORS.items()
+        for factor in factors
+    ),
 )

@@ -1,6 +1,6 @@
 """Activation functions that let the gradient through."""
 
-from gradwatch.remedies.pasted import BEFORE, BLOCKS, activation, drawn
+from gradwatch.remedies.pasted import BEFORE, BLOCKS, KINDS, activation, drawn
 from gradwatch.remedies.remedy import Remedy
 
 REMEDIES = (
@@ -100,6 +100,7 @@ class Maxout(nn.Module):
 
 
 """
+        + KINDS
         + BLOCKS
         + """\
 for stack, start, end in blocks:

@@ -3,6 +3,17 @@
 from gradwatch.findings import KINDS
 from gradwatch.remedies.remedy import Remedy
 
+__all__ = ["REMEDIES", "multiplied"]
+
+
+def multiplied(factor: float) -> str:
+    """The code that multiplies every learning rate by ``factor``."""
+    return f"""\
+for group in optimizer.param_groups:  # before a scheduler is made, which goes by the rate that it finds
+    group["lr"] *= {factor:g}
+"""
+
+
 REMEDIES = (
     Remedy(
         name="lower-learning-rate",
@@ -12,10 +23,7 @@ REMEDIES = (
         kinds=KINDS,
         why="w ← w − lr·g converges on a curvature λ for lr < 2/λ, and grows by |1 − lr·λ| a step beyond it",
         source="LeCun et al. 1998, Efficient backprop",
-        code="""\
-for group in optimizer.param_groups:  # before a scheduler is made, which goes by the rate that it finds
-    group["lr"] *= 0.1
-""",
+        code=multiplied(0.1),
         cost="more steps to the same loss",
     ),
     Remedy(
@@ -28,10 +36,7 @@ for group in optimizer.param_groups:  # before a scheduler is made, which goes b
         kinds=("vanishing", "dead", "saturated", "stalled"),
         why="the update |Δw| = lr·|g|: below 2⁻²⁴·|w| it is rounded away in float32, and 2⁻⁹·|w| in bfloat16",
         source="Smith 2015 (to find the range), arXiv:1506.01186",
-        code="""\
-for group in optimizer.param_groups:  # before a scheduler is made, which goes by the rate that it finds
-    group["lr"] *= 10
-""",
+        code=multiplied(10),
         cost="none; too far is exploding",
     ),
     Remedy(

@@ -5,20 +5,21 @@ Enters: what is particular to one. Leaves: Python to paste, which runs on the us
 
 from __future__ import annotations
 
-__all__ = ["BEFORE", "BLOCKS", "LAYERS", "activation", "drawn", "normalised"]
+__all__ = ["BEFORE", "BLOCKS", "KINDS", "LAYERS", "activation", "drawn", "normalised"]
 
 BEFORE = "# before the optimizer is made: it would not train the new weights otherwise\n"
 """The first line of what puts weights into the model."""
 
-_KINDS = """\
+KINDS = """\
 kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 kinds += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """
+"""``kinds``: linear and convolutional layers."""
 
 LAYERS = f"""\
 whole = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # read their parts' weights
 within = tuple(f"{{name}}." for name, part in model.named_modules() if isinstance(part, whole))
-{_KINDS}\
+{KINDS}\
 layers = [name for name, part in model.named_modules() if isinstance(part, kinds) and not name.startswith(within)]
 """
 """``layers``: names of the linear and convolutional ones, but for those whose weights torch's own modules read."""
@@ -31,7 +32,6 @@ rectifying += (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
 
 BLOCKS = f"""\
 {_FUNCTIONS}\
-{_KINDS}\
 blocks = []
 for stack in [part for part in model.modules() if isinstance(part, nn.Sequential)]:
     start = None
@@ -43,7 +43,7 @@ for stack in [part for part in model.modules() if isinstance(part, nn.Sequential
         elif "Norm" not in type(part).__name__:
             start = None
 """
-"""``blocks``: each ``nn.Sequential`` with the places of a layer and of the activation function behind it."""
+"""``blocks``, of ``kinds``: each ``nn.Sequential`` with the places of a layer and of the activation function behind."""
 
 
 def activation(module: str, function: str) -> str:
@@ -72,7 +72,7 @@ def drawn(hidden: str, last: str | None = None) -> str:
     at_last = f'            elif part is last or "in_proj" in name:\n                {last}\n' if last else ""
     find_last = "last = [part for part in model.modules() if isinstance(part, kinds)][-1]\n" if last else ""
     return f"""\
-{_KINDS}\
+{KINDS}\
 norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 {find_last}\
 for part in model.modules():

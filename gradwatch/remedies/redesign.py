@@ -1,6 +1,6 @@
 """Redesign: a smaller task for the gradient."""
 
-from gradwatch.remedies.pasted import BLOCKS
+from gradwatch.remedies.pasted import BLOCKS, KINDS
 from gradwatch.remedies.remedy import Remedy
 
 REMEDIES = (
@@ -12,7 +12,8 @@ REMEDIES = (
         kinds=("vanishing", "exploding", "dead", "saturated"),
         why="‖∂L/∂x₀‖ ≤ Πₗ‖Jₗ‖·‖∂L/∂x_L‖: with L halved, a factor qᴸ becomes its square root",
         source="Bengio, Simard and Frasconi 1994, Learning long-term dependencies with gradient descent is difficult",
-        code=BLOCKS
+        code=KINDS
+        + BLOCKS
         + """\
 same = [block for block in blocks if len(set(block[0][block[1]].weight.shape[:2])) == 1]  # as wide as what it is given
 for stack, start, end in same[1::2]:
