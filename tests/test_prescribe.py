@@ -140,6 +140,16 @@ def test_a_broken_row_in_every_batch_is_cured_by_leaving_it_out():
     assert any(trial.remedy == "clean-data" and trial.cured for trial in found.ranking)
 
 
+def test_large_targets_that_stay_unscaled_are_told():
+    batches = [(50 * x, y) for x, y in large_sums()]
+    found = gradwatch.prescribe(
+        Gaussian, descent(0.05), batches, lambda output, y: F.mse_loss(output[0], y), seeds=1, budget_seconds=4
+    )
+    assert any(trial.remedy == "scaled-inputs" for trial in found.ranking), str(found)
+    assert found.not_applicable["scaled-inputs"].startswith("only the inputs were scaled; targets have a deviation")
+    assert "Not tried, or not in full:" in str(found)
+
+
 def test_where_nothing_is_sick_nothing_is_tried():
     found = gradwatch.prescribe(lambda: stack(2, nn.ReLU), descent(0.1), classes(), F.cross_entropy, seeds=1)
     assert (found.ranking, found.best, found.findings) == ([], None, ())

@@ -354,6 +354,18 @@ def test_targets_that_cannot_be_scaled_are_said_to_be_large():
         data.scale(setup)
 
 
+def test_inputs_that_are_scaled_without_their_large_targets_are_said_to_be():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x.exp()
+
+    setup = setup_of(Two(), 50 * torch.randn(512, 6), 1e5 * torch.randn(512, 6))
+    data.scale(setup)
+    assert setup.inputs_of(setup.batches[0][0]).std().item() == pytest.approx(1.0, rel=0.05)
+    assert setup.targets_of(setup.batches[0][1]) is setup.batches[0][1]
+    assert setup.not_done.startswith("only the inputs were scaled; targets have a deviation of")
+
+
 def test_sequences_of_several_lengths_share_one_scale():
     batches = [(5000 + 2000 * torch.randn(32, length, 1), torch.zeros(32, 1)) for length in (10, 12, 11)]
     setup = Setup(Reader(nn.RNN(1, 5, batch_first=True)), batches, F.mse_loss)

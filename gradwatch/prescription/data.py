@@ -37,6 +37,8 @@ def scale(setup: Setup) -> None:
         raise NotApplicableError(f"the inputs have about unit variance already{why}")
     if given is not None:
         setup.inputs_of = functools.partial(_scaled, by=given)
+    if made is None and why:
+        setup.not_done = f"only the inputs were scaled{why}"
     if made is not None:
         mean, deviation = made
         setup.targets_of = functools.partial(_scaled, by=made)
