@@ -322,6 +322,40 @@ def test_pasted_settings_train_as_the_trial_did(treatment):
         assert not torch.equal(pasted[0].weight, untreated[0].weight)
 
 
+def broken_rows():
+    """A NaN or Inf in every batch, in inputs or targets; a wild row in one, no sound row in another."""
+    generator = torch.Generator().manual_seed(5)
+    batches = [(torch.randn(16, 2, 6, generator=generator), torch.randn(16, generator=generator)) for _ in range(6)]
+    for number, (x, y) in enumerate(batches):
+        x[number, 1, number] = math.nan
+        y[number + 2] = -math.inf
+    batches[2][0][9, 0, 0] = 1e4
+    batches[4][0][:, 1, 2] = math.inf
+    return batches
+
+
+def silent_batches():
+    """Most hold nothing but zeros: there is no usual size, so that nothing is wild."""
+    batches = [(torch.zeros(4, 6), torch.arange(4)) for _ in range(5)]
+    batches[1][0][:] = 5.0
+    batches[2][0][3, 1] = math.nan
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("make_batches", "lengths"), [(broken_rows, [14, 14, 13, 14, 14]), (silent_batches, [4, 4, 3, 4, 4])]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rows_left_out_by_the_code_are_those_of_the_trial(make_batches, lengths, dtype):
+    batches = [(x.to(dtype), y) for x, y in make_batches()]
+    setup = Setup(nn.Linear(6, 1), batches, F.mse_loss)
+    treatment_of("clean-data").change(setup)
+    names = program(batches=batches)
+    exec(LIBRARY["clean-data"].code, names)
+    assert [len(x) for x, _ in setup.batches] == lengths
+    torch.testing.assert_close(names["batches"], setup.batches, rtol=0, atol=0)
+
+
 def constant_features(generator):
     """As scikit-learn's digits have: pixels that are 0 in every image."""
     return torch.randn(16, 6, generator=generator).mul(5).masked_fill(torch.arange(6) == 0, 0.0)

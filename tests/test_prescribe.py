@@ -128,6 +128,28 @@ def test_a_batch_that_the_untrained_model_cannot_take_is_no_loss():
         gradwatch.prescribe(lambda: stack(1, nn.ReLU), descent(0.1), batches, F.cross_entropy, budget_seconds=3)
 
 
+def test_a_broken_row_in_every_batch_is_cured_by_leaving_it_out():
+    batches = classes()
+    for x, _ in batches:
+        x[7, 3] = math.nan
+    found = gradwatch.prescribe(
+        lambda: stack(1, nn.ReLU), descent(0.1), batches, F.cross_entropy, seeds=1, budget_seconds=4
+    )
+    assert found.best is not None, str(found)
+    assert "clean-data" in found.best.remedy
+    assert any(trial.remedy == "clean-data" and trial.cured for trial in found.ranking)
+
+
+def test_large_targets_that_stay_unscaled_are_told():
+    batches = [(50 * x, y) for x, y in large_sums()]
+    found = gradwatch.prescribe(
+        Gaussian, descent(0.05), batches, lambda output, y: F.mse_loss(output[0], y), seeds=1, budget_seconds=4
+    )
+    assert any(trial.remedy == "scaled-inputs" for trial in found.ranking), str(found)
+    assert found.not_applicable["scaled-inputs"].startswith("only the inputs were scaled; targets have a deviation")
+    assert "Not tried, or not in full:" in str(found)
+
+
 def test_where_nothing_is_sick_nothing_is_tried():
     found = gradwatch.prescribe(lambda: stack(2, nn.ReLU), descent(0.1), classes(), F.cross_entropy, seeds=1)
     assert (found.ranking, found.best, found.findings) == ([], None, ())
@@ -260,7 +282,11 @@ def test_runs_to_compare_are_written(tmp_path):
         ({"batches": iter(())}, TypeError, "batches: expected a sequence"),
         ({"batches": classes()[:1]}, ValueError, "batches: expected two or more"),
         ({"batches": [torch.ones(2)] * 4}, TypeError, r"batches\[0\]: expected \(inputs, targets\)"),
-        ({"batches": [(torch.full((4, 16), math.nan), torch.zeros(4))] * 5}, ValueError, "batches: all 1 held-out"),
+        (
+            {"batches": [(torch.full((4, 16), math.nan), torch.zeros(4))] * 5},
+            ValueError,
+            r"nothing of those held out \(numbers 4",
+        ),
         ({"loss_fn": lambda output, y: output}, TypeError, r"loss_fn: expected it to return a scalar tensor"),
         (
             {"loss_fn": lambda output, y: F.mse_loss(output, y)},

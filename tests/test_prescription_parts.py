@@ -424,6 +424,18 @@ def test_targets_that_cannot_be_scaled_are_said_to_be_large():
         data.scale(setup)
 
 
+def test_inputs_that_are_scaled_without_their_large_targets_are_said_to_be():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x.exp()
+
+    setup = setup_of(Two(), 50 * torch.randn(512, 6), 1e5 * torch.randn(512, 6))
+    data.scale(setup)
+    assert setup.inputs_of(setup.batches[0][0]).std().item() == pytest.approx(1.0, rel=0.05)
+    assert setup.targets_of(setup.batches[0][1]) is setup.batches[0][1]
+    assert setup.not_done.startswith("only the inputs were scaled; targets have a deviation of")
+
+
 def test_sequences_of_several_lengths_share_one_scale():
     batches = [(5000 + 2000 * torch.randn(32, length, 1), torch.zeros(32, 1)) for length in (10, 12, 11)]
     setup = Setup(Reader(nn.RNN(1, 5, batch_first=True)), batches, F.mse_loss)
@@ -441,14 +453,71 @@ def test_small_targets_and_classes_are_not_scaled():
         data.scale(setup_of(nn.Linear(6, 3), torch.randn(512, 6)))
 
 
-def test_batches_of_nan_and_of_wild_numbers_go():
-    x, y = torch.randn(8, 6), torch.randint(3, (8,))
-    setup = setup_of(nn.Linear(6, 3), x, y)
-    sick, wild = x.clone(), x.clone()
-    sick[2, 3], wild[2, 3] = math.nan, 1e6
-    setup.batches += [(sick, y), (wild, y)]
+def cleaned(*batches):
+    setup = Setup(nn.Linear(6, 3), list(batches), F.cross_entropy)
     data.clean(setup)
-    assert [batch[0] is x for batch in setup.batches] == [True] * 3
+    return setup.batches
+
+
+def test_rows_of_nan_and_of_wild_numbers_go_and_sound_batches_stay_as_they_are():
+    x, y = torch.randn(8, 6), torch.arange(8)
+    sick, wild = x.clone(), x.clone()
+    sick[2, 3], wild[5, 3] = math.nan, 1e6
+    left = cleaned((x, y), (sick, y), (x, y), (wild, y), (torch.full((8, 6), math.inf), y))
+    assert [batch[0] is x for batch in left] == [True, False, True, False]
+    for (inputs, targets), row in ((left[1], 2), (left[3], 5)):
+        assert targets.tolist() == [each for each in range(8) if each != row]
+        assert torch.equal(inputs, x[targets])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_broken_row_in_every_batch_costs_that_row_alone(broken, dtype):
+    batches = [(torch.randn(8, 2, 6).to(dtype), torch.randn(8).to(dtype)) for _ in range(4)]
+    for row, (x, y) in enumerate(batches):
+        x[row, 1, row] = broken
+        y[row + 1] = broken
+    left = cleaned(*batches)
+    assert [(len(x), len(y)) for x, y in left] == [(6, 6)] * 4
+    assert all(x.isfinite().all() and y.isfinite().all() for x, y in left)
+
+
+def test_rows_are_left_out_of_every_tensor_of_a_structure():
+    x, of = torch.arange(8.0), torch.arange(8)
+    x[3] = math.nan
+    ((inputs, targets),) = cleaned(({"x": x, "length": of}, (of, {"again": of})))
+    assert all(
+        tensor.tolist() == [0, 1, 2, 4, 5, 6, 7] for tensor in (inputs["length"], targets[0], targets[1]["again"])
+    )
+
+
+@pytest.mark.parametrize("other", [torch.zeros(7), torch.tensor(1.0), 0, None, "name"], ids=repr)
+def test_batches_whose_leaves_do_not_begin_alike_go_whole(other):
+    sick = torch.randn(8, 6)
+    sick[2, 3] = math.nan
+    sound = torch.randn(8, 6), other
+    assert cleaned(sound, (sick, other), sound, sound, (1e6 * torch.randn(8, 6), other)) == [sound] * 3
+
+
+def test_batches_of_numbers_alone_are_not_cleaned():
+    with pytest.raises(NotApplicableError, match="no batch holds NaN"):
+        cleaned(*((number, 0) for number in range(4)))
+
+
+def test_where_every_row_is_broken_no_batch_would_be_left():
+    with pytest.raises(NotApplicableError, match="no batch would be left"):
+        cleaned(*[(torch.full((8, 6), math.nan), torch.arange(8))] * 3)
+
+
+@pytest.mark.parametrize("size", [lambda z: z.tan(), lambda z: (4 * z).exp(), lambda z: 1e-4 + (z > 1)], ids=range(3))
+def test_heavy_tails_and_rows_next_to_zero_are_not_wild(size):
+    z = torch.randn(512, 1, generator=torch.Generator().manual_seed(0))
+    batches = list(zip(size(z).split(64), torch.arange(512).split(64), strict=True))
+    try:
+        left = cleaned(*batches)
+    except NotApplicableError:
+        left = batches
+    assert sum(len(y) for _, y in left) > 0.98 * 512
 
 
 def test_smaller_batches_hold_the_same_items():
@@ -511,6 +580,35 @@ def identity():
     return Problem.of(
         lambda: nn.Linear(6, 6), lambda p: torch.optim.SGD(p, lr=0.05), batches, lambda out, y: F.mse_loss(out, y)
     )
+
+
+def of_batches(batches):
+    return Problem.of(lambda: nn.Linear(6, 6), lambda p: torch.optim.SGD(p, lr=0.05), batches, F.mse_loss)
+
+
+def test_held_out_batches_lose_rows_that_are_not_finite_and_never_wild_ones():
+    batches = [(torch.randn(8, 6), torch.randn(8, 6)) for _ in range(10)]
+    for x, y in batches:
+        x[2, 3], y[4, 1], x[5, 0] = math.nan, math.inf, 1e9
+    problem = of_batches(batches)
+    rows = [0, 1, 3, 5, 6, 7]
+    expected = [(x[rows], y[rows]) for x, y in (batches[4], batches[9])]
+    torch.testing.assert_close(problem.held_out, expected, rtol=0, atol=0)
+    assert [x is batches[number][0] for (x, _), number in zip(problem.training, (0, 1, 2, 3, 5, 6, 7, 8), strict=True)]
+
+
+def test_held_out_batches_go_whole_where_rows_cannot_be_told():
+    batches = [((torch.randn(8, 6), 1.0), torch.randn(8, 6)) for _ in range(10)]
+    batches[4][0][0][2, 3] = math.nan
+    assert [inputs is batches[9][0] for inputs, _ in of_batches(batches).held_out] == [True]
+    numbers = [(number, 0) for number in range(10)]
+    assert of_batches(numbers).held_out == [(4, 0), (9, 0)]
+
+
+@pytest.mark.parametrize(("count", "named"), [(5, "numbers 4"), (10, "numbers 4, 9"), (30, "numbers 4, 9, 14, 3 more")])
+def test_held_out_batches_of_which_nothing_is_left_are_named(count, named):
+    with pytest.raises(ValueError, match=rf"^batches: NaN or Inf leaves nothing of those held out \({named}\), so"):
+        of_batches([(torch.full((8, 6), math.nan), torch.randn(8, 6))] * count)
 
 
 def test_a_treated_model_that_cannot_be_evaluated_says_so():

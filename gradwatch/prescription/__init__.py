@@ -55,8 +55,9 @@ def prescribe(
     Args:
         make_model: makes a model; called anew for every trial, under that trial's seed.
         make_optimizer: parameters → optimizer.
-        batches: two or more (inputs, targets), or ``{"inputs": …, "targets": …}``. Every fifth is held out. Inputs that
-            are a mapping or a tuple are handed to ``forward`` by name or in order, if it takes them so.
+        batches: two or more (inputs, targets), or ``{"inputs": …, "targets": …}``. Every fifth is held out, without its
+            rows that hold NaN or Inf. Inputs that are a mapping or a tuple are handed to ``forward`` by name or in
+            order, if it takes them so.
         loss_fn: (outputs, targets) → scalar tensor. Targets may be any structure.
         seeds: how many seeds the last ones of the race are tried on.
         budget_seconds: of wall clock; no trial runs past it.

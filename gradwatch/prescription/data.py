@@ -7,21 +7,23 @@ of a model that is trained on scaled targets are brought back to their unit.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from gradwatch.prescription.problem import called, is_finite, owned, tensors_of
+from gradwatch.prescription.problem import called, owned
+from gradwatch.prescription.rows import kept, largest_entries, length_of
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery.calls import evaluating
 
 __all__ = ["clean", "scale", "split"]
 
 LARGE = 3.0  # targets of a mean or deviation beyond this are scaled; probabilities and class weights never are
-WILD = 100.0  # a batch whose largest entry is so many times that of the median batch is left out
+WILD = 100.0  # a row whose largest entry is so many times that of the median batch is left out
 SMALLER = 4  # parts that each batch is cut into
 
 
@@ -30,11 +32,13 @@ def scale(setup: Setup) -> None:
     given = _moments([inputs for inputs, _ in setup.batches])
     made, why = _target_scale(setup)
     if made is None and given is None:
-        raise NotApplicableError(f"the inputs are not a tensor of real numbers{why}")
+        raise NotApplicableError(f"the inputs are not a tensor of finite real numbers{why}")
     if made is None and given is not None and _is_about_unit(*given):
         raise NotApplicableError(f"the inputs have about unit variance already{why}")
     if given is not None:
         setup.inputs_of = functools.partial(_scaled, by=given)
+    if made is None and why:
+        setup.not_done = f"only the inputs were scaled{why}"
     if made is not None:
         mean, deviation = made
         setup.targets_of = functools.partial(_scaled, by=made)
@@ -42,17 +46,22 @@ def scale(setup: Setup) -> None:
 
 
 def clean(setup: Setup) -> None:
-    """Batches that hold NaN, Inf or wild numbers are left out."""
-    finite = [batch for batch in setup.batches if is_finite(batch)]
-    sizes = [
-        max((float(tensor.abs().max()) for tensor in tensors_of(batch) if tensor.numel()), default=0.0)
-        for batch in finite
-    ]
-    usual = statistics.median(sizes) if sizes else 0.0
-    kept = [batch for batch, size in zip(finite, sizes, strict=True) if usual == 0 or size <= WILD * usual]
-    if not kept or len(kept) == len(setup.batches):
-        raise NotApplicableError("no batch holds NaN, Inf or wild numbers" if kept else "no batch would be left")
-    setup.batches = kept
+    """Rows that hold NaN, Inf or wild numbers are left out; whole batches where rows cannot be told.
+
+    What is usual is the median over batches, not over rows: where most rows are next to zero, those that are not would
+    be wild.
+    """
+    sizes = [largest_entries(batch) for batch in setup.batches]
+    finite = [rows[rows.isfinite()] for rows in sizes]
+    usual = statistics.median([float(rows.max()) for rows in finite if len(rows)] or [0.0])
+    sound = [rows.isfinite() & (rows <= (WILD * usual or math.inf)) for rows in sizes]
+    if all(rows.all() for rows in sound):
+        raise NotApplicableError("no batch holds NaN, Inf or wild numbers")
+    left = [kept(batch, rows) for batch, rows in zip(setup.batches, sound, strict=True)]
+    batches = [batch for batch in left if batch is not None]
+    if not batches:
+        raise NotApplicableError("no batch would be left")
+    setup.batches = batches
 
 
 def split(setup: Setup) -> None:
@@ -61,8 +70,7 @@ def split(setup: Setup) -> None:
 
 
 def _parts(batch: Any) -> list[Any]:
-    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in tree_leaves(batch)}
-    length = next(iter(lengths)) if len(lengths) == 1 else None
+    length = length_of(batch)
     if length is None or length < 2 * SMALLER:
         raise NotApplicableError(f"not all tensors of a batch begin with the same {2 * SMALLER} items or more")
     size = -(-length // SMALLER)
@@ -78,7 +86,7 @@ def _moments(batches: list[Any], alike: bool = False) -> tuple[Tensor, Tensor] |
 
     None where these are not tensors of real numbers; what holds NaN or Inf does not count.
     """
-    tensors = [tensor.detach() for tensor in batches if isinstance(tensor, Tensor) and is_finite(tensor)]
+    tensors = [tensor.detach() for tensor in batches if isinstance(tensor, Tensor) and tensor.isfinite().all()]
     if not tensors or not all(tensor.is_floating_point() and tensor.ndim for tensor in tensors):
         return None
     has_features = not alike and {tensor.shape[1:] for tensor in tensors} == {tensors[0].shape[1:2]}

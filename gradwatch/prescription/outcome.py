@@ -29,7 +29,7 @@ class Prescription:
         findings: what the untreated model showed, on all seeds.
         controls: ``{"do nothing": …, "random choice": …}``: (share cured, loss) without a remedy, and the expected
             ones of a remedy drawn at random from those tried (of the loss, the median).
-        not_applicable: remedy → why it could not be tried.
+        not_applicable: remedy → why it could not be tried, or not in full.
         steps: updates of the untreated run.
     """
 
@@ -53,7 +53,7 @@ class Prescription:
             parts.append(f"The change (one of the model belongs before its optimizer is made):\n\n{self.best.code}")
         if self.not_applicable:
             singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
-            parts.append("\n".join(["Not tried:", *singles]))
+            parts.append("\n".join(["Not tried, or not in full:", *singles]))
         return "\n\n".join(parts)
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-__all__ = ["Batch", "Problem", "called", "is_finite", "owned", "tensors_of"]
+from gradwatch.prescription.rows import kept, largest_entries
+
+__all__ = ["Batch", "Problem", "called", "owned"]
 
 Batch = tuple[Any, Any]
 """(inputs, targets), each a tensor or a structure of tensors."""
@@ -34,7 +35,8 @@ class Problem:
         make_model: as the user gave it; called anew for every trial, under that trial's seed.
         make_optimizer: parameters → optimizer.
         training: the batches to train on, in their order.
-        held_out: those never trained on; without those whose entries are not finite, which tell nothing of a model.
+        held_out: those never trained on; without their rows that hold NaN or Inf, which tell nothing of a model, or
+            without the whole batch where its tensors do not begin with the same number of items.
         loss_fn: (outputs, targets) → scalar.
         hands_out: once known, whether ``make_model`` gives one and the same model every time.
     """
@@ -73,13 +75,14 @@ class Problem:
             raise ValueError(f"batches: expected two or more, one of them to hold out, found {len(batches)}.")
         pairs = [_pair(number, batch) for number, batch in enumerate(batches)]
         every = max(EVERY, -(-len(pairs) // MOST))
-        held_out = {*range(every - 1, len(pairs), every)} or {len(pairs) - 1}
+        held_out = [*range(every - 1, len(pairs), every)] or [len(pairs) - 1]
         training = [pair for number, pair in enumerate(pairs) if number not in held_out]
-        sound = [pairs[number] for number in sorted(held_out) if is_finite(pairs[number])]
+        finite = [kept(pairs[number], largest_entries(pairs[number]).isfinite()) for number in held_out]
+        sound = [pair for pair in finite if pair is not None]
         if not sound:
             raise ValueError(
-                f"batches: all {len(held_out)} held-out ones hold NaN or Inf, so no model could be judged. "
-                "Clean the data, or give more batches."
+                f"batches: NaN or Inf leaves nothing of those held out (numbers {_some(held_out)}), so no model could "
+                "be judged. Clean the data, or give more batches."
             )
         return cls(make_model, make_optimizer, training, sound, loss_fn)
 
@@ -121,16 +124,6 @@ def owned(batch: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def tensors_of(batch: Any) -> list[Tensor]:
-    """The tensors of real numbers in a batch."""
-    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def is_finite(batch: Any) -> bool:
-    """Whether no number of it is NaN or Inf."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(batch))
-
-
 def _pair(number: int, batch: Any) -> Batch:
     if isinstance(batch, Mapping) and {"inputs", "targets"} == set(batch):
         return batch["inputs"], batch["targets"]
@@ -141,6 +134,12 @@ def _pair(number: int, batch: Any) -> Batch:
         f'batches[{number}]: expected (inputs, targets), or {{"inputs": …, "targets": …}}, found {found}. '
         "Put whatever the loss needs into targets; it may be any structure."
     )
+
+
+def _some(numbers: Sequence[int]) -> str:
+    """The first three, and how many more there are."""
+    more = [f"{len(numbers) - 3} more"] if len(numbers) > 3 else []
+    return ", ".join([*map(str, numbers[:3]), *more])
 
 
 def _fits(model: nn.Module, args: Sequence[Any], named: Mapping[str, Any]) -> bool:

@@ -52,13 +52,14 @@ def race(
         advance: told the share of the race that lies behind.
 
     Returns:
-        The whole runs of each that took part, without a first one that was shorter where there are others; of the
-        remedies that have none, why they could not be tried.
+        The whole runs of each that took part, without a first one that was shorter where there are others; why remedies
+        that have none could not be tried, and what of others could not be done.
     """
     whole: dict[Candidate, list[Run]] = {}
     shortened = False
     barred: dict[str, str] = {}
     failed: dict[str, str] = {}
+    partly: dict[str, str] = {}
     field, first = list(candidates), baselines[seeds[0]]
     shortest = max(FEWEST, 1 + max(finding.raised_step for finding in first.findings if finding.kind == kind))
     for round_, seed in enumerate(seeds):
@@ -79,9 +80,10 @@ def race(
         shortened = shortened or steps < length
         going_on.sort(key=lambda candidate: score_of(whole[candidate], baselines, kind))
         field = going_on[: max(FINALISTS, len(going_on) // KEPT)]
-    for candidate in whole:
+    for candidate, runs in whole.items():
         failed.pop(name_of(candidate), None)
-    return whole, barred | failed
+        partly |= {name_of(candidate): run.not_done for run in runs if run.not_done}
+    return whole, barred | failed | partly
 
 
 def _is_sick_too(

@@ -42,6 +42,7 @@ class Setup:
         loss_scale: what the loss is multiplied by before, and gradients are divided by after the backward pass.
         after_update: done to the model after each update.
         modes: what torch functions mean in the forward pass and in the loss.
+        not_done: what of a treatment could not be done, and why; empty where all could.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Setup:
     loss_scale: float = 1.0
     after_update: Callable[[nn.Module], None] | None = None
     modes: list[TorchFunctionMode] = field(default_factory=list)
+    not_done: str = ""
 
     def within(self, mode: TorchFunctionMode) -> None:
         """From now on the model's forward pass runs in ``mode``, the names of its parameters unchanged."""

@@ -48,6 +48,7 @@ class Run:
         seconds_per_step: of the training loop.
         is_whole: whether it came to its end before the deadline.
         is_hopeless: whether it ended early, its loss not finite for ``HOPELESS`` updates, or raising an error.
+        not_done: what of a treatment could not be done, and why; empty where all could.
     """
 
     seed: int
@@ -58,6 +59,7 @@ class Run:
     seconds_per_step: float
     is_whole: bool
     is_hopeless: bool = False
+    not_done: str = ""
 
 
 def run(
@@ -127,7 +129,7 @@ def run(
                 raise
             after = math.nan
     is_whole = time.perf_counter() <= deadline
-    return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, is_hopeless)
+    return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, is_hopeless, setup.not_done)
 
 
 def _steps(

@@ -38,13 +38,17 @@ batches = list(zip(scaled(inputs), scaled(targets, least=3.0)))  # outputs are t
         why="x·w with one NaN is NaN, and one sample's NaN is every weight's after the mean over the batch",
         source="–",
         code="""\
-def largest(batch):
-    return torch.stack([tensor.abs().max() for tensor in batch if tensor.is_floating_point()]).max()
+def largest(batch):  # entry of each row; NaN where it holds one
+    real = [tensor[:, None].flatten(1) for tensor in batch if tensor.is_floating_point()]
+    return torch.cat(real, 1).abs().amax(1).float()
 
 
-sizes = torch.stack([largest(batch) for batch in batches])
-usual = sizes[sizes.isfinite()].median()
-batches = [batch for batch, size in zip(batches, sizes) if size <= 100 * usual]  # what is NaN is not
+sizes = [largest(batch) for batch in batches]
+finite = [rows[rows.isfinite()] for rows in sizes]
+usual = torch.stack([rows.max() for rows in finite if len(rows)]).quantile(0.5)  # of the median batch
+wild = 100 * usual if usual else torch.inf
+sound = [rows.isfinite() & (rows <= wild) for rows in sizes]
+batches = [(x[keep], y[keep]) for (x, y), keep in zip(batches, sound) if keep.any()]
 """,
         cost='one pass over the data, once; on_nonfinite="skip" loses a whole batch instead',
     ),
