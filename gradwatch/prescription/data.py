@@ -7,6 +7,7 @@ of a model that is trained on scaled targets are brought back to their unit.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 from typing import Any
@@ -19,6 +20,7 @@ from gradwatch.prescription.problem import called, owned
 from gradwatch.prescription.rows import kept, largest_entries, length_of
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery.calls import evaluating
+from gradwatch.prescription.training import forward
 
 __all__ = ["clean", "scale", "split"]
 
@@ -48,20 +50,29 @@ def scale(setup: Setup) -> None:
 def clean(setup: Setup) -> None:
     """Rows that hold NaN, Inf or wild numbers are left out; whole batches where rows cannot be told.
 
-    What is usual is the median over batches, not over rows: where most rows are next to zero, those that are not would
-    be wild.
+    Then batches of which the untrained model has no finite loss, where it has one of others: labels that are all ignored
+    make a mean over nothing. What is usual is the median over batches, not over rows: where most rows are next to zero,
+    those that are not would be wild.
     """
     sizes = [largest_entries(batch) for batch in setup.batches]
     finite = [rows[rows.isfinite()] for rows in sizes]
     usual = statistics.median([float(rows.max()) for rows in finite if len(rows)] or [0.0])
     sound = [rows.isfinite() & (rows <= (WILD * usual or math.inf)) for rows in sizes]
-    if all(rows.all() for rows in sound):
-        raise NotApplicableError("no batch holds NaN, Inf or wild numbers")
     left = [kept(batch, rows) for batch, rows in zip(setup.batches, sound, strict=True)]
-    batches = [batch for batch in left if batch is not None]
-    if not batches:
+    setup.batches = [batch for batch in left if batch is not None]
+    if not setup.batches:
         raise NotApplicableError("no batch would be left")
-    setup.batches = batches
+    has_loss = _have_finite_loss(setup)
+    if all(rows.all() for rows in sound) and all(has_loss):
+        raise NotApplicableError("no batch holds NaN, Inf or wild numbers, and each has a finite loss")
+    setup.batches = list(itertools.compress(setup.batches, has_loss))
+
+
+def _have_finite_loss(setup: Setup) -> list[bool]:
+    """For each batch; all, where none has: then it is no fault of a batch."""
+    with evaluating(setup.model):
+        found = [math.isfinite(forward(setup, number)[1]) for number in range(len(setup.batches))]
+    return found if any(found) else [True] * len(found)
 
 
 def split(setup: Setup) -> None:

@@ -17,9 +17,16 @@ __all__ = ["kept", "largest_entries", "length_of"]
 
 
 def length_of(batch: Any) -> int | None:
-    """How many items each leaf begins with; None where they differ, or one is a number or no tensor."""
-    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in tree_leaves(batch)}
-    return lengths.pop() if len(lengths) == 1 else None
+    """How many items each leaf begins with; None where they differ, or one is a number or no tensor.
+
+    None, too, where one of three leaves or more is square: it relates the items to each other, as the adjacency matrix
+    of a graph beside its nodes and their labels.
+    """
+    leaves = tree_leaves(batch)
+    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves}
+    length = lengths.pop() if len(lengths) == 1 else None
+    relates = length is not None and len(leaves) > 2 and any(leaf.shape[1:2] == (length,) for leaf in leaves)
+    return None if relates else length
 
 
 def largest_entries(batch: Any) -> Tensor:

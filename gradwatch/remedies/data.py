@@ -33,7 +33,7 @@ batches = list(zip(scaled(inputs), scaled(targets, least=3.0)))  # outputs are t
         name="clean-data",
         title="Clean data",
         advice="leave out the broken rows of the batch",
-        applies="nonfinite from the input of the model",
+        applies="nonfinite from the input of the model, or from a batch of which there is no loss",
         kinds=("exploding", "nonfinite"),
         why="x·w with one NaN is NaN, and one sample's NaN is every weight's after the mean over the batch",
         source="–",
@@ -49,6 +49,10 @@ usual = torch.stack([rows.max() for rows in finite if len(rows)]).quantile(0.5) 
 wild = 100 * usual if usual else torch.inf
 sound = [rows.isfinite() & (rows <= wild) for rows in sizes]
 batches = [(x[keep], y[keep]) for (x, y), keep in zip(batches, sound) if keep.any()]
+with torch.no_grad():  # and no batch of which an untrained model has no loss: of labels that are all ignored, say
+    model.eval()
+    batches = [(x, y) for x, y in batches if loss_fn(model(x), y).isfinite()]
+    model.train()
 """,
         cost='one pass over the data, once; on_nonfinite="skip" loses a whole batch instead',
     ),
