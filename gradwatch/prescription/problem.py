@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Batch", "Problem", "called", "is_finite", "owned", "tensors_of"]
+__all__ = ["Batch", "Problem", "apart", "called", "is_finite", "owned", "tensors_of"]
 
 Batch = tuple[Any, Any]
 """(inputs, targets), each a tensor or a structure of tensors."""
@@ -59,6 +59,12 @@ class Problem:
         Raises:
             TypeError, ValueError: naming the argument, what was expected, what was found and what to do.
         """
+        if isinstance(make_optimizer, Optimizer):
+            kind = type(make_optimizer).__name__
+            raise TypeError(
+                f"make_optimizer: expected a function that makes an optimizer, found an optimizer ({kind}). "
+                f"Each trial has a model of its own: write lambda parameters: {kind}(parameters, lr=…)."
+            )
         named = {"make_model": make_model, "make_optimizer": make_optimizer, "loss_fn": loss_fn}
         for name, value in named.items():
             if not callable(value):
@@ -96,6 +102,29 @@ class Problem:
             self.hands_out.append(_shares(model, self.make_model()))
         return copy.deepcopy(model) if self.hands_out[0] else model
 
+    def fresh_optimizer(self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> Optimizer:
+        """One that trains ``model``; if it also trains the user's loss, then ``loss_fn``, a copy of that, in its place.
+
+        Raises:
+            TypeError: where ``make_optimizer`` raises, or makes no optimizer.
+        """
+        parameters = list(model.parameters())
+        try:
+            optimizer = self.make_optimizer(parameters)
+        except Exception as error:
+            raised = f"{type(error).__name__}: {str(error).rstrip('.')}."
+            if parameters and isinstance(self.make_optimizer, type):
+                name = self.make_optimizer.__name__
+                raised += f" {name} needs more than parameters: write lambda parameters: {name}(parameters, lr=…)."
+            raise TypeError(f"make_optimizer: called with the model's parameters, it raised {raised}") from error
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}.")
+        if isinstance(self.loss_fn, nn.Module) and isinstance(loss_fn, nn.Module):
+            own = dict(zip(self.loss_fn.parameters(), loss_fn.parameters(), strict=True))
+            for group in optimizer.param_groups:
+                group["params"][:] = [own.get(parameter, parameter) for parameter in group["params"]]
+        return optimizer
+
 
 _HINTS = {
     "make_model": " Write lambda: MyModel().",
@@ -114,6 +143,16 @@ def called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, (tuple, list)) and _fits(model, inputs, {}):
         return model(*inputs)
     return model(inputs)
+
+
+def apart(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """A copy of a loss that is a module, whose weights and statistics may move; what cannot be copied, as it is."""
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    try:
+        return copy.deepcopy(loss_fn)
+    except Exception:
+        return loss_fn
 
 
 def owned(batch: Any) -> Any:

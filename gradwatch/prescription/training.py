@@ -33,7 +33,8 @@ def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * setup.rate * warm
         optimizer.zero_grad()
-        loss = _backward(setup, number, observe)
+        with _at(f"in update {number}, on training batch {number % len(setup.batches)}"):
+            loss = _backward(setup, number, observe)
         optimizer.step()
         if setup.after_update is not None:
             setup.after_update(setup.model)
@@ -47,11 +48,12 @@ def held_out_loss(problem: Problem, setup: Setup, deadline: float) -> float:
     torch.manual_seed(0)  # models that draw noise meet the same noise in every trial
     with evaluating(setup.model), _within(setup):
         losses = []
-        for x, y in map(owned, problem.held_out):
+        for number, (x, y) in enumerate(map(owned, problem.held_out)):
             if time.perf_counter() > deadline:
                 return math.nan
-            outputs = setup.outputs_of(called(setup.model, setup.inputs_of(x)))
-            losses.append(float(_scalar(setup.loss_fn(outputs, y))))
+            with _at(f"on held-out batch {number}"):
+                outputs = setup.outputs_of(called(setup.model, setup.inputs_of(x)))
+                losses.append(float(_scalar(setup.loss_fn(outputs, y))))
     return float(np.mean(losses))
 
 
@@ -77,6 +79,16 @@ def _divide_gradients_(model: nn.Module, scale: float) -> None:
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= scale
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Iterator[None]:
+    """What is raised within is given the place as a note: ``add_note``, which Python 3.10 does not have."""
+    try:
+        yield
+    except Exception as error:
+        error.__notes__ = [*getattr(error, "__notes__", ()), place]
+        raise
 
 
 @contextlib.contextmanager
