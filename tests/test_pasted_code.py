@@ -348,12 +348,25 @@ def silent_batches():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_rows_left_out_by_the_code_are_those_of_the_trial(make_batches, lengths, dtype):
     batches = [(x.to(dtype), y) for x, y in make_batches()]
-    setup = Setup(nn.Linear(6, 1), batches, F.mse_loss)
+    setup = Setup(nn.Identity(), batches, lambda output, y: torch.zeros(()))
     treatment_of("clean-data").change(setup)
-    names = program(batches=batches)
+    names = program(batches=batches, model=setup.model, loss_fn=setup.loss_fn)
     exec(LIBRARY["clean-data"].code, names)
     assert [len(x) for x, _ in setup.batches] == lengths
     torch.testing.assert_close(names["batches"], setup.batches, rtol=0, atol=0)
+
+
+def test_batches_without_a_loss_are_left_out_by_the_code_too():
+    batches = [(torch.randn(4, 6), torch.arange(4) % 3) for _ in range(4)]
+    batches[2] = batches[2][0], torch.full((4,), -100)  # which cross entropy ignores
+    setup = Setup(nn.Sequential(nn.Linear(6, 3), nn.Dropout()), list(batches), F.cross_entropy)
+    treatment_of("clean-data").change(setup)
+    names = program(batches=batches, model=setup.model, loss_fn=setup.loss_fn)
+    exec(LIBRARY["clean-data"].code, names)
+    sound = [batches[number] for number in (0, 1, 3)]
+    torch.testing.assert_close(setup.batches, sound)
+    torch.testing.assert_close(names["batches"], sound)
+    assert setup.model.training
 
 
 def constant_features(generator):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradwatch
-from gradwatch.prescription import ranking
+from gradwatch.prescription import outcome, ranking
 from gradwatch.prescription.trial import Run
 
 
@@ -124,7 +124,8 @@ def test_a_loss_that_raises_where_it_meets_nan_is_a_loss_that_is_not_finite():
 def test_a_batch_that_the_untrained_model_cannot_take_is_no_loss():
     batches = classes()
     batches[3] = (batches[3][0][:, :15], batches[3][1])
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+    said = "in update 3, on training batch 3: RuntimeError: mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match=said):
         gradwatch.prescribe(lambda: stack(1, nn.ReLU), descent(0.1), batches, F.cross_entropy, budget_seconds=3)
 
 
@@ -140,6 +141,18 @@ def test_a_broken_row_in_every_batch_is_cured_by_leaving_it_out():
     assert any(trial.remedy == "clean-data" and trial.cured for trial in found.ranking)
 
 
+def test_batches_whose_labels_are_all_masked_are_cured_by_leaving_them_out():
+    batches = [(x, torch.full_like(y, -1) if number in (7, 9) else y) for number, (x, y) in enumerate(classes())]
+
+    def mean_over_labels(output, y):
+        return (F.cross_entropy(output, y.clamp(min=0), reduction="none") * (y >= 0)).sum() / (y >= 0).sum()
+
+    found = gradwatch.prescribe(
+        lambda: stack(1, nn.ReLU), descent(0.1), batches, mean_over_labels, seeds=1, budget_seconds=4
+    )
+    assert any(trial.remedy == "clean-data" and trial.cured for trial in found.ranking), str(found)
+
+
 def test_large_targets_that_stay_unscaled_are_told():
     batches = [(50 * x, y) for x, y in large_sums()]
     found = gradwatch.prescribe(
@@ -150,10 +163,42 @@ def test_large_targets_that_stay_unscaled_are_told():
     assert "Not tried, or not in full:" in str(found)
 
 
+def test_a_held_out_batch_that_the_model_cannot_take_is_named_and_the_error_ends_in_one_full_stop():
+    batches = classes()
+    batches[9] = (batches[9][0], torch.full((64,), 7))
+
+    def loss_fn(output, y):
+        if y.max() > 3:
+            raise ValueError("There are four classes.")
+        return F.cross_entropy(output, y)
+
+    said = r"trained: on held-out batch 1: ValueError: There are four classes\. Check that"
+    with pytest.raises(RuntimeError, match=said):
+        gradwatch.prescribe(lambda: stack(1, nn.ReLU), descent(0.1), batches, loss_fn, budget_seconds=3)
+
+
 def test_where_nothing_is_sick_nothing_is_tried():
     found = gradwatch.prescribe(lambda: stack(2, nn.ReLU), descent(0.1), classes(), F.cross_entropy, seeds=1)
     assert (found.ranking, found.best, found.findings) == ([], None, ())
     assert found.note.startswith("Nothing was sick")
+
+
+class SickInEvalMode(nn.Module):
+    """As batch normalisation may be, whose running statistics are not those of the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = stack(2, nn.ReLU)
+
+    def forward(self, x):
+        return self.body(x) if self.training else self.body(x).sub(1e6).sqrt()
+
+
+def test_a_model_that_is_sick_in_eval_mode_alone_is_called_so():
+    found = gradwatch.prescribe(SickInEvalMode, descent(0.1), classes(), F.cross_entropy, seeds=1)
+    assert found.note.startswith("Training shows nothing: 300 updates on 1 seed raised no finding.")
+    assert "held-out loss is not finite after it, nor was it before. Look at the model in eval mode" in found.note
+    assert "not finite after it, before it was. Look" in outcome.nothing_sick({0: a_run(0.5), 1: a_run(math.nan)})
 
 
 def test_where_nothing_helps_it_is_said():
@@ -193,6 +238,41 @@ def test_a_budget_that_is_too_small_is_called_so():
     assert time.perf_counter() - begin < 2.7
     assert (found.ranking, found.best) == ([], None)
     assert found.note.startswith("budget_seconds=2 was too small")
+    (seconds,) = re.findall(r"About (\d+) s would do", found.note)
+    assert 4 * 30 * 0.2 <= int(seconds) < 4 * 30 * 0.4
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds_per_step", "seconds_around", "said"),
+    [
+        (7, 2.0, 10.0, "About 280 s would do. "),  # 4 × (10 + 30 × 2)
+        (50, 0.2, 0.0, "About 40 s would do. "),  # that whole run, and a trial as long
+        (0, 0.0, 10.0, "It takes more than 40 s. "),  # not one update was seen
+        (0, 0.0, 0.5, ""),
+        (40, 0.01, 0.1, ""),  # there was time: treated, a model was slower
+    ],
+)
+def test_a_budget_that_is_too_small_says_what_would_do(steps, seconds_per_step, seconds_around, said):
+    seen = Run(0, steps, 1.0, math.nan, (), seconds_per_step, False, seconds_around=seconds_around)
+    assert f"did not fit. {said}Give more, or smaller batches." in outcome.too_little(20, seen)
+
+
+def slow_to_make():
+    time.sleep(0.3)
+    return stack(8, nn.Sigmoid)
+
+
+def test_the_budget_is_kept_where_models_take_long_to_make():
+    begin = time.perf_counter()
+    found = gradwatch.prescribe(slow_to_make, descent(0.1), classes(), F.cross_entropy, budget_seconds=5)
+    assert time.perf_counter() - begin < 5.3
+    assert len(found.ranking) > 2, str(found)
+    assert found.steps >= 30
+
+
+def test_where_only_making_a_model_was_seen_the_time_for_that_is_told():
+    found = gradwatch.prescribe(slow_to_make, descent(0.1), classes(), F.cross_entropy, budget_seconds=0.5)
+    assert re.search(r"did not fit\. It takes more than 1\.[2-9] s\. Give more", found.note)
 
 
 def test_the_budget_is_kept_where_the_held_out_batches_take_long():
@@ -221,6 +301,50 @@ def test_what_is_the_users_stays_as_it_was():
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
+
+
+class Tempered(nn.Module):
+    """A loss that learns a temperature and counts what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, output, y):
+        self.seen += 1
+        return F.cross_entropy(output / self.temperature, y)
+
+
+def test_a_loss_that_learns_is_another_in_each_trial_and_the_users_stays_as_it_was():
+    loss_fn, seen = Tempered(), []
+    loss_fn.temperature.grad = torch.tensor(3.0)
+
+    def make_optimizer(parameters):
+        optimizer = torch.optim.SGD([*parameters, *loss_fn.parameters()], lr=0.1)
+        optimizer.register_step_post_hook(lambda *_: seen.append(optimizer.param_groups[0]["params"][-1].item()))
+        return optimizer
+
+    found = gradwatch.prescribe(
+        lambda: stack(8, nn.Sigmoid), make_optimizer, classes(), loss_fn, seeds=1, budget_seconds=2
+    )
+    assert found.ranking, str(found)
+    assert len(set(seen)) > 30  # the copies learn
+    assert torch.equal(loss_fn.temperature, torch.tensor(2.0))
+    assert torch.equal(loss_fn.temperature.grad, torch.tensor(3.0))
+    assert torch.equal(loss_fn.seen, torch.zeros(()))
+    assert loss_fn.training
+
+
+def test_a_loss_that_cannot_be_copied_is_used_as_it_is():
+    class Single(Tempered):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is but one")
+
+    loss_fn = Single()
+    found = gradwatch.prescribe(lambda: stack(2, nn.ReLU), descent(0.1), classes(), loss_fn, seeds=1, budget_seconds=2)
+    assert found.note.startswith("Nothing was sick")
+    assert loss_fn.seen > 0
 
 
 def test_a_model_that_works_in_place_spoils_no_batch():
@@ -272,6 +396,11 @@ def test_runs_to_compare_are_written(tmp_path):
     assert {run.split("/")[0] for run in runs} > {"do-nothing"}
 
 
+class NeedsRate(torch.optim.SGD):
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
@@ -279,6 +408,26 @@ def test_runs_to_compare_are_written(tmp_path):
         ({"make_model": lambda: 3}, TypeError, "make_model: expected it to return an nn.Module, found int"),
         ({"make_optimizer": 3}, TypeError, "make_optimizer: expected something to call, found int. Write lambda"),
         ({"make_optimizer": lambda parameters: None}, TypeError, "make_optimizer: expected a torch.optim.Optimizer"),
+        (
+            {"make_optimizer": torch.optim.Adam(nn.Linear(2, 2).parameters())},
+            TypeError,
+            r"found an optimizer \(Adam\).* write lambda parameters: Adam\(parameters, lr=…\)",
+        ),
+        (
+            {"make_optimizer": NeedsRate},
+            TypeError,
+            r"it raised TypeError: .*'lr'\. NeedsRate needs more than parameters: write lambda parameters: NeedsRate\(",
+        ),
+        (
+            {"make_model": nn.Identity, "make_optimizer": torch.optim.Adam},
+            TypeError,
+            "it raised ValueError: optimizer got an empty parameter list.$",
+        ),
+        (
+            {"make_optimizer": lambda model: torch.optim.SGD(model.parameters())},
+            TypeError,
+            "make_optimizer: called with the model's parameters, it raised AttributeError: 'list' object has no",
+        ),
         ({"batches": iter(())}, TypeError, "batches: expected a sequence"),
         ({"batches": classes()[:1]}, ValueError, "batches: expected two or more"),
         ({"batches": [torch.ones(2)] * 4}, TypeError, r"batches\[0\]: expected \(inputs, targets\)"),
@@ -337,6 +486,35 @@ def a_run(after, *findings, before=1.0, seed=0):
 def test_what_counts_as_a_cure(treated, untreated, cured):
     kind = untreated.findings[0].kind
     assert ranking.is_cured(treated, untreated, kind) == cured
+
+
+def a_trial(loss, *findings):
+    return ranking.Trial("he", False, loss, 1.0, findings, 1e-3, (loss, loss), (0,), 1.0, "")
+
+
+def test_what_has_no_loss_is_not_called_the_nearest():
+    trials = [a_trial(math.nan), a_trial(2.0, finding("vanishing"))]
+    assert outcome.sentence(trials, "vanishing") == (
+        "Nothing helped: of 2 remedies tried against vanishing, none cured it; with 1 of them the finding was gone."
+    )
+    assert outcome.sentence(trials[1:], "vanishing").endswith(
+        "none cured it. Nearest came he: the finding was there, held-out loss 2 where the untreated run ends at 1. "
+        "A cure has to be better by a tenth than that and than an untrained model."
+    )
+
+
+def test_where_each_remedy_has_a_reason_the_budget_is_not_blamed():
+    made = []
+
+    def make_model():
+        made.append(stack(8, nn.Sigmoid))
+        if len(made) > 2:  # the untreated one, and another beside it
+            raise RuntimeError("no more of these")
+        return made[-1]
+
+    found = gradwatch.prescribe(make_model, descent(0.1), classes(), F.cross_entropy, seeds=1, budget_seconds=4)
+    assert found.note == "No remedy against vanishing could be tried: each one is in .not_applicable, with the reason."
+    assert "raised RuntimeError: no more of these" in found.not_applicable["he"]
 
 
 def test_the_table_names_the_controls():

@@ -1,7 +1,9 @@
 """Surgery and settings: each against what it must leave as it was, or against a slow twin."""
 
 import copy
+import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -454,7 +456,7 @@ def test_small_targets_and_classes_are_not_scaled():
 
 
 def cleaned(*batches):
-    setup = Setup(nn.Linear(6, 3), list(batches), F.cross_entropy)
+    setup = Setup(nn.Identity(), list(batches), lambda output, y: torch.zeros(()))
     data.clean(setup)
     return setup.batches
 
@@ -502,6 +504,26 @@ def test_batches_whose_leaves_do_not_begin_alike_go_whole(other):
 def test_batches_of_numbers_alone_are_not_cleaned():
     with pytest.raises(NotApplicableError, match="no batch holds NaN"):
         cleaned(*((number, 0) for number in range(4)))
+
+
+def test_a_batch_without_a_loss_goes_unless_all_are():
+    ignored = torch.randn(8, 6), torch.full((8,), -100)
+    setup = setup_of(nn.Linear(6, 3))
+    setup.batches[1] = ignored
+    data.clean(setup)
+    assert len(setup.batches) == 2
+    setup.batches = [ignored] * 3
+    assert not F.cross_entropy(setup.model(ignored[0]), ignored[1]).isfinite()
+    with pytest.raises(NotApplicableError, match="each has a finite loss"):
+        data.clean(setup)
+
+
+def test_a_graph_stays_whole():
+    nodes, edges, labels = torch.randn(8, 6), torch.rand(8, 8), torch.arange(8)
+    sick = nodes.clone()
+    sick[2, 3] = math.nan
+    sound = (nodes, edges), labels
+    assert cleaned(sound, ((sick, edges), labels), sound) == [sound] * 2
 
 
 def test_where_every_row_is_broken_no_batch_would_be_left():
@@ -611,6 +633,13 @@ def test_held_out_batches_of_which_nothing_is_left_are_named(count, named):
         of_batches([(torch.full((8, 6), math.nan), torch.randn(8, 6))] * count)
 
 
+@pytest.mark.parametrize("remedy", ["safe-log", "safe-sqrt", "safe-division", "masked-softmax"])
+def test_a_safe_form_of_what_nothing_calls_does_not_apply(remedy):
+    (safe,) = (treatment for treatment in TREATMENTS if treatment.remedy == remedy)
+    with pytest.raises(NotApplicableError, match="neither the model nor its loss calls"):
+        run(identity(), (safe,), 0, 5)
+
+
 def test_a_treated_model_that_cannot_be_evaluated_says_so():
     def refuse(module, _):
         if not module.training:
@@ -642,6 +671,16 @@ def test_settings_act():
     assert learn(60, "weight-regularisation").after != plain
     assert learn(60, "weight-clipping").after > plain
     assert plain < learn(60, "warm-up").after < learn(30).after
+
+
+def test_a_run_tells_what_it_took_beside_its_loop():
+    def make_model():
+        time.sleep(0.1)
+        return nn.Linear(6, 6)
+
+    problem = dataclasses.replace(identity(), make_model=make_model)
+    around = [run(problem, (), seed, 5).seconds_around for seed in range(2)]  # at first it is made twice
+    assert all(0.1 <= seconds < 0.19 for seconds in around)
 
 
 def test_a_run_is_the_same_twice():

@@ -26,13 +26,15 @@ CANDIDATES = [named(f"r{place:02}") for place in range(27)]
 class Tries:
     """Remedy number n ends at a loss of n + 1 hundredths; the untreated model at 10."""
 
-    def __init__(self, seconds_per_step=1e-9):
-        self.seconds_per_step, self.calls = seconds_per_step, []
+    def __init__(self, seconds_per_step=1e-9, seconds_around=0.0):
+        self.seconds_per_step, self.seconds_around, self.calls = seconds_per_step, seconds_around, []
 
     def __call__(self, candidate, seed, steps):
         self.calls.append((candidate and candidate[0].remedy, seed, steps))
         if not candidate:
-            return Run(seed, steps, 10.0, 10.0, (SICK,), self.seconds_per_step, True)
+            return Run(
+                seed, steps, 10.0, 10.0, (SICK,), self.seconds_per_step, True, seconds_around=self.seconds_around
+            )
         loss = (int(candidate[0].remedy[1:]) + 1) / 100
         return Run(seed, steps, math.nan, loss, (), self.seconds_per_step, True)
 
@@ -86,6 +88,47 @@ def test_nothing_is_begun_that_would_run_past_the_deadline():
     whole, _, _ = raced(tries, seconds=1.0)
     assert whole == {}
     assert [candidate for candidate, _, _ in tries.calls] == [()]
+
+
+def test_what_a_run_takes_beside_its_loop_counts():
+    tries = Tries(seconds_around=2.0)
+    whole, _, _ = raced(tries, seconds=1.9)
+    assert whole == {}
+    tries = Tries(seconds_per_step=1e-3, seconds_around=2.0)  # 27 runs of 2.3 s would take 62 s, of which there are 41
+    raced(tries)
+    assert {steps for candidate, seed, steps in tries.calls if candidate and seed == 0} == {100}
+    tries = Tries(
+        seconds_around=1.0
+    )  # there is time for a trial on the second seed, but not for its untreated run, too
+    _, _, baselines = raced(tries, seeds=(0, 1), seconds=1.9)
+    assert set(baselines) == {0}
+
+
+def test_a_seed_on_which_the_untreated_model_raises_judges_no_remedy():
+    tries = Tries()
+
+    def failing(candidate, seed, steps):
+        if not candidate and seed == 1:
+            raise RuntimeError("out of memory")
+        return tries(candidate, seed, steps)
+
+    whole, _, baselines = raced(failing)
+    assert set(baselines) == {0, 2}
+    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 2]
+
+
+def test_a_change_that_raises_on_a_later_seed_is_no_cure_and_says_why():
+    tries = Tries()
+
+    def failing(candidate, seed, steps):
+        if candidate == CANDIDATES[0] and seed == 1:
+            raise RuntimeError("shapes do not match")
+        return tries(candidate, seed, steps)
+
+    whole, reasons, _ = raced(failing)
+    assert CANDIDATES[0] not in whole
+    assert list(reasons) == ["r00"]
+    assert len(whole[CANDIDATES[1]]) == 3
 
 
 def test_what_cannot_be_tried_says_why_and_no_pair_with_it_is_tried():

@@ -7,6 +7,7 @@ but its number.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable
@@ -35,9 +36,9 @@ EXCLUDED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Form:
-    """What ``prescribe`` is given."""
+    """What ``prescribe`` is given; one is like no other, since its batches were drawn for it."""
 
     make_model: Callable[[], nn.Module]
     make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -56,6 +57,7 @@ class Inside(nn.Module):
         return self._loss_of(number)
 
 
+@functools.lru_cache(maxsize=8)
 def form_of(program: Program, seed: int) -> Form | str:
     """The program's form with data drawn under ``seed``, or the reason why it has none."""
     if program.name in EXCLUDED:

@@ -7,6 +7,7 @@ off and goes on where it was.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,22 +85,20 @@ def cures_afresh(program: Program, candidate: Candidate, kind: str, seed: int) -
         return False
 
 
-_baselines: dict[tuple[str, int], Run] = {}
-
-
 def cures(program: Program, candidate: Candidate, seed: int, kind: str, form: Form) -> bool:
     """Whether ``candidate`` cures the program under ``seed``."""
-    key = program.name, seed
-    if key not in _baselines:
-        _baselines[key] = untreated(form, seed)
-    return is_cured(run(problem_of(form), candidate, seed, LONGEST), _baselines[key], kind)
+    return is_cured(run(problem_of(form), candidate, seed, LONGEST), untreated(form, seed), kind)
 
 
+@functools.lru_cache(maxsize=8)
 def untreated(form: Form, seed: int) -> Run:
+    """The run without a treatment, made once."""
     return run(problem_of(form), (), seed, LONGEST)
 
 
+@functools.lru_cache(maxsize=8)
 def problem_of(form: Form) -> Problem:
+    """The form's problem: one and the same, since a run without a treatment tells it which batches judge."""
     return Problem.of(form.make_model, form.make_optimizer, form.batches, form.loss_fn)
 
 

@@ -22,6 +22,7 @@ from gradwatch.prescription.problem import Batch, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
 from gradwatch.prescription.ranking import Trial, main_kind, rank
+from gradwatch.prescription.treatments import name_of
 from gradwatch.prescription.trial import LONGEST, Run, run
 
 __all__ = ["Prescription", "Trial", "prescribe"]
@@ -49,8 +50,8 @@ def prescribe(
     if the finding is gone, none of severity ``error`` is there, and the loss on held-out batches is better by a tenth
     than both the untreated model's and the untrained one's.
 
-    Nothing that is the caller's changes: each trial has a model of its own, and the generators of torch, numpy and
-    random are put back.
+    Nothing that is the caller's changes: each trial has a model of its own, and a loss where that is a module, and the
+    generators of torch, numpy and random are put back.
 
     Args:
         make_model: makes a model; called anew for every trial, under that trial's seed.
@@ -93,9 +94,10 @@ def prescribe(
         )
 
     with bar() as advance:
-        untreated = _untreated(problem, seeds, begin, budget_seconds, folder)
+        runs = _untreated(problem, seeds, begin, budget_seconds, folder)
+        untreated = {run.seed: run for run in runs if run.is_whole}
         if not untreated:
-            return Prescription([], outcome.too_little(budget_seconds))
+            return Prescription([], outcome.too_little(budget_seconds, runs[-1]))
         seed, first = list(untreated.items())[-1]
         if not first.findings:
             return Prescription([], outcome.nothing_sick(untreated), steps=first.steps)
@@ -103,18 +105,22 @@ def prescribe(
         baselines = {seed: first}
         order = [seed, *(other for other in range(seeds) if other != seed)]
         length = _length(first, budget_seconds)
-        tried, reasons = race(
-            candidates(kind, first.findings), try_one, baselines, order, length, kind, deadline, advance
-        )
+        field = candidates(kind, first.findings)
+        tried, reasons = race(field, try_one, baselines, order, length, kind, deadline, advance)
     ranking = rank(tried, baselines, kind)
-    note = outcome.sentence(ranking, kind) if ranking else outcome.too_little(budget_seconds)
+    if ranking:
+        note = outcome.sentence(ranking, kind)
+    elif all(_is_explained(candidate, reasons) for candidate in field):
+        note = outcome.none_fits(kind)
+    else:
+        note = outcome.too_little(budget_seconds, first)
     findings = tuple(finding for each in baselines.values() for finding in each.findings)
     return Prescription(ranking, note, findings, outcome.controls(tried, baselines, kind), reasons, first.steps)
 
 
-def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> dict[int, Run]:
-    """Untreated runs, seed after seed, up to the first that shows anything; none where not one fits."""
-    done: dict[int, Run] = {}
+def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> list[Run]:
+    """Untreated runs, seed after seed, up to the first that shows anything; the last one may not be whole."""
+    done: list[Run] = []
     for seed in range(seeds):
         now = time.perf_counter()
         try:
@@ -122,24 +128,30 @@ def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder
                 problem, (), seed, LONGEST, begin + budget,
                 enough=(now + SHARE * budget, begin + MOST * budget), log_dir=_run_folder(folder, (), seed),
             )  # fmt: skip
-        except (TypeError, ValueError) as error:
-            if str(error).startswith(("make_", "batches", "loss_fn")):
-                raise
-            raise RuntimeError(_CANNOT.format(error)) from error
         except Exception as error:
-            raise RuntimeError(_CANNOT.format(error)) from error
-        if not latest.is_whole:
-            break
-        done[seed] = latest
-        if latest.findings:
+            is_told = isinstance(error, (TypeError, ValueError)) and str(error).startswith(
+                ("make_", "batches", "loss_fn")
+            )
+            if is_told:
+                raise
+            raise RuntimeError(_cannot(error)) from error
+        done.append(latest)
+        if latest.findings or not latest.is_whole:
             break
     return done
 
 
-_CANNOT = (
-    "prescribe: the untreated model could not be trained: {}. "
-    "Check that loss_fn(make_model()(inputs), targets).backward() runs for each of the batches."
-)
+def _cannot(error: Exception) -> str:
+    """What was raised for the untreated model, and where, as far as its notes tell."""
+    said = [*getattr(error, "__notes__", ()), type(error).__name__, str(error).rstrip(" .\n")]
+    return (
+        f"prescribe: the untreated model could not be trained: {': '.join(filter(None, said))}. "
+        "Check that loss_fn(make_model()(inputs), targets).backward() runs for each of the batches."
+    )
+
+
+def _is_explained(candidate: Candidate, reasons: Mapping[str, str]) -> bool:
+    return name_of(candidate) in reasons or any(treatment.remedy in reasons for treatment in candidate)
 
 
 def _length(untreated: Run, budget: float) -> int:

@@ -50,9 +50,9 @@ def scale(setup: Setup) -> None:
 def clean(setup: Setup) -> None:
     """Rows that hold NaN, Inf or wild numbers are left out; whole batches where rows cannot be told.
 
-    Then batches of which the untrained model has no finite loss, where it has one of others: labels that are all ignored
-    make a mean over nothing. What is usual is the median over batches, not over rows: where most rows are next to zero,
-    those that are not would be wild.
+    Then batches of which the untrained model has no finite loss, where it has one of others: of labels that are all
+    ignored the mean is one over nothing. What is usual is the median over batches, not over rows: where most rows are
+    next to zero, those that are not would be wild.
     """
     sizes = [largest_entries(batch) for batch in setup.batches]
     finite = [rows[rows.isfinite()] for rows in sizes]

@@ -5,6 +5,7 @@ Enters: calls of torch functions. Leaves: the same values inside the domain, fin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,18 +14,31 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SafeDivision", "SafeLog", "SafeSoftmax", "SafeSqrt"]
+__all__ = ["SafeDivision", "SafeForm", "SafeLog", "SafeSoftmax", "SafeSqrt"]
 
 LEAST = 1e-6  # far above the float32 rounding of 1 (1e-7), far below what matters in a probability or a distance
 
 
-class _Answering(TorchFunctionMode):
-    """Answers some torch functions by others."""
+class SafeForm(TorchFunctionMode):
+    """Answers some torch functions by others.
+
+    Attributes:
+        answers: function → what answers it.
+        called: whether any of them was called so far.
+    """
 
     answers: ClassVar[dict[Any, Callable[..., Any]]]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = False
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.answers.get(function, function)(*args, **(kwargs or {}))
+        answer = self.answers.get(function)
+        if answer is None or sys._getframe(1).f_globals.get("__name__", "").startswith("gradwatch."):
+            return function(*args, **(kwargs or {}))  # the watcher measures by norms and roots of its own
+        self.called = True
+        return answer(*args, **(kwargs or {}))
 
 
 def _above(x: Any) -> Any:
@@ -39,7 +53,7 @@ def _away(x: Any) -> Any:
     return torch.where(x.abs() < LEAST, torch.where(x < 0, -LEAST, LEAST).to(x.dtype), x)
 
 
-class SafeLog(_Answering):
+class SafeLog(SafeForm):
     """log(max(x, ε)), whose slope is 0 below ε."""
 
     answers: ClassVar = {
@@ -59,7 +73,7 @@ def _norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: 
     return (x.square().sum(dims, keepdim=keepdim) + LEAST**2).sqrt()
 
 
-class SafeSqrt(_Answering):
+class SafeSqrt(SafeForm):
     """√max(x, ε), hence slopes of at most 1 / (2√ε); norms likewise; powers of numbers that are not negative."""
 
     answers: ClassVar = {
@@ -85,7 +99,7 @@ def _power(x: Any, power: Any) -> Any:
     return torch.pow(x if whole and power > 0 else _above(x), power)
 
 
-class SafeDivision(_Answering):
+class SafeDivision(SafeForm):
     """a / b with |b| at least ε."""
 
     answers: ClassVar = {
@@ -116,7 +130,7 @@ def _attention(
     return F.scaled_dot_product_attention(query, key, value, shown, *args, **named).masked_fill(hidden, 0.0)
 
 
-class SafeSoftmax(_Answering):
+class SafeSoftmax(SafeForm):
     """Softmax whose wholly masked rows are zeros, not 0/0."""
 
     answers: ClassVar = {

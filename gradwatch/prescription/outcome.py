@@ -16,7 +16,9 @@ from gradwatch.prescription.race import Candidate
 from gradwatch.prescription.ranking import Trial, is_cured
 from gradwatch.prescription.trial import FEWEST, Run
 
-__all__ = ["Prescription", "controls", "nothing_sick", "sentence", "too_little"]
+__all__ = ["Prescription", "controls", "none_fits", "nothing_sick", "sentence", "too_little"]
+
+RUNS = 4  # the untreated one, which makes and judges a model twice; a trial in the half that further seeds leave it
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Prescription:
 
     Attributes:
         ranking: every remedy that was tried, best first.
-        note: the outcome in one sentence.
+        note: the outcome in a sentence or two.
         findings: what the untreated model showed, on all seeds.
         controls: ``{"do nothing": …, "random choice": …}``: (share cured, loss) without a remedy, and the expected
             ones of a remedy drawn at random from those tried (of the loss, the median).
@@ -76,24 +78,52 @@ def sentence(ranking: Sequence[Trial], kind: str) -> str:
     untreated = f"where the untreated run ends at {words.figure(best.baseline_loss)}"
     if best.cured:
         return f"{kind} is cured by {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
+    nothing = f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it"
+    if not math.isfinite(best.loss):
+        gone = sum(all(finding.kind != kind for finding in trial.findings) for trial in ranking)
+        return f"{nothing}; with {gone} of them the finding was gone."
+    found = "there" if any(finding.kind == kind for finding in best.findings) else "gone"
     return (
-        f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it. "
-        f"Nearest came {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
+        f"{nothing}. Nearest came {best.remedy}: the finding was {found}, held-out loss {words.figure(best.loss)} "
+        f"{untreated}. A cure has to be better by a tenth than that and than an untrained model."
     )
 
 
 def nothing_sick(baselines: Mapping[int, Run]) -> str:
     """Where no untreated run raised a finding."""
     first = next(iter(baselines.values()))
+    seeds = "1 seed" if len(baselines) == 1 else f"{len(baselines)} seeds"
+    seen = f"{first.steps} updates on {seeds} raised no finding"
+    lost = next((run for run in baselines.values() if not math.isfinite(run.after)), None)
+    if lost is None:
+        losses = f"{words.figure(first.before)} → {words.figure(first.after)}"
+        return f"Nothing was sick: {seen}, held-out loss {losses}. Nothing was tried."
+    before = "before it was" if math.isfinite(lost.before) else "nor was it before"
     return (
-        f"Nothing was sick: {first.steps} updates on {len(baselines)} seeds raised no finding, "
-        f"held-out loss {words.figure(first.before)} → {words.figure(first.after)}. Nothing was tried."
+        f"Training shows nothing: {seen}. But the held-out loss is not finite after it, {before}. Look at the model in "
+        "eval mode (running statistics of batch normalisation, no dropout) and at the held-out batches. "
+        "Nothing was tried."
     )
 
 
-def too_little(budget: float) -> str:
-    """Where no remedy was tried to the end."""
+def none_fits(kind: str) -> str:
+    """Where there was time, but no remedy could be tried."""
+    return f"No remedy against {kind} could be tried: each one is in .not_applicable, with the reason."
+
+
+def too_little(budget: float, untreated: Run) -> str:
+    """Where no remedy was tried to the end; ``untreated`` may not be whole."""
     return (
         f"budget_seconds={budget:g} was too small: an untreated run of {FEWEST} updates and one trial did not fit. "
-        "Give more, or smaller batches."
+        f"{_would_do(budget, untreated)}Give more, or smaller batches."
     )
+
+
+def _would_do(budget: float, untreated: Run) -> str:
+    """About how many seconds would; nothing where what was seen does not tell."""
+    one = untreated.seconds_around + max(FEWEST, untreated.steps) * untreated.seconds_per_step
+    seconds = RUNS * one
+    if seconds <= budget:
+        return ""
+    figure = f"{float(f'{seconds:.2g}'):g} s"
+    return f"About {figure} would do. " if untreated.steps else f"It takes more than {figure}. "

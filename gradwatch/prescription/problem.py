@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from gradwatch.prescription.rows import kept, largest_entries
 
-__all__ = ["Batch", "Problem", "called", "owned"]
+__all__ = ["Batch", "Problem", "apart", "called", "owned"]
 
 Batch = tuple[Any, Any]
 """(inputs, targets), each a tensor or a structure of tensors."""
@@ -36,7 +36,8 @@ class Problem:
         make_optimizer: parameters → optimizer.
         training: the batches to train on, in their order.
         held_out: those never trained on; without their rows that hold NaN or Inf, which tell nothing of a model, or
-            without the whole batch where its tensors do not begin with the same number of items.
+            without the whole batch where its tensors do not begin with the same number of items; once an untrained
+            model was run, without those of which it had no finite loss.
         loss_fn: (outputs, targets) → scalar.
         hands_out: once known, whether ``make_model`` gives one and the same model every time.
     """
@@ -44,7 +45,7 @@ class Problem:
     make_model: Callable[[], nn.Module]
     make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     training: Sequence[Batch]
-    held_out: Sequence[Batch]
+    held_out: list[Batch]
     loss_fn: Callable[[Any, Any], Tensor]
     hands_out: list[bool] = field(default_factory=list)
 
@@ -61,6 +62,12 @@ class Problem:
         Raises:
             TypeError, ValueError: naming the argument, what was expected, what was found and what to do.
         """
+        if isinstance(make_optimizer, Optimizer):
+            kind = type(make_optimizer).__name__
+            raise TypeError(
+                f"make_optimizer: expected a function that makes an optimizer, found an optimizer ({kind}). "
+                f"Each trial has a model of its own: write lambda parameters: {kind}(parameters, lr=…)."
+            )
         named = {"make_model": make_model, "make_optimizer": make_optimizer, "loss_fn": loss_fn}
         for name, value in named.items():
             if not callable(value):
@@ -99,6 +106,29 @@ class Problem:
             self.hands_out.append(_shares(model, self.make_model()))
         return copy.deepcopy(model) if self.hands_out[0] else model
 
+    def fresh_optimizer(self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> Optimizer:
+        """One that trains ``model``; if it also trains the user's loss, then ``loss_fn``, a copy of that, in its place.
+
+        Raises:
+            TypeError: where ``make_optimizer`` raises, or makes no optimizer.
+        """
+        parameters = list(model.parameters())
+        try:
+            optimizer = self.make_optimizer(parameters)
+        except Exception as error:
+            raised = f"{type(error).__name__}: {str(error).rstrip('.')}."
+            if parameters and isinstance(self.make_optimizer, type):
+                name = self.make_optimizer.__name__
+                raised += f" {name} needs more than parameters: write lambda parameters: {name}(parameters, lr=…)."
+            raise TypeError(f"make_optimizer: called with the model's parameters, it raised {raised}") from error
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}.")
+        if isinstance(self.loss_fn, nn.Module) and isinstance(loss_fn, nn.Module):
+            own = dict(zip(self.loss_fn.parameters(), loss_fn.parameters(), strict=True))
+            for group in optimizer.param_groups:
+                group["params"][:] = [own.get(parameter, parameter) for parameter in group["params"]]
+        return optimizer
+
 
 _HINTS = {
     "make_model": " Write lambda: MyModel().",
@@ -117,6 +147,16 @@ def called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, (tuple, list)) and _fits(model, inputs, {}):
         return model(*inputs)
     return model(inputs)
+
+
+def apart(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """A copy of a loss that is a module, whose weights and statistics may move; what cannot be copied, as it is."""
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    try:
+        return copy.deepcopy(loss_fn)
+    except Exception:
+        return loss_fn
 
 
 def owned(batch: Any) -> Any:

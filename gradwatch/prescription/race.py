@@ -52,8 +52,8 @@ def race(
         advance: told the share of the race that lies behind.
 
     Returns:
-        The whole runs of each that took part, without a first one that was shorter where there are others; why remedies
-        that have none could not be tried, and what of others could not be done.
+        The whole runs of each that took part and raised on no seed, without a first one that was shorter where there
+        are others; why remedies that have none could not be tried, and what of others could not be done.
     """
     whole: dict[Candidate, list[Run]] = {}
     shortened = False
@@ -69,11 +69,13 @@ def race(
         steps = length if round_ else _affordable(first, length, shortest, len(field), until)
         going_on = []
         for place, candidate in enumerate(field):
-            if time.perf_counter() + steps * first.seconds_per_step > until:
+            if time.perf_counter() + _seconds(first, steps) > until:
                 break
             advance((round_ + place / len(field)) / len(seeds))
             found = _tried(candidate, seed, steps, try_one, barred, failed)
-            if found is not None and found.is_whole:
+            if found is None:  # it may have cured on the seeds before: a change that fails on one is no cure
+                whole.pop(candidate, None)
+            elif found.is_whole:
                 kept = [run for run in whole.get(candidate, ()) if not (shortened and run.seed == seeds[0])]
                 whole[candidate] = [*kept, found]
                 going_on.append(candidate)
@@ -89,10 +91,13 @@ def race(
 def _is_sick_too(
     seed: int, first: Run, length: int, try_one: Try, baselines: dict[int, Run], kind: str, until: float
 ) -> bool:
-    """Runs the untreated model under this seed; where it shows nothing, or time is short, no remedy can be judged."""
-    if time.perf_counter() + 2 * length * first.seconds_per_step > until:
+    """Runs the untreated model under this seed; where it shows nothing or raises, or time is short, it judges none."""
+    if time.perf_counter() + 2 * _seconds(first, length) > until:
         return False
-    baseline = try_one((), seed, length)
+    try:
+        baseline = try_one((), seed, length)
+    except Exception:  # as no seed before: what was learnt on those stands
+        return False
     if baseline.is_whole and any(finding.kind == kind for finding in baseline.findings):
         baselines[seed] = baseline
     return seed in baselines
@@ -121,5 +126,11 @@ def _end_of_round(deadline: float, rounds: int) -> float:
 
 def _affordable(baseline: Run, length: int, onset: int, tried: int, until: float) -> int:
     """Updates of the first runs: ``length``, or fewer, so that all are tried, but enough to see the finding come."""
-    affordable = (until - time.perf_counter()) / (SLOWER * baseline.seconds_per_step * tried)
+    training = (until - time.perf_counter()) / tried - baseline.seconds_around
+    affordable = training / (SLOWER * baseline.seconds_per_step)
     return min(length, max(ROOM * onset, length // SHORTEST, math.floor(affordable)))
+
+
+def _seconds(untreated: Run, steps: int) -> float:
+    """What a run of so many updates takes, if treated ones take as long."""
+    return untreated.seconds_around + steps * untreated.seconds_per_step

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradwatch.clip import Policy
+from gradwatch.prescription.formulas import SafeForm
 from gradwatch.prescription.problem import Batch
 
 __all__ = ["NotApplicableError", "Setup"]
@@ -57,7 +58,7 @@ class Setup:
     penalty: Callable[[nn.Module, Any], Tensor] | None = None
     loss_scale: float = 1.0
     after_update: Callable[[nn.Module], None] | None = None
-    modes: list[TorchFunctionMode] = field(default_factory=list)
+    modes: list[SafeForm] = field(default_factory=list)
     not_done: str = ""
 
     def within(self, mode: TorchFunctionMode) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +19,7 @@ from gradwatch.prescription.problem import Problem, called, owned
 from gradwatch.prescription.setup import Setup
 from gradwatch.prescription.surgery.calls import evaluating
 
-__all__ = ["forward", "held_out_loss", "stepper"]
+__all__ = ["forward", "held_out_losses", "stepper"]
 
 
 def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None]) -> Callable[[int], float]:
@@ -33,7 +32,8 @@ def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * setup.rate * warm
         optimizer.zero_grad()
-        loss = _backward(setup, number, observe)
+        with _at(f"in update {number}, on training batch {number % len(setup.batches)}"):
+            loss = _backward(setup, number, observe)
         optimizer.step()
         if setup.after_update is not None:
             setup.after_update(setup.model)
@@ -42,17 +42,18 @@ def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None
     return step
 
 
-def held_out_loss(problem: Problem, setup: Setup, deadline: float) -> float:
-    """The mean of the user's loss over the held-out batches; NaN where any is, or the deadline passes meanwhile."""
+def held_out_losses(problem: Problem, setup: Setup, deadline: float) -> list[float]:
+    """The user's loss of each held-out batch; NaN alone where the deadline passes meanwhile."""
     torch.manual_seed(0)  # models that draw noise meet the same noise in every trial
     with evaluating(setup.model), _within(setup):
         losses = []
-        for x, y in map(owned, problem.held_out):
+        for number, (x, y) in enumerate(map(owned, problem.held_out)):
             if time.perf_counter() > deadline:
-                return math.nan
-            outputs = setup.outputs_of(called(setup.model, setup.inputs_of(x)))
-            losses.append(float(_scalar(setup.loss_fn(outputs, y))))
-    return float(np.mean(losses))
+                return [math.nan]
+            with _at(f"on held-out batch {number}"):
+                outputs = setup.outputs_of(called(setup.model, setup.inputs_of(x)))
+                losses.append(float(_scalar(setup.loss_fn(outputs, y))))
+    return losses
 
 
 def forward(setup: Setup, number: int) -> tuple[Any, Tensor]:
@@ -77,6 +78,16 @@ def _divide_gradients_(model: nn.Module, scale: float) -> None:
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= scale
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Iterator[None]:
+    """What is raised within is given the place as a note: ``add_note``, which Python 3.10 does not have."""
+    try:
+        yield
+    except Exception as error:
+        error.__notes__ = [*getattr(error, "__notes__", ()), place]
+        raise
 
 
 @contextlib.contextmanager

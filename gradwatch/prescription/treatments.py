@@ -64,7 +64,7 @@ def _activation(make: Callable[[], nn.Module]) -> Callable[[Setup], None]:
     return lambda setup: activations.activate(setup, make())
 
 
-def _mode(make: Callable[[], torch.overrides.TorchFunctionMode]) -> Callable[[Setup], None]:
+def _mode(make: Callable[[], formulas.SafeForm]) -> Callable[[Setup], None]:
     return lambda setup: setup.modes.append(make())
 
 

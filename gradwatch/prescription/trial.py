@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.optim import Optimizer
 
 from gradwatch.findings import Finding
-from gradwatch.prescription.problem import Problem
-from gradwatch.prescription.setup import Setup
-from gradwatch.prescription.training import forward, held_out_loss, stepper
+from gradwatch.prescription.problem import Problem, apart
+from gradwatch.prescription.setup import NotApplicableError, Setup
+from gradwatch.prescription.training import forward, held_out_losses, stepper
 from gradwatch.prescription.treatments import Treatment
 from gradwatch.replica import as_it_was
-from gradwatch.watcher import watch
+from gradwatch.watcher import Watcher, watch
 
 __all__ = ["FEWEST", "LONGEST", "Run", "run"]
 
 LONGEST = 300  # updates: a few hundred
 FEWEST = 30  # updates: the detectors' patience is ten, and a loss takes some to move
 HOPELESS = 25  # updates in a row whose loss is not finite end a run: no optimizer comes back from there
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Run:
         is_whole: whether it came to its end before the deadline.
         is_hopeless: whether it ended early, its loss not finite for ``HOPELESS`` updates, or raising an error.
         not_done: what of a treatment could not be done, and why; empty where all could.
+        seconds_around: that a treated run takes beside the loop: to make a model and to judge it on held-out batches.
     """
 
     seed: int
@@ -60,6 +66,7 @@ class Run:
     is_whole: bool
     is_hopeless: bool = False
     not_done: str = ""
+    seconds_around: float = 0.0
 
 
 def run(
@@ -90,86 +97,130 @@ def run(
     Raises:
         NotApplicableError: where a treatment fits nothing in this model.
     """
+    recipe = _Recipe(problem, treatments, seed, steps)
+    until = _Until(steps, deadline, enough, stop_at)
+    calls = 1 if problem.hands_out else 2  # of make_model: the first time it is seen whether it makes another
     with as_it_was(), _silent():
-        _seed(seed)
-        setup = _treated(problem, treatments)
-        optimizer = problem.make_optimizer(list(setup.model.parameters()))
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}.")
-        before = math.nan if treatments else held_out_loss(problem, setup, deadline)
-        does_untrained = functools.partial(_does_untrained, problem, treatments, seed)
+        setup, making = _timed(recipe.make)
+        optimizer = problem.fresh_optimizer(setup.model, setup.loss_fn)
+        before, judging = _timed(lambda: math.nan if treatments else recipe.untrained_loss(setup, deadline))
         _seed(seed + 1)
-        raised: list[Finding] = []
-        with watch(setup.model, optimizer, clip=setup.clip, log_dir=log_dir, on_finding=raised.append) as watcher:
+        with watch(setup.model, optimizer, clip=setup.clip, log_dir=log_dir, on_finding=until.raised.append) as watcher:
             step = stepper(setup, optimizer, watcher.observe_loss)
-            begin = time.perf_counter()
-
-            def is_enough(number: int) -> bool:
-                is_late = time.perf_counter() > enough[0 if raised else 1]
-                return (is_late and number >= FEWEST) or (stop_at is not None and _is_sick(raised, stop_at))
-
-            def step_or_end(number: int) -> float | None:
-                try:
-                    return step(number)
-                except Exception:
-                    if number == 0 or not does_untrained(lambda fresh: forward(fresh, number)):
-                        raise
-                watcher.observe_loss(math.nan)  # to the watcher an update without gradients, whose loss is NaN
-                optimizer.zero_grad()
-                optimizer.step()
-                return None
-
-            made, is_hopeless = _steps(step_or_end, steps, deadline, is_enough)
-            seconds = time.perf_counter() - begin
+            (made, is_hopeless), training = _timed(lambda: _loop(step, recipe, optimizer, watcher, until))
             findings = tuple(watcher.findings)
+        if not all(mode.called for mode in setup.modes):  # known no earlier: a branch may be taken late
+            raise NotApplicableError("neither the model nor its loss calls, by name, what it would answer")
+        after, judging_again = _timed(lambda: recipe.trained_loss(setup, deadline))
+    return Run(
+        seed, made, before, after, findings,
+        seconds_per_step=training / max(made, 1),
+        is_whole=time.perf_counter() <= deadline,
+        is_hopeless=is_hopeless,
+        not_done=setup.not_done,
+        seconds_around=making / calls + max(judging, judging_again),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a run's setup is made, and made once more."""
+
+    problem: Problem
+    treatments: tuple[Treatment, ...]
+    seed: int
+    steps: int
+
+    def make(self) -> Setup:
+        _seed(self.seed)
+        batches = list(self.problem.training[: self.steps])  # no treatment looks at one that is not reached
+        setup = Setup(self.problem.fresh_model(), batches, apart(self.problem.loss_fn))
+        for treatment in self.treatments:
+            treatment.change(setup)
+        return setup
+
+    def untrained_loss(self, setup: Setup, deadline: float) -> float:
+        """On held-out batches, before the run, which begins with the loss as it is.
+
+        Those of which this model, fresh and untreated, has no finite loss judge no other, if there are any that do.
+        """
+        losses = held_out_losses(self.problem, replace(setup, loss_fn=apart(setup.loss_fn)), deadline)
+        judging = [math.isfinite(loss) for loss in losses]
+        if not any(judging):
+            return math.nan
+        self.problem.held_out[:] = itertools.compress(self.problem.held_out, judging)
+        return statistics.fmean(itertools.compress(losses, judging))
+
+    def trained_loss(self, setup: Setup, deadline: float) -> float:
+        """On held-out batches; NaN where training led the model to where this raises."""
         try:
-            after = held_out_loss(problem, setup, deadline)
+            return statistics.fmean(held_out_losses(self.problem, setup, deadline))
         except Exception:
-            if not does_untrained(lambda fresh: held_out_loss(problem, fresh, deadline)):
+            if not self.does_untrained(lambda fresh: held_out_losses(self.problem, fresh, deadline)):
                 raise
-            after = math.nan
-    is_whole = time.perf_counter() <= deadline
-    return Run(seed, made, before, after, findings, seconds / max(made, 1), is_whole, is_hopeless, setup.not_done)
+        return math.nan
+
+    def does_untrained(self, attempt: Callable[[Setup], object]) -> bool:
+        """Whether the same model, untrained, gets through ``attempt``.
+
+        If so, what a trained one raised is what training did to it: a loss that refuses NaN, say. If not, it is a fault
+        of the model or of the batch.
+        """
+        try:
+            attempt(self.make())
+        except Exception:
+            return False
+        return True
 
 
-def _steps(
-    step: Callable[[int], float | None], steps: int, deadline: float, is_enough: Callable[[int], bool]
+@dataclass(frozen=True)
+class _Until:
+    """When a run ends, and what it has shown so far; the fields as ``run`` takes them."""
+
+    steps: int
+    deadline: float
+    enough: tuple[float, float]
+    stop_at: str | None
+    raised: list[Finding] = field(default_factory=list)
+
+    def is_over(self, number: int) -> bool:
+        now = time.perf_counter()
+        is_enough = number >= FEWEST and now > self.enough[0 if self.raised else 1]
+        return now > self.deadline or is_enough or (self.stop_at is not None and _is_sick(self.raised, self.stop_at))
+
+
+def _loop(
+    step: Callable[[int], float], recipe: _Recipe, optimizer: Optimizer, watcher: Watcher, until: _Until
 ) -> tuple[int, bool]:
     """(updates made, whether it was given up since the loss stayed NaN or Inf, or there was none)."""
     lost = 0
-    for number in range(steps):
+    for number in range(until.steps):
         if lost >= HOPELESS:
             return number, True
-        if time.perf_counter() > deadline or is_enough(number):
+        if until.is_over(number):
             return number, False
-        loss = step(number)
-        if loss is None:
+        try:
+            loss = step(number)
+        except Exception:
+            if number == 0 or not recipe.does_untrained(functools.partial(forward, number=number)):
+                raise
+            _update_without_gradients(optimizer, watcher)
             return number, True
         lost = 0 if math.isfinite(loss) else lost + 1
-    return steps, False
+    return until.steps, False
 
 
-def _treated(problem: Problem, treatments: tuple[Treatment, ...]) -> Setup:
-    setup = Setup(problem.fresh_model(), list(problem.training), problem.loss_fn)
-    for treatment in treatments:
-        treatment.change(setup)
-    return setup
+def _update_without_gradients(optimizer: Optimizer, watcher: Watcher) -> None:
+    """What a loss that raises is to the watcher: an update whose loss is NaN."""
+    watcher.observe_loss(math.nan)
+    optimizer.zero_grad()
+    optimizer.step()
 
 
-def _does_untrained(
-    problem: Problem, treatments: tuple[Treatment, ...], seed: int, attempt: Callable[[Setup], object]
-) -> bool:
-    """Whether the same model, untrained, gets through ``attempt``.
-
-    If so, what a trained one raised is what training did to it: a loss that refuses NaN, say. If not, it is a fault of
-    the model or of the batch.
-    """
-    _seed(seed)
-    try:
-        attempt(_treated(problem, treatments))
-    except Exception:
-        return False
-    return True
+def _timed(what: Callable[[], T]) -> tuple[T, float]:
+    begin = time.perf_counter()
+    made = what()
+    return made, time.perf_counter() - begin
 
 
 def _is_sick(raised: Sequence[Finding], kind: str) -> bool:
