@@ -13,51 +13,24 @@ import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from gradwatch.calls import anything_is_compiled, is_compiled, listen, tensors_in
+from gradwatch.calls import anything_is_compiled, is_compiled, listen
 from gradwatch.harmless import harmless
 from gradwatch.operations import Made, Operations, families_of, fault_behind, operations_behind, steep_behind
 from gradwatch.origin import origin_of
+from gradwatch.replay.call import LARGEST_GRADIENT, OUTPUT, Call, entered, note_output, repeat
 from gradwatch.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.report import Origin
-from gradwatch.samples import entries_of
 from gradwatch.trace import Trace
 
 __all__ = ["Replay"]
 
 KEPT = 8  # calls whose inputs are held until the update; more micro-batches than that are not all replayed
-OUTPUT = "gradwatch: returned by a model"  # in a node's metadata: holding the node itself would hold its graph
-SAMPLED = 16  # entries of what a model returned, by which two runs are compared
-LARGEST_GRADIENT = 2**20  # entries of an output's gradient that are held; beyond, the replay makes one up
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call of a model, by reference.
-
-    Attributes:
-        name: of the model.
-        inputs: its positional and keyword arguments.
-        versions: of the tensors among them.
-        random: states of the generators before it.
-        autocast: device type, whether autocast was on, and its dtype.
-        gradients: of each tensor that it returned, what arrived in the backward pass; None for one too large to hold.
-        returned: some entries of its first output, by which the replay is known to be the same.
-    """
-
-    name: str
-    inputs: tuple[tuple[Any, ...], dict[str, Any]]
-    versions: list[int]
-    random: tuple[Tensor, Tensor | None]
-    autocast: tuple[str, bool, torch.dtype]
-    gradients: list[list[Tensor | None]] = field(default_factory=list)
-    returned: Tensor | None = None
 
 
 class Replay:
@@ -74,8 +47,8 @@ class Replay:
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self.broken: set[str] = set()
         self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
-        self._calls: deque[_Call] = deque(maxlen=KEPT)
-        self._under_way: _Call | None = None
+        self._calls: deque[Call] = deque(maxlen=KEPT)
+        self._under_way: Call | None = None
         self._losses: deque[Any] = deque(maxlen=KEPT)
         self._loss_fault: Made | None = None
         self.was_called = False
@@ -138,7 +111,7 @@ class Replay:
         trace.broken = self.broken  # a fault of its own warns once, not once a replay
         parameters = [p for replica in replicas.values() for p in replica.parameters() if p.requires_grad]
         with Operations(trace.module_under_way) as operations:
-            batches = [_repeat(call, replicas[call.name], parameters) for call in self._calls]
+            batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
         origin = origin_of(trace.take() or [], loss, sick_layers)
         del batches  # whose sick rows the origin names
         if origin is None or origin.where != "loss":
@@ -175,35 +148,21 @@ class Replay:
         return replace(origin, words=words, operations=families)
 
     @harmless
-    def _enter(self, name: str, args: Any, kwargs: Any) -> _Call | None:
+    def _enter(self, name: str, args: Any, kwargs: Any) -> Call | None:
         if self._under_way is not None and self._under_way.name != name:
             return None  # a part, called by its whole
-        given = [tensor for each in (*args, *kwargs.values()) for tensor in tensors_in(each)]
-        device = given[0].device.type if given else "cpu"
-        are_plain = len(given) == len(args) and not kwargs and all(tensor.grad_fn is None for tensor in given)
-        self._under_way = _Call(
-            name,
-            (args, kwargs) if are_plain else tree_map(_cut_off, (args, kwargs)),
-            [tensor._version for tensor in given if not tensor.is_inference()],
-            (torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None),
-            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
-        )
+        self._under_way = entered(name, args, kwargs)
         return self._under_way
 
     @harmless
-    def _leave(self, call: _Call | None, output: Any) -> None:
+    def _leave(self, call: Call | None, output: Any) -> None:
         if call is None:
             return
         self._under_way = None
         if output is None:
             return
         self._calls.append(call)
-        call.returned = _sample(output)
-        for tensor in _differentiable(output):
-            held: list[Tensor | None] = []
-            call.gradients.append(held)
-            tensor.grad_fn.metadata[OUTPUT] = True  # type: ignore[union-attr, index]
-            tensor.register_hook(functools.partial(self._hold, held))
+        note_output(call, output, self._hold)
 
     @harmless
     def _hold(self, held: list[Tensor | None], gradient: Tensor) -> None:
@@ -222,80 +181,3 @@ def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _parts(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((f"{name}.{part}".lstrip("."), child) for part, child in model.named_children())
-
-
-def _repeat(call: _Call, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
-    """Forward and backward of one call; returns what went in."""
-    if _versions(call.inputs) != call.versions:
-        raise UnrepeatableError("what the model was given was changed in place since")
-    torch.set_rng_state(call.random[0])
-    if call.random[1] is not None:
-        torch.cuda.set_rng_state(call.random[1])
-    device, is_on, dtype = call.autocast
-    leaves: list[Tensor] = []
-    args, kwargs = tree_map(functools.partial(_replayed, leaves), call.inputs)
-    with torch.autocast(device, dtype, enabled=is_on):
-        output = replica(*args, **kwargs)
-    returned = _sample(output)
-    if returned is not None and call.returned is not None and not _is_same(returned, call.returned):
-        raise UnrepeatableError("the model returned something else")
-    outputs = _differentiable(output)
-    if len(outputs) != len(call.gradients):
-        raise UnrepeatableError("the model returned something else")
-    arrived = [(output, held) for output, held in zip(outputs, call.gradients, strict=True) if held]
-    if arrived:
-        gradients = [_sum(output, held) for output, held in arrived]
-        wanted = [*parameters, *leaves]
-        torch.autograd.grad([output for output, _ in arrived], wanted, gradients, allow_unused=True)
-    return args, kwargs
-
-
-def _sum(output: Tensor, held: Sequence[Tensor | None]) -> Tensor:
-    """What arrived at ``output``; noise where it was too large to hold."""
-    parts = [torch.randn_like(output) if gradient is None else gradient for gradient in held]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-
-
-@dataclass
-class _Computed:
-    """A tensor that was computed from something with a gradient: it is held, its graph is not."""
-
-    tensor: Tensor
-
-
-def _cut_off(thing: Any) -> Any:
-    is_computed = isinstance(thing, Tensor) and thing.grad_fn is not None
-    return _Computed(thing.detach()) if is_computed else thing
-
-
-def _replayed(leaves: list[Tensor], thing: Any) -> Any:
-    """What the replica is given for ``thing``; computed from one of ``leaves`` where it was computed in the run."""
-    if isinstance(thing, _Computed):
-        leaves.append(thing.tensor.detach().requires_grad_())
-        return leaves[-1].view_as(leaves[-1])
-    if isinstance(thing, Tensor) and thing.requires_grad:
-        leaves.append(thing.detach().requires_grad_())
-        return leaves[-1]
-    return thing
-
-
-def _versions(tree: Any) -> list[int]:
-    leaves = (leaf.tensor if isinstance(leaf, _Computed) else leaf for leaf in tree_leaves(tree))
-    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
-
-
-def _sample(output: Any) -> Tensor | None:
-    """A few entries of the first tensor that a model returned."""
-    tensor = next((tensor for tensor in tensors_in(output) if tensor.numel() > 0), None)
-    if tensor is None or tensor.layout is not torch.strided:
-        return None
-    return entries_of(tensor.detach(), SAMPLED).clone()
-
-
-def _is_same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, equal_nan=True)
-
-
-def _differentiable(output: Any) -> list[Tensor]:
-    """The tensors of what a model returned that were computed from something with a gradient."""
-    return [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
