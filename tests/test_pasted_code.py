@@ -447,6 +447,7 @@ MASKED = torch.tensor([[1.0, -math.inf, 0.5], [-math.inf, -math.inf, -math.inf]]
     ("remedy", "mode", "plain", "pasted"),
     [
         ("safe-log", formulas.SafeLog, torch.log, "safe_log(x)"),
+        ("safe-log", formulas.SafeLog, lambda x: (200 * x).exp(), "safe_exp(200 * x)"),
         ("safe-sqrt", formulas.SafeSqrt, torch.sqrt, "safe_sqrt(x)"),
         ("safe-sqrt", formulas.SafeSqrt, lambda x: x.norm(dim=-1), "safe_norm(x)"),
         ("safe-division", formulas.SafeDivision, lambda x: x.flip(1) / x, "safe_divide(x.flip(1), x)"),

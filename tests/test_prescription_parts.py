@@ -343,7 +343,13 @@ def test_a_look_at_the_calls_leaves_the_model_as_it_was():
     [
         (formulas.SafeLog, torch.log, 0.5, 0.0),
         (formulas.SafeLog, lambda x: x.log(), 0.5, -1.0),
+        (formulas.SafeLog, torch.log1p, 0.5, -1.0),
+        (formulas.SafeLog, lambda x: torch.xlogy(x, x), 0.5, 0.0),
+        (formulas.SafeLog, lambda x: x.exp() / x.exp().sum(), 0.5, 1000.0),
         (formulas.SafeSqrt, torch.sqrt, 0.5, 0.0),
+        (formulas.SafeSqrt, lambda x: (x * torch.arange(3)).std(0, correction=0), 0.5, 0.0),
+        (formulas.SafeSqrt, lambda x: torch.cdist(x.unsqueeze(0), 2 * x.unsqueeze(0)), 0.5, 0.0),
+        (formulas.SafeSqrt, torch.linalg.norm, 0.5, 0.0),
         (formulas.SafeSqrt, lambda x: x.norm(dim=0), 0.5, 0.0),
         (formulas.SafeSqrt, lambda x: x**0.5, 0.5, 0.0),
         (formulas.SafeSqrt, torch.acos, 0.5, 1.0),
@@ -383,6 +389,38 @@ def test_attention_to_nothing_gives_zeros():
         safe = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     assert torch.equal(safe[:, 0], F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0])
     assert not safe[:, 1].any()
+
+
+@pytest.mark.parametrize("needs_weights", [True, False])
+@pytest.mark.parametrize("is_boolean", [True, False])
+@pytest.mark.parametrize("masks", ["padding", "rows", "both"])
+def test_heads_that_attend_to_nothing_make_no_nan_and_others_stay_as_they_were(masks, is_boolean, needs_weights):
+    """Padding on the left under a causal mask: the first position sees itself alone, which is padding."""
+    attend, x = nn.MultiheadAttention(6, 2, batch_first=True), torch.randn(3, 4, 6, requires_grad=True)
+    padding, rows = torch.zeros(3, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool).triu(1)
+    padding[1, :2], rows[0, 0] = True, masks == "rows"
+    padding[2] = masks == "padding"
+    hidden = {"padding": {"key_padding_mask": padding}, "rows": {"attn_mask": rows}}
+    named = {**hidden["padding"], **hidden["rows"]} if masks == "both" else hidden[masks]
+    if not is_boolean:
+        named = {name: torch.zeros(mask.shape).masked_fill(mask, -math.inf) for name, mask in named.items()}
+    plain = attend(x, x, x, need_weights=needs_weights, **named)[0]
+    with formulas.SafeSoftmax():
+        safe = attend(x, x, x, need_weights=needs_weights, **named)[0]
+    seen = torch.ones(3, 4, dtype=torch.bool)
+    seen[{"padding": (2,), "rows": (slice(None), 0), "both": (1, slice(2))}[masks]] = False
+    assert torch.equal(plain.isnan().any(-1), ~seen) or not needs_weights  # the fused kernel makes zeros of them
+    torch.testing.assert_close(safe[seen], plain[seen])
+    safe.sum().backward()
+    assert safe.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+def test_a_pasted_mask_hides_what_it_hid_but_for_whole_rows():
+    names = {"torch": torch, "F": F, "nn": nn}
+    exec(LIBRARY["masked-softmax"].code, names)
+    mask = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]])
+    assert names["safe_mask"](mask).tolist() == [[0.0, -math.inf], [0.0, 0.0]]
 
 
 def test_scaled_inputs_keep_the_unit_of_the_held_out_loss():

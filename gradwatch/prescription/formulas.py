@@ -5,6 +5,7 @@ Enters: calls of torch functions. Leaves: the same values inside the domain, fin
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["SafeDivision", "SafeForm", "SafeLog", "SafeSoftmax", "SafeSqrt"]
 
+REACH = 0.9  # of the largest exponent: what is computed of it, a sum say, has some room
 LEAST = 1e-6  # far above the float32 rounding of 1 (1e-7), far below what matters in a probability or a distance
 
 
@@ -53,8 +55,16 @@ def _away(x: Any) -> Any:
     return torch.where(x.abs() < LEAST, torch.where(x < 0, -LEAST, LEAST).to(x.dtype), x)
 
 
+def _exp(x: Tensor) -> Tensor:
+    return x.clamp(max=REACH * math.log(torch.finfo(x.dtype).max)).exp() if x.is_floating_point() else x.exp()
+
+
+def _xlogy(x: Any, y: Any) -> Tensor:
+    return torch.xlogy(x, _above(y))
+
+
 class SafeLog(SafeForm):
-    """log(max(x, ε)), whose slope is 0 below ε."""
+    """log(max(x, ε)), whose slope is 0 below ε; eˣ with x kept below where it overflows."""
 
     answers: ClassVar = {
         torch.log: lambda x: _above(x).log(),
@@ -63,6 +73,13 @@ class SafeLog(SafeForm):
         Tensor.log2: lambda x: _above(x).log2(),
         torch.log10: lambda x: _above(x).log10(),
         Tensor.log10: lambda x: _above(x).log10(),
+        torch.log1p: lambda x: x.clamp(min=-1 + LEAST).log1p(),
+        Tensor.log1p: lambda x: x.clamp(min=-1 + LEAST).log1p(),
+        torch.xlogy: _xlogy,
+        Tensor.xlogy: _xlogy,
+        torch.special.xlogy: _xlogy,
+        torch.exp: _exp,
+        Tensor.exp: _exp,
     }
 
 
@@ -71,6 +88,10 @@ def _norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: 
         return torch.norm(x, p, dim, keepdim)
     dims = tuple(range(x.ndim)) if dim is None else dim
     return (x.square().sum(dims, keepdim=keepdim) + LEAST**2).sqrt()
+
+
+def _deviation(x: Tensor, *args: Any, **named: Any) -> Tensor:
+    return _above(torch.var(x, *args, **named)).sqrt()
 
 
 class SafeSqrt(SafeForm):
@@ -84,6 +105,12 @@ class SafeSqrt(SafeForm):
         torch.norm: _norm,
         Tensor.norm: _norm,
         torch.linalg.vector_norm: lambda x, ord=2, dim=None, keepdim=False, **_: _norm(x, ord, dim, keepdim),
+        torch.linalg.norm: lambda x, ord=None, dim=None, keepdim=False, **_: (
+            torch.linalg.norm(x, ord, dim, keepdim) if isinstance(dim, tuple) else _norm(x, ord, dim, keepdim)
+        ),
+        torch.cdist: lambda x, y, p=2.0, **_: _norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1),
+        torch.std: _deviation,
+        Tensor.std: _deviation,
         torch.pow: lambda x, power: _power(x, power),
         Tensor.pow: lambda x, power: _power(x, power),
         Tensor.__pow__: lambda x, power: _power(x, power),
@@ -130,12 +157,34 @@ def _attention(
     return F.scaled_dot_product_attention(query, key, value, shown, *args, **named).masked_fill(hidden, 0.0)
 
 
+def _heads(query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, *args: Any, **named: Any) -> Any:
+    """What ``nn.MultiheadAttention`` calls: both of its masks as one, in which no row is masked as a whole."""
+    padding, mask = (_added(named.pop(name, None), query) for name in ("key_padding_mask", "attn_mask"))
+    if padding is not None:
+        padding = padding.repeat_interleave(heads, 0).unsqueeze(-2) if padding.ndim == 2 else padding
+        mask = padding.expand(-1, len(query), -1) if mask is None else mask + padding
+    if mask is not None:
+        mask = mask.masked_fill((mask == -torch.inf).all(-1, keepdim=True), 0.0)
+        if mask.ndim == 1:
+            mask = mask.expand(len(query), -1)
+        named |= {"attn_mask": mask, "is_causal": False}
+    return F.multi_head_attention_forward(query, key, value, width, heads, *args, **named)
+
+
+def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask as what is added to scores."""
+    if mask is None or mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
+
+
 class SafeSoftmax(SafeForm):
-    """Softmax whose wholly masked rows are zeros, not 0/0."""
+    """Softmax whose wholly masked rows are zeros, not 0/0; in attention of several heads, nothing masks them."""
 
     answers: ClassVar = {
         torch.softmax: _softmax,
         Tensor.softmax: _softmax,
         F.softmax: _softmax,
         F.scaled_dot_product_attention: _attention,
+        F.multi_head_attention_forward: _heads,
     }

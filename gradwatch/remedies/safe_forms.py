@@ -14,8 +14,15 @@ REMEDIES = (
         "has a slope within ±1, takes no log of 0 and no eˣ above 1",
         source="Blanchard, Higham and Higham 2021, Accurately computing the log-sum-exp and softmax functions",
         code="""\
+import math
+
+
 def safe_log(p):  # for each logarithm; better, where exp is behind it: torch.logsumexp, F.log_softmax, F.cross_entropy
     return p.clamp(min=1e-6).log()
+
+
+def safe_exp(x):  # for each exponential; 80 is a tenth below where float32 overflows
+    return x.clamp(max=0.9 * math.log(torch.finfo(x.dtype).max)).exp()
 """,
         cost="none; a clamp passes no gradient below it",
     ),
@@ -64,6 +71,10 @@ def safe_divide(a, b):  # for each division; torch.where after it hides the valu
 def safe_softmax(scores, dim=-1):  # of scores that are -inf where they are masked: rows with nothing left become 0
     hidden = (scores == -torch.inf).all(dim, keepdim=True)
     return scores.masked_fill(hidden, 0.0).softmax(dim).masked_fill(hidden, 0.0)
+
+
+def safe_mask(mask):  # of -inf, for nn.MultiheadAttention (add one of padding to it): such a row is not masked at all
+    return mask.masked_fill((mask == -torch.inf).all(-1, keepdim=True), 0.0)
 """,
         cost="one multiplication",
     ),
