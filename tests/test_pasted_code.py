@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import gradwatch
 from gradwatch.prescription import formulas
+from gradwatch.prescription.problem import given
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.training import stepper
 from gradwatch.prescription.treatments import TREATMENTS, code_of
@@ -354,6 +355,46 @@ def test_rows_left_out_by_the_code_are_those_of_the_trial(make_batches, lengths,
     exec(LIBRARY["clean-data"].code, names)
     assert [len(x) for x, _ in setup.batches] == lengths
     torch.testing.assert_close(names["batches"], setup.batches, rtol=0, atol=0)
+
+
+def structures(broken):
+    """Batches of a mapping and a tuple."""
+    generator = torch.Generator().manual_seed(5)
+    batches = [
+        ({"a": torch.randn(9, 6, generator=generator)}, (torch.arange(9), torch.randn(9, generator=generator)))
+        for _ in range(4)
+    ]
+    batches[1][0]["a"][3, 2] = math.nan if broken else 0.0
+    return batches
+
+
+@pytest.mark.parametrize("remedy", ["clean-data", "smaller-batches"])
+def test_batches_of_any_structure_are_changed_by_the_code_as_in_the_trial(remedy):
+    model = nn.Linear(6, 1)
+    model.forward = lambda a: F.linear(a, model.weight)
+    batches = structures(broken=remedy == "clean-data")
+    setup = Setup(model, list(batches), lambda output, y: (output.squeeze(1) - y[1]).square().mean())
+    treatment_of(remedy).change(setup)
+    names = program(batches=batches, model=model, loss_fn=setup.loss_fn)
+    exec(code_of((treatment_of(remedy),), given(model, batches[0][0])), names)
+    torch.testing.assert_close(names["batches"], setup.batches)
+    assert len(setup.batches) == (4 if remedy == "clean-data" else 12)
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(4, 6), (torch.ones(4, 6),), {"x": torch.ones(4, 6)}], ids=type)
+def test_code_gives_the_model_its_inputs_as_the_trial_does(inputs):
+    model = stack()
+    model.forward = lambda x: nn.Sequential.forward(model, x)
+    exec(code_of((treatment_of("relu"),), given(model, inputs)), program(model=model, x=inputs))
+    assert isinstance(model[1], nn.ReLU)
+
+
+def test_targets_of_any_structure_are_left_by_the_code_of_scaled_inputs():
+    batches = [(5 * torch.randn(9, 6), (torch.arange(9), torch.randn(9))) for _ in range(4)]
+    names = program(batches=batches)
+    exec(LIBRARY["scaled-inputs"].code, names)
+    assert names["batches"][0][1] is batches[0][1]
+    assert torch.cat([x for x, _ in names["batches"]]).std(0, correction=0).tolist() == pytest.approx([1.0] * 6)
 
 
 def test_batches_without_a_loss_are_left_out_by_the_code_too():

@@ -478,6 +478,7 @@ def a_run(after, *findings, before=1.0, seed=0):
         (a_run(0.95), a_run(math.nan, finding("nonfinite")), False),  # learnt nothing
         (a_run(0.5), a_run(math.nan, finding("nonfinite")), True),
         (a_run(0.5), a_run(math.inf, finding("nonfinite"), before=math.nan), True),
+        (a_run(0.95), a_run(math.inf, finding("nonfinite"), before=math.nan), False),  # learnt nothing of its own
         (a_run(math.nan), a_run(math.nan, finding("vanishing")), False),
         (a_run(-2.0), a_run(-1.0, finding("vanishing")), True),  # losses below zero
         (a_run(-1.05), a_run(-1.0, finding("vanishing")), False),

@@ -57,6 +57,11 @@ class Custom(nn.Module):
         return self.head(torch.tanh(self.second(F.relu(self.first(x)))))
 
 
+class Rectified(Custom):
+    def forward(self, x):
+        return self.head(torch.relu(self.second(F.relu(self.first(x)))))
+
+
 MODELS = {"sequential": sequential, "convolutional": convolutional, "transposed": transposed, "custom": Custom}
 
 
@@ -75,11 +80,17 @@ def test_a_treated_model_keeps_its_shapes_and_passes_gradients(model, treatment)
 
 
 @pytest.mark.parametrize(
-    "model", [sequential(nn.ReLU), nn.Sequential(nn.Linear(6, 3)), nn.Sequential(nn.Linear(6, 3), nn.Sigmoid())],
-    ids=["all are that one", "there is none", "it ends the model"],
-)  # fmt: skip
-def test_an_activation_that_would_change_nothing_does_not_apply(model):
-    with pytest.raises(NotApplicableError, match=r"no (other |hidden |)activation function was found$"):
+    ("model", "other"),
+    [
+        (sequential(nn.ReLU), "other "),
+        (Rectified(), "other "),
+        (nn.Sequential(nn.Linear(6, 3)), ""),
+        (nn.Sequential(nn.Linear(6, 3), nn.Sigmoid()), "hidden "),
+    ],
+    ids=["modules are that one", "functions are", "there is none", "it ends the model"],
+)
+def test_an_activation_that_would_change_nothing_does_not_apply(model, other):
+    with pytest.raises(NotApplicableError, match=rf"no {other}activation function was found$"):
         activations.activate(setup_of(model), nn.ReLU())
 
 
@@ -93,9 +104,11 @@ def test_one_activation_in_several_places_goes_from_all():
 def test_functions_inside_forward_are_answered_and_names_stay():
     model, x = Custom(), torch.randn(8, 6)
     names = [name for name, _ in model.named_parameters()]
-    activations.activate(setup_of(model), nn.ELU())
+    setup = setup_of(model)
+    activations.activate(setup, nn.ELU())
     expected = model.head(F.elu(model.second(F.elu(model.first(x)))))
     assert torch.equal(model(x), expected)
+    assert setup.not_done == "forward calls relu and tanh by name: there write ELU(alpha=1.0) by hand"
     assert [name for name, _ in model.named_parameters()] == names
 
 
@@ -580,6 +593,13 @@ def test_heavy_tails_and_rows_next_to_zero_are_not_wild(size):
     assert sum(len(y) for _, y in left) > 0.98 * 512
 
 
+def test_as_many_features_as_items_relate_nothing():
+    x, y = torch.randn(8, 8), torch.arange(8)
+    setup = Setup(nn.Linear(8, 3), [(x, {"digit": y, "parity": y % 2})], F.cross_entropy)
+    data.split(setup)
+    assert [len(x) for x, _ in setup.batches] == [2] * 4
+
+
 def test_smaller_batches_hold_the_same_items():
     setup = setup_of(nn.Linear(6, 3), torch.randn(10, 6), torch.arange(10), count=1)
     data.split(setup)
@@ -719,6 +739,13 @@ def test_a_run_tells_what_it_took_beside_its_loop():
     problem = dataclasses.replace(identity(), make_model=make_model)
     around = [run(problem, (), seed, 5).seconds_around for seed in range(2)]  # at first it is made twice
     assert all(0.1 <= seconds < 0.19 for seconds in around)
+
+
+def test_an_optimizer_that_evaluates_the_loss_by_itself_trains():
+    problem = of_batches(identity().training)
+    found = run(dataclasses.replace(problem, make_optimizer=lambda p: torch.optim.LBFGS(p, lr=0.5)), (), 0, 10)
+    assert found.steps == 10
+    assert found.after < 0.1 * found.before
 
 
 def test_a_run_is_the_same_twice():

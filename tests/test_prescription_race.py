@@ -1,5 +1,6 @@
 """The race on runs that are made up: who goes on, how long, and until when."""
 
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -59,10 +60,17 @@ def test_the_better_third_goes_on_to_the_next_seed():
 def test_where_time_is_short_first_runs_are_shorter_and_count_no_more_once_there_are_longer_ones():
     tries = Tries(seconds_per_step=2e-2)  # 27 runs of 300 steps would take 162 s
     whole, _, _ = raced(tries)
-    first = {steps for candidate, seed, steps in tries.calls if candidate and seed == 0}
-    assert first == {100}
+    first = [steps for candidate, seed, steps in tries.calls if candidate and seed == 0]
+    assert first == [100] * 27 + [300] * FINALISTS  # once more, as long as on the others
     assert {run.steps for run in whole[CANDIDATES[0]]} == {300}
-    assert [run.seed for run in whole[CANDIDATES[0]]] == [1, 2]
+    assert [run.seed for run in whole[CANDIDATES[0]]] == [1, 2, 0]
+
+
+def test_the_last_ones_run_their_full_length_on_a_single_seed_too():
+    tries = Tries(seconds_per_step=2e-2)
+    whole, _, _ = raced(tries, seeds=(0,))
+    assert [steps for candidate, _, steps in tries.calls if candidate] == [100] * 27 + [300] * 9
+    assert [run.steps for run in whole[CANDIDATES[0]]] == [300]
 
 
 def test_a_seed_on_which_nothing_is_sick_judges_no_remedy():
@@ -96,7 +104,7 @@ def test_what_a_run_takes_beside_its_loop_counts():
     assert whole == {}
     tries = Tries(seconds_per_step=1e-3, seconds_around=2.0)  # 27 runs of 2.3 s would take 62 s, of which there are 41
     raced(tries)
-    assert {steps for candidate, seed, steps in tries.calls if candidate and seed == 0} == {100}
+    assert [steps for candidate, seed, steps in tries.calls if candidate and seed == 0][:27] == [100] * 27
     tries = Tries(
         seconds_around=1.0
     )  # there is time for a trial on the second seed, but not for its untreated run, too
@@ -197,3 +205,35 @@ def test_cures_come_first_then_those_that_got_further_then_the_lower_loss():
         named("e"): runs(0.5, 9.5),
     }
     assert [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing")] == ["d", "c", "b", "e", "a"]
+
+
+def test_what_leaves_nothing_of_the_findings_comes_before_what_leaves_some():
+    other = dataclasses.replace(SICK, kind="dead", severity="warning")
+    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK, other), 1e-3, True)}
+    tried = {
+        named("leaves"): [Run(0, 300, 10.0, 0.1, (other,), 1e-3, True)],
+        named("clean"): [Run(0, 300, 10.0, 1.0, (), 1e-3, True)],
+    }
+    found = ranking.rank(tried, baseline, "vanishing")
+    assert [(trial.remedy, trial.cured) for trial in found] == [("clean", True), ("leaves", True)]
+
+
+def test_the_simplest_of_those_next_to_the_best_comes_first():
+    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    losses = {named("a") + named("b"): 1.0, named("a"): 1.05, named("b"): 1.02, named("c"): 1.2}
+    tried = {each: [Run(0, 300, 10.0, loss, (), 1e-3, True)] for each, loss in losses.items()}
+    found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing")]
+    assert found == ["b", "a", "a + b", "c"]
+
+
+def test_the_cost_of_a_step_is_told_where_both_runs_were_whole_ones():
+    baseline = {0: Run(0, 300, 10.0, math.nan, (SICK,), 4e-3, True, is_hopeless=True)}
+    (trial,) = ranking.rank({named("a"): [Run(0, 300, 10.0, 1.0, (), 1e-3, True)]}, baseline, "vanishing")
+    assert math.isnan(trial.cost)
+
+
+def test_what_a_code_cannot_do_stands_above_it():
+    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    runs = [Run(0, 300, 10.0, 1.0, (), 1e-3, True, not_done="forward calls tanh by name")]
+    (trial,) = ranking.rank({named("a"): runs}, baseline, "vanishing")
+    assert trial.code == "# forward calls tanh by name\na"

@@ -96,7 +96,7 @@ def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, for
 
 def candidate_of(trial: Trial) -> Candidate:
     """The treatments that a trial was made with."""
-    return next(each for each in everything() if name_of(each) == trial.remedy and code_of(each) == trial.code)
+    return next(each for each in everything() if name_of(each) == trial.remedy and trial.code.endswith(code_of(each)))
 
 
 def read() -> list[dict[str, Any]]:

@@ -83,7 +83,9 @@ def split(setup: Setup) -> None:
 def _parts(batch: Any) -> list[Any]:
     length = length_of(batch)
     if length is None or length < 2 * SMALLER:
-        raise NotApplicableError(f"not all tensors of a batch begin with the same {2 * SMALLER} items or more")
+        raise NotApplicableError(
+            f"no batch can be cut: its tensors do not begin with the same {2 * SMALLER} items or more"
+        )
     size = -(-length // SMALLER)
     return [_between(batch, start, start + size) for start in range(0, length, size)]
 

@@ -77,7 +77,12 @@ def sentence(ranking: Sequence[Trial], kind: str) -> str:
     best = ranking[0]
     untreated = f"where the untreated run ends at {words.figure(best.baseline_loss)}"
     if best.cured:
-        return f"{kind} is cured by {best.remedy}: held-out loss {words.figure(best.loss)} {untreated}."
+        seeds = "1 seed" if len(best.seeds) == 1 else f"{len(best.seeds)} seeds"
+        rest = ", ".join(sorted({finding.kind for finding in best.findings}))
+        still = f" Still found with it: {rest}." if rest else ""
+        return (
+            f"{kind} is cured by {best.remedy} on {seeds}: held-out loss {words.figure(best.loss)} {untreated}.{still}"
+        )
     nothing = f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it"
     if not math.isfinite(best.loss):
         gone = sum(all(finding.kind != kind for finding in trial.findings) for trial in ranking)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from gradwatch.prescription.rows import kept, largest_entries
 
-__all__ = ["Batch", "Problem", "apart", "called", "owned"]
+__all__ = ["Batch", "Problem", "apart", "called", "given", "owned"]
 
 Batch = tuple[Any, Any]
 """(inputs, targets), each a tensor or a structure of tensors."""
@@ -142,11 +142,15 @@ def called(model: nn.Module, inputs: Any) -> Any:
 
     Where the model's ``forward`` cannot take them so, they are handed over as one argument.
     """
+    way = given(model, inputs)
+    return model(**inputs) if way == "**x" else model(*inputs) if way == "*x" else model(inputs)
+
+
+def given(model: nn.Module, inputs: Any) -> str:
+    """How ``called`` hands over inputs ``x``, as Python writes it."""
     if isinstance(inputs, Mapping) and _fits(model, (), inputs):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)) and _fits(model, inputs, {}):
-        return model(*inputs)
-    return model(inputs)
+        return "**x"
+    return "*x" if isinstance(inputs, (tuple, list)) and _fits(model, inputs, {}) else "x"
 
 
 def apart(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:

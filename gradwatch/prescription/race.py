@@ -62,16 +62,18 @@ def race(
     partly: dict[str, str] = {}
     field, first = list(candidates), baselines[seeds[0]]
     shortest = max(FEWEST, 1 + max(finding.raised_step for finding in first.findings if finding.kind == kind))
-    for round_, seed in enumerate(seeds):
-        until = _end_of_round(deadline, len(seeds) - round_)
-        if round_ and not _is_sick_too(seed, first, length, try_one, baselines, kind, until):
+    for round_, seed in enumerate([*seeds, seeds[0]]):  # once more on the first, if runs on that were shorter
+        if round_ == len(seeds) and not shortened:
+            break
+        until = _end_of_round(deadline, len(seeds) + 1 - round_)
+        if seed not in baselines and not _is_sick_too(seed, first, length, try_one, baselines, kind, until):
             continue
         steps = length if round_ else _affordable(first, length, shortest, len(field), until)
         going_on = []
         for place, candidate in enumerate(field):
             if time.perf_counter() + _seconds(first, steps) > until:
                 break
-            advance((round_ + place / len(field)) / len(seeds))
+            advance((round_ + place / len(field)) / (len(seeds) + 1))
             found = _tried(candidate, seed, steps, try_one, barred, failed)
             if found is None:  # it may have cured on the seeds before: a change that fails on one is no cure
                 whole.pop(candidate, None)

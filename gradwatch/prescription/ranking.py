@@ -5,7 +5,8 @@ A remedy cures a run if, on that seed,
 - the kind of finding that the untreated model shows is gone, and no finding of severity ``error`` is there;
 - the loss on held-out batches is finite and better by a tenth than the untreated model's after as much training: a
   tenth, so that the small differences that a seed makes are not taken for a cure;
-- and better by a tenth than that of the untrained model: what exploded is easily improved on by learning nothing.
+- and better by a tenth than that of the untrained model, and than its own before training: what exploded, or has no
+  finite loss, is easily improved on by learning nothing.
 
 Better by a tenth means lower by 10 % of the magnitude, so that losses below zero are judged alike. A remedy *cures* if
 it does so on every seed it was tried on.
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 
 from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.treatments import Treatment, code_of, name_of
-from gradwatch.prescription.trial import Run
+from gradwatch.prescription.trial import FEWEST, Run
 
 __all__ = ["MARGIN", "Trial", "is_cured", "main_kind", "rank", "score_of"]
 
@@ -40,7 +41,7 @@ class Trial:
         seconds_per_step: mean time of a training step.
         loss_interval: the lowest and the highest loss of its seeds.
         seeds: those that it was tried on.
-        cost: time of a step as a multiple of the untreated one's.
+        cost: time of a step as a multiple of the untreated one's; NaN where one of both was broken off, or NaN itself.
         code: the change, to paste.
     """
 
@@ -66,7 +67,7 @@ def is_cured(run: Run, baseline: Run, kind: str) -> bool:
     kinds = {finding.kind for finding in run.findings}
     has_error = any(finding.severity == "error" for finding in run.findings)
     is_gone = kind not in kinds and not has_error
-    return is_gone and is_better(run.after, baseline.after) and is_better(run.after, baseline.before)
+    return is_gone and all(is_better(run.after, loss) for loss in (baseline.after, baseline.before, run.before))
 
 
 def is_better(loss: float, than: float) -> bool:
@@ -76,21 +77,33 @@ def is_better(loss: float, than: float) -> bool:
     return not math.isfinite(than) or loss <= than - MARGIN * abs(than)
 
 
-def score_of(runs: Sequence[Run], baselines: Mapping[int, Run], kind: str) -> tuple[float, float, float]:
-    """What is least for the best: seeds not cured, seeds still sick, mean loss (infinite where it is not finite)."""
+def score_of(runs: Sequence[Run], baselines: Mapping[int, Run], kind: str) -> tuple[float, float, float, float]:
+    """What is least for the best, first to last.
+
+    Seeds not cured; seeds still sick; those that show anything that the untreated run shows; mean loss (infinite where
+    it is not finite).
+    """
     uncured = sum(not is_cured(run, baselines[run.seed], kind) for run in runs) / len(runs)
     sick = sum(any(finding.kind == kind for finding in run.findings) for run in runs) / len(runs)
+    shows = sum(bool(_kinds(run) & _kinds(baselines[run.seed])) for run in runs) / len(runs)
     loss = statistics.fmean(run.after for run in runs)
-    return uncured, sick, loss if math.isfinite(loss) else math.inf
+    return uncured, sick, shows, loss if math.isfinite(loss) else math.inf
+
+
+def _kinds(run: Run) -> set[str]:
+    return {finding.kind for finding in run.findings}
 
 
 def rank(tried: Mapping[tuple[Treatment, ...], Sequence[Run]], baselines: Mapping[int, Run], kind: str) -> list[Trial]:
-    """Best first: those that cure before others, those that got further in the race before others, then by loss.
+    """Best first: cures, those that leave nothing of what was found, those that got further in the race, by loss.
 
-    Of several strengths of one remedy the best stands for all.
+    Of several strengths of one remedy the best stands for all. The simplest of those next to the best comes first.
     """
     scores = {treatments: score_of(runs, baselines, kind) for treatments, runs in tried.items()}
-    order = sorted(tried, key=lambda each: (scores[each][0] > 0, -len(tried[each]), scores[each]))
+    class_of = {each: (scores[each][0] > 0, scores[each][2] > 0, -len(tried[each])) for each in tried}
+    order = sorted(tried, key=lambda each: (class_of[each], scores[each]))
+    near = [each for each in order if class_of[each] == class_of[order[0]] and _is_near(scores[each], scores[order[0]])]
+    order.sort(key=lambda each: (each not in near, len(each) if each in near else 0))
     best = {name_of(treatments): treatments for treatments in reversed(order)}
     return [
         _trial(treatments, tried[treatments], baselines, scores[treatments][0] == 0)
@@ -99,10 +112,19 @@ def rank(tried: Mapping[tuple[Treatment, ...], Sequence[Run]], baselines: Mappin
     ]
 
 
+def _is_near(score: tuple[float, ...], best: tuple[float, ...]) -> bool:
+    """Whether the best is not better by ``MARGIN``."""
+    return score[:-1] == best[:-1] and not is_better(best[-1], score[-1])
+
+
 def _trial(treatments: tuple[Treatment, ...], runs: Sequence[Run], baselines: Mapping[int, Run], cured: bool) -> Trial:
     losses = [run.after for run in runs]
     seconds = statistics.fmean(run.seconds_per_step for run in runs)
+    is_comparable = all(
+        each.steps >= FEWEST and not each.is_hopeless for run in runs for each in (run, baselines[run.seed])
+    )
     untreated = statistics.fmean(baselines[run.seed].seconds_per_step for run in runs)
+    partly = [f"# {text}\n" for text in dict.fromkeys(run.not_done for run in runs) if text]
     return Trial(
         remedy=name_of(treatments),
         cured=cured,
@@ -112,6 +134,6 @@ def _trial(treatments: tuple[Treatment, ...], runs: Sequence[Run], baselines: Ma
         seconds_per_step=seconds,
         loss_interval=(min(losses), max(losses)),
         seeds=tuple(run.seed for run in runs),
-        cost=seconds / untreated if untreated else math.nan,
-        code=code_of(treatments),
+        cost=seconds / untreated if untreated and is_comparable else math.nan,
+        code="".join([*partly, code_of(treatments, runs[0].given)]),
     )

@@ -1,8 +1,8 @@
 """The rows of a batch: what all its tensors begin with, which of them are broken, and the batch without those.
 
-Enters: a batch, inputs or targets, of any structure. Leaves: how large each row is; the same structure of fewer rows.
-Knows nothing of models. A batch whose tensors do not begin with the same number of items counts as one row: it stays
-whole, or goes.
+Enters: a batch, (inputs, targets), each of any structure. Leaves: how large each row is; the same of fewer rows. Knows
+nothing of models. A batch whose tensors do not begin with the same number of items counts as one row: it stays whole,
+or goes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 __all__ = ["kept", "largest_entries", "length_of"]
 
 
-def length_of(batch: Any) -> int | None:
-    """How many items each leaf begins with; None where they differ, or one is a number or no tensor.
+def length_of(batch: tuple[Any, Any]) -> int | None:
+    """How many items each leaf of (inputs, targets) begins with.
 
-    None, too, where one of three leaves or more is square: it relates the items to each other, as the adjacency matrix
-    of a graph beside its nodes and their labels.
+    None where they differ, or one is a number or no tensor. None, too, where one of several inputs is square: it
+    relates the items to each other, as the adjacency matrix of a graph beside its nodes.
     """
-    leaves = tree_leaves(batch)
-    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves}
+    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in tree_leaves(batch)}
     length = lengths.pop() if len(lengths) == 1 else None
-    relates = length is not None and len(leaves) > 2 and any(leaf.shape[1:2] == (length,) for leaf in leaves)
+    inputs = tree_leaves(batch[0])
+    relates = length is not None and len(inputs) > 1 and any(leaf.shape[1:2] == (length,) for leaf in inputs)
     return None if relates else length
 
 
-def largest_entries(batch: Any) -> Tensor:
+def largest_entries(batch: tuple[Any, Any]) -> Tensor:
     """(rows,) float64, on the CPU: the largest magnitude among each row's real numbers, 0 where it has none.
 
     Not finite iff one of them is not.

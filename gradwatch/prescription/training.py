@@ -6,6 +6,7 @@ Enters: a setup and its optimizer. Leaves: losses. Knows nothing of findings, de
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -25,16 +26,25 @@ __all__ = ["forward", "held_out_losses", "stepper"]
 def stepper(setup: Setup, optimizer: Optimizer, observe: Callable[[Tensor], None]) -> Callable[[int], float]:
     """A function that makes the update of a number from 0 on, and returns its loss."""
     rates = [group["lr"] for group in optimizer.param_groups]
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    needs_closure = closure is not None and closure.default is inspect.Parameter.empty  # LBFGS
 
     def step(number: int) -> float:
         warm = min(1.0, (number + 1) / setup.warm_up) if setup.warm_up else 1.0
         if setup.rate * warm != 1.0 or setup.warm_up:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * setup.rate * warm
-        optimizer.zero_grad()
-        with _at(f"in update {number}, on training batch {number % len(setup.batches)}"):
-            loss = _backward(setup, number, observe)
-        optimizer.step()
+
+        def backward() -> float:
+            optimizer.zero_grad()
+            with _at(f"in update {number}, on training batch {number % len(setup.batches)}"):
+                return _backward(setup, number, observe)
+
+        if needs_closure:
+            loss = float(optimizer.step(backward))
+        else:
+            loss = backward()
+            optimizer.step()
         if setup.after_update is not None:
             setup.after_update(setup.model)
         return loss

@@ -47,9 +47,15 @@ def name_of(treatments: tuple[Treatment, ...]) -> str:
     return " + ".join(treatment.remedy for treatment in treatments)
 
 
-def code_of(treatments: tuple[Treatment, ...]) -> str:
-    """To paste, one after the other."""
-    return "\n\n".join(treatment.code.rstrip() for treatment in treatments)
+def code_of(treatments: tuple[Treatment, ...], given: str = "x") -> str:
+    """To paste, one after the other.
+
+    Args:
+        treatments: whose code.
+        given: how a model is given ``x``, one batch's inputs.
+    """
+    code = "\n\n".join(treatment.code.rstrip() for treatment in treatments)
+    return code.replace("model(x)", f"model({given})").replace("model.eval()(x)", f"model.eval()({given})")
 
 
 def _set(**fields: Any) -> Callable[[Setup], None]:

@@ -24,7 +24,7 @@ import torch
 from torch.optim import Optimizer
 
 from gradwatch.findings import Finding
-from gradwatch.prescription.problem import Problem, apart
+from gradwatch.prescription.problem import Problem, apart, given
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.training import forward, held_out_losses, stepper
 from gradwatch.prescription.treatments import Treatment
@@ -47,13 +47,14 @@ class Run:
     Attributes:
         seed: that it began under.
         steps: updates that it made.
-        before: loss on the held-out batches of the model as it was made, if it is untreated; else NaN.
+        before: loss on the held-out batches of the model as it was made and treated.
         after: the same as it was trained.
         findings: the watcher's.
         seconds_per_step: of the training loop.
         is_whole: whether it came to its end before the deadline.
         is_hopeless: whether it ended early, its loss not finite for ``HOPELESS`` updates, or raising an error.
         not_done: what of a treatment could not be done, and why; empty where all could.
+        given: how the model is given a batch's inputs ``x``, as Python writes it.
         seconds_around: that a treated run takes beside the loop: to make a model and to judge it on held-out batches.
     """
 
@@ -66,6 +67,7 @@ class Run:
     is_whole: bool
     is_hopeless: bool = False
     not_done: str = ""
+    given: str = "x"
     seconds_around: float = 0.0
 
 
@@ -103,7 +105,7 @@ def run(
     with as_it_was(), _silent():
         setup, making = _timed(recipe.make)
         optimizer = problem.fresh_optimizer(setup.model, setup.loss_fn)
-        before, judging = _timed(lambda: math.nan if treatments else recipe.untrained_loss(setup, deadline))
+        before, judging = _timed(lambda: recipe.untrained_loss(setup, deadline))
         _seed(seed + 1)
         with watch(setup.model, optimizer, clip=setup.clip, log_dir=log_dir, on_finding=until.raised.append) as watcher:
             step = stepper(setup, optimizer, watcher.observe_loss)
@@ -118,6 +120,7 @@ def run(
         is_whole=time.perf_counter() <= deadline,
         is_hopeless=is_hopeless,
         not_done=setup.not_done,
+        given=given(setup.model, setup.batches[0][0]),
         seconds_around=making / calls + max(judging, judging_again),
     )  # fmt: skip
 
@@ -142,12 +145,12 @@ class _Recipe:
     def untrained_loss(self, setup: Setup, deadline: float) -> float:
         """On held-out batches, before the run, which begins with the loss as it is.
 
-        Those of which this model, fresh and untreated, has no finite loss judge no other, if there are any that do.
+        Those of which a fresh, untreated model has no finite loss judge no other, if there are any that do.
         """
         losses = held_out_losses(self.problem, replace(setup, loss_fn=apart(setup.loss_fn)), deadline)
         judging = [math.isfinite(loss) for loss in losses]
-        if not any(judging):
-            return math.nan
+        if self.treatments or not any(judging):
+            return statistics.fmean(losses)
         self.problem.held_out[:] = itertools.compress(self.problem.held_out, judging)
         return statistics.fmean(itertools.compress(losses, judging))
 

@@ -17,10 +17,11 @@ def table(ranking: Sequence[Trial], controls: Mapping[str, tuple[float, float]])
     rows = [("", "remedy", "cured", "held-out loss", "over seeds", "cost of a step", "still found")]
     for place, trial in enumerate(ranking[:MOST], 1):
         lowest, highest = trial.loss_interval
+        cost = f"× {trial.cost:.2f}" if math.isfinite(trial.cost) else "–"
         kinds = sorted({finding.kind for finding in trial.findings})
         rows.append(
             (str(place), trial.remedy, "yes" if trial.cured else "no", figure(trial.loss),
-             f"{figure(lowest)} … {figure(highest)} ({len(trial.seeds)})", f"× {trial.cost:.2f}",
+             f"{figure(lowest)} … {figure(highest)} ({len(trial.seeds)})", cost,
              ", ".join(kinds) or "–")
         )  # fmt: skip
     for name, (share, loss) in controls.items():

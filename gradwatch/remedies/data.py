@@ -14,7 +14,7 @@ REMEDIES = (
         source="LeCun et al. 1998, Efficient backprop",
         code="""\
 def scaled(tensors, least=0.0):
-    if not tensors[0].is_floating_point():  # classes, token ids
+    if not all(torch.is_tensor(tensor) and tensor.is_floating_point() for tensor in tensors):  # classes, token ids
         return tensors
     rows = torch.cat([tensor if tensor.ndim == 2 else tensor.flatten() for tensor in tensors])  # of images one scale
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
@@ -38,8 +38,11 @@ batches = list(zip(scaled(inputs), scaled(targets, least=3.0)))  # outputs are t
         why="x·w with one NaN is NaN, and one sample's NaN is every weight's after the mean over the batch",
         source="–",
         code="""\
+from torch.utils._pytree import tree_leaves, tree_map  # for tuples and mappings of tensors
+
+
 def largest(batch):  # entry of each row; NaN where it holds one
-    real = [tensor[:, None].flatten(1) for tensor in batch if tensor.is_floating_point()]
+    real = [tensor[:, None].flatten(1) for tensor in tree_leaves(batch) if tensor.is_floating_point()]
     return torch.cat(real, 1).abs().amax(1).float()
 
 
@@ -48,7 +51,7 @@ finite = [rows[rows.isfinite()] for rows in sizes]
 usual = torch.stack([rows.max() for rows in finite if len(rows)]).quantile(0.5)  # of the median batch
 wild = 100 * usual if usual else torch.inf
 sound = [rows.isfinite() & (rows <= wild) for rows in sizes]
-batches = [(x[keep], y[keep]) for (x, y), keep in zip(batches, sound) if keep.any()]
+batches = [tree_map(lambda tensor: tensor[keep], batch) for batch, keep in zip(batches, sound) if keep.any()]
 with torch.no_grad():  # and no batch of which an untrained model has no loss: of labels that are all ignored, say
     model.eval()
     batches = [(x, y) for x, y in batches if loss_fn(model(x), y).isfinite()]

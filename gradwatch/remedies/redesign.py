@@ -31,7 +31,16 @@ for stack, start, end in same[1::2]:
         why="∇Σᵢ lᵢ = B·mean(∇l): a sum makes the step B times as long; of a mean only the noise changes, by 1/√B",
         source="Goyal et al. 2017 (the rate goes with the batch), arXiv:1706.02677",
         code="""\
-batches = [part for x, y in batches for part in zip(x.chunk(4), y.chunk(4))]  # or DataLoader(…, batch_size=… // 4)
+from torch.utils._pytree import tree_leaves, tree_map  # for tuples and mappings of tensors
+
+
+def parts(batch):  # four; or DataLoader(…, batch_size=… // 4)
+    length = len(tree_leaves(batch)[0])
+    size = -(-length // 4)
+    return [tree_map(lambda tensor: tensor[start : start + size], batch) for start in range(0, length, size)]
+
+
+batches = [part for batch in batches for part in parts(batch)]
 """,
         cost="more steps an epoch, less of the machine used, noisier gradients",
     ),

@@ -35,11 +35,11 @@ def safe_exp(x):  # for each exponential; 80 is a tenth below where float32 over
         why="√′(x) = 1/(2√x) is ∞ at 0, and ∞ · 0 in the chain rule is NaN; √(x + ε) has a slope of at most 1/(2√ε)",
         source="PyTorch documentation, autograd mechanics: gradients of non-differentiable functions",
         code="""\
-def safe_sqrt(x):  # for each root, power below 1
+def safe_sqrt(x):  # for each root, power below 1; safe_sqrt(x.var(0)) for x.std(0)
     return x.clamp(min=1e-6).sqrt()
 
 
-def safe_norm(x, dim=-1):  # for each norm; a clamp to ±(1 - 1e-6) before acos and atanh
+def safe_norm(x, dim=-1):  # for each norm; of x[:, None] - y for cdist; a clamp to ±(1 - 1e-6) before acos and atanh
     return (x.square().sum(dim) + 1e-12).sqrt()
 """,
         cost="a bias of at most √ε",

@@ -50,21 +50,22 @@ class _Heard(TorchFunctionMode):
     """Listens to a forward pass: the calls of activation functions by name, and whether a weighted layer followed.
 
     Attributes:
-        calls: (where, whether the function is bounded, whether ``answer`` says the same, how many layers came before).
+        calls: (where, name, whether the function is bounded, whether ``answer`` says the same, how many layers came
+            before).
         layers: how often a weight was put together with an activation.
     """
 
     def __init__(self, answer: nn.Module) -> None:
         super().__init__()
         self.answer, self.layers = answer, 0
-        self.calls: list[tuple[Site, bool, bool, int]] = []
+        self.calls: list[tuple[Site, str, bool, bool, int]] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
         if function in FUNCTIONS and (site := _site()) is not None:
             alike = _is_alike(lambda x: function(x, *args[1:], **{k: v for k, v in named.items() if k != "input"}),
                               self.answer)  # fmt: skip
-            self.calls.append((site, function in BOUNDED_FUNCTIONS, alike, self.layers))
+            self.calls.append((site, function.__name__, function in BOUNDED_FUNCTIONS, alike, self.layers))
         self.layers += _is_weighted(function, args)
         return function(*args, **named)
 
@@ -99,15 +100,16 @@ def activate(setup: Setup, activation: nn.Module) -> None:
     """Puts ``activation`` in the place of every activation function that is not that one already."""
     names, why = _modules(setup, activation)
     holds_weights = any(True for _ in activation.parameters())
-    stays = {} if holds_weights else _places(setup, activation)
-    if not names and all(all(calls) for calls in stays.values()):
+    stays, called_by_name = _places(setup, activation)
+    if not names and (holds_weights or not called_by_name):
         as_module = " as a module, and a function has no room for its weight" if holds_weights else ""
-        raise NotApplicableError(f"no {why}activation function was found{as_module}")
+        raise NotApplicableError(f"no {why or ('other ' if stays else '')}activation function was found{as_module}")
     weight = next(setup.model.parameters(), torch.empty(0))
     for name in names:
         replace(setup.model, name, copy.deepcopy(activation).to(weight.device, weight.dtype))
-    if stays:
+    if called_by_name and not holds_weights:
         setup.within(_Answered(activation, stays))
+        setup.not_done = f"forward calls {' and '.join(called_by_name)} by name: there write {activation} by hand"
 
 
 def selu(setup: Setup) -> None:
@@ -166,14 +168,16 @@ def _has_weights(part: nn.Module) -> bool:
     return any(weight.ndim > 1 for weight in part.parameters(recurse=False))
 
 
-def _places(setup: Setup, activation: nn.Module) -> dict[Site, list[bool]]:
-    """Where ``forward`` calls activation functions by name, and for each call whether it is left as it is."""
+def _places(setup: Setup, activation: nn.Module) -> tuple[dict[Site, list[bool]], list[str]]:
+    """Where ``forward`` calls activation functions by name, and for each call whether it is left; the others' names."""
     with evaluating(setup.model), _Heard(activation) as heard:
         called(setup.model, owned(setup.batches[0][0]))
     stays: dict[Site, list[bool]] = {}
-    for site, is_bounded, is_alike, layers in heard.calls:
+    answered: list[str] = []
+    for site, name, is_bounded, is_alike, layers in heard.calls:
         stays.setdefault(site, []).append(is_alike or (is_bounded and layers == heard.layers))
-    return stays
+        answered += [] if stays[site][-1] else [name]
+    return stays, sorted(set(answered))
 
 
 def _site() -> Site | None:
