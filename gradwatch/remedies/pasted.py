@@ -61,7 +61,8 @@ weighted = [place for place, part in enumerate(order) if any(w.ndim > 1 for w in
 ending = order[max(weighted, default=-1) + 1 :]
 for name, part in list(model.named_modules(remove_duplicate=False)):
     if isinstance(part, rectifying) or (isinstance(part, bounded) and part not in ending):  # a sigmoid at the end stays
-        model.set_submodule(name, {module})  # where forward itself calls F.relu or torch.tanh: {function}
+        # where forward itself calls F.relu or torch.tanh: {function}
+        model.set_submodule(name, {module})
     elif isinstance(part, nn.TransformerEncoderLayer):
         part.activation_relu_or_gelu = 0  # or eval mode would go by the function that it was made with
 """
