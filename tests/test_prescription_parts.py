@@ -108,7 +108,7 @@ def test_functions_inside_forward_are_answered_and_names_stay():
     activations.activate(setup, nn.ELU())
     expected = model.head(F.elu(model.second(F.elu(model.first(x)))))
     assert torch.equal(model(x), expected)
-    assert setup.not_done == "forward calls relu and tanh by name: there write ELU(alpha=1.0) by hand"
+    assert setup.not_done == ["forward calls relu and tanh by name: there write ELU(alpha=1.0) by hand"]
     assert [name for name, _ in model.named_parameters()] == names
 
 
@@ -486,7 +486,7 @@ def test_inputs_that_are_scaled_without_their_large_targets_are_said_to_be():
     data.scale(setup)
     assert setup.inputs_of(setup.batches[0][0]).std().item() == pytest.approx(1.0, rel=0.05)
     assert setup.targets_of(setup.batches[0][1]) is setup.batches[0][1]
-    assert setup.not_done.startswith("only the inputs were scaled; targets have a deviation of")
+    assert setup.not_done[0].startswith("only the inputs were scaled; targets have a deviation of")
 
 
 def test_sequences_of_several_lengths_share_one_scale():
@@ -563,6 +563,11 @@ def test_a_batch_without_a_loss_goes_unless_all_are():
     setup.batches[1] = ignored
     data.clean(setup)
     assert len(setup.batches) == 2
+    assert not setup.not_done
+    setup.batches += [ignored] * 3
+    data.clean(setup)
+    assert len(setup.batches) == 2
+    assert setup.not_done == ["3 of 5 batches have no finite loss and are left out: is it the loss?"]
     setup.batches = [ignored] * 3
     assert not F.cross_entropy(setup.model(ignored[0]), ignored[1]).isfinite()
     with pytest.raises(NotApplicableError, match="each has a finite loss"):

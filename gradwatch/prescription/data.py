@@ -40,7 +40,7 @@ def scale(setup: Setup) -> None:
     if given is not None:
         setup.inputs_of = functools.partial(_scaled, by=given)
     if made is None and why:
-        setup.not_done = f"only the inputs were scaled{why}"
+        setup.not_done.append(f"only the inputs were scaled{why}")
     if made is not None:
         mean, deviation = made
         setup.targets_of = functools.partial(_scaled, by=made)
@@ -65,6 +65,11 @@ def clean(setup: Setup) -> None:
     has_loss = _have_finite_loss(setup)
     if all(rows.all() for rows in sound) and all(has_loss):
         raise NotApplicableError("no batch holds NaN, Inf or wild numbers, and each has a finite loss")
+    lost = has_loss.count(False)
+    if 2 * lost > len(has_loss):
+        setup.not_done.append(
+            f"{lost} of {len(has_loss)} batches have no finite loss and are left out: is it the loss?"
+        )
     setup.batches = list(itertools.compress(setup.batches, has_loss))
 
 

@@ -43,7 +43,7 @@ class Setup:
         loss_scale: what the loss is multiplied by before, and gradients are divided by after the backward pass.
         after_update: done to the model after each update.
         modes: what torch functions mean in the forward pass and in the loss.
-        not_done: what of a treatment could not be done, and why; empty where all could.
+        not_done: what of the treatments could not be done, or not by their code, and why.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Setup:
     loss_scale: float = 1.0
     after_update: Callable[[nn.Module], None] | None = None
     modes: list[SafeForm] = field(default_factory=list)
-    not_done: str = ""
+    not_done: list[str] = field(default_factory=list)
 
     def within(self, mode: TorchFunctionMode) -> None:
         """From now on the model's forward pass runs in ``mode``, the names of its parameters unchanged."""

@@ -53,7 +53,7 @@ class Run:
         seconds_per_step: of the training loop.
         is_whole: whether it came to its end before the deadline.
         is_hopeless: whether it ended early, its loss not finite for ``HOPELESS`` updates, or raising an error.
-        not_done: what of a treatment could not be done, and why; empty where all could.
+        not_done: what of the treatments could not be done, or not by their code, and why; empty where all could.
         given: how the model is given a batch's inputs ``x``, as Python writes it.
         seconds_around: that a treated run takes beside the loop: to make a model and to judge it on held-out batches.
     """
@@ -119,7 +119,7 @@ def run(
         seconds_per_step=training / max(made, 1),
         is_whole=time.perf_counter() <= deadline,
         is_hopeless=is_hopeless,
-        not_done=setup.not_done,
+        not_done="; ".join(setup.not_done),
         given=given(setup.model, setup.batches[0][0]),
         seconds_around=making / calls + max(judging, judging_again),
     )  # fmt: skip

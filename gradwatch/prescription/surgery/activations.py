@@ -63,8 +63,8 @@ class _Heard(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
         if function in FUNCTIONS and (site := _site()) is not None:
-            alike = _is_alike(lambda x: function(x, *args[1:], **{k: v for k, v in named.items() if k != "input"}),
-                              self.answer)  # fmt: skip
+            settings = {name: value for name, value in named.items() if name != "input"}
+            alike = _is_alike(lambda x: function(x, *args[1:], **settings), self.answer)
             self.calls.append((site, function.__name__, function in BOUNDED_FUNCTIONS, alike, self.layers))
         self.layers += _is_weighted(function, args)
         return function(*args, **named)
@@ -109,7 +109,11 @@ def activate(setup: Setup, activation: nn.Module) -> None:
         replace(setup.model, name, copy.deepcopy(activation).to(weight.device, weight.dtype))
     if called_by_name and not holds_weights:
         setup.within(_Answered(activation, stays))
-        setup.not_done = f"forward calls {' and '.join(called_by_name)} by name: there write {activation} by hand"
+        setup.not_done.append(f"forward calls {' and '.join(called_by_name)} by name: there write {activation} by hand")
+    elif called_by_name:
+        setup.not_done.append(
+            f"{' and '.join(called_by_name)}, which forward calls by name, stayed: no room for a weight"
+        )
 
 
 def selu(setup: Setup) -> None:
