@@ -70,7 +70,8 @@ def test_what_is_committed_fits_the_programs_of_today():
     assert {each["program"] for each in searched} <= set(PROGRAMS)
     assert {each["program"] for each in measured} <= {program.name for program in search.curable()}
     assert all(PROGRAMS[each["program"]].is_measured == each["is_measured"] for each in searched + measured)
-    assert table.tables().count("| `") == len([each for each in measured if each["is_measured"]])
+    assert table.tables().count("| measured | `") == len([each for each in measured if each["is_measured"]])
+    assert table.tables().count("| other | `") == len([each for each in measured if not each["is_measured"]])
 
 
 def test_a_cure_is_found_and_told_apart_from_none():
@@ -104,7 +105,7 @@ def result(program, cured, random=0.5, seconds=10.0):
 def test_seeds_on_which_nothing_was_sick_are_in_no_share():
     half = [result("a", [1.0, None, 1.0]), result("b", [1.0, 0.0, 1.0]), result("c", [None] * 3, seconds=30.0)]
     searched = [{"program": name, "cure": "he", "is_measured": True} for name in "abcd"]
-    text = table._summary(searched, half)
+    text = table._summary("measured", searched, half)
     assert "3 of the 4 programs" in text
     assert "the longest took 30 s" in text
     assert "On 4 of the 9 fresh seeds" in text
@@ -113,8 +114,8 @@ def test_seeds_on_which_nothing_was_sick_are_in_no_share():
     assert "(0/2) | 0% |" in text
     assert "| a remedy drawn at random | – | 50% |" in text
     rows = table._programs(half).splitlines()[2:]
-    assert rows[0] == "| `a` | dead | he | 2 of 2 | 50% | 2 of 2 | 10 |"
-    assert rows[2] == "| `c` | dead | he | not judged | not judged | not judged | 30 |"
+    assert rows[0] == "| measured | `a` | dead | he | 2 of 2 | 50% | 2 of 2 | 10 |"
+    assert rows[2] == "| measured | `c` | dead | he | not judged | not judged | not judged | 30 |"
 
 
 def test_nothing_is_judged_on_a_seed_on_which_nothing_is_sick(monkeypatch):

@@ -13,12 +13,13 @@ from benchmarks.detection.table import rate
 
 PAGES = {Path("docs/prescribe.md"): "cures", Path("docs/remedies.md"): "prescribe"}
 """Page → the name of its markers: the first has all tables, the second the summary."""
+HALVES = ("measured", "other")
+"""Of the programs: nothing was tuned on the first."""
 
 
 def write() -> None:
     """Puts the tables between the markers of the pages, below the first where the second is missing."""
-    searched, half = search.read(), measured_half()
-    for (page, name), text in zip(PAGES.items(), [tables(), _summary(searched, half)]):
+    for (page, name), text in zip(PAGES.items(), [tables(), summary("measured")]):
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before = page.read_text() if page.exists() else ""
         if begin in before:
@@ -27,27 +28,29 @@ def write() -> None:
             page.write_text(f"{above}{begin}\n\n{text}\n\n{end}{below}")
 
 
-def measured_half() -> list[dict[str, Any]]:
-    """What was measured of the half that nothing was tuned on."""
-    return [each for each in measure.read() if each["is_measured"]]
-
-
 def tables() -> str:
-    """The summary, each program, and what was left out."""
-    searched = search.read()
-    half = measured_half()
-    return "\n\n".join([_summary(searched, half), _programs(half), _left_out(searched)])
+    """The summary of each half, each program, and what was left out."""
+    return "\n\n".join([*map(summary, HALVES), _programs(measure.read()), _left_out(search.read())])
 
 
-def _summary(searched: Sequence[dict[str, Any]], half: Sequence[dict[str, Any]]) -> str:
-    curable = [each for each in searched if each.get("cure") and each["is_measured"]]
-    begun = f"{len(half)} of the {len(curable)} programs of the measured half for which the search found a cure"
+def summary(half: str) -> str:
+    """What came of one half: ``measured``, on which nothing was tuned, or ``other``."""
+    return _summary(half, *([each for each in read() if _half(each) == half] for read in (search.read, measure.read)))
+
+
+def _half(result: dict[str, Any]) -> str:
+    return HALVES[not result["is_measured"]]
+
+
+def _summary(name: str, searched: Sequence[dict[str, Any]], half: Sequence[dict[str, Any]]) -> str:
+    curable = sum(bool(each.get("cure")) for each in searched)
+    begun = f"{len(half)} of the {curable} programs of the {name} half for which the search found a cure"
     judged = [each for each in half if _judged(each, "cured")]
     if not judged:
         return f"{begun} are measured."
     rows = [
         ("the remedy that `prescribe` ranks first", *_rates(judged, "cured")),
-        ("do nothing", rate([False] * len(judged)), 0.0),
+        ("do nothing (by what a cure is)", rate([False] * len(judged)), 0.0),
         ("a remedy drawn at random", "–", _rates(judged, "random")[1]),
         (f"always {measure.ALWAYS}", *_rates(judged, "always")),
     ]
@@ -55,7 +58,7 @@ def _summary(searched: Sequence[dict[str, Any]], half: Sequence[dict[str, Any]])
     longest = max(each["seconds"] for each in half)
     return "\n".join(
         [
-            f"{begun}; the longest took {longest:.0f} s. {_not_judged(half)}",
+            f"**{begun}**; the longest took {longest:.0f} s. {_not_judged(half)}",
             "",
             "| | programs cured on every fresh seed | of all fresh runs |",
             "|---|---|---|",
@@ -79,21 +82,23 @@ def _not_judged(half: Sequence[dict[str, Any]]) -> str:
     runs = sum(len(each["cured"]) for each in half)
     left_out = runs - sum(len(_judged(each, "cured")) for each in half)
     programs = sum(not _judged(each, "cured") for each in half)
+    if not left_out:
+        return f"On each of the {runs} fresh seeds the untreated run was sick."
     return (
         f"On {left_out} of the {runs} fresh seeds the untreated run was not sick: they are not judged, and left out of "
         f"every share (programs sick on none of theirs: {programs})."
     )
 
 
-def _programs(half: Sequence[dict[str, Any]]) -> str:
-    header = "| program | kind | ranked first | cures | at random | always the same | seconds |"
-    return "\n".join([header, "|---|---|---|---|---|---|---|", *_rows(half)])
+def _programs(results: Sequence[dict[str, Any]]) -> str:
+    header = "| half | program | kind | ranked first | cures | at random | always the same | seconds |"
+    return "\n".join([header, "|---|---|---|---|---|---|---|---|", *_rows(results)])
 
 
-def _rows(half: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for each in sorted(half, key=lambda each: each["program"]):
-        cells = [f"`{each['program']}`", each["kind"], each["first"] or "–", *_shares(each), f"{each['seconds']:.0f}"]
-        yield f"| {' | '.join(cells)} |"
+def _rows(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for each in sorted(results, key=lambda each: (_half(each), each["program"])):
+        name, first, seconds = f"`{each['program']}`", each["first"] or "–", f"{each['seconds']:.0f}"
+        yield f"| {' | '.join([_half(each), name, each['kind'], first, *_shares(each), seconds])} |"
 
 
 def _shares(result: dict[str, Any]) -> list[str]:
