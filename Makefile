@@ -38,7 +38,7 @@ bench-detection: .venv/bench  ## every program under every tool; writes the tabl
 
 bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; writes the tables of docs/prescribe.md (hours; goes on where it was)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures search --half all
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures measure
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures measure --half all
 	$(BIN)/python -m benchmarks.cures table
 
 bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium; ten minutes)
