@@ -194,6 +194,21 @@ def test_prelu_needs_a_module_to_hold_its_weight():
         activations.activate(setup_of(Custom()), nn.PReLU())
 
 
+def test_prelu_says_which_functions_it_could_not_replace():
+    class Mixed(Custom):
+        def __init__(self):
+            super().__init__()
+            self.squash = nn.Sigmoid()
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.second(self.squash(self.first(x)))))
+
+    setup = setup_of(Mixed())
+    activations.activate(setup, nn.PReLU())
+    assert isinstance(setup.model.squash, nn.PReLU)
+    assert setup.not_done == ["tanh, which forward calls by name, stayed: no room for a weight"]
+
+
 def test_a_residual_connection_adds_what_went_in():
     model, x = sequential(), torch.randn(8, 6)
     plain = copy.deepcopy(model)

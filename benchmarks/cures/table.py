@@ -44,10 +44,10 @@ def _half(result: dict[str, Any]) -> str:
 
 def _summary(name: str, searched: Sequence[dict[str, Any]], half: Sequence[dict[str, Any]]) -> str:
     curable = sum(bool(each.get("cure")) for each in searched)
-    begun = f"{len(half)} of the {curable} programs of the {name} half for which the search found a cure"
+    begun = f"**The {name} half**: measured are {len(half)} of the {curable} programs for which the search found a cure"
     judged = [each for each in half if _judged(each, "cured")]
     if not judged:
-        return f"{begun} are measured."
+        return f"{begun}."
     rows = [
         ("the remedy that `prescribe` ranks first", *_rates(judged, "cured")),
         ("do nothing (by what a cure is)", rate([False] * len(judged)), 0.0),
@@ -58,7 +58,7 @@ def _summary(name: str, searched: Sequence[dict[str, Any]], half: Sequence[dict[
     longest = max(each["seconds"] for each in half)
     return "\n".join(
         [
-            f"**{begun}**; the longest took {longest:.0f} s. {_not_judged(half)}",
+            f"{begun}; the longest took {longest:.0f} s. {_not_judged(half)}",
             "",
             "| | programs cured on every fresh seed | of all fresh runs |",
             "|---|---|---|",
