@@ -444,6 +444,17 @@ def test_heads_that_attend_to_nothing_make_no_nan_and_others_stay_as_they_were(m
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("rows", [None, torch.zeros(4, 4, dtype=torch.bool)])
+def test_heads_may_be_given_a_sequence_by_itself(rows):
+    attend, x = nn.MultiheadAttention(6, 2), torch.randn(4, 6)
+    padding = torch.tensor([True, False, False, False])
+    with formulas.SafeSoftmax():
+        safe = attend(x, x, x, key_padding_mask=padding, attn_mask=rows)[0]
+        nothing = attend(x, x, x, key_padding_mask=padding | True, attn_mask=rows)[0]
+    torch.testing.assert_close(safe, attend(x, x, x, key_padding_mask=padding, attn_mask=rows)[0])
+    assert nothing.isfinite().all()
+
+
 def test_a_pasted_mask_hides_what_it_hid_but_for_whole_rows():
     names = {"torch": torch, "F": F, "nn": nn}
     exec(LIBRARY["masked-softmax"].code, names)

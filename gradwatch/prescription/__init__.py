@@ -48,7 +48,7 @@ def prescribe(
     functions, normalisations, residual connections and initialisation by changing its modules, the rest by changing
     settings. A race (successive halving, arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run
     if the finding is gone, none of severity ``error`` is there, and the loss on held-out batches is better by a tenth
-    than both the untreated model's and the untrained one's.
+    than the untreated model's, the untrained one's and its own before training.
 
     Nothing that is the caller's changes: each trial has a model of its own, and a loss where that is a module, and the
     generators of torch, numpy and random are put back.

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from gradwatch.prescription.problem import called, owned
 from gradwatch.prescription.rows import kept, largest_entries, length_of
 from gradwatch.prescription.setup import NotApplicableError, Setup
-from gradwatch.prescription.surgery.calls import evaluating
+from gradwatch.prescription.surgery.calls import evaluating, looked_at
 from gradwatch.prescription.training import forward
 
 __all__ = ["clean", "scale", "split"]
@@ -131,8 +130,7 @@ def _target_scale(setup: Setup) -> tuple[tuple[Tensor, Tensor] | None, str]:
     found = _moments(targets)
     if found is None or max(float(found[0].abs().max()), float(found[1].max())) <= LARGE:
         return None, ""
-    with evaluating(setup.model):
-        output = called(setup.model, owned(setup.batches[0][0]))
+    output = looked_at(setup.model, setup.batches[0][0])
     if not isinstance(output, Tensor) or output.numel() != targets[0].numel():
         deviation = float(found[1].max())
         return None, f"; targets have a deviation of {deviation:.3g}, but the model's outputs do not have their shape"

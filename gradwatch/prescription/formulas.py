@@ -140,10 +140,14 @@ class SafeDivision(SafeForm):
     }
 
 
+def _wholly_masked(scores: Tensor, dim: int = -1) -> Tensor:
+    return (scores == -torch.inf).all(dim, keepdim=True)
+
+
 def _softmax(x: Tensor, dim: int | None = None, *_: Any, **named: Any) -> Tensor:
     """A row that is masked as a whole gives zeros."""
     dim = -1 if dim is None else dim
-    hidden = (x == -torch.inf).all(dim, keepdim=True)
+    hidden = _wholly_masked(x, dim)
     return x.masked_fill(hidden, 0.0).softmax(dim, dtype=named.get("dtype")).masked_fill(hidden, 0.0)
 
 
@@ -152,7 +156,7 @@ def _attention(
 ) -> Any:
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, None, *args, **named)
-    hidden = (~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf).all(-1, keepdim=True)
+    hidden = (~attn_mask).all(-1, keepdim=True) if attn_mask.dtype == torch.bool else _wholly_masked(attn_mask)
     shown = attn_mask | hidden if attn_mask.dtype == torch.bool else attn_mask.masked_fill(hidden, 0.0)
     return F.scaled_dot_product_attention(query, key, value, shown, *args, **named).masked_fill(hidden, 0.0)
 
@@ -161,12 +165,10 @@ def _heads(query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, *a
     """What ``nn.MultiheadAttention`` calls: both of its masks as one, in which no row is masked as a whole."""
     padding, mask = (_added(named.pop(name, None), query) for name in ("key_padding_mask", "attn_mask"))
     if padding is not None:
-        padding = padding.repeat_interleave(heads, 0).unsqueeze(-2) if padding.ndim == 2 else padding
+        padding = torch.atleast_2d(padding).repeat_interleave(heads, 0).unsqueeze(-2)
         mask = padding.expand(-1, len(query), -1) if mask is None else mask + padding
     if mask is not None:
-        mask = mask.masked_fill((mask == -torch.inf).all(-1, keepdim=True), 0.0)
-        if mask.ndim == 1:
-            mask = mask.expand(len(query), -1)
+        mask = mask.masked_fill(_wholly_masked(mask), 0.0)
         named |= {"attn_mask": mask, "is_causal": False}
     return F.multi_head_attention_forward(query, key, value, width, heads, *args, **named)
 

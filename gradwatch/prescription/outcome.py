@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from gradwatch.findings import Finding
 from gradwatch.prescription import words
 from gradwatch.prescription.race import Candidate
-from gradwatch.prescription.ranking import Trial, is_cured
+from gradwatch.prescription.ranking import Trial, is_cured, kinds_of
 from gradwatch.prescription.trial import FEWEST, Run
 
 __all__ = ["Prescription", "controls", "none_fits", "nothing_sick", "sentence", "too_little"]
@@ -77,17 +77,16 @@ def sentence(ranking: Sequence[Trial], kind: str) -> str:
     best = ranking[0]
     untreated = f"where the untreated run ends at {words.figure(best.baseline_loss)}"
     if best.cured:
-        seeds = "1 seed" if len(best.seeds) == 1 else f"{len(best.seeds)} seeds"
-        rest = ", ".join(sorted({finding.kind for finding in best.findings}))
-        still = f" Still found with it: {rest}." if rest else ""
+        still = f" Still found with it: {words.kinds(best.findings)}." if best.findings else ""
         return (
-            f"{kind} is cured by {best.remedy} on {seeds}: held-out loss {words.figure(best.loss)} {untreated}.{still}"
+            f"{kind} is cured by {best.remedy} on {_seeds(len(best.seeds))}: held-out loss {words.figure(best.loss)} "
+            f"{untreated}.{still}"
         )
     nothing = f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it"
     if not math.isfinite(best.loss):
-        gone = sum(all(finding.kind != kind for finding in trial.findings) for trial in ranking)
+        gone = sum(kind not in kinds_of(trial.findings) for trial in ranking)
         return f"{nothing}; with {gone} of them the finding was gone."
-    found = "there" if any(finding.kind == kind for finding in best.findings) else "gone"
+    found = "there" if kind in kinds_of(best.findings) else "gone"
     return (
         f"{nothing}. Nearest came {best.remedy}: the finding was {found}, held-out loss {words.figure(best.loss)} "
         f"{untreated}. A cure has to be better by a tenth than that and than an untrained model."
@@ -97,8 +96,7 @@ def sentence(ranking: Sequence[Trial], kind: str) -> str:
 def nothing_sick(baselines: Mapping[int, Run]) -> str:
     """Where no untreated run raised a finding."""
     first = next(iter(baselines.values()))
-    seeds = "1 seed" if len(baselines) == 1 else f"{len(baselines)} seeds"
-    seen = f"{first.steps} updates on {seeds} raised no finding"
+    seen = f"{first.steps} updates on {_seeds(len(baselines))} raised no finding"
     lost = next((run for run in baselines.values() if not math.isfinite(run.after)), None)
     if lost is None:
         losses = f"{words.figure(first.before)} → {words.figure(first.after)}"
@@ -109,6 +107,10 @@ def nothing_sick(baselines: Mapping[int, Run]) -> str:
         "eval mode (running statistics of batch normalisation, no dropout) and at the held-out batches. "
         "Nothing was tried."
     )
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def none_fits(kind: str) -> str:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from gradwatch.prescription.ranking import score_of
+from gradwatch.prescription.ranking import kinds_of, score_of
 from gradwatch.prescription.setup import NotApplicableError
 from gradwatch.prescription.treatments import Treatment, name_of
 from gradwatch.prescription.trial import FEWEST, Run
@@ -62,10 +62,11 @@ def race(
     partly: dict[str, str] = {}
     field, first = list(candidates), baselines[seeds[0]]
     shortest = max(FEWEST, 1 + max(finding.raised_step for finding in first.findings if finding.kind == kind))
-    for round_, seed in enumerate([*seeds, seeds[0]]):  # once more on the first, if runs on that were shorter
+    rounds = [*seeds, seeds[0]]  # once more on the first, if runs on that were shorter
+    for round_, seed in enumerate(rounds):
         if round_ == len(seeds) and not shortened:
             break
-        until = _end_of_round(deadline, len(seeds) + 1 - round_)
+        until = _end_of_round(deadline, len(rounds) - round_)
         if seed not in baselines and not _is_sick_too(seed, first, length, try_one, baselines, kind, until):
             continue
         steps = length if round_ else _affordable(first, length, shortest, len(field), until)
@@ -73,7 +74,7 @@ def race(
         for place, candidate in enumerate(field):
             if time.perf_counter() + _seconds(first, steps) > until:
                 break
-            advance((round_ + place / len(field)) / (len(seeds) + 1))
+            advance((round_ + place / len(field)) / len(rounds))
             found = _tried(candidate, seed, steps, try_one, barred, failed)
             if found is None:  # it may have cured on the seeds before: a change that fails on one is no cure
                 whole.pop(candidate, None)
@@ -100,7 +101,7 @@ def _is_sick_too(
         baseline = try_one((), seed, length)
     except Exception:  # as no seed before: what was learnt on those stands
         return False
-    if baseline.is_whole and any(finding.kind == kind for finding in baseline.findings):
+    if baseline.is_whole and kind in kinds_of(baseline.findings):
         baselines[seed] = baseline
     return seed in baselines
 

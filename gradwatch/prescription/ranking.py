@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.treatments import Treatment, code_of, name_of
 from gradwatch.prescription.trial import FEWEST, Run
 
-__all__ = ["MARGIN", "Trial", "is_cured", "main_kind", "rank", "score_of"]
+__all__ = ["MARGIN", "Trial", "is_cured", "kinds_of", "main_kind", "rank", "score_of"]
 
 MARGIN = 0.1
 
@@ -64,9 +64,8 @@ def main_kind(untreated: Run) -> Kind:
 
 def is_cured(run: Run, baseline: Run, kind: str) -> bool:
     """Whether ``run`` is what the untreated ``baseline`` of the same seed should have been."""
-    kinds = {finding.kind for finding in run.findings}
     has_error = any(finding.severity == "error" for finding in run.findings)
-    is_gone = kind not in kinds and not has_error
+    is_gone = kind not in kinds_of(run.findings) and not has_error
     return is_gone and all(is_better(run.after, loss) for loss in (baseline.after, baseline.before, run.before))
 
 
@@ -84,14 +83,17 @@ def score_of(runs: Sequence[Run], baselines: Mapping[int, Run], kind: str) -> tu
     it is not finite).
     """
     uncured = sum(not is_cured(run, baselines[run.seed], kind) for run in runs) / len(runs)
-    sick = sum(any(finding.kind == kind for finding in run.findings) for run in runs) / len(runs)
-    shows = sum(bool(_kinds(run) & _kinds(baselines[run.seed])) for run in runs) / len(runs)
+    sick = sum(kind in kinds_of(run.findings) for run in runs) / len(runs)
+    shows = sum(not kinds_of(run.findings).isdisjoint(kinds_of(baselines[run.seed].findings)) for run in runs) / len(
+        runs
+    )
     loss = statistics.fmean(run.after for run in runs)
     return uncured, sick, shows, loss if math.isfinite(loss) else math.inf
 
 
-def _kinds(run: Run) -> set[str]:
-    return {finding.kind for finding in run.findings}
+def kinds_of(findings: Iterable[Finding]) -> set[str]:
+    """Their kinds, each once."""
+    return {finding.kind for finding in findings}
 
 
 def rank(tried: Mapping[tuple[Treatment, ...], Sequence[Run]], baselines: Mapping[int, Run], kind: str) -> list[Trial]:

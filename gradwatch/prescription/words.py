@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from gradwatch.prescription.ranking import Trial
+from gradwatch.findings import Finding
+from gradwatch.prescription.ranking import Trial, kinds_of
 
 __all__ = ["table"]
 
@@ -18,11 +19,10 @@ def table(ranking: Sequence[Trial], controls: Mapping[str, tuple[float, float]])
     for place, trial in enumerate(ranking[:MOST], 1):
         lowest, highest = trial.loss_interval
         cost = f"× {trial.cost:.2f}" if math.isfinite(trial.cost) else "–"
-        kinds = sorted({finding.kind for finding in trial.findings})
         rows.append(
             (str(place), trial.remedy, "yes" if trial.cured else "no", figure(trial.loss),
              f"{figure(lowest)} … {figure(highest)} ({len(trial.seeds)})", cost,
-             ", ".join(kinds) or "–")
+             kinds(trial.findings) or "–")
         )  # fmt: skip
     for name, (share, loss) in controls.items():
         rows.append(("", name, f"{share:.0%}", figure(loss), "", "", ""))
@@ -30,6 +30,11 @@ def table(ranking: Sequence[Trial], controls: Mapping[str, tuple[float, float]])
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     left_out = [f"… and {len(ranking) - MOST} more in .ranking"] if len(ranking) > MOST else []
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *left_out])
+
+
+def kinds(findings: Iterable[Finding]) -> str:
+    """Kinds of findings, by name."""
+    return ", ".join(sorted(kinds_of(findings)))
 
 
 def figure(loss: float) -> str:

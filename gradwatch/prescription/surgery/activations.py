@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from gradwatch.prescription.problem import called, owned
 from gradwatch.prescription.setup import NotApplicableError, Setup
-from gradwatch.prescription.surgery.calls import blocks_of, evaluating, replace
+from gradwatch.prescription.surgery.calls import blocks_of, looked_at, replace
 from gradwatch.prescription.surgery.initialisation import reset
 
 __all__ = ["ACTIVATIONS", "activate", "maxout", "selu"]
@@ -157,13 +156,7 @@ def _modules(setup: Setup, activation: nn.Module) -> tuple[list[str], str]:
 def _ending(setup: Setup) -> set[nn.Module]:
     """The parts that are called when no further one with weights of its own is."""
     order: list[nn.Module] = []
-    handles = [part.register_forward_hook(lambda part, *_: order.append(part)) for part in setup.model.modules()]
-    try:
-        with evaluating(setup.model):
-            called(setup.model, owned(setup.batches[0][0]))
-    finally:
-        for handle in handles:
-            handle.remove()
+    looked_at(setup.model, setup.batches[0][0], setup.model.modules(), lambda part, *_: order.append(part))
     last = max((place for place, part in enumerate(order) if _has_weights(part)), default=-1)
     return set(order[last + 1 :])
 
@@ -174,8 +167,8 @@ def _has_weights(part: nn.Module) -> bool:
 
 def _places(setup: Setup, activation: nn.Module) -> tuple[dict[Site, list[bool]], list[str]]:
     """Where ``forward`` calls activation functions by name, and for each call whether it is left; the others' names."""
-    with evaluating(setup.model), _Heard(activation) as heard:
-        called(setup.model, owned(setup.batches[0][0]))
+    with _Heard(activation) as heard:
+        looked_at(setup.model, setup.batches[0][0])
     stays: dict[Site, list[bool]] = {}
     answered: list[str] = []
     for site, name, is_bounded, is_alike, layers in heard.calls:

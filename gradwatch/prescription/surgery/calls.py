@@ -5,7 +5,7 @@ Enters: a model and one batch's inputs. Leaves: names, modules and shapes. Chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gradwatch.prescription.problem import called, owned
 
-__all__ = ["CONVOLUTIONS", "LAYERS", "Block", "Call", "blocks_of", "calls_of", "evaluating", "replace"]
+__all__ = ["CONVOLUTIONS", "LAYERS", "Block", "Call", "blocks_of", "calls_of", "evaluating", "looked_at", "replace"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
@@ -62,27 +62,42 @@ def calls_of(model: nn.Module, inputs: Any, types: tuple[type[nn.Module], ...] =
     """The layers of these types, in the order of their first calls; those of whole transformer layers left out."""
     found: dict[str, Call] = {}
     inside = [name for name, module in model.named_modules() if isinstance(module, WHOLE)]
-
-    def listener(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hear(module: nn.Module, args: Any, output: Any) -> None:
-            made = output[0] if isinstance(output, tuple) else output
-            if args and isinstance(args[0], Tensor) and isinstance(made, Tensor):
-                found.setdefault(name, Call(name, module, args[0].shape, made.shape))
-
-        return hear
-
-    handles = [
-        module.register_forward_hook(listener(name))
+    names = {
+        module: name
         for name, module in model.named_modules()
         if isinstance(module, types) and not any(name.startswith(whole + ".") for whole in inside)
-    ]
+    }
+
+    def hear(module: nn.Module, args: Any, output: Any) -> None:
+        made = output[0] if isinstance(output, tuple) else output
+        if args and isinstance(args[0], Tensor) and isinstance(made, Tensor):
+            found.setdefault(names[module], Call(names[module], module, args[0].shape, made.shape))
+
+    looked_at(model, inputs, names, hear)
+    return list(found.values())
+
+
+def looked_at(
+    model: nn.Module,
+    inputs: Any,
+    parts: Iterable[nn.Module] = (),
+    hear: Callable[[nn.Module, Any, Any], None] = lambda part, args, output: None,
+) -> Any:
+    """What ``model`` returns for one batch's inputs, learning nothing.
+
+    Args:
+        model: is left as it was.
+        inputs: are copied.
+        parts: of the model.
+        hear: is told of each call of one of them: (part, its inputs, its output).
+    """
+    handles = [part.register_forward_hook(hear) for part in parts]
     try:
         with evaluating(model):
-            called(model, owned(inputs))
+            return called(model, owned(inputs))
     finally:
         for handle in handles:
             handle.remove()
-    return list(found.values())
 
 
 def blocks_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> Iterator[Block]:
