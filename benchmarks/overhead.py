@@ -274,7 +274,7 @@ def files() -> str:
 
 
 def _report(step: int):
-    from gradwatch.report import ACTIVATION_FIGURES, StepReport
+    from gradwatch.measure.report import ACTIVATION_FIGURES, StepReport
 
     layers = tuple(f"blocks.{i:03d}.linear.w" for i in range(300))
     some = lambda: np.random.rand(300)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-from gradwatch.report import StepReport
+from gradwatch.measure.report import StepReport
 from gradwatch.sinks import Row
 from gradwatch.sinks.tensorboard import TensorBoard
 

@@ -1,7 +1,7 @@
 """Which module made the NaN, and why: gradwatch's word against what is known, beside anomaly mode and Hugging Face's.
 
 ``python -m benchmarks.why [--write]``: every program of ``benchmarks/origins`` (proven there by plain hooks, by someone
-who had not seen what gradwatch says), of ``tests/test_origin.py``, and every ``nonfinite`` one of
+who had not seen what gradwatch says), of ``tests/explain/test_origin.py``, and every ``nonfinite`` one of
 ``benchmarks/detection`` (whose truths stand in ``KNOWN``, read off the code), under the default (the sick step is run
 again), under ``trace_nonfinite=True`` alone (as where an update cannot wait), and under neither (compiled, sharded). A
 tool that names a line of Python (anomaly mode) is right if it names the operation.
@@ -86,7 +86,7 @@ KNOWN: dict[str, tuple[str, str]] = {
     "schedule_starts_at_infinity": ("0", "the weight 0.weight already held"),
     "logarithm_of_raw_logits": (LOSS, "log,"),
     "where_after_the_division": (LOSS, "div"),
-    # of tests/test_origin.py, where the module stands beside each program
+    # of tests/explain/test_origin.py, where the module stands beside each program
     "log of a negative number": ("2", "the logarithm of -"),
     "log of zero": ("2", "the logarithm of"),
     "square root of a negative number": ("2", "the square root of -"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from gradwatch.runs import Run, read_runs
+from gradwatch.event_files.reader import Run, read_runs
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

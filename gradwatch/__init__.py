@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradwatch import clip as clip
     from gradwatch.findings import KINDS, Finding, NonFiniteError, Thresholds
+    from gradwatch.measure.report import StepReport
     from gradwatch.prescription import Prescription, Trial, prescribe
-    from gradwatch.report import StepReport
     from gradwatch.sinks import Row, Sink
     from gradwatch.sinks.jsonl import JsonLines
     from gradwatch.sinks.memory import Memory
@@ -49,7 +49,7 @@ _HOME = {
     "Prescription": "gradwatch.prescription",
     "Row": "gradwatch.sinks",
     "Sink": "gradwatch.sinks",
-    "StepReport": "gradwatch.report",
+    "StepReport": "gradwatch.measure.report",
     "TensorBoard": "gradwatch.sinks.tensorboard",
     "Thresholds": "gradwatch.findings",
     "Trial": "gradwatch.prescription",

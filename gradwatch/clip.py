@@ -1,4 +1,4 @@
-"""Clipping policies: magnitudes → a scale on the device, multiplied in place.
+"""Clipping policies: from magnitudes to a scale on the device, multiplied in place.
 
 Enters: gradients and their magnitudes. Leaves: clipped gradients and their total norm. Knows nothing of findings.
 No policy syncs with the host, and none ever scales by a total that is not finite: one NaN would spread to every layer.
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradwatch import stats
+from gradwatch.measure import statistics
 
 __all__ = ["Policy", "auto", "by_layer_norm", "by_norm", "by_value", "policy_of"]
 
 _EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_, so that both clip alike
 
-Clip = Callable[[Sequence[Tensor], stats.Magnitudes], Tensor]
+Clip = Callable[[Sequence[Tensor], statistics.Magnitudes], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def by_norm(max_norm: float) -> Policy:
     """
     _refuse_unless_positive("max_norm", max_norm)
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes) -> Tensor:
+    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes) -> Tensor:
         return _scale_total_to_(gradients, magnitudes, max_norm)
 
     return Policy(clip_, f"by_norm({max_norm})", lambda: by_norm(max_norm))
@@ -67,11 +67,11 @@ def by_value(limit: float) -> Policy:
     """
     _refuse_unless_positive("limit", limit)
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes) -> Tensor:
+    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes) -> Tensor:
         scale = magnitudes.scale
         scaled_limit = limit if scale is None else limit * scale
-        stats.clamp_(gradients, scaled_limit, when=torch.isfinite(magnitudes.total))
-        return stats.measure(gradients, scale).total
+        statistics.clamp_(gradients, scaled_limit, when=torch.isfinite(magnitudes.total))
+        return statistics.measure(gradients, scale).total
 
     return Policy(clip_, f"by_value({limit})", lambda: by_value(limit))
 
@@ -84,10 +84,10 @@ def by_layer_norm(max_norm: float) -> Policy:
     """
     _refuse_unless_positive("max_norm", max_norm)
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes) -> Tensor:
+    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes) -> Tensor:
         scales = (max_norm / (magnitudes.l2 + _EPSILON)).clamp(max=1.0)
         scales = torch.where(torch.isfinite(magnitudes.total), scales, 1.0)
-        stats.scale_(gradients, scales, magnitudes.groups)
+        statistics.scale_(gradients, scales, magnitudes.groups)
         return torch.linalg.vector_norm((magnitudes.l2 * scales).to(magnitudes.total.dtype))
 
     return Policy(clip_, f"by_layer_norm({max_norm})", lambda: by_layer_norm(max_norm))
@@ -123,7 +123,7 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
         raise ValueError(f"smoothing={smoothing!r}: expected a number between 0 and 1.")
     state: dict[str, Tensor] = {}
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes) -> Tensor:
+    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes) -> Tensor:
         total = magnitudes.total
         if not state:
             state.update({name: torch.zeros_like(total) for name in ("mean", "square", "weight")})
@@ -176,14 +176,16 @@ def _remember(total: Tensor, state: dict[str, Tensor], smoothing: float) -> None
         state[name].copy_(torch.where(known, torch.lerp(value, state[name], smoothing), state[name]))
 
 
-def _scale_total_to_(gradients: Sequence[Tensor], magnitudes: stats.Magnitudes, max_norm: float | Tensor) -> Tensor:
+def _scale_total_to_(
+    gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, max_norm: float | Tensor
+) -> Tensor:
     total = magnitudes.total
     if total.is_cpu and not float(max_norm) < float(total) + _EPSILON < math.inf:
         return total  # as below; a look costs nothing here, each operation does
     scale = (max_norm / (total + _EPSILON)).clamp(max=1.0)
     if not total.is_cpu:
         scale = torch.where(torch.isfinite(total), scale, 1.0)
-    stats.scale_(gradients, scale, magnitudes.groups)
+    statistics.scale_(gradients, scale, magnitudes.groups)
     return total * scale
 
 

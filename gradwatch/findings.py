@@ -1,4 +1,4 @@
-"""Findings and the thresholds that decide them: plain values.
+"""Findings, advice, thresholds and errors: plain values, no torch.
 
 Enters: nothing. Leaves: the words in which every other part speaks of a sick run. Knows nothing of torch.
 """

@@ -1,4 +1,4 @@
-"""``GradWatch``, a callback for Lightning: translates its hooks into the watcher's verbs.
+"""The callback for Lightning: translates its hooks into the watcher's verbs.
 
 Enters: a ``Trainer`` of ``lightning.pytorch`` or ``pytorch_lightning``. Leaves: calls of ``Watcher``. Its only
 arithmetic undoes what Lightning did to the loss.
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from gradwatch import layers as layer_table
 from gradwatch.clip import Policy, policy_of
 from gradwatch.findings import Finding, Thresholds
+from gradwatch.measure import layers as layer_table
 from gradwatch.sinks import Sink
 from gradwatch.sinks.loggers import Loggers, is_a
 from gradwatch.sinks.tags import LAYER_TAGS

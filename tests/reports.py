@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from gradwatch import checkpoint
 from gradwatch.detect import Detectors, Event
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Finding, Thresholds
-from gradwatch.layers import Layers, of_tensors
+from gradwatch.measure.layers import Layers, of_tensors
+from gradwatch.measure.report import StepReport
 from gradwatch.remedies import Case, advise
-from gradwatch.report import StepReport
+from gradwatch.watcher import checkpoint
 
 NAN, INF = math.nan, math.inf
 

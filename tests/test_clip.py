@@ -1,13 +1,14 @@
 import math
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings, strategies
-from reference import DTYPES, finite_cases, randn, sparse, values
 from torch import nn
 
-from gradwatch import clip, stats
+from gradwatch import clip
+from gradwatch.measure import statistics
+from tests import reference
+from tests.reference import DTYPES, finite_cases, randn, sparse, values
 
 deterministic = settings(deadline=None, derandomize=True, max_examples=50)
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -26,7 +27,7 @@ every_policy = pytest.mark.parametrize(
 
 
 def apply(policy, gradients):
-    return policy.clip_(gradients, stats.measure(gradients)).item()
+    return policy.clip_(gradients, statistics.measure(gradients)).item()
 
 
 def totals_after(policy, totals):
@@ -188,7 +189,7 @@ def test_auto_scales_every_gradient_alike():
     policy = _fed([5.0] * 10)
     gradients = [torch.tensor([300.0, 0.0]), torch.tensor(400.0, dtype=torch.float16)]
     total = apply(policy, gradients)
-    assert stats.measure(gradients).total.item() == pytest.approx(total, rel=1e-3)
+    assert statistics.measure(gradients).total.item() == pytest.approx(total, rel=1e-3)
     assert gradients[0].tolist() == pytest.approx([0.6 * total, 0], rel=1e-3)
 
 

@@ -7,12 +7,12 @@ import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.util.tensor_util import make_tensor_proto
-from test_runs_records import framed
 from torch import nn
 
 import gradwatch
 from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tensorboard import TensorBoard
+from tests.event_files.test_records import framed
 
 TABLE = {"layers": ["a", "b"], "depth": [0, 1], "size": [4, 4]}
 FINDING = {

@@ -1,4 +1,4 @@
-"""The command ``gradwatch``: a table of commands, each loaded when it is called for.
+"""The command ``gradwatch``: a table of commands, each loaded when it is called.
 
 Knows nothing of what a command does; ``gradwatch --help`` imports none of them.
 """

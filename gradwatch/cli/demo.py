@@ -25,12 +25,12 @@ def command(log_dir: Path, steps: int) -> None:
 
     Needs scikit-learn, for the digits: pip install 'gradwatch[demo]'. Exits 2 where it is missing.
     """
-    from gradwatch import demo
+    from gradwatch.cli import demonstration
 
     try:
-        demo.main(str(log_dir), steps)
+        demonstration.main(str(log_dir), steps)
     except ModuleNotFoundError as error:
         if error.name != "sklearn":
             raise
-        click.echo(demo.NOT_INSTALLED, err=True)
+        click.echo(demonstration.NOT_INSTALLED, err=True)
         raise click.exceptions.Exit(NOT_INSTALLED) from None

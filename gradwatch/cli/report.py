@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gradwatch.cli.kinds import fail_on_option
-from gradwatch.runs import NoRunError, Run, legible, read_runs
+from gradwatch.event_files.reader import NoRunError, Run, legible, read_runs
 
 __all__ = ["command"]
 

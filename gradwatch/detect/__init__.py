@@ -1,4 +1,4 @@
-"""Step reports → findings.
+"""Decide what is wrong: from step reports to findings that open and end.
 
 Enters: one ``StepReport`` a step. Leaves: findings as they open and as they end. Knows nothing of devices or files.
 A detector says which layers are sick at this step; an ``Episode`` turns that into one finding with one onset and end.
@@ -22,8 +22,8 @@ from gradwatch.detect.symptoms import Detector
 from gradwatch.detect.unstable import Unstable
 from gradwatch.detect.vanishing import Vanishing
 from gradwatch.findings import Finding, Thresholds
-from gradwatch.layers import Layers
-from gradwatch.report import Floats, StepReport
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Detectors", "Event"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from gradwatch.detect import starting
 from gradwatch.detect.clues import Fact
 from gradwatch.findings import Clue, Kind
-from gradwatch.harmless import harmless
-from gradwatch.layers import Layers
-from gradwatch.report import Floats, StepReport
+from gradwatch.hooks.guard import harmless
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Background"]
 

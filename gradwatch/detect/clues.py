@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gradwatch.findings import Clue
-from gradwatch.report import StepReport
+from gradwatch.measure.report import StepReport
 
 __all__ = ["Fact", "clues_of"]
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Thresholds
-from gradwatch.layers import Layers
-from gradwatch.report import SILENT_SAMPLES, StepReport
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import SILENT_SAMPLES, StepReport
 
 __all__ = ["Dead"]
 

@@ -12,8 +12,8 @@ from gradwatch.detect.background import Background
 from gradwatch.detect.clues import Fact, clues_of
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Clue, Finding, Kind
-from gradwatch.layers import Layers
-from gradwatch.report import StepReport
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import StepReport
 
 __all__ = ["CLEAR_STEPS", "Advise", "Episode", "Event"]
 

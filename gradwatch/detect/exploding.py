@@ -13,8 +13,8 @@ import numpy as np
 from gradwatch.detect.loss_level import loss_suffers, new_loss_level
 from gradwatch.detect.symptoms import Detector, Symptoms, healthy
 from gradwatch.findings import Thresholds
-from gradwatch.layers import Layers
-from gradwatch.report import Floats, StepReport
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Exploding"]
 

@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from gradwatch.detect.symptoms import Detector, Symptoms, healthy, whole_run
-from gradwatch.layers import Layers
-from gradwatch.report import StepReport
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import StepReport
 
 __all__ = ["NonFiniteGradient", "NonFiniteLoss"]
 

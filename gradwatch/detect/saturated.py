@@ -8,8 +8,8 @@ import numpy as np
 
 from gradwatch.detect.symptoms import Detector, Symptoms
 from gradwatch.findings import Thresholds
-from gradwatch.layers import Layers
-from gradwatch.report import Floats, StepReport
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Saturated"]
 

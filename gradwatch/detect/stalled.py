@@ -8,7 +8,7 @@ import numpy as np
 
 from gradwatch.detect.symptoms import Detector, Symptoms, whole_run
 from gradwatch.findings import Thresholds
-from gradwatch.report import StepReport
+from gradwatch.measure.report import StepReport
 
 __all__ = ["Stalled"]
 

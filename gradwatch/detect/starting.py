@@ -12,8 +12,8 @@ import numpy as np
 
 from gradwatch.detect.clues import Fact
 from gradwatch.findings import Clue
-from gradwatch.layers import Layers
-from gradwatch.report import Floats
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats
 
 __all__ = ["biases", "facts_of"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.findings import Clue, Kind, Severity
-from gradwatch.report import Floats, StepReport
+from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Detector", "Symptoms", "healthy", "whole_run"]
 

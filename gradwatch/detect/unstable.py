@@ -7,7 +7,7 @@ import math
 
 from gradwatch.detect.symptoms import Detector, Symptoms, healthy, whole_run
 from gradwatch.findings import Thresholds
-from gradwatch.report import StepReport
+from gradwatch.measure.report import StepReport
 
 __all__ = ["Unstable"]
 

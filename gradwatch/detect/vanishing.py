@@ -13,8 +13,8 @@ import numpy as np
 
 from gradwatch.detect.symptoms import Detector, Symptoms, healthy
 from gradwatch.findings import Clue, Thresholds
-from gradwatch.layers import Layers
-from gradwatch.report import Floats, StepReport
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Vanishing"]
 

@@ -1,4 +1,4 @@
-"""``gradwatch.prescribe``: tries remedies on copies of a model and says which of them cure it.
+"""Try remedies on copies of a model and say which of them cure it: ``gradwatch.prescribe``.
 
 Enters: how to make a model, an optimizer and batches. Leaves: a ranking, measured. The user's objects and the state of
 every random generator stay as they were.

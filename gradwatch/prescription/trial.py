@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from gradwatch.explain.replica import as_it_was
 from gradwatch.findings import Finding
 from gradwatch.prescription.problem import Problem, apart, given
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.training import forward, held_out_losses, stepper
 from gradwatch.prescription.treatments import Treatment
-from gradwatch.replica import as_it_was
 from gradwatch.watcher import Watcher, watch
 
 __all__ = ["FEWEST", "LONGEST", "Run", "run"]

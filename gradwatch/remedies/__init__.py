@@ -1,4 +1,4 @@
-"""A finding and its layers → what to try, best first.
+"""Say what to do about a finding, best remedy first.
 
 Enters: a ``Case``, which is a kind, the table of layers and what the cause says. Leaves: sentences, each with the name
 of its remedy in brackets; ``LIBRARY`` has all remedies. Knows nothing of figures, and loads no torch.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gradwatch.findings import Clue, Kind
 
 if TYPE_CHECKING:
-    from gradwatch.layers import Layers  # which loads torch
+    from gradwatch.measure.layers import Layers  # which loads torch
 
 __all__ = ["Case"]
 

@@ -1,4 +1,4 @@
-"""Any training script, watched without a line of it changed: what ``gradwatch run`` does.
+"""Watch any training script without a change to it: what ``gradwatch run`` does.
 
 Enters: a program and what to do with it. Leaves: the program's own ending, a summary on stderr, event files. Loads
 torch no earlier than the program does.
@@ -17,7 +17,7 @@ from gradwatch.scripts.imports import after_import
 from gradwatch.scripts.program import Program
 
 if TYPE_CHECKING:
-    from gradwatch.scripts.follow import Follower
+    from gradwatch.scripts.optimizer_tracker import Follower
 
 __all__ = ["Program", "run_watched"]
 
@@ -51,7 +51,7 @@ class _Watched:
 
     def begin(self) -> None:
         try:
-            from gradwatch.scripts.follow import Follower
+            from gradwatch.scripts.optimizer_tracker import Follower
 
             follower = Follower(self._log_dir, self._clip)
             follower.begin()

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradwatch.layers import submodules
+from gradwatch.measure.layers import submodules
 
 __all__ = ["caller_outside", "name_of", "roots_of", "tensor_names"]
 

@@ -1,4 +1,4 @@
-"""Where reports and findings go: TensorBoard, JSON lines, memory, the log.
+"""Write rows and findings: to TensorBoard, loggers, JSON lines, memory and the log.
 
 Enters: rows at the logging cadence, findings as they open and end. Leaves: files, lines. Knows nothing of training.
 """
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from gradwatch.findings import Finding
-from gradwatch.report import Floats, StepReport
+from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Row", "RowBuilder", "Sink"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.findings import Finding
-from gradwatch.report import FIGURES, StepReport
+from gradwatch.measure.report import FIGURES, StepReport
 from gradwatch.sinks import Row
 
 __all__ = ["History", "Memory"]
@@ -40,9 +40,10 @@ class History:
     """The last S ≤ ``length`` steps of P layers, oldest first.
 
     ``history["grad_norm"]`` is (S, P) float32 as measured before clipping, NaN where not measured;
-    ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.report.FIGURES`` (S, P), NaN at steps where it was
-    not measured; ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``, ``["skipped"]``,
-    ``["already_clipped"]`` (figures of that step are after the loop's own clipping) and ``["optimizer"]`` are (S,).
+    ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.measure.report.FIGURES`` (S, P), NaN at
+    steps where it was not measured; ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``,
+    ``["skipped"]``, ``["already_clipped"]`` (figures of that step are after the loop's own clipping) and
+    ``["optimizer"]`` are (S,).
     Every array is a copy.
 
     Args:

@@ -17,9 +17,9 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from gradwatch import packed
+from gradwatch.event_files import format
 from gradwatch.findings import Finding
-from gradwatch.report import Floats
+from gradwatch.measure.report import Floats
 from gradwatch.sinks import Row
 from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.log import logger
@@ -29,7 +29,7 @@ __all__ = ["TensorBoard"]
 
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(
-        plugin_name=packed.PLUGIN, content=json_of({"version": packed.VERSION}).encode()
+        plugin_name=format.PLUGIN, content=json_of({"version": format.VERSION}).encode()
     ),
     data_class=2,  # DATA_CLASS_TENSOR
 )
@@ -48,9 +48,9 @@ class TensorBoard:
     """Scalars ``<statistic>/<parameter>``, totals, histograms, and findings as text.
 
     For readers that draw all layers at once, each row also holds float32 tensors of the plugin ``gradwatch``, with a
-    column per layer in order of registration; their rows are named in ``gradwatch.packed``. ``gradwatch/grad_norm`` is
-    (3, P), ``gradwatch/band`` (2, P), ``gradwatch/<name>``, (P,), is each of ``packed.FIGURES`` measured since the last
-    row, and ``gradwatch/totals`` (8,), what concerns the whole run.
+    column per layer in order of registration; their rows are named in ``gradwatch.event_files.format``.
+    ``gradwatch/grad_norm`` is (3, P), ``gradwatch/band`` (2, P), ``gradwatch/<name>``, (P,), is each of
+    ``format.FIGURES`` measured since the last row, and ``gradwatch/totals`` (8,), what concerns the whole run.
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``, at its opening and at its end; its step is
     where it was told, or one more than that of the finding before: of two at one step a reader would keep one.
@@ -153,7 +153,7 @@ class TensorBoard:
         figures = dict(row.figures)
         if (output := figures.get("saturated_output_share")) is not None:
             figures["saturated_share"] = np.fmax(figures.get("saturated_share", output), output)
-        for name in packed.FIGURES:
+        for name in format.FIGURES:
             if name in figures:
                 yield f"gradwatch/{name}", figures[name]
 

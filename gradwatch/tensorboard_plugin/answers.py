@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch import packed
+from gradwatch.event_files import format
+from gradwatch.event_files.decode import Told, UnreadableError, told_of
 from gradwatch.tensorboard_plugin import pooling
 from gradwatch.tensorboard_plugin.run_log import RunLog, Series
 from gradwatch.tensorboard_plugin.statistics import STATISTICS, Statistic, scale_of
-from gradwatch.unpacked import Told, UnreadableError, told_of
 
 __all__ = ["Packed", "cells_of", "curve_of", "findings_of", "overview_of", "profile_of"]
 
@@ -19,7 +19,7 @@ Packed = tuple[dict[str, Any], NDArray[np.float32]]  # a header, and the entries
 
 _MOST_FINDINGS = 1_000  # in the list beside the map
 _MOST_PROBLEMS = 10
-CURVES = (*packed.NORMS, *packed.BAND)
+CURVES = (*format.NORMS, *format.BAND)
 
 
 def overview_of(log: RunLog) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _rows(log: RunLog, statistic: Statistic, series: Series, column: int | slice
         if statistic.series != "grad_norm":
             return [statistic.series], values
         if not log.has("band"):
-            return list(packed.NORMS), values
+            return list(format.NORMS), values
         band = log.series("band")
         at = np.searchsorted(band.steps, series.steps).clip(max=len(band.steps) - 1)
         there = (band.steps[at] == series.steps).reshape(-1, *[1] * (values.ndim - 2))

@@ -1,7 +1,8 @@
 """Runs, tags and their tensors as TensorBoard holds them, from either of its two readers.
 
 Leaves: tensors as they stand in the file. ``DataProvider.read_tensors`` would turn them into arrays of whatever shape
-they declare before anyone could look (see ``gradwatch.unpacked``), so this file asks the same sources one level below.
+they declare before anyone could look (see ``gradwatch.event_files.decode``), so this file asks the same sources one
+level below.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gradwatch import packed
-from gradwatch.unpacked import UnreadableError
+from gradwatch.event_files import format
+from gradwatch.event_files.decode import UnreadableError
 
 __all__ = ["EventFiles", "Source", "Tag"]
 
@@ -49,13 +50,13 @@ class EventFiles:
 
     def tags(self, context: Any, experiment: str) -> dict[str, dict[str, Tag]]:
         """By run and tag."""
-        listed = self._provider.list_tensors(context, experiment_id=experiment, plugin_name=packed.PLUGIN)
+        listed = self._provider.list_tensors(context, experiment_id=experiment, plugin_name=format.PLUGIN)
         return {
             run: {tag: Tag(each.max_step, each.max_wall_time, each.plugin_content) for tag, each in series.items()}
             for run, series in listed.items()
         }
 
-    def tensors(self, source: Source, tag: str, plugin: str = packed.PLUGIN) -> list[tuple[int, Any]]:
+    def tensors(self, source: Source, tag: str, plugin: str = format.PLUGIN) -> list[tuple[int, Any]]:
         """(step, TensorProto) of every event, in order of steps; of two at one step the later.
 
         Raises:

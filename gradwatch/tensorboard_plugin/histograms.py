@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.report import Floats
-from gradwatch.unpacked import UnreadableError, floats
+from gradwatch.event_files.decode import UnreadableError, floats
+from gradwatch.measure.report import Floats
 
 __all__ = ["BINS", "on_one_axis"]
 

@@ -17,14 +17,14 @@ from tensorboard.backend.http_util import Respond
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from gradwatch import packed
+from gradwatch.event_files import format
+from gradwatch.event_files.decode import LARGEST_STEP, UnreadableError
 from gradwatch.tensorboard_plugin import answers
 from gradwatch.tensorboard_plugin.event_files import EventFiles, Source, Tag
 from gradwatch.tensorboard_plugin.histograms import on_one_axis
 from gradwatch.tensorboard_plugin.run_log import RunLog, Shelf
 from gradwatch.tensorboard_plugin.statistics import STATISTICS
 from gradwatch.tensorboard_plugin.wire import packed_array, plain_json
-from gradwatch.unpacked import LARGEST_STEP, UnreadableError
 
 __all__ = ["GradWatchPlugin"]
 
@@ -37,7 +37,7 @@ _logger = logging.getLogger("gradwatch")
 class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard ships no types
     """What TensorBoard calls."""
 
-    plugin_name = packed.PLUGIN
+    plugin_name = format.PLUGIN
 
     def __init__(self, context: base_plugin.TBContext) -> None:
         self._files, self._shelf = EventFiles(context), Shelf()

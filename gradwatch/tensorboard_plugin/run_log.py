@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch import packed
-from gradwatch.report import Floats
+from gradwatch.event_files import format
+from gradwatch.event_files.decode import LARGEST_STEP, Table, UnreadableError, floats, refuse_newer
+from gradwatch.measure.report import Floats
 from gradwatch.tensorboard_plugin.event_files import EventFiles, Source, Tag
 from gradwatch.tensorboard_plugin.tables import Tables
-from gradwatch.unpacked import LARGEST_STEP, Table, UnreadableError, floats, refuse_newer
 
 __all__ = ["RunLog", "Series", "Shelf"]
 
@@ -92,7 +92,7 @@ class RunLog:
         return self._files.tensors(self._source, tag)
 
     def totals(self) -> tuple[NDArray[np.int64], dict[str, Floats]]:
-        """(steps, each of ``packed.TOTALS``)."""
+        """(steps, each of ``format.TOTALS``)."""
         with self._shelf.lock:
             return self._kept("totals", self._read_totals)
 
@@ -122,9 +122,9 @@ class RunLog:
 
     def _read_totals(self) -> tuple[NDArray[np.int64], dict[str, Floats]]:
         events = self.events("totals")
-        rows = [floats(tensor, (len(packed.TOTALS),), f"gradwatch/totals at step {step}") for step, tensor in events]
-        columns = np.array(rows, dtype=np.float64).reshape(-1, len(packed.TOTALS)).T
-        return _checked([step for step, _ in events], "totals"), dict(zip(packed.TOTALS, columns, strict=True))
+        rows = [floats(tensor, (len(format.TOTALS),), f"gradwatch/totals at step {step}") for step, tensor in events]
+        columns = np.array(rows, dtype=np.float64).reshape(-1, len(format.TOTALS)).T
+        return _checked([step for step, _ in events], "totals"), dict(zip(format.TOTALS, columns, strict=True))
 
     def _read_series(self, name: str) -> Series:
         events = self.events(name)
@@ -133,7 +133,7 @@ class RunLog:
         steps = _checked([step for step, _ in events], name)
         values = _stacked(name, events, self._tables)
         values = _spread(values, steps, *self._owners())
-        if name in packed.FIGURES:
+        if name in format.FIGURES:
             values = _not_finite_where_the_gradient_is_not(values, steps, self.series("grad_norm"))
         return Series(steps, values)
 
@@ -150,8 +150,8 @@ def _checked(steps: Sequence[int], name: str) -> NDArray[np.int64]:
 
 def _stacked(name: str, events: Sequence[tuple[int, Any]], tables: Tables) -> NDArray[np.float32]:
     """(K, S, P), K outermost: the heat map reads one of them."""
-    row_names = {"grad_norm": packed.NORMS, "band": packed.BAND}.get(name, (name,))
-    is_flat = name in packed.FIGURES
+    row_names = {"grad_norm": format.NORMS, "band": format.BAND}.get(name, (name,))
+    is_flat = name in format.FIGURES
     shape = (len(row_names), len(events), len(tables.last.layers))
     if shape[0] * shape[1] * shape[2] > _MOST_ENTRIES:
         raise UnreadableError(f"gradwatch/{name}: {shape[1]:,} steps of {shape[2]:,} layers are more than can be held.")
@@ -188,7 +188,7 @@ def _not_finite_where_the_gradient_is_not(
 ) -> NDArray[np.float32]:
     """A figure is NaN where it was not measured, and where it is: the norm of a NaN weight. The second becomes Inf."""
     _, here, there = np.intersect1d(steps, norms.steps, assume_unique=True, return_indices=True)
-    highest = norms.values[packed.NORMS.index("highest")]
+    highest = norms.values[format.NORMS.index("highest")]
     known = np.isfinite(values).any(axis=(0, 1))
     sick = np.isnan(values[:, here]) & (np.isinf(highest[there]) & known)
     values[:, here] = np.where(sick, np.float32(np.inf), values[:, here])

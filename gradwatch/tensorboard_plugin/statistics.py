@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradwatch import packed
-from gradwatch.report import Floats
+from gradwatch.event_files import format
+from gradwatch.measure.report import Floats
 from gradwatch.tensorboard_plugin.run_log import RunLog
 
 __all__ = ["STATISTICS", "Statistic", "scale_of"]
@@ -37,7 +37,7 @@ class Statistic:
     @property
     def row(self) -> int:
         """The row of the series that is pooled by maximum."""
-        return packed.NORMS.index("highest") if self.series == "grad_norm" else 0
+        return format.NORMS.index("highest") if self.series == "grad_norm" else 0
 
     def factors(self, log: RunLog) -> Floats:
         """(P,) float32."""
@@ -56,7 +56,7 @@ def _per_entry(log: RunLog) -> Floats:
 
 def _per_median(log: RunLog) -> Floats:
     """One over each layer's own median norm; NaN where it has none, or none but 0."""
-    norms = _some(log.series("grad_norm").values[packed.NORMS.index("grad_norm")]).astype(float)
+    norms = _some(log.series("grad_norm").values[format.NORMS.index("grad_norm")]).astype(float)
     norms[~np.isfinite(norms)] = np.nan
     medians = np.full(norms.shape[1], np.nan)
     known = ~np.isnan(norms).all(axis=0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.unpacked import UnreadableError, table_of
+from gradwatch.event_files.decode import UnreadableError, table_of
 
 __all__ = ["Tables"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from html import escape
 
+from gradwatch.event_files.reader import Run
 from gradwatch.findings import Finding
-from gradwatch.runs import Run
 from gradwatch.views.page.heatmap import heatmap, legend
 from gradwatch.views.picture import scale_of
 from gradwatch.views.words import counted, layer_of, measured, since, verdict

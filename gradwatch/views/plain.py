@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gradwatch.event_files.reader import Run
 from gradwatch.findings import Finding
-from gradwatch.runs import Run
 from gradwatch.sinks.jsonl import json_of
 
 __all__ = ["runs_as_json"]

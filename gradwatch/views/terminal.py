@@ -16,8 +16,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from gradwatch.event_files.reader import Run
 from gradwatch.findings import Finding
-from gradwatch.runs import Run
 from gradwatch.views.profile import lengths, pooled, profile_of
 from gradwatch.views.words import changes, facts, layer_of, measured, number, since, verdict
 

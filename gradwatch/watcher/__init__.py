@@ -1,4 +1,4 @@
-"""The watcher: joins measuring, clipping, detecting and writing; owns their order and their cadence.
+"""Join the other rooms: attach to a model, keep the order and the cadence of its steps.
 
 Enters: a model and its optimizers. Leaves: findings, a history, files. Does no arithmetic.
 """

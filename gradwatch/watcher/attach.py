@@ -12,11 +12,11 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from gradwatch import layers as layer_table
 from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
-from gradwatch.layers import Selection
-from gradwatch.optimizers import parameters_of
+from gradwatch.hooks.optimizers import parameters_of
+from gradwatch.measure import layers as layer_table
+from gradwatch.measure.layers import Selection
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.tags import LAYER_TAGS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradwatch.layers import Layers
-from gradwatch.runs.run import Run, Series
+from gradwatch.event_files.run import Run, Series
+from gradwatch.measure.layers import Layers
 from gradwatch.sinks.memory import History
 from gradwatch.views.notebook import in_notebook
 from gradwatch.watcher.record import Record

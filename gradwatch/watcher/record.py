@@ -6,9 +6,9 @@ from collections import deque
 from typing import Any
 
 from gradwatch.findings import Finding, NonFiniteError
-from gradwatch.harmless import harmless
-from gradwatch.measurement import Measurement
-from gradwatch.report import StepReport
+from gradwatch.hooks.guard import harmless
+from gradwatch.measure.measurement import Measurement
+from gradwatch.measure.report import StepReport
 from gradwatch.sinks.memory import History
 from gradwatch.watcher.outlets import Outlets
 from gradwatch.watcher.updates import Cadence, Updates

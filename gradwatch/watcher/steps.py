@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
-from gradwatch import stats
-from gradwatch.activations import Activations
-from gradwatch.backward import BackwardPass
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
+from gradwatch.explain.origin import inferred_origin
+from gradwatch.explain.replay import Replay
+from gradwatch.explain.trace import Trace
 from gradwatch.findings import Clue, Kind, NonFiniteError, Thresholds
-from gradwatch.harmless import harmless, without_collecting
-from gradwatch.layers import Layers
-from gradwatch.measurement import Measurement
-from gradwatch.origin import inferred_origin
-from gradwatch.placement import Placement
+from gradwatch.hooks.guard import harmless, without_collecting
+from gradwatch.measure import statistics
+from gradwatch.measure.activations import Activations
+from gradwatch.measure.backward import BackwardPass
+from gradwatch.measure.columns import Placement
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.measurement import Measurement
+from gradwatch.measure.report import Origin
 from gradwatch.remedies import Case, advise
-from gradwatch.replay import Replay
-from gradwatch.report import Origin
 from gradwatch.sinks.log import logger
-from gradwatch.trace import Trace
 from gradwatch.watcher.options import OnNonFinite
 from gradwatch.watcher.record import Record
 from gradwatch.watcher.updates import Cadence, Updates
@@ -51,7 +51,7 @@ class Steps:
         losses: observed for the coming step.
         saw_loss: whether any step had one.
         scaler: decides about updates, if there is one.
-        modules: those without parts, as ``gradwatch.layers.leaf_modules`` names them.
+        modules: those without parts, as ``gradwatch.measure.layers.leaf_modules`` names them.
         activations: looks at the forward passes of sampled steps.
         replay: can run a step again.
         trace: looks at every module, if that is wanted.
@@ -191,7 +191,7 @@ class Steps:
         """A closure was evaluated once more within one update: its gradients are clipped, or raise."""
         if not gradients or (updates.policy is None and self._on_nonfinite != "raise"):
             return
-        magnitudes = stats.measure(gradients)
+        magnitudes = statistics.measure(gradients)
         if self._on_nonfinite == "raise" and bool(magnitudes.nonfinite.any()):
             counts = placement.spread(magnitudes.nonfinite.numpy(force=True).astype(float), absent=0)
             sick = np.flatnonzero(counts).tolist()
@@ -247,7 +247,7 @@ class Steps:
             for parameter in updates.parameters:
                 parameter.grad = None
         elif updates.policy is not None:
-            current.clip_(updates.policy)
+            current.clip_(updates.policy.clip_)
 
     def _advise(self, kind: Kind, columns: list[int], rate: float | None, clues: frozenset[Clue]) -> tuple[str, ...]:
         return advise(Case(kind, self._layers, columns, self._policy is not None, rate, clues))

@@ -14,9 +14,9 @@ from torch import Tensor
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
 from gradwatch.detect.episode import CLEAR_STEPS
-from gradwatch.layers import Layers
-from gradwatch.measurement import Measurement, Moment
-from gradwatch.placement import Placement
+from gradwatch.measure.columns import Placement
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.measurement import Measurement, Moment
 from gradwatch.sinks import RowBuilder
 
 __all__ = ["Cadence", "Updates"]

@@ -16,19 +16,19 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from gradwatch import checkpoint
-from gradwatch.activations import Activations
-from gradwatch.backward import BackwardPass
 from gradwatch.clip import policy_of
+from gradwatch.explain.replay import Replay
+from gradwatch.explain.trace import Trace
 from gradwatch.findings import Finding, Thresholds
-from gradwatch.harmless import UnwatchableError, harmless
-from gradwatch.layers import Layers, leaf_modules
-from gradwatch.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
-from gradwatch.replay import Replay
+from gradwatch.hooks.guard import UnwatchableError, harmless
+from gradwatch.hooks.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
+from gradwatch.measure.activations import Activations
+from gradwatch.measure.backward import BackwardPass
+from gradwatch.measure.layers import Layers, leaf_modules
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.tags import layer_tags
-from gradwatch.trace import Trace
+from gradwatch.watcher import checkpoint
 from gradwatch.watcher.options import DEFAULTS, Options, refuse_bad_options
 from gradwatch.watcher.outlets import Outlets
 from gradwatch.watcher.record import Record

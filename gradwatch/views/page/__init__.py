@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
+from gradwatch.event_files.reader import Run
 from gradwatch.findings import Finding
-from gradwatch.runs import Run
 from gradwatch.views.page.charts import bars, curves
 from gradwatch.views.page.heatmap import heatmap, legend
 from gradwatch.views.picture import Scale, scale_of

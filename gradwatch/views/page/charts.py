@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.runs import Run, Series
+from gradwatch.event_files.reader import Run, Series
 from gradwatch.views.page.heatmap import labels
 from gradwatch.views.profile import Profile, lengths, pooled
 from gradwatch.views.words import number

@@ -11,8 +11,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwatch.event_files.reader import Run
 from gradwatch.findings import Finding
-from gradwatch.runs import Run
 from gradwatch.views.picture import NOT_FINITE, VIRIDIS, Scale, picture_of, png
 from gradwatch.views.words import layer_of, number, since
 

@@ -1,0 +1,1 @@
+"""The format of event files: what is written, how it is read, decoded and checked."""

@@ -1,0 +1,217 @@
+"""What ``gradwatch.event_files.format`` names, taken out of tensors that anyone may have written, or refused.
+
+Enters: TensorProtos of event files, from whichever reader. Leaves: arrays, the table of layers, findings. Knows nothing
+of files, and loads neither torch nor TensorBoard. A declared shape is compared with the bytes that are there before any
+memory is taken for it: TensorBoard's own ``make_ndarray`` repeats a single value over whatever shape is declared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.event_files.format import VERSION
+from gradwatch.findings import KINDS, Finding, Severity
+
+__all__ = ["LARGEST_STEP", "Table", "Told", "UnreadableError", "floats", "refuse_newer", "table_of", "told_of"]
+
+FLOAT32, FLOAT64, STRING = 1, 2, 7  # DT_FLOAT, DT_DOUBLE, DT_STRING
+LARGEST_STEP = 2**53 - 1  # what a browser counts exactly
+_LONGEST_JSON = 1 << 26
+_LONGEST_TEXT = 20_000
+_LONGEST_NAME = 1_000
+_MOST_LAYERS = 100_000
+
+
+class UnreadableError(ValueError):
+    """Something that no version of gradwatch wrote, or a later one did; the message is shown to people."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """P layers, in order of registration, as they stand from one row on.
+
+    Attributes:
+        layers: their names, no two alike.
+        depth: (P,) place of each from input to output.
+        size: (P,) entries of each.
+    """
+
+    layers: tuple[str, ...]
+    depth: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A finding as it opened or ended."""
+
+    finding: Finding
+    ended: bool
+
+
+def floats(tensor: Any, shape: tuple[int | None, ...], what: str, wide: bool = False) -> NDArray[np.floating]:
+    """The entries of ``tensor``; None in ``shape`` stands for any length.
+
+    Args:
+        tensor: a TensorProto.
+        shape: what is expected.
+        what: its name in the error.
+        wide: whether float64 will do, as TensorBoard's own histograms have it; gradwatch writes float32.
+
+    Raises:
+        UnreadableError: where type, shape or number of entries are others.
+    """
+    found = tuple([dimension.size for dimension in tensor.tensor_shape.dim])
+    if found != shape and not _fits(found, shape):
+        raise UnreadableError(f"{what}: expected the shape {_words(shape)}, found {_words(found)}.")
+    if tensor.dtype != FLOAT32 and not (wide and tensor.dtype == FLOAT64):
+        raise UnreadableError(f"{what}: expected floats, found the data type {int(tensor.dtype)}.")
+    entries = _entries(tensor)
+    if entries is None or len(entries) != math.prod(found):
+        carried = "a broken buffer" if entries is None else f"{len(entries)} entries"
+        raise UnreadableError(f"{what}: the shape {_words(found)} is declared, but {carried} found.")
+    return entries.reshape(found)
+
+
+def table_of(tensor: Any, what: str = "gradwatch/layers") -> Table:
+    """The table of layers that ``tensor`` holds.
+
+    Raises:
+        UnreadableError: where it holds none.
+    """
+    content = _object(_text(tensor, what), what)
+    layers = content.get("layers")
+    if not isinstance(layers, list) or not 0 < len(layers) <= _MOST_LAYERS:
+        raise UnreadableError(f"{what}: expected 1 to {_MOST_LAYERS:,} layers.")
+    if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in layers):
+        raise UnreadableError(f"{what}: expected names of at most {_LONGEST_NAME:,} characters.")
+    if len(set(layers)) < len(layers):
+        raise UnreadableError(f"{what}: a name stands there twice.")
+    for name in ("depth", "size"):
+        if not (_is_list_of(_is_count)(content.get(name)) and len(content[name]) == len(layers)):
+            raise UnreadableError(f"{what}: expected {len(layers)} whole numbers as {name}.")
+    return Table(tuple(layers), *(np.array(content[name], dtype=np.int64) for name in ("depth", "size")))
+
+
+def told_of(tensor: Any, what: str = "gradwatch/finding") -> Told:
+    """The finding that ``tensor`` holds; a number that JSON does not have is NaN.
+
+    Raises:
+        UnreadableError: where it holds none.
+    """
+    content = _object(_text(tensor, what), what)
+    for name, (is_valid, expected) in _FIELDS.items():
+        if not is_valid(content.get(name)):
+            raise UnreadableError(f"{what}: expected {name} to be {expected}.")
+    values = {name: content[name] for name in _FIELDS if name not in ("ended", "value", "threshold")}
+    figures = {name: _number(content.get(name)) for name in ("value", "threshold")}
+    return Told(Finding.from_dict({**values, **figures}), content["ended"])
+
+
+def refuse_newer(content: bytes, what: str) -> None:
+    """Checks the version in the metadata of the tag ``what``.
+
+    Raises:
+        UnreadableError: where it is not the one that this reads.
+    """
+    version = _object(content, f"{what}, the version of its format").get("version")
+    if version != VERSION:
+        raise UnreadableError(
+            f"{what}: written in version {repr(version)[:40]} of the format, this reads {VERSION}. "
+            "Run: pip install -U gradwatch"
+        )
+
+
+def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    if len(found) != len(shape):
+        return False
+    return all(size >= 0 and want in (None, size) for want, size in zip(shape, found, strict=True))
+
+
+def _entries(tensor: Any) -> NDArray[np.floating] | None:
+    dtype = np.dtype("<f4" if tensor.dtype == FLOAT32 else "<f8")
+    if not tensor.tensor_content:
+        return np.array(tensor.float_val if tensor.dtype == FLOAT32 else tensor.double_val, dtype=dtype)
+    if len(tensor.tensor_content) % dtype.itemsize:
+        return None
+    entries: NDArray[np.floating] = np.frombuffer(tensor.tensor_content, dtype=dtype)
+    return entries
+
+
+def _words(shape: tuple[int | None, ...]) -> str:
+    shown = ["any" if size is None else str(size) for size in shape[:8]]
+    return f"({', '.join(shown)}{', …' if len(shape) > 8 else ''})"
+
+
+def _text(tensor: Any, what: str) -> bytes:
+    if tensor.dtype != STRING or len(tensor.string_val) != 1:
+        raise UnreadableError(f"{what}: expected one JSON text.")
+    text: bytes = tensor.string_val[0]
+    if len(text) > _LONGEST_JSON:
+        raise UnreadableError(f"{what}: expected one JSON text, found {len(text)} bytes.")
+    return text
+
+
+def _object(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"{what}: this is no JSON ({type(error).__name__}).") from None
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{what}: expected a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def _number(found: float | None) -> float:
+    try:
+        return math.nan if found is None else float(found)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_STEP
+
+
+def _is_number_or_null(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _is_list_of(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and len(value) <= _MOST_LAYERS and all(map(is_valid, value))
+
+
+def _one_of(known: tuple[str, ...]) -> tuple[Callable[[object], bool], str]:
+    return lambda value: isinstance(value, str) and value in known, f"one of {', '.join(known)}"
+
+
+_TEXT = (_is_text, f"a text of at most {_LONGEST_TEXT:,} characters")
+_TEXTS = (_is_list_of(_is_text), "a list of texts")
+_STEP = (_is_count, "a step: a whole number from 0")
+_NUMBER = (_is_number_or_null, "a number or null")
+_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "kind": _one_of(KINDS),
+    "severity": _one_of(get_args(Severity)),
+    "layer": _TEXT,
+    "layers": _TEXTS,
+    "step": _STEP,
+    "raised_step": _STEP,
+    "last_step": _STEP,
+    "value": _NUMBER,
+    "threshold": _NUMBER,
+    "cause": _TEXT,
+    "message": _TEXT,
+    "remedies": _TEXTS,
+    "ended": (lambda value: isinstance(value, bool), "true or false"),
+}

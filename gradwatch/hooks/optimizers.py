@@ -1,0 +1,172 @@
+"""When an optimizer is about to update, and when it has.
+
+Enters: optimizers, or none, in which case those that own watched parameters are found as they step. Leaves: calls
+``before(optimizer, loss)`` once its gradients are ready and ``after(optimizer)`` once it has updated. Knows nothing of
+what happens in them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from gradwatch.hooks.guard import harmless
+
+__all__ = ["StepHooks", "follow_scaler", "learning_rate_of", "parameters_of"]
+
+
+class Before(Protocol):
+    """Called once an optimizer's gradients are ready; ``again`` marks a further evaluation of the same closure."""
+
+    def __call__(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None: ...
+
+
+After = Callable[[Optimizer], None]
+
+_STEP = Optimizer.profile_hook_step(lambda: None).__code__  # what torch wraps around each step, hooks included
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All that ``optimizer`` updates, group by group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def learning_rate_of(optimizer: Optimizer) -> float | None:
+    """The largest of its groups' rates; None where one has none, or where it would have to be fetched from a device."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if not rates or not all(isinstance(r, int | float) or (isinstance(r, Tensor) and r.is_cpu) for r in rates):
+        return None
+    return max(float(rate) for rate in rates if rate is not None)
+
+
+class StepHooks:
+    """Hooks around ``optimizer.step``; of nested optimizers (SAM) the outermost counts.
+
+    So does the outermost step of one optimizer whose ``step`` calls its parent class's. A step that raised fires no
+    post-hook: which of those that began still run is read from the Python stack, and only where another began.
+
+    ``step(closure)`` fires torch's pre-hook before the backward pass, so the closure is wrapped and ``before`` follows
+    each of its evaluations with the loss it returned; without a closure ``before`` gets None.
+
+    Args:
+        before: called with the optimizer and the closure's loss once the gradients are ready.
+        after: called with the optimizer once it has updated.
+        optimizers: those to watch; None for every one that ``owns`` says yes to.
+        owns: whether any of an optimizer's parameters is watched.
+    """
+
+    def __init__(
+        self,
+        before: Before | None,
+        after: After,
+        optimizers: Sequence[Optimizer] | None,
+        owns: Callable[[Sequence[Tensor]], bool],
+    ) -> None:
+        self._before, self._after, self._owns = before, after, owns
+        self._running: list[Optimizer] = []
+        self.broken: set[str] = set()
+        # a compiled optimizer.step would trace them, and compile anew for each count that they change
+        enter, leave = torch.compiler.disable(self._enter), torch.compiler.disable(self._leave)
+        if optimizers is None:
+            self._handles = [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
+        else:
+            self._handles = [
+                handle
+                for optimizer in optimizers
+                for handle in (
+                    optimizer.register_step_pre_hook(enter),
+                    optimizer.register_step_post_hook(leave),
+                )
+            ]
+
+    def remove(self) -> None:
+        """Takes every hook off again; twice is fine."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    @harmless
+    def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            parameters = parameters_of(optimizer)
+        except Exception:  # a stranger's optimizer that cannot be asked what it holds is none of ours
+            return None
+        if not self._owns(parameters):
+            return None
+        if self._running:
+            self._running = self._still_running(sys._getframe())
+        self._running.append(optimizer)
+        if len(self._running) > 1 or self._before is None:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._before(optimizer, None)
+            return None
+        wrapped = self._followed(optimizer, closure)
+        if len(args) > 1:  # args begin with the optimizer itself
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
+
+    @harmless
+    def _leave(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        if optimizer not in self._running:
+            return
+        self._running = self._still_running(sys._getframe()) if len(self._running) > 1 else []
+        if not self._running:
+            self._after(optimizer)
+
+    def _still_running(self, hook: FrameType) -> list[Optimizer]:
+        """Those whose step is on the stack around the one that called ``hook``."""
+        on_stack: list[Optimizer] = []
+        frame: FrameType | None = hook
+        while frame is not None:
+            if frame.f_code is _STEP:
+                on_stack.append(frame.f_locals["self"])
+            frame = frame.f_back
+        return [optimizer for optimizer in self._running if optimizer in on_stack[1:]]
+
+    def _followed(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        evaluations = 0
+
+        def evaluate() -> Any:
+            nonlocal evaluations
+            loss = closure()
+            evaluations += 1
+            if self._before is not None:
+                self._before(optimizer, loss, again=evaluations > 1)
+            return loss
+
+        return evaluate
+
+
+def follow_scaler(
+    scaler: GradScaler, steps_of: Callable[[Optimizer], int | None], left_out: Callable[[Optimizer], None]
+) -> Callable[[], None]:
+    """Has ``left_out`` called where ``scaler.step(optimizer)`` found an Inf and never called ``optimizer.step``.
+
+    Args:
+        scaler: whose ``step`` is followed, on this instance alone.
+        steps_of: how many steps of an optimizer were seen so far, None where nobody knows.
+        left_out: called with an optimizer whose step was left out.
+
+    Returns:
+        What gives the scaler its own ``step`` back.
+    """
+    step = scaler.step
+
+    def followed(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        seen = steps_of(optimizer)
+        result = step(optimizer, *args, **kwargs)
+        if seen is not None and steps_of(optimizer) == seen and scaler.is_enabled():
+            left_out(optimizer)
+        return result
+
+    scaler.step = followed  # type: ignore[method-assign]
+    return lambda: scaler.__dict__.pop("step", None)

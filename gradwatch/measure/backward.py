@@ -1,0 +1,172 @@
+"""What the backward pass tells: how deep each tensor lies, and its gradient before the loop changes it.
+
+Enters: the table, in order of registration. Leaves: the same table, its ``depth`` in order of use; and, for loops that
+clip by themselves, magnitudes from where the backward pass ended. Knows nothing of modules: hooks stay off them, so
+that scripting, exporting, pickling and compiling a watched model do what they always did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
+
+from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.module_calls import anything_is_compiled
+from gradwatch.measure import statistics
+from gradwatch.measure.layers import Layers
+
+__all__ = ["AtEnd", "BackwardPass"]
+
+RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+
+
+@dataclass(frozen=True)
+class AtEnd:
+    """Magnitudes of the watched gradients where a backward pass ended.
+
+    Attributes:
+        columns: (n,) whose they are.
+        magnitudes: of n gradients, a loss scale still in them.
+    """
+
+    columns: NDArray[np.int64]
+    magnitudes: statistics.Magnitudes
+
+    def positions(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(P,) where each of ``columns`` stands among these, −1 where it does not."""
+        places = np.full(1 + max(self.columns.max(initial=-1), columns.max(initial=-1)), -1, dtype=np.int64)
+        places[self.columns] = np.arange(len(self.columns))
+        return np.where(columns >= 0, places[columns], -1)
+
+    def without(self, scale: Tensor | None) -> statistics.Magnitudes:
+        """The magnitudes with a loss scale divided out."""
+        held = self.magnitudes
+        return held if scale is None else statistics.Magnitudes(held.l2 / scale, held.nonfinite, held.total / scale)
+
+
+class BackwardPass:
+    """Listens where gradients arrive: at every watched tensor until the first update, at one of each optimizer's later.
+
+    *Depth.* Autograd runs the backward pass of an eager model in the reverse order of its forward pass, so a gradient
+    that arrives first belongs nearest the output. A compiled graph delivers its gradients all at once, in an order that
+    means nothing: where anything was compiled by then, the order of registration stays.
+
+    *Change.* Whoever changes a gradient in place raises its version. Where that happens between the backward pass and
+    the update (``clip_grad_norm_``, most often; a ``GradScaler`` raises none), figures of the update are figures of
+    what was left. So backward passes are measured where they end: the first ones, and once such a change was seen, all.
+
+    Args:
+        layers: the table to put in order.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._arrived: dict[int, int] = {}  # column → version of its gradient, in order of first arrival
+        self._handles: dict[int, RemovableHandle] = {}
+        self._can_measure = self._measures = self._was_changed = False
+        self._is_queued = False
+        self.broken: set[str] = set()
+        self._at_end: AtEnd | None = None
+        for column, tensor in enumerate(layers.tensors):
+            if tensor.requires_grad and tensor.is_leaf and not is_lazy(tensor):
+                self._handles[column] = tensor.register_post_accumulate_grad_hook(self._hook_of(column))
+
+    def measure_ends(self) -> None:
+        """Also measures where the backward pass ends. Not under ``torch.distributed``, which averages afterwards."""
+        self._can_measure = not _averages_later()
+        self._measures = self._can_measure
+
+    def settle(self, columns: Collection[int]) -> bool:
+        """The first backward pass of ``columns`` is over: puts them in order, and keeps one hook of theirs.
+
+        Returns:
+            Whether it was seen; else whoever began to listen in the midst of a step waits for the next.
+        """
+        mine = [column for column in reversed(self._arrived) if column in columns]
+        if not mine:
+            return False
+        if not anything_is_compiled():
+            self._layers.sort(mine)  # in the order in which they ran
+            self._sort_recurrent(mine)
+        for column in set(columns) - set(mine[:1] if self._can_measure else ()):
+            if column in self._handles:
+                self._handles.pop(column).remove()
+                self._arrived.pop(column, None)
+        return True
+
+    def _sort_recurrent(self, columns: Sequence[int]) -> None:
+        """Weights of one recurrent module work at every step of time: as registered, input before state."""
+        names, owners = self._layers.names, self._layers.owners
+        modules: dict[str, list[int]] = {}
+        for column in sorted(columns):
+            if owners[column] in RECURRENT:
+                modules.setdefault(names[column].rpartition(".")[0], []).append(column)
+        for together in modules.values():
+            self._layers.sort(together)
+
+    def before_change(self, columns: Collection[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
+        """Whether the gradients of ``columns`` changed since the backward pass, and if so their magnitudes at its end.
+
+        None for the latter, too, where nobody measured there: the first such change. Under ``torch.distributed``
+        averaging over the ranks is such a change, so that nobody can tell.
+
+        Args:
+            columns: the watched ones of the optimizer that is about to update.
+            has_cycled: this optimizer has updated before, so that every optimizer of the loop had its turn.
+        """
+        arrived = () if _averages_later() else [column for column in self._arrived if column in columns]
+        is_changed = any(map(self._has_changed, arrived))
+        at_end = self._at_end if is_changed else None
+        self._was_changed = self._was_changed or is_changed
+        self._measures = self._can_measure and (self._was_changed or not has_cycled)
+        if not self._measures:
+            self._at_end = None
+        return is_changed, at_end
+
+    def _has_changed(self, column: int) -> bool:
+        gradient = self._layers.tensors[column].grad
+        return gradient is not None and gradient._version != self._arrived[column]
+
+    def remove(self) -> None:
+        """Takes every hook off; twice is fine."""
+        while self._handles:
+            self._handles.popitem()[1].remove()
+
+    def _hook_of(self, column: int) -> Callable[[Tensor], None]:
+        def note(tensor: Tensor) -> None:
+            self._arrive(column, tensor)
+
+        return note
+
+    @harmless
+    def _arrive(self, column: int, tensor: Tensor) -> None:
+        if tensor.grad is not None:
+            self._arrived[column] = tensor.grad._version
+        if self._measures and not self._is_queued:
+            self._is_queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._end)
+
+    @harmless
+    def _end(self) -> None:
+        """Called by autograd, where nobody catches what we raise. Where this fails, figures are those at the update."""
+        self._at_end = None
+        self._at_end = self._measure()
+        self._is_queued = False
+
+    def _measure(self) -> AtEnd:
+        gradients = [(column, tensor.grad) for column, tensor in enumerate(self._layers.tensors)]
+        present = [(column, gradient) for column, gradient in gradients if gradient is not None]
+        columns = np.array([column for column, _ in present], dtype=np.int64)
+        return AtEnd(columns, statistics.measure([gradient for _, gradient in present]))
+
+
+def _averages_later() -> bool:
+    """Whether gradients may be averaged over ranks once the backward pass has delivered them."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,69 @@
+"""Where the gradients of a step stand in the table.
+
+Enters: the parameters that have a gradient. Leaves: their figures, spread over the table's columns. Knows nothing of
+what the figures mean. Made once for many steps, since most steps have the gradients of the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwatch.measure.report import Floats
+
+__all__ = ["Placement"]
+
+T = TypeVar("T")
+
+
+class Placement:
+    """The n parameters of an update that have a gradient, w of them watched, over P columns.
+
+    Args:
+        parameters: n tensors.
+        columns: (n,) the column of each, −1 where it is not watched.
+        layers: how many columns there are.
+
+    Attributes:
+        parameters, columns: as given.
+        positions: (w,) which of the n are watched.
+        watched: w tensors.
+        measured: (P,) bool, the columns that have a gradient.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], columns: NDArray[np.int64], layers: int) -> None:
+        self.parameters, self.columns = parameters, columns
+        self.positions = np.flatnonzero(columns >= 0)
+        self.watched = self.select(parameters)
+        self._layers = layers
+        self._is_whole_table = np.array_equal(columns, np.arange(layers))
+        self.measured = self.place(np.ones(len(self.positions)), absent=0) > 0
+
+    def select(self, sequence: Sequence[T]) -> Sequence[T]:
+        """Those of n that are watched."""
+        if len(self.positions) == len(self.columns):
+            return sequence
+        return [sequence[i] for i in self.positions.tolist()]
+
+    def spread(self, values: Floats, absent: float = np.nan) -> Floats:
+        """(n,) → (P,) over the table."""
+        return values if self._is_whole_table else self.place(values[self.positions], absent)
+
+    def place(self, values: Floats, absent: float = np.nan) -> Floats:
+        """(w,) → (P,) over the table."""
+        if self._is_whole_table:
+            return values
+        row = np.full(self._layers, absent, dtype=np.float64)
+        row[self.columns[self.positions]] = values
+        return row
+
+    def list_of(self, values: Sequence[T]) -> list[T | None]:
+        """Those of the w watched → a list of P, None where a column has none."""
+        row: list[T | None] = [None] * self._layers
+        for column, value in zip(self.columns[self.positions].tolist(), values, strict=True):
+            row[column] = value
+        return row

@@ -1,0 +1,215 @@
+"""Follows every optimizer of a program from its construction, and has a watcher for each model that is trained.
+
+Enters: optimizers as they are made and as they step, losses as ``backward()`` is called. Leaves: the watcher's verbs,
+and an account of each model. Torch is patched between ``begin`` and ``end`` only, and a forked child is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from gradwatch.hooks.guard import UnwatchableError, harmless
+from gradwatch.hooks.optimizers import StepHooks, parameters_of
+from gradwatch.scripts.losses import Losses
+from gradwatch.scripts.models import caller_outside
+from gradwatch.scripts.patches import after, around, before
+from gradwatch.scripts.summary import Account
+from gradwatch.scripts.watched_model import WatchedModel
+from gradwatch.sinks.log import logger
+
+__all__ = ["Follower"]
+
+MOST_MODELS = 32  # a search that trains more leaves more runs than anyone opens, and each holds files and a history
+
+
+class Follower:
+    """Watches whatever is trained between ``begin`` and ``end``.
+
+    A model is attached to in its first forward pass after an optimizer of it was made, so that its first step is seen
+    whole; in the backward pass where the program calls it some other way; at the update where all else failed.
+
+    Args:
+        log_dir: where event files go: of the only model there, of several in directories of their names.
+        clip: as in ``gradwatch.watch``.
+
+    Attributes:
+        accounts: of each model that was trained, in order of their first steps.
+    """
+
+    def __init__(self, log_dir: Path, clip: float | str | None) -> None:
+        self.broken: set[str] = set()
+        self.accounts: list[Account] = []
+        self._log_dir, self._clip = log_dir, clip
+        self._trained: list[WatchedModel] = []
+        self._of: weakref.WeakKeyDictionary[Optimizer, WatchedModel | None] = weakref.WeakKeyDictionary()
+        self._losses = Losses()
+        self._names: set[str] = set()
+        self._undo: list[Callable[[], None]] = []
+        self._follows_steps = self._said_too_many = False
+        self.is_in_child = False
+
+    def begin(self) -> None:
+        """From the next optimizer on."""
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._rest)
+        self._undo += [
+            after(Optimizer, "__init__", self._made),
+            before(torch.autograd, "backward", self._backward),
+            after(GradScaler, "scale", self._scaled),
+            around(GradScaler, "step", self._follow_scaler),
+        ]
+
+    def end(self) -> None:
+        """Takes everything off again, and closes what was watched."""
+        while self._undo:
+            self._undo.pop()()
+        for trained in self._trained:
+            trained.close()
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this process writes and speaks: the only one, or the first of several."""
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank() == 0
+        return os.environ.get("RANK", "0") == "0"
+
+    # what torch is made to tell
+
+    @harmless
+    def _made(self, /, *args: Any, **kwargs: Any) -> None:
+        """An optimizer was made: listens to its model."""
+        if not self.is_in_child:
+            self._follow_steps()
+            self._find(args[0])
+
+    def _follow_steps(self) -> None:
+        """Not before an optimizer is made, which loads the compiler; to hide something from the compiler does, too."""
+        if self._follows_steps:
+            return
+        self._follows_steps = True
+        hooks = StepHooks(self._before, self._after, None, lambda parameters: not self.is_in_child)
+        self._undo.append(hooks.remove)
+        torch.compiler.disable(torch.autograd.backward, recursive=False)
+
+    def _follow_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def followed(scaler: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            seen = self._use_scaler(scaler, optimizer)
+            result = step(scaler, optimizer, *args, **kwargs)
+            if seen is not None:
+                self._leave_out_unless_stepped(optimizer, seen)
+            return result
+
+        return followed
+
+    @harmless
+    def _backward(self, /, tensors: Any, *args: Any, **kwargs: Any) -> None:
+        if self.is_in_child:
+            return
+        for trained in self._trained:
+            self._watch(trained)
+            trained.stop_listening()
+        self._losses.note_backward(tensors)
+
+    @harmless
+    def _scaled(self, scaler: GradScaler, outputs: Any, *, result: Any) -> None:
+        self._losses.note_scaled(scaler, outputs, result)
+
+    @harmless
+    def _use_scaler(self, scaler: GradScaler, optimizer: Optimizer) -> int | None:
+        """How many steps of ``optimizer`` were seen; None where ``scaler`` leaves none out."""
+        trained = self._find(optimizer)
+        if trained is None or self.is_in_child or not scaler.is_enabled():
+            return None
+        self._watch(trained)
+        if trained.watcher is not None:
+            trained.watcher.use_scaler(scaler, sees_gradients=False)
+        return trained.steps_of.get(optimizer, 0)
+
+    @harmless
+    def _leave_out_unless_stepped(self, optimizer: Optimizer, seen: int) -> None:
+        trained = self._of[optimizer]
+        if trained is not None and trained.steps_of.get(optimizer, 0) == seen:
+            self._before(optimizer)
+            if trained.watcher is not None:
+                trained.watcher.after_update(optimizer, is_made=False)
+
+    def _before(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
+        trained = self._find(optimizer)
+        if trained is None:
+            return
+        self._watch(trained)
+        watcher = trained.watcher
+        if not again:
+            trained.count(optimizer)
+        if watcher is None or watcher.is_closed:
+            return
+        if not again:
+            values = self._losses.take(optimizer)
+            for value in values:
+                watcher.observe_loss(value)
+            trained.note_loss(bool(values) or loss is not None)
+            if (graph := self._losses.take_graph()) is not None:
+                watcher.follow_loss(graph)
+        try:
+            watcher.before_update(optimizer, loss, again=again)
+        except UnwatchableError as error:
+            trained.give_up(error)
+
+    def _after(self, optimizer: Optimizer) -> None:
+        self._losses.take(optimizer)  # those of a closure's further evaluations are none of the next step's
+        trained = self._of.get(optimizer)
+        if trained is not None and trained.watcher is not None:
+            trained.watcher.after_update(optimizer)
+
+    def _rest(self) -> None:
+        """In a forked child: its parent's files are not its own."""
+        self.is_in_child = True
+
+    # which model is whose
+
+    def _find(self, optimizer: Optimizer) -> WatchedModel | None:
+        """What ``optimizer`` trains; None beyond ``MOST_MODELS``."""
+        if optimizer in self._of:
+            return self._of[optimizer]
+        parameters = parameters_of(optimizer)
+        trained = next((each for each in self._trained if each.holds(parameters)), None) or self._new(parameters)
+        self._of[optimizer] = trained
+        if trained is not None:
+            trained.optimizers.add(optimizer)
+        for each in self._trained:
+            if not each.optimizers:  # its model may be gone, but for us
+                each.close()
+        self._trained = [each for each in self._trained if each.optimizers]
+        return trained
+
+    def _new(self, parameters: list[Tensor]) -> WatchedModel | None:
+        if len(self._names) >= MOST_MODELS:
+            if not self._said_too_many:
+                self._said_too_many = True
+                logger.warning("gradwatch: %d models are watched; further ones of this run are not.", MOST_MODELS)
+            return None
+        trained = WatchedModel(parameters, caller_outside("torch", "gradwatch"), self._names)
+        trained.listen(self._watch)
+        self._trained.append(trained)
+        return trained
+
+    @harmless
+    def _watch(self, trained: WatchedModel) -> None:
+        """Attaches a watcher, once."""
+        if trained.account is not None:
+            return
+        is_only = len(self._trained) == 1 and not self.accounts
+        log_dir = self._log_dir if is_only else self._log_dir / trained.name
+        trained.watch(log_dir if self.is_first_rank else None, self._clip, has_prefix=not is_only)
+        if trained.account is not None:
+            self.accounts.append(trained.account)

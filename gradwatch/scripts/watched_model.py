@@ -1,0 +1,144 @@
+"""One model that a program trains, or several that share an optimizer: its name, its optimizers, its watcher."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch.hooks.module_calls import listen
+from gradwatch.scripts.models import name_of, roots_of, tensor_names
+from gradwatch.scripts.summary import Account
+from gradwatch.sinks.log import logger
+from gradwatch.watcher import Watcher, watch, watch_tensors, watcher_of
+
+if TYPE_CHECKING:
+    from gradwatch.sinks.tensorboard import TensorBoard
+
+__all__ = ["WatchedModel"]
+
+
+class WatchedModel:
+    """What one optimizer trains, or several that share a model.
+
+    Nothing of it is held before it is watched; afterwards the watcher holds the model, until it is closed.
+
+    Args:
+        parameters: of its first optimizer.
+        frame: where that was made, for names.
+        taken: names of others; its own are added.
+
+    Attributes:
+        name: of the model, or of several, joined.
+        optimizers: those that are alive.
+        steps_of: attempted updates of each.
+        watcher: None before it is watched, and where someone else watches it.
+        account: None before it is watched.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], frame: FrameType, taken: set[str]) -> None:
+        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.steps_of: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self.watcher: Watcher | None = None
+        self.account: Account | None = None
+        self._stop: list[Callable[[], None]] = []
+        roots, bare = roots_of(parameters)
+        self._models = {_free(name_of(root, frame), taken): weakref.ref(root) for root in roots}
+        self._bare = {} if roots else {n: weakref.ref(t) for n, t in tensor_names(bare, frame).items()}
+        self.name = "+".join(self._models) or _free("tensors", taken)
+
+    def holds(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether any of ``parameters`` is one of its own."""
+        own = {id(tensor) for tensor in self._tensors()}  # of those alive: a dead one's id may be another's by now
+        return any(id(parameter) in own for parameter in parameters)
+
+    def listen(self, begin: Callable[[WatchedModel], object]) -> None:
+        """Has ``begin`` called within the first forward pass in training."""
+
+        def enter(args: Any, kwargs: Any) -> None:
+            begin(self)  # whose watcher listens too from here on, and hears this very call
+
+        for model in self._living():
+            stop = listen(model, enter, lambda token, output: self.stop_listening())
+            self._stop += [] if stop is None else [stop]
+
+    def stop_listening(self) -> None:
+        """Twice is fine."""
+        while self._stop:
+            self._stop.pop()()
+
+    def watch(self, log_dir: Path | None, clip: float | str | None, *, has_prefix: bool) -> None:
+        """Attaches a watcher, unless the program has one of its own."""
+        if (own := watcher_of(self._tensors())) is not None:
+            self.account = Account(self.name, whose="the program's own watcher")
+            own.add_sink(self.account)
+            return
+        files = None if log_dir is None else _event_files(log_dir)
+        self.account = Account(self.name, files)
+        try:
+            self.watcher = self._watcher(has_prefix, clip=clip, sinks=[*([files] if files else []), self.account])
+            self.watcher.advises = False  # the script is not to be changed; the summary says what was missing
+        except (TypeError, ValueError) as error:  # a model on the meta device, say
+            self.give_up(error)
+
+    def count(self, optimizer: Optimizer) -> None:
+        """An update of ``optimizer`` is attempted."""
+        self.steps_of[optimizer] = self.steps_of.get(optimizer, 0) + 1
+        if self.account is not None:
+            self.account.steps += 1
+
+    def note_loss(self, was_seen: bool) -> None:
+        """Whether this update came with a loss."""
+        if self.account is not None:
+            self.account.saw_loss |= was_seen
+
+    def give_up(self, error: Exception) -> None:
+        """It cannot be watched."""
+        logger.warning("gradwatch: %s is not watched: %s", self.name, error)
+        if self.account is not None:
+            self.account.whose, self.account.files = "nobody", None
+        self.close()
+        self.watcher = None
+
+    def close(self) -> None:
+        """Lets go of the model."""
+        self.stop_listening()
+        if self.watcher is not None:
+            self.watcher.close()
+            self.watcher = None
+
+    def _watcher(self, has_prefix: bool, **options: Any) -> Watcher:
+        if self._bare:
+            living = {name: tensor for name, known in self._bare.items() if (tensor := known()) is not None}
+            watcher = watch_tensors(living, **options)
+            watcher.attach(())
+            return watcher
+        models = {name: model for name, known in self._models.items() if (model := known()) is not None}
+        only = next(iter(models.values())) if len(models) == 1 and not has_prefix else None
+        return watch(models if only is None else only, (), **options)
+
+    def _living(self) -> Iterator[nn.Module]:
+        return (model for known in self._models.values() if (model := known()) is not None)
+
+    def _tensors(self) -> list[Tensor]:
+        bare = [tensor for known in self._bare.values() if (tensor := known()) is not None]
+        return [parameter for model in self._living() for parameter in model.parameters()] + bare
+
+
+def _event_files(log_dir: Path) -> TensorBoard:
+    from gradwatch.sinks.tensorboard import TensorBoard  # a fifth of a second, which only the first rank needs
+
+    return TensorBoard(log_dir)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """``name``, numbered where it is taken; taken from now on."""
+    numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
+    free = name if name not in taken else next(each for each in numbered if each not in taken)
+    taken.add(free)
+    return free

@@ -1,0 +1,153 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradwatch.detect.episode import CLEAR_STEPS
+from gradwatch.findings import Thresholds
+from gradwatch.watcher import checkpoint
+from tests.reports import NAN, detectors, events, findings, kinds, random_walks, report, run_of, table
+
+# a literal threshold makes every layer's sickness plain: below 1 it is sick, from 1 on healthy
+LITERAL = Thresholds(vanishing_norm=1.0, patience=2)
+SICK, HEALTHY = 0.5, 1.0
+
+
+def told(columns, thresholds=LITERAL):
+    """(step, ended, layers, first, last) of each event; ``columns``: a string a layer, a character a step.
+
+    ``x`` is sick, ``.`` healthy, ``-`` without a gradient.
+    """
+    norm = {"x": SICK, ".": HEALTHY, "-": NAN}
+    rows = [[norm[character] for character in step] for step in zip(*columns, strict=True)]
+    return [
+        (event.finding.raised_step, event.ended, event.finding.layers, event.finding.step, event.finding.last_step)
+        for event in events(run_of(rows), thresholds)
+    ]
+
+
+CLEAR = "." * CLEAR_STEPS
+
+
+def test_one_sickness_is_opened_once_and_ended_once():
+    assert told(["..xxxxx" + CLEAR + "..."]) == [(3, False, ("w0",), 2, 3), (3, True, ("w0",), 2, 6)]
+
+
+def test_the_end_comes_with_the_last_of_the_healthy_steps():
+    assert len(told(["xx" + CLEAR])) == 2
+    assert len(told(["xx" + CLEAR[1:]])) == 1
+
+
+def test_sickness_shorter_than_patience_is_none():
+    assert told([".x.x.x.x" + CLEAR]) == []
+
+
+def test_a_sickness_that_flickers_stays_one_finding():
+    assert told(["xx" + (CLEAR[1:] + "x") * 5]) == [(1, False, ("w0",), 0, 1)]
+
+
+def test_a_second_sickness_is_a_new_finding():
+    first, second = (0, 1), (CLEAR_STEPS + 3, CLEAR_STEPS + 4)
+    assert told(["xx" + CLEAR + ".xx" + CLEAR]) == [
+        (first[1], False, ("w0",), *first),
+        (first[1], True, ("w0",), *first),
+        (second[1], False, ("w0",), *second),
+        (second[1], True, ("w0",), *second),
+    ]
+
+
+def test_layers_that_turn_sick_later_join():
+    opening, ending = told(["xxxxxx" + CLEAR, "...xxx" + CLEAR, "..x..." + CLEAR, "......" + CLEAR])
+    assert opening == (1, False, ("w0",), 0, 1)
+    assert ending == (1, True, ("w0", "w1"), 0, 5)
+
+
+def test_a_layer_without_a_gradient_is_neither_sick_nor_healthy():
+    assert told(["x--x", "...."]) == [(3, False, ("w0",), 0, 3)]
+    assert told(["x-.x", "...."]) == []
+
+
+def test_a_layer_that_had_no_gradients_since_its_finding_ended_begins_a_new_one():
+    """Else both would have the same identity."""
+    absent = "-" * CLEAR_STEPS
+    steps = [step for _, ended, _, step, _ in told(["xx" + absent + "xx", ".." + CLEAR + ".."]) if not ended]
+    assert steps == [0, CLEAR_STEPS + 2]
+
+
+def test_the_worst_layer_gives_its_name():
+    (finding,) = findings(run_of([[0.5, 0.1, 0.3]] * 2), LITERAL)
+    assert (finding.layer, finding.layers) == ("w1", ("w0", "w1", "w2"))
+
+
+def test_the_message_tries_three_remedies_and_the_finding_carries_all():
+    (finding,) = findings(run_of([[0.5]] * 2), LITERAL)
+    assert len(finding.remedies) > 3
+    assert finding.message.endswith(f" Try: {'; '.join(finding.remedies[:3])}.")
+
+
+@pytest.mark.parametrize("warmup", [0, 5, 8])
+def test_nothing_but_nonfinite_is_raised_during_warm_up(warmup):
+    rows, thresholds = [[SICK]] * 8, Thresholds(vanishing_norm=1.0, patience=2, warmup_steps=warmup)
+    assert [finding.step for finding in findings(run_of(rows), thresholds)] == [warmup] * (warmup < 8)
+    assert kinds([*run_of(rows), report([SICK], 8, nonfinite=[1])], thresholds)[-1] == "nonfinite"
+
+
+def test_what_warm_up_saw_is_part_of_the_level():
+    rows = [[1.0], [1.0], [1.0], [100.0]]
+    assert kinds(run_of(rows), Thresholds(exploding_growth=50, warmup_steps=3)) == ["exploding"]
+    assert kinds(run_of(rows), Thresholds(exploding_growth=50, warmup_steps=4)) == []
+
+
+def test_a_loss_that_suffers_twice_under_one_growth_makes_two_findings_that_do_not_overlap():
+    calm, grown = [[1.0, 1.0]] * 20, [[1e4, 1e4]] * 40
+    losses = [1.0] * 20 + [5.0] * 5 + [1.0] * 15 + [50.0] * 5 + [1.0] * 15
+    opened, ended, opened_again, ended_again = (event.finding for event in events(run_of(calm + grown, losses)))
+    assert (opened.step, ended.last_step) == (20, 24)
+    assert ended.last_step < opened_again.step <= 40
+    assert ended_again.last_step == 44
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.lists(st.text("xx..-", min_size=60, max_size=60), min_size=1, max_size=3), st.integers(1, 4))
+def test_findings_of_a_kind_never_overlap_and_each_ends_at_most_once(columns, patience):
+    done = -1
+    opened = None
+    for raised, ended, _, first, last in told(columns, Thresholds(vanishing_norm=1.0, patience=patience)):
+        if ended:
+            assert opened == (raised, first)
+            opened, done = None, last
+        else:
+            assert opened is None
+            assert done < first <= raised
+            opened = (raised, first)
+
+
+def eventful_run():
+    """Fades, explodes, turns NaN, recovers and fades again, with a layer that comes and goes."""
+    rows, losses = random_walks(seed=4, steps=40, count=3)
+    rows += [[1e-9, 1e-9, 1.0]] * 20 + [[1.0, 1.0, 1.0]] * 30 + [[1e4, 1e4, NAN], [1e6, 1e6, 1e6]]
+    losses += [1.0, 7.0] * 10 + [1.0] * 30 + [1e4, 1e6]
+    reports = run_of(rows, losses)
+    reports += [report([1.0] * 3, len(rows) + step, NAN, nonfinite=[0, step, 1]) for step in range(3)]
+    start = len(reports)
+    return reports + [report([1e-9, NAN, 1.0], start + step, 1.0) for step in range(30)]
+
+
+RUN = eventful_run()
+
+
+def test_the_eventful_run_is_eventful():
+    assert {"exploding", "vanishing", "nonfinite", "unstable"} <= set(kinds(RUN))
+
+
+@pytest.mark.parametrize("cut", range(0, len(RUN) + 1, 3))
+def test_a_run_that_is_saved_and_resumed_tells_the_same(cut):
+    assert events(RUN, cut=cut) == events(RUN)
+
+
+def test_open_findings_survive_a_checkpoint_as_they_stand():
+    watching, resumed = detectors(table(1), LITERAL), detectors(table(1), LITERAL)
+    for step in run_of([[SICK]] * 5):
+        watching.observe(step)
+    resumed.restore(checkpoint.unpack(checkpoint.pack(watching.state())))
+    assert resumed.open_findings() == watching.open_findings()
+    assert [finding.last_step for finding in resumed.open_findings()] == [4]

@@ -1,0 +1,364 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradwatch.detect.vanishing import (
+    BEGUN,
+    CLIFF,
+    DEPTH_RATIO,
+    FIRST_STEPS,
+    FLAT,
+    FLAT_RATIO,
+    GONE_RATIO,
+    IDLE_RATIO,
+    IDLE_STEPS,
+    LOSSES,
+    PATIENCE,
+    RECOVERING,
+    STIRRING,
+    UNFINISHED,
+    UNIMPROVED,
+    Vanishing,
+)
+from gradwatch.findings import Thresholds
+from gradwatch.measure.layers import of_tensors
+from tests.reports import (
+    INF,
+    NAN,
+    detectors,
+    examine_all,
+    findings,
+    kinds,
+    random_walks,
+    report,
+    run_of,
+    sick_columns,
+    table,
+    times,
+)
+
+
+def slow_vanishing(reports, layers):
+    """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
+    first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
+    last_total, fell, seen = 0.0, False, []
+    told = []
+    for step in reports:
+        if not any(step.measured) or not math.isfinite(step.grad_norm_total):
+            told.append(None)
+            continue
+        if updates < FIRST_STEPS:
+            first_total = max(first_total, step.grad_norm_total)
+        updates += 1
+        if first_loss is None:
+            first_loss = recent = step.loss
+        elif step.loss is not None and math.isfinite(step.loss):
+            recent += (step.loss - recent) / LOSSES
+        if step.loss is not None and (not seen or math.isfinite(step.loss)):
+            seen.append(step.loss)
+        gone = step.grad_norm_total <= GONE_RATIO * first_total
+        fell = fell or (gone and updates <= FIRST_STEPS and last_total > CLIFF * first_total)
+        last_total = step.grad_norm_total
+        if step.loss is None or first_loss is None:
+            gone = gone and (first_total == 0 or fell)
+        else:
+            share = UNFINISHED if step.grad_norm_total == 0 else UNIMPROVED
+            gone = gone and first_loss > 0 and step.loss > share * first_loss
+        if gone:
+            told.append({column for column in range(len(layers)) if step.measured[column]})
+            continue
+        idle = updates > IDLE_STEPS and first_loss is not None and 0 < BEGUN * first_loss < recent
+        flat = all(abs(loss - seen[0]) / (abs(seen[0]) or 1) <= FLAT for loss in seen)
+        ratios = slow_faded(step, layers, (FLAT_RATIO if flat else IDLE_RATIO) if idle else DEPTH_RATIO)
+        past = {column: before for column, before in past.items() if column in ratios or not step.measured[column]}
+        due = set()
+        for column, ratio in ratios.items():
+            before = past.setdefault(column, [])
+            if (
+                len(before) < PATIENCE - 1
+                or ratio <= (RECOVERING if ratio < DEPTH_RATIO else STIRRING) * before[-(PATIENCE - 1)]
+            ):
+                due.add(column)
+            before.append(ratio)
+        told.append(due)
+    return told
+
+
+def slow_faded(step, layers, limit):
+    """{column: its root mean square as a share of the largest after the boundary} of what is faint at one step."""
+    rms = {
+        column: step.grad_norm[column] / math.sqrt(max(layers.tensors[column].numel(), 1))
+        for column in range(len(layers))
+        if step.measured[column]
+    }
+    by_depth = sorted(rms, key=lambda column: layers.depth[column])
+    weights = [column for column in by_depth if layers.tensors[column].ndim >= 2]
+    boundary = None
+    for place in range(len(weights) - 1):
+        before = max(rms[column] for column in weights[: place + 1])
+        after = max(rms[column] for column in weights[place + 1 :])
+        if before < limit * after:
+            boundary, strongest = weights[place], after
+    vectors = [column for column in by_depth if layers.tensors[column].ndim < 2]
+    if weights and vectors:
+        loudest = max(rms[column] for column in vectors)
+        if max(rms[column] for column in weights) < GONE_RATIO * loudest:
+            boundary, strongest = weights[-1], loudest
+    if boundary is None:
+        return {}
+    return {
+        column: rms[column] / strongest
+        for column in by_depth
+        if layers.depth[column] <= layers.depth[boundary] and rms[column] < limit * strongest
+    }
+
+
+def mixed_table():
+    """Weights, biases and a scalar, run in another order than they were registered."""
+    shapes = {"w0": (3, 2), "b0": (3,), "w1": (4, 3), "scale": (), "w2": (2, 4)}
+    layers = of_tensors({name: torch.zeros(shape) for name, shape in shapes.items()})
+    layers.depth[:] = [0, 1, 4, 3, 2]
+    return layers
+
+
+def vectorised(reports, layers):
+    return [unmended(symptoms) for symptoms in examine_all(Vanishing(layers, Thresholds()), reports)]
+
+
+def unmended(symptoms):
+    sick = sick_columns(symptoms)
+    return sick if sick is None or symptoms.mending is None else sick - set(np.flatnonzero(symptoms.mending).tolist())
+
+
+@pytest.mark.parametrize("loss_seen", [True, False], ids=["with loss", "without loss"])
+def test_agrees_with_the_slow_loop_on_random_walks(loss_seen):
+    sick_steps = 0
+    for seed in range(20):
+        rows, losses = random_walks(seed, steps=60, count=5)
+        fades = np.linspace(0, -12, 60)[:, None] * np.array([1, 1, 0.1, 0.4, 0.5]) * (seed % 3)
+        reports = run_of((np.array(rows) * 10**fades).tolist(), losses if loss_seen else None)
+        slow = slow_vanishing(reports, mixed_table())
+        assert vectorised(reports, mixed_table()) == slow
+        sick_steps += sum(map(bool, slow))
+    assert sick_steps > 50  # else this test would show nothing
+
+
+norms = st.one_of(st.floats(-15, 5).map(lambda power: 10**power), st.sampled_from([0.0, NAN]), st.just(INF))
+losses = st.one_of(st.none(), st.floats(-1, 1), st.just(NAN))
+nonfinite = st.sampled_from([0] * 9 + [1])
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.tuples(*[norms] * 5, losses, nonfinite), min_size=1, max_size=25))
+def test_agrees_with_the_slow_loop_on_anything(steps):
+    reports = [report(row, step, loss, nonfinite=[bad, 0, 0, 0, 0]) for step, (*row, loss, bad) in enumerate(steps)]
+    assert vectorised(reports, mixed_table()) == slow_vanishing(reports, mixed_table())
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, NAN, 1e-9, 1e-6, 1e-3, 1.0])] * 3), min_size=1, max_size=25))
+def test_agrees_with_the_slow_loop_where_layers_fade_and_recover(rows):
+    reports = run_of([[*row, 1.0, 0.5] for row in rows], [1.0] * len(rows))
+    assert vectorised(reports, mixed_table()) == slow_vanishing(reports, mixed_table())
+
+
+HEALTHY = [[0.1, 0.3, 0.5, 1.0]] * 30
+FADING = [[1e-8, 1e-7, 1e-6, 1.0]] * 30
+
+
+def test_a_stack_of_fading_layers_is_one_finding():
+    (finding,) = findings(run_of(FADING, [1.0] * 30))
+    assert (finding.kind, finding.severity, finding.layer) == ("vanishing", "warning", "w0")
+    assert finding.layers == ("w0", "w1", "w2")
+    assert (finding.step, finding.raised_step) == (0, PATIENCE - 1)
+    assert finding.value == pytest.approx(1e-8)
+    assert finding.threshold == pytest.approx(1e-4)
+    assert "first 3 weights" in finding.cause
+    assert "1e+08 times less than that of w3" in finding.message
+
+
+def test_a_healthy_stack_raises_nothing():
+    assert kinds(run_of(HEALTHY)) == []
+    assert kinds(run_of(HEALTHY, [0.9**step for step in range(30)])) == []
+
+
+def test_the_norm_is_compared_per_entry():
+    layers = of_tensors({"w0": torch.zeros(1, 1), "w1": torch.zeros(1000, 1000)})
+    assert kinds(run_of([[2e-4, 1.0]] * 30), layers=layers) == []  # per entry w0's is the larger
+
+
+@pytest.mark.parametrize("quiet", [0.0, 1e-12])
+def test_a_single_quiet_layer_in_the_middle_raises_nothing(quiet):
+    assert kinds(run_of([[0.1, 0.3, quiet, 0.5, 1.0]] * 40, [1.0] * 40)) == []
+
+
+@pytest.mark.parametrize("name", ["bias", "key_bias"])
+def test_a_vector_whose_gradient_is_zero_raises_nothing(name):
+    layers = of_tensors({name: torch.zeros(3), "w0": torch.zeros(3, 3), "w1": torch.zeros(3, 3)})
+    assert kinds(run_of([[0.0, 0.1, 1.0]] * 40, [1.0] * 40), layers=layers) == []
+
+
+@pytest.mark.parametrize(("dead", "raised"), [(0.0, True), (1e-8, True), (1e-3, False)])
+def test_weights_that_get_nothing_while_the_last_bias_learns_are_dead(dead, raised):
+    layers = mixed_table()
+    rows = [[dead if layers.is_weight[column] else 1.0 for column in range(len(layers))]] * 20
+    found = findings(run_of(rows), layers=layers)
+    assert bool(found) == raised
+    if raised:
+        assert {name for name, weight in zip(layers.names, layers.is_weight, strict=True) if weight} <= {
+            *found[0].layers
+        }
+
+
+@pytest.mark.parametrize(
+    ("losses", "growth", "raised"),
+    [
+        ([2.3] * 40, 1.0, True),  # stands still
+        (None, 1.0, False),  # nobody knows
+        ([2.3 * 0.98**step for step in range(40)], 1.0, False),  # learns
+        ([2.3] * 40, 1.05, False),  # stirs: grows by half within the patience
+    ],
+    ids=["idle", "no loss", "learns", "stirs"],
+)
+def test_a_run_that_has_not_begun_to_learn_is_held_to_more(losses, growth, raised):
+    rows = [[5e-4 * growth**step, 1.0, 1.0] for step in range(40)]
+    found = findings(run_of(rows, losses))
+    assert [(finding.kind, finding.step) for finding in found if finding.kind == "vanishing"] == (
+        [("vanishing", IDLE_STEPS)] if raised else []
+    )
+
+
+def test_a_branch_that_starts_at_zero_and_wakes_raises_nothing():
+    asleep, awake = [[0.0, 0.0, 1.0]] * 2, [[0.2, 0.3, 1.0]] * 30
+    assert kinds(run_of(asleep + awake, [1.0] * 32)) == []
+
+
+def test_a_layer_that_keeps_recovering_raises_nothing():
+    waking = [[1e-12 * 2.5**step, 1.0] for step in range(25)]
+    assert kinds(run_of(waking, [1.0] * 25)) == []
+
+
+@pytest.mark.parametrize(("growth", "raised"), [(0.95 * RECOVERING, True), (1.05 * RECOVERING, False)])
+def test_a_layer_recovers_once_its_ratio_has_doubled_within_the_patience(growth, raised):
+    rows = [[1e-8, 1.0]] * (PATIENCE - 1) + [[growth * 1e-8, 1.0]]
+    assert kinds(run_of(rows, [1.0] * PATIENCE)) == ["vanishing"] * raised
+
+
+def test_noise_in_a_hopeless_layer_is_no_recovery():
+    noise = np.random.default_rng(0).lognormal(0, 0.5, 60)
+    (finding,) = findings(run_of([[1e-9 * factor, 1.0] for factor in noise], [1.0] * 60))
+    assert finding.step == 0
+    assert finding.raised_step < 2 * PATIENCE
+
+
+def test_every_streak_recovers_from_where_it_began_itself():
+    """A fade that is over must not make the beginning of the next one look like a recovery."""
+    rows = [[1e-9, 1.0]] * 3 + [[1.0, 1.0]] * 5 + [[1e-6, 1.0]] * PATIENCE
+    (finding,) = findings(run_of(rows, [1.0] * len(rows)))
+    assert (finding.step, finding.raised_step) == (8, 7 + PATIENCE)
+
+
+@pytest.mark.parametrize("column", [0, 1, 3])
+def test_a_layer_without_gradients_raises_nothing(column):
+    rows = [[NAN if place == column else norm for place, norm in enumerate(row)] for row in HEALTHY]
+    assert kinds(run_of(rows, [1.0] * 30)) == []
+
+
+def test_a_step_where_nothing_has_a_gradient_says_nothing():
+    assert Vanishing(table(2), Thresholds()).examine(report([NAN, NAN])) is None
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e5])
+@pytest.mark.parametrize("rows", [HEALTHY, FADING, HEALTHY[:10] + [[0.0] * 4] * 20], ids=["healthy", "fading", "gone"])
+def test_the_scale_of_the_loss_changes_no_finding(rows, factor):
+    told = [
+        [(f.kind, f.layer, f.layers, f.step, f.raised_step) for f in findings(reports)]
+        for reports in (run_of(rows, [2.0] * 30), run_of([times(factor, row) for row in rows], [2.0 * factor] * 30))
+    ]
+    assert told[0] == told[1]
+
+
+def test_a_model_gone_silent_before_it_learned_is_one_finding_over_all_layers():
+    (finding,) = findings(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [2.0] * 25))
+    assert finding.layers == ("w0", "w1", "w2", "w3")
+    assert (finding.step, finding.raised_step) == (5, 4 + PATIENCE)
+    assert finding.threshold == pytest.approx(GONE_RATIO * math.hypot(*HEALTHY[0]))
+    assert "the loss has not improved" in finding.message
+
+
+def test_a_model_gone_silent_once_it_learned_raises_nothing():
+    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [2.0] * 5 + [0.5] * 20)) == []
+
+
+def test_a_loss_that_began_below_zero_is_no_measure_of_having_learned():
+    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20, [-2.0] * 5 + [-0.5] * 20)) == []
+
+
+def test_without_a_loss_gradients_are_gone_that_were_never_there_or_fell_at_once():
+    assert kinds(run_of([[0.0] * 4] * 20)) == ["vanishing"]
+    assert kinds(run_of(HEALTHY[:5] + [[1e-9] * 4] * 20)) == ["vanishing"]
+    assert kinds(run_of(HEALTHY[:5] + [[1e-2] * 4] + [[1e-9] * 4] * 20)) == []  # converged in two updates
+    assert kinds(run_of(HEALTHY[:1] * 20 + [[1e-9] * 4] * 20)) == []  # the last margin of a hinge holds
+
+
+def test_a_converged_run_raises_nothing():
+    level = np.logspace(0, -9, 400)
+    assert kinds(run_of(np.outer(level, [0.2, 0.5, 1.0]).tolist(), level.tolist())) == []
+
+
+def test_an_overflow_among_the_first_steps_does_not_make_what_follows_look_gone():
+    assert kinds(run_of([[1.0, 1.0, 1.0, INF], *HEALTHY], [2.0] * 31)) == ["exploding"]
+
+
+@pytest.mark.parametrize(("norm", "is_sick"), [(0.099, True), (0.1, False), (0.2, False), (NAN, False)])
+def test_a_norm_that_the_user_sets_holds_literally(norm, is_sick):
+    thresholds = Thresholds(vanishing_norm=0.1)
+    told = findings(run_of([[1.0, norm]] * PATIENCE, [0.9**step for step in range(PATIENCE)]), thresholds)
+    assert [(finding.layer, finding.threshold) for finding in told] == [("w1", 0.1)] * is_sick
+
+
+def test_a_literal_norm_silences_the_default():
+    assert kinds(run_of(FADING, [1.0] * 30), Thresholds(vanishing_norm=1e-9)) == []
+
+
+@pytest.mark.parametrize("patience", [1, 4, 25])
+def test_patience_is_honoured(patience):
+    (finding,) = findings(run_of(FADING, [1.0] * 30), Thresholds(patience=patience))
+    assert (finding.step, finding.raised_step) == (0, patience - 1)
+
+
+def test_a_model_of_one_weight_is_not_compared_along_depth():
+    assert kinds(run_of([[1e-30]] * 30, [1.0] * 30)) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "step_of_loss", "expected"),
+    [
+        pytest.param(0.8 * FLAT_RATIO, 0.5 * FLAT, ["vanishing"], id="a loss that does not move at all"),
+        pytest.param(0.8 * FLAT_RATIO, 2 * FLAT, [], id="a loss that moves"),
+        pytest.param(1.2 * FLAT_RATIO, 0.5 * FLAT, [], id="not so faint"),
+    ],
+)
+def test_a_loss_that_never_moved_needs_less_evidence(ratio, step_of_loss, expected):
+    losses = [2.0 * (1 - step_of_loss * (step % 2)) for step in range(40)]
+    assert kinds(run_of([[ratio, 1.0]] * 40, losses)) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(0.1, ["vanishing"]), (1e-4, []), (0.0, [])], ids=["flat", "converged", "satisfied"]
+)
+def test_a_gradient_of_exactly_zero_under_a_loss_that_is_not_gone(loss, expected):
+    assert kinds(run_of([[1.0, 1.0]] * 20 + [[0.0, 0.0]] * 20, [1.0] * 20 + [loss] * 20)) == expected
+
+
+def test_the_floor_is_where_the_faint_begin():
+    layers = table(3)
+    watching = detectors(layers)
+    (step,) = run_of([[1.0, 5.0, NAN]])
+    watching.observe(step)
+    np.testing.assert_allclose(watching.band(step)[0], [1e-4 * 5.0, NAN, NAN])  # nothing nearer the output than w1
+    assert detectors(layers, Thresholds(vanishing_norm=0.5)).band(step)[0].tolist() == [0.5] * 3

@@ -1,0 +1,100 @@
+"""The demonstration and the examples run as a user runs them, and show what they promise."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradwatch.cli import demonstration
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def first_nonfinite(learning_rate, seed):
+    """Steps of the first loss and of the first gradient entry that is not finite, without gradwatch."""
+    program = load("two_layer_net")
+    x, y, w1, w2 = program.problem(seed)
+    loss_step = gradient_step = None
+    for step in range(10):
+        hidden = x @ w1
+        error = hidden.clamp(min=0) @ w2 - y
+        grad_w2 = hidden.clamp(min=0).T @ (2 * error)
+        grad_w1 = x.T @ ((2 * error) @ w2.T).masked_fill(hidden < 0, 0)
+        if loss_step is None and not error.square().sum().isfinite():
+            loss_step = step
+        if gradient_step is None and not (grad_w1.isfinite().all() and grad_w2.isfinite().all()):
+            gradient_step = step
+        w1 -= learning_rate * grad_w1
+        w2 -= learning_rate * grad_w2
+    return loss_step, gradient_step
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("learning_rate", [1e-6, 1e-5, 1e-4, 1e-3])
+def test_two_layer_net_is_judged_as_it_is(learning_rate, seed):
+    _, findings = load("two_layer_net").train_by_hand(learning_rate, seed)
+    if learning_rate == 1e-6:
+        assert findings == []
+        return
+    loss_step, gradient_step = first_nonfinite(learning_rate, seed)
+    exploding, *nonfinite = findings
+    assert exploding.kind == "exploding"
+    assert exploding.raised_step < gradient_step
+    assert nonfinite[-1].step == gradient_step
+    assert nonfinite[-1].layers == ("w1", "w2")
+    first = [("", loss_step)] if loss_step < gradient_step else []
+    assert [(finding.layer, finding.step) for finding in nonfinite] == [*first, ("w2", gradient_step)]
+    assert bool(first) == (learning_rate == 1e-3)
+
+
+@pytest.mark.parametrize("learning_rate", load("two_layer_net").LEARNING_RATES)
+def test_autograd_reports_what_the_hand_written_gradients_do(learning_rate):
+    program = load("two_layer_net")
+    by_hand, by_autograd = (train(learning_rate, 1)[1] for train in (program.train_by_hand, program.train_by_autograd))
+    assert program.summary(by_hand) == program.summary(by_autograd)
+
+
+@pytest.mark.parametrize("network", demonstration.NETWORKS, ids=lambda network: network.name)
+def test_each_network_of_the_demonstration_has_its_sickness(network):
+    findings = demonstration.train(network, 300, None)
+    kinds = [finding.kind for finding in findings]
+    expected = {"healthy": [], "exploding": ["exploding", "nonfinite"]}.get(network.name, [network.name])
+    assert kinds == expected
+
+
+def test_the_healthy_network_of_the_demonstration_learns():
+    torch.manual_seed(0)
+    losses = []
+    network = demonstration.NETWORKS[0]
+    kept = demonstration.Network(
+        network.name,
+        network.what,
+        network.model,
+        network.optimizer,
+        lambda outputs, classes: losses.append(network.loss(outputs, classes)) or losses[-1],
+    )
+    demonstration.train(kept, 300, None)
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_the_demonstration_ends_with_the_tensorboard_command(tmp_path):
+    command = [sys.executable, "-W", "error", "-m", "gradwatch.cli.demonstration", "runs"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "Now look: tensorboard --logdir runs"
+    assert run.stderr == ""
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(n.name for n in demonstration.NETWORKS)
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_runs(example, tmp_path):
+    subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=True)

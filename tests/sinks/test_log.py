@@ -1,0 +1,88 @@
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from gradwatch.sinks.log import MOST_LINES, Log, logger
+from tests.reports import NAN, findings, report, run_of
+from tests.sinks.test_memory import row_of
+
+(SICK,) = findings([report([NAN, 1.0], 3, nonfinite=[2, 0])])
+FADED = replace(SICK, kind="vanishing", severity="warning", message="100 % gone")
+
+
+@pytest.fixture
+def lines():
+    """Records as they reach the logger's handlers."""
+    kept = []
+    handler = logging.Handler()
+    handler.emit = kept.append
+    logger.addHandler(handler)
+    yield kept
+    logger.removeHandler(handler)
+
+
+def test_a_finding_is_one_line_when_it_opens_and_one_when_it_ends(lines):
+    log = Log()
+    log.write_finding(SICK, ended=False)
+    log.write_finding(replace(SICK, last_step=8), ended=True)
+    assert [line.getMessage() for line in lines] == [
+        f"gradwatch: nonfinite in w0 since step 3: {SICK.message}",
+        "gradwatch: nonfinite in w0 ended: last seen at step 8 (since step 3).",
+    ]
+
+
+@pytest.mark.parametrize(("finding", "level"), [(SICK, logging.ERROR), (FADED, logging.WARNING)])
+def test_the_level_is_the_severity_and_an_end_is_a_warning(lines, finding, level):
+    log = Log()
+    log.write_finding(finding, ended=False)
+    log.write_finding(finding, ended=True)
+    assert [line.levelno for line in lines] == [level, logging.WARNING]
+
+
+def test_a_finding_without_a_layer_is_of_the_whole_run(lines):
+    Log().write_finding(replace(SICK, layer="", layers=("",)), ended=False)
+    assert lines[0].getMessage().startswith("gradwatch: nonfinite in the whole run since step 3")
+
+
+def test_a_percent_sign_in_a_message_is_no_format(lines):
+    Log().write_finding(FADED, ended=False)
+    assert lines[0].getMessage().endswith("100 % gone")
+
+
+def test_ten_lines_are_the_most_then_a_summary_at_close(lines):
+    log = Log()
+    for _ in range(4):
+        log.write_finding(SICK, ended=False)
+        log.write_finding(SICK, ended=True)
+        log.write_finding(FADED, ended=False)
+    assert len(lines) == MOST_LINES
+    log.close()
+    assert [line.getMessage() for line in lines[MOST_LINES:]] == [
+        "gradwatch: and further findings, not shown here: 1 vanishing. All are in watcher.findings."
+    ]
+    log.close()
+    assert len(lines) == MOST_LINES + 1
+
+
+def test_no_finding_no_line(lines):
+    log = Log()
+    log.write_row(row_of(run_of([[1.0]])))
+    log.flush()
+    log.close()
+    assert lines == []
+
+
+def test_findings_are_visible_without_any_logging_configuration():
+    program = (
+        "from gradwatch.findings import Finding\n"
+        "from gradwatch.sinks.log import Log\n"
+        "for severity in ('error', 'warning'):\n"
+        "    finding = Finding('exploding', severity, 'w1', ('w1',), 5, 5, 5, 9.0, 2.0, '', 'nine times.')\n"
+        "    Log().write_finding(finding, ended=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["gradwatch: exploding in w1 since step 5: nine times."] * 2
+    assert done.stdout == ""

@@ -1,0 +1,518 @@
+import contextlib
+import json
+import os
+import re
+import tempfile
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from gradwatch.findings import Finding
+from tests.reports import INF, NAN, findings, report, run_of
+from tests.tab_logs import tensorboard_over, wait_until_loaded, write_events, write_run
+from tests.tensorboard_plugin.test_server import HOSTILE, TABLE
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+NAMES = tuple(f"blocks.{block}.{part}" for block in range(6) for part in ("fc.weight", "fc.bias"))
+expect.set_options(timeout=30_000)  # reached only where something is broken, or a machine is very busy
+MARKUP = "<img src=x onerror=window.hacked=1>"
+NOT_OURS = (  # said by TensorBoard itself, and, the last, of ``colours`` below
+    "Multiple instances of Three.js",
+    "/font-roboto/",  # its fonts are not under its path prefix
+    "willReadFrequently",
+)
+
+
+def networks():
+    """A healthy run, and one in which a layer's gradient turns NaN at step 30, both of 12 layers and 40 steps."""
+    rng = np.random.default_rng(0)
+    healthy = [list(row) for row in np.exp(rng.normal(0, 0.2, (40, len(NAMES))))]
+    sick = [row.copy() for row in healthy]
+    reports = run_of(healthy, layers=NAMES, grad_norm_clipped_total=1.0)
+    broken = run_of(sick, layers=NAMES)
+    for step in range(30, 40):
+        norms = [NAN if column == 4 else 1.0 for column in range(len(NAMES))]
+        counts = [3 if column == 4 else 0 for column in range(len(NAMES))]
+        broken[step] = report(norms, step, nonfinite=counts, layers=NAMES, skipped=True)
+    for each in (*reports, *broken):
+        each.figures["weight_norm"] = np.full(len(NAMES), 2.0 + each.step)
+    return reports, broken
+
+
+FINDING = Finding(
+    kind="nonfinite", severity="error", layer=NAMES[4], layers=(NAMES[4], NAMES[5]), step=30, raised_step=30,
+    last_step=30, value=3.0, threshold=0.0, cause="log of zero in blocks.2",
+    message="3 entries are NaN. Why: log of zero in blocks.2. Try: clamp the log.",
+    remedies=("clamp the log",),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("logs")
+    healthy, sick = networks()
+    band = np.stack([np.full(len(NAMES), 1e-3), np.full(len(NAMES), 10.0)])
+    write_run(directory / "cured", healthy, band=band)
+    write_run(directory / "sick", sick, [(FINDING, False)], band=band)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=executable, args=FLAGS, viewport={"width": 1280, "height": 900}
+        )
+        yield context
+        context.close()
+
+
+def note(said, message):
+    if message.type in ("error", "warning"):
+        said.append(f"{message.text} {message.location['url']}")
+
+
+@pytest.fixture
+def page(browser):
+    """A page whose errors, warnings and refused policies fail the test, unless one of the patterns ``allowed`` fits."""
+    page, said = browser.new_page(), []
+    page.allowed = [*NOT_OURS]
+    page.on("console", lambda message: note(said, message))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("requestfailed", lambda request: said.append(f"{request.url} {request.failure}"))
+    yield page
+    page.close()
+    unexpected = [text for text in said if not any(re.search(pattern, text) for pattern in page.allowed)]
+    assert unexpected == []
+
+
+@pytest.fixture(scope="module")
+def address(logs):
+    with tensorboard_over(logs) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(page, directory, *flags):
+    """The address of a TensorBoard that goes after the page: its last questions would else stay unanswered."""
+    with tensorboard_over(directory, *flags) as address:
+        yield address
+        page.allowed.append("net::ERR_ABORTED")
+        page.close()
+
+
+def open_tab(page, address, hash_="", query=""):
+    """The tab's frame, with every map drawn that the address asks for."""
+    page.goto("about:blank")
+    page.goto(f"{address}/{query}#gradwatch{hash_}")
+    return page.frame_locator("iframe")
+
+
+def inner(page):
+    (frame,) = (each for each in page.frames if "plugin_entry" in each.url)
+    return frame
+
+
+def drawn(frame, statistic="grad_norm", index=0):
+    panel = frame.locator(".panel").nth(index)
+    expect(panel).to_have_attribute("data-drawn", re.compile(f"^{statistic} "))
+    return panel
+
+
+def colours(page, index=0):
+    """How many pixels of each colour a map has."""
+    script = """(index) => { const canvas = document.querySelectorAll('canvas.cells')[index];
+      const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height); const counts = {};
+      for (let at = 0; at < data.length; at += 4) {
+        const key = [data[at], data[at + 1], data[at + 2]].join(); counts[key] = (counts[key] || 0) + 1; }
+      return counts; }"""
+    return inner(page).evaluate(script, index)
+
+
+def marks(page, index=0):
+    """Shares of an axis that are marked as clipped and as skipped."""
+    script = """(index) => { const canvas = document.querySelectorAll('canvas.axis')[index];
+      const context = canvas.getContext('2d'); const alpha = (y) => [...Array(canvas.width).keys()]
+        .filter((x) => context.getImageData(x, y, 1, 1).data[3]).length / canvas.width;
+      return [alpha(5), alpha(15)]; }"""
+    return inner(page).evaluate(script, index)
+
+
+def address_bar(page):
+    return page.evaluate("decodeURIComponent(location.hash)")
+
+
+def test_it_opens_on_the_run_with_findings(page, address):
+    frame = open_tab(page, address)
+    panel = drawn(frame)
+    expect(panel.get_by_role("heading")).to_have_text("sick")
+    expect(frame.locator(".runs label")).to_have_text(["cured0", "sick1"])
+    counts = colours(page)
+    share = counts["255,0,0"] / sum(counts.values())
+    assert share == pytest.approx(1 / 12 / 4, rel=0.1)  # one layer of twelve, a quarter of the steps
+
+
+def test_a_click_on_a_finding_goes_to_its_place_and_opens_the_evidence(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    frame.get_by_role("button", name="nonfinite error").click()
+    card = frame.get_by_role("region", name="Finding: nonfinite")
+    for text in ("3 entries are NaN", FINDING.cause, FINDING.remedies[0]):
+        assert card.inner_text().count(text) == 1  # the message ends with cause and remedies, which have their places
+    expect(card).to_contain_text("since step 30, still open at the last logged step, 39; raised at step 30")
+    expect(frame.get_by_role("button", name="nonfinite error")).to_be_focused()  # and not lost with the old list
+    expect(card.locator("tr.sick")).to_contain_text(NAMES[4])
+    expect(card.locator("tbody tr")).to_have_count(7)
+    expect(frame.get_by_role("region", name=f"Layer: {NAMES[4]}").locator(".uplot")).to_have_count(2)
+    expect(frame.get_by_role("region", name="Step 30").locator(".uplot")).to_have_count(1)
+    assert f"p.gradwatch.layer={NAMES[4]}&p.gradwatch.step=30" in address_bar(page)
+
+
+def test_zooming_and_panning_show_other_steps_and_all_again(page, address):
+    frame = open_tab(page, address)
+    panel = drawn(frame)
+    frame.locator(".plot").hover()
+    for _ in range(6):
+        page.mouse.wheel(0, -100)
+    expect(panel).not_to_have_attribute("data-drawn", "grad_norm 0 40")
+    page.wait_for_function("location.hash.includes('p.gradwatch.from')")
+    first = address_bar(page)
+    frame.locator(".plot").focus()
+    page.keyboard.press("Shift+ArrowRight")
+    page.wait_for_function("(first) => decodeURIComponent(location.hash) !== first", arg=first)
+    page.keyboard.press("0")
+    page.wait_for_function("!location.hash.includes('p.gradwatch.from')")
+    expect(panel).to_have_attribute("data-drawn", "grad_norm 0 40")
+    assert marks(page) == [0, pytest.approx(0.25, abs=0.02)]  # of all steps again
+
+
+def test_a_statistic_can_be_switched(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    before = colours(page)
+    frame.get_by_label("Statistic").select_option("weight_norm")
+    drawn(frame, "weight_norm")
+    assert colours(page) != before
+    assert "p.gradwatch.statistic=weight_norm" in address_bar(page)
+    options = frame.get_by_label("Statistic").locator("option").all_inner_texts()
+    assert "Weight norm" in options
+    assert "Dead units" not in options  # was not logged
+
+
+def test_runs_stand_side_by_side_on_one_scale(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    frame.get_by_role("checkbox", name="cured").check()
+    panels = [drawn(frame, index=index) for index in range(2)]
+    left, right = (panel.bounding_box() for panel in panels)
+    assert left["y"] == right["y"]
+    assert "255,0,0" not in colours(page, 0)
+    assert "255,0,0" in colours(page, 1)
+    frame.get_by_role("checkbox", name="sick").uncheck()
+    expect(frame.locator(".panel")).to_have_count(1)
+    frame.get_by_role("checkbox", name="cured").uncheck()
+    expect(frame.locator(".empty")).to_contain_text("No run is chosen")
+
+
+def test_clipped_and_skipped_steps_are_marked_on_the_axis(page, address):
+    frame = open_tab(page, address, '&p.gradwatch.runs=["cured","sick"]')
+    drawn(frame, index=1)
+    assert marks(page, 0) == [pytest.approx(1, abs=0.02), 0]  # clipped all along
+    assert marks(page, 1) == [0, pytest.approx(0.25, abs=0.02)]  # skipped in the last quarter
+
+
+def test_an_address_brings_back_the_view(page, address):
+    place = {"runs": '["cured"]', "statistic": "weight_norm", "layer": NAMES[3], "step": 12}
+    frame = open_tab(page, address, "".join(f"&p.gradwatch.{name}={value}" for name, value in place.items()))
+    expect(drawn(frame, "weight_norm").get_by_role("heading")).to_have_text("cured")
+    expect(frame.get_by_role("region", name=f"Layer: {NAMES[3]}")).to_be_visible()
+    expect(frame.get_by_role("region", name="Step 12")).to_be_visible()
+
+
+def test_a_pasted_address_is_followed_without_loading_the_page_anew(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    inner(page).evaluate("() => { window.kept = 'yes'; }")
+    page.evaluate("""() => { location.hash = '#gradwatch&p.gradwatch.runs=["cured"]&p.gradwatch.step=12'; }""")
+    expect(frame.get_by_role("region", name="Step 12")).to_be_visible()
+    expect(frame.locator(".panel h2")).to_have_text(["cured"])
+    assert inner(page).evaluate("window.kept") == "yes"
+
+
+def test_a_look_at_another_tab_leaves_the_view_and_its_address(page, address):
+    frame = open_tab(page, address, '&p.gradwatch.runs=["cured"]&p.gradwatch.step=12')
+    expect(frame.get_by_role("region", name="Step 12")).to_be_visible()
+    before = address_bar(page)
+    page.get_by_role("tab", name="Text").click()
+    page.wait_for_function("location.hash.startsWith('#text')")
+    page.get_by_role("tab", name="GradWatch").click()
+    page.wait_for_function("(before) => decodeURIComponent(location.hash) === before", arg=before)
+    expect(frame.get_by_role("region", name="Step 12")).to_be_visible()
+
+
+def test_a_statistic_that_no_run_has_says_so_and_another_can_be_chosen(page, address):
+    frame = open_tab(page, address, "&p.gradwatch.statistic=dead_share")
+    notice = frame.locator(".panel").get_by_role("alert")
+    expect(notice).to_contain_text("has not logged dead_share")
+    expect(frame.get_by_label("Statistic").locator("option:checked")).to_have_text("dead_share (not logged)")
+    with page.expect_response(re.compile("plugin/gradwatch/overview")):
+        page.locator("app-header-reload button").dispatch_event("click")
+    expect(notice).to_contain_text("has not logged dead_share")  # a reload changes nothing of it
+    frame.get_by_label("Statistic").select_option("grad_norm")
+    drawn(frame)
+    expect(notice).to_be_hidden()
+
+
+def test_a_statistic_that_is_switched_while_zooming_is_shown_of_all_steps_too(page, address):
+    frame = open_tab(page, address)
+    panel, held = drawn(frame), []
+    page.route(re.compile("cells.*weight_norm&from=0&to=39"), lambda route: held.append(route))
+    with page.expect_request(re.compile("cells.*weight_norm")):
+        frame.get_by_label("Statistic").select_option("weight_norm")
+    with page.expect_response(re.compile("cells.*weight_norm")):  # of what is in view, before that of all steps
+        frame.locator(".plot").focus()
+        for _ in range(2):  # what is fetched beside the view must not be all steps again
+            page.keyboard.press("+")
+    (all_steps,) = held
+    all_steps.continue_()
+    drawn(frame, "weight_norm")
+    page.keyboard.press("0")
+    expect(panel).to_have_attribute("data-drawn", "weight_norm 0 40")
+
+
+def test_what_could_not_be_fetched_is_fetched_at_the_next_reload(page, address):
+    page.allowed.append("status of 502")
+    page.route(re.compile("gradwatch/cells"), lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
+    frame = open_tab(page, address)
+    notice = frame.locator(".panel").get_by_role("alert")
+    expect(notice).to_have_text("TensorBoard answered with status 502.")
+    page.unroute(re.compile("gradwatch/cells"))
+    page.locator("app-header-reload button").dispatch_event("click")
+    drawn(frame)
+    expect(notice).to_be_hidden()
+
+
+def test_a_run_that_is_ticked_later_is_searched_as_well(page, address):
+    frame = open_tab(page, address, '&p.gradwatch.runs=["sick"]')
+    drawn(frame)
+    frame.get_by_role("searchbox", name="Layers").fill("nothing like it")
+    expect(frame.get_by_role("alert")).to_have_text(["No layer’s name holds “nothing like it”."])
+    frame.get_by_role("searchbox", name="Layers").fill("3.fc.b")
+    frame.get_by_role("checkbox", name="cured").check()
+    expect(frame.get_by_role("tree", name="Layers of cured").get_by_role("treeitem")).to_have_count(1)
+
+
+def test_a_window_of_many_thousand_pixels_shows_a_layer_too(page, address):
+    page.set_viewport_size({"width": 5200, "height": 800})
+    frame = open_tab(page, address, f"&p.gradwatch.layer={NAMES[3]}")
+    drawn(frame)
+    expect(frame.get_by_role("region", name=f"Layer: {NAMES[3]}").locator(".uplot")).to_have_count(2)
+
+
+def test_a_layer_that_was_never_finite_is_told_in_words(page, tmp_path):
+    write_run(tmp_path, run_of([[1.0, INF]] * 5, layers=("a.weight", "b.weight")))
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address, "&p.gradwatch.layer=b.weight")
+        drawn(frame)
+        layer = frame.get_by_role("region", name="Layer: b.weight")
+        expect(layer).to_contain_text("Gradient norm: NaN, Inf or overflow at every step in view.")
+
+
+def test_a_finding_is_shown_where_the_figures_beside_it_cannot_be_read(page, tmp_path):
+    page.allowed.append("status of 422")
+    told = {**json.loads(json.dumps(FINDING.as_dict())), "layer": "a", "layers": ["a"], "ended": True}
+    bomb = HOSTILE["a shape of 32 GiB with one value"][1]
+    events = {"layers": TABLE, "grad_norm": bomb, "totals": np.float32(np.zeros(8)), "finding": told}
+    write_events(tmp_path, [(0, f"gradwatch/{tag}", content) for tag, content in events.items()])
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        frame.locator(".finding").click()
+        expect(frame.get_by_role("region", name="Finding: nonfinite")).to_contain_text(FINDING.cause)
+        layer = frame.get_by_role("region", name="Layer: a")
+        expect(layer).to_contain_text("gradwatch/grad_norm at step 0: expected the shape (3, 2)")
+        expect(layer).not_to_contain_text("no such layer")
+
+
+def test_modules_close_and_open_and_layers_are_searched(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    tree = frame.get_by_role("tree")
+    expect(tree.get_by_role("treeitem", name=NAMES[0], exact=True)).to_be_visible()
+    tree.get_by_role("treeitem", name="blocks.2, 2 layers").or_(
+        tree.get_by_role("treeitem", name=re.compile(r"blocks\.2.*2 layers"))
+    ).first.click()
+    expect(tree.get_by_role("treeitem", name=NAMES[4], exact=True)).to_have_count(0)
+    assert "255,0,0" in colours(page)  # the closed module shows the highest of its layers
+    frame.get_by_role("searchbox", name="Layers").fill("3.FC.b")
+    expect(tree.get_by_role("treeitem", name=NAMES[7], exact=True)).to_be_visible()
+    expect(tree.get_by_role("treeitem", name=NAMES[0], exact=True)).to_have_count(0)
+
+
+def test_modules_close_and_open_by_the_keys_of_a_tree(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    items = frame.get_by_role("treeitem")
+    before = items.count()
+    items.first.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(items).to_have_count(1)
+    expect(items.first).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(items).to_have_count(before)
+
+
+def test_everything_can_be_reached_by_keyboard_and_has_a_name(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    plot = frame.get_by_role("application", name="Map of sick: 12 layers, 40 logged steps from 0 to 39, 1 findings")
+    plot.focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    expect(frame.get_by_role("status").first).to_contain_text(f"step 2 · {NAMES[1]}")
+    expect(frame.get_by_role("region", name=f"Layer: {NAMES[1]}")).to_be_visible()
+    nameless = """() => {
+      const named = (each) => each.getAttribute('aria-label') || each.labels?.length || each.innerText?.trim();
+      const silent = (each) => each.closest('[aria-hidden], .uplot, [role=status]') || each.hidden;
+      return [...document.querySelectorAll('button, input, select, canvas, .chart, [role]')]
+        .filter((each) => !named(each) && !silent(each)).map((each) => each.outerHTML); }"""
+    assert inner(page).evaluate(nameless) == []
+
+
+def test_dark_mode_follows_tensorboard(page, address):
+    frame = open_tab(page, address, query="?darkMode=true")
+    drawn(frame)
+    background = "() => getComputedStyle(document.body).backgroundColor"
+    assert inner(page).evaluate(background) == "rgb(48, 48, 48)"
+    open_tab(page, address, query="?darkMode=false")
+    drawn(frame)
+    assert inner(page).evaluate(background) == "rgb(255, 255, 255)"
+
+
+def test_words_stand_out_from_their_ground_light_and_dark(page, address):
+    script = """() => {
+      const style = getComputedStyle(document.documentElement);
+      const linear = (each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4;
+      const light = (name) => [1, 3, 5].map((at) => parseInt(style.getPropertyValue(name).trim().slice(at, at + 2), 16))
+        .reduce((sum, each, index) => sum + linear(each / 255) * [0.2126, 0.7152, 0.0722][index], 0);
+      const ratio = (one, other) => {
+        const [low, high] = [light(one), light(other)].sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+      };
+      return ['--ink', '--quiet', '--error', '--warning', '--accent'].flatMap((ink) =>
+        ['--paper', '--raised'].map((ground) => ratio(ink, ground))); }"""
+    for dark in ("true", "false"):
+        frame = open_tab(page, address, query=f"?darkMode={dark}")
+        drawn(frame)
+        assert min(inner(page).evaluate(script)) >= 4.5  # WCAG 2.2, level AA
+
+
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_it_works_with_either_loader_under_a_path_prefix_and_follows_a_run(page, tmp_path, fast):
+    healthy, _ = networks()
+    half = tmp_path / "live"
+    write_run(half, healthy[:20])
+    flags = (f"--load_fast={fast}", "--path_prefix=/a/prefix", "--reload_interval=1")
+    with served(page, tmp_path, *flags) as address:
+        frame = open_tab(page, address)
+        expect(drawn(frame)).to_have_attribute("data-drawn", "grad_norm 0 20")
+        more = [(0, "gradwatch/layers", {"layers": list(NAMES), "depth": list(range(12)), "size": [4] * 12})]
+        more += [(step, "gradwatch/grad_norm", np.ones((3, 12), dtype=np.float32)) for step in range(20, 30)]
+        more += [(step, "gradwatch/totals", np.zeros(8, dtype=np.float32)) for step in range(20, 30)]
+        append(half, more)
+        wait_until_loaded(address, tmp_path)
+        page.locator("app-header-reload button").click()
+        expect(frame.locator(".panel")).to_have_attribute("data-drawn", "grad_norm 0 30")
+
+
+def test_a_reload_that_brings_nothing_new_leaves_zoom_charts_and_focus_alone(page, address):
+    frame = open_tab(page, address, f"&p.gradwatch.layer={NAMES[3]}")
+    drawn(frame)
+    frame.locator(".uplot").first.wait_for()
+    frame.locator(".plot").focus()
+    page.keyboard.press("]")
+    expect(frame.get_by_role("treeitem")).not_to_have_count(19)
+    inner(page).evaluate("() => { document.querySelector('.uplot').dataset.kept = 'yes'; }")
+    rows = frame.get_by_role("treeitem").count()
+    with page.expect_response(re.compile("plugin/gradwatch/overview")):
+        page.locator("app-header-reload button").dispatch_event("click")
+    page.wait_for_timeout(500)
+    assert inner(page).evaluate("document.querySelector('.uplot').dataset.kept") == "yes"
+    assert inner(page).evaluate("document.activeElement.className") == "plot"
+    assert frame.get_by_role("treeitem").count() == rows
+
+
+def append(directory, events):
+    """To the run's own file, as the process that writes it would."""
+    write_events(directory.parent.parent / "elsewhere", events)
+    (target,), (source,) = directory.iterdir(), (directory.parent.parent / "elsewhere").iterdir()
+    content = source.read_bytes()
+    first = 8 + 4 + int.from_bytes(content[:8], "little") + 4  # its head, the file's version, stands in the target
+    with target.open("ab") as file:
+        file.write(content[first:])
+    source.unlink()
+
+
+def test_an_empty_directory_says_what_to_do_and_shows_nothing_else(page, tmp_path):
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address, "&p.gradwatch.layer=a&p.gradwatch.step=1")
+        expect(frame.locator(".empty")).to_contain_text("No run here was watched by gradwatch yet")
+        expect(frame.locator(".empty")).to_contain_text("gradwatch.watch(model, optimizer, log_dir=")
+        expect(frame.locator(".card")).to_have_count(0)
+
+
+def test_names_from_a_hostile_log_never_become_markup(page, tmp_path):
+    names = (
+        f"{MARKUP}.weight",
+        f"{MARKUP}.bias",
+        "javascript:alert(1)",
+        "../../../etc/passwd",
+        "‮gnihton",
+        "constructor",
+    )
+    reports = run_of([[1.0] * 5 + [INF]] * 5, layers=names)
+    (finding,) = findings([report([1.0, NAN], 1, nonfinite=[0, 1])])
+    values = {
+        **finding.as_dict(),
+        "layer": names[0],
+        "layers": names,
+        "message": MARKUP,
+        "cause": MARKUP,
+    }
+    hostile = Finding.from_dict(values | {"remedies": (MARKUP,)})
+    run = "&lt;b&gt; <b>run"
+    write_run(tmp_path / run, reports, [(hostile, False)])
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        drawn(frame)
+        frame.locator(".finding").click()
+        expect(frame.locator(".card").first).to_contain_text(MARKUP)
+        expect(frame.get_by_role("region", name=f"Layer: {MARKUP}.weight")).to_be_visible()
+        expect(frame.locator(".uplot").first).to_be_visible()
+        frame.locator(".plot").hover()
+        assert inner(page).evaluate("[document.querySelectorAll('img, b').length, window.hacked ?? null]") == [0, None]
+        assert frame.locator(".panel h2").inner_text() == run
+
+
+@pytest.mark.parametrize("name", ["a shape of 32 GiB with one value", "another width", "deep JSON", "a truncated file"])
+def test_a_broken_log_is_an_error_in_the_tab_beside_a_run_that_works(page, tmp_path, name):
+    page.allowed.append("status of 422")  # the browser's own words on an error that the tab shows
+    healthy, _ = networks()
+    write_run(tmp_path / "good", healthy)
+    if name in HOSTILE:
+        tag, content = HOSTILE[name]
+        whole = {"layers": TABLE, "grad_norm": np.float32(np.ones((3, 2))), "totals": np.float32(np.zeros(8))}
+        write_events(tmp_path / "bad", [(0, f"gradwatch/{each}", v) for each, v in (whole | {tag: content}).items()])
+    else:
+        write_run(tmp_path / "bad", healthy)
+        (path,) = (tmp_path / "bad").iterdir()
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address, '&p.gradwatch.runs=["bad","good"]')
+        drawn(frame, index=1)
+        if name in HOSTILE:
+            expect(frame.locator(".panel").first.get_by_role("alert")).to_contain_text(f"gradwatch/{HOSTILE[name][0]}")
+        else:
+            drawn(frame, index=0)
+        expect(frame.locator(".panel").last.get_by_role("alert")).to_be_hidden()

@@ -1,0 +1,402 @@
+import json
+import subprocess
+import sys
+import types
+import urllib.request
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from gradwatch.event_files import format
+from gradwatch.tensorboard_plugin import Loader
+from gradwatch.tensorboard_plugin.plugin import STATIC
+from gradwatch.tensorboard_plugin.statistics import STATISTICS
+from tests import tab_logs
+from tests.reports import INF, NAN, findings, report, run_of
+from tests.tab_logs import Answer, Tab, fetch, tensorboard_over, write_events, write_run
+
+ALL = {"from": 0, "to": 10_000, "width": 1_000}
+NORMS = {"statistic": "grad_norm", **ALL}
+
+
+def cells(tab, run=".", statistic="grad_norm", **stretch):
+    answer = tab.get("cells", run=run, statistic=statistic, **{**ALL, **stretch})
+    assert answer.status == 200, answer.content
+    return answer
+
+
+def test_the_map_shows_every_logged_step_of_every_layer(tmp_path):
+    write_run(tmp_path, run_of([[1.0, 2.0, NAN], [3.0, INF, NAN], [5.0, 6.0, NAN]]))
+    answer = cells(Tab(tmp_path))
+    assert answer.content["edges"] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(answer.values, [[1, 2, NAN], [3, INF, NAN], [5, 6, NAN]])
+
+
+def test_a_spike_between_two_rows_shows_in_the_later_one(tmp_path):
+    write_run(tmp_path, run_of([[1.0], [1.0], [900.0], [1.0], [1.0]]), every=4)
+    assert cells(Tab(tmp_path)).values.tolist() == [[1.0], [900.0]]
+
+
+def test_a_nan_gradient_is_infinite_and_an_unmeasured_one_is_nan(tmp_path):
+    write_run(tmp_path, [report([NAN, NAN, 1.0], nonfinite=[2, 0, 0])])
+    np.testing.assert_array_equal(cells(Tab(tmp_path)).values, [[INF, NAN, 1.0]])
+
+
+def test_a_figure_of_a_nan_weight_is_infinite_and_an_unmeasured_one_is_nan(tmp_path):
+    reports = run_of([[1.0, 1.0], [1.0, 1.0]])
+    reports[1] = report([NAN, NAN], 1, nonfinite=[1, 1])
+    for step, norms in zip(reports, ([2.0, NAN], [NAN, NAN]), strict=True):
+        step.figures["weight_norm"] = np.array(norms)
+    write_run(tmp_path, reports)
+    np.testing.assert_array_equal(cells(Tab(tmp_path), statistic="weight_norm").values, [[2.0, NAN], [INF, NAN]])
+
+
+def test_rms_and_ratio_are_of_each_layer_itself(tmp_path):
+    write_run(tmp_path, run_of([[1.0, 0.0, 3.0], [2.0, 0.0, 3.0], [8.0, 0.0, NAN]]))
+    tab = Tab(tmp_path)
+    np.testing.assert_allclose(cells(tab, statistic="grad_rms").values[2], [4.0, 0.0, NAN])  # of 4 entries each
+    np.testing.assert_allclose(cells(tab, statistic="grad_ratio").values, [[0.5, NAN, 1], [1, NAN, 1], [4, NAN, NAN]])
+
+
+def test_clipped_and_skipped_steps_are_counted_in_their_cell(tmp_path):
+    reports = run_of([[4.0]] * 8)
+    reports[2] = replace(reports[2], grad_norm_clipped_total=1.0)
+    reports[3] = replace(reports[3], grad_norm_clipped_total=1.0)
+    reports[5] = replace(reports[5], skipped=True)
+    write_run(tmp_path, reports, every=2)
+    content = cells(Tab(tmp_path)).content
+    assert content["edges"] == [0, 1, 3, 5, 7]
+    assert (content["clipped"], content["skipped"]) == ([0, 1, 1, 0], [0, 0, 0, 1])
+
+
+def test_layers_of_one_optimizer_keep_their_figure_between_its_rows(tmp_path):
+    reports = [
+        report([1.0, NAN, 5.0], 0, update=0),
+        report([NAN, 2.0, 6.0], 1, update=0, optimizer=1),
+        report([3.0, NAN, NAN], 2, update=1),
+        report([NAN, 4.0, 8.0], 3, update=1, optimizer=1),
+    ]
+    write_run(tmp_path, reports)
+    np.testing.assert_array_equal(
+        cells(Tab(tmp_path)).values, [[1, 2, 5], [3, 2, 6], [3, 4, NAN], [NAN, 4, 8]]
+    )  # the third is of both: it shows what was written
+
+
+def test_the_colour_scale_leaves_out_the_outermost(tmp_path):
+    write_run(tmp_path, run_of([[1.0]] * 300 + [[1e30]] + [[10.0]] * 300))
+    assert cells(Tab(tmp_path)).content["scale"] == pytest.approx([1.0, 10.0])
+
+
+def test_a_run_without_a_positive_value_has_no_scale(tmp_path):
+    write_run(tmp_path, run_of([[0.0], [NAN]]))
+    assert cells(Tab(tmp_path)).content["scale"] is None
+
+
+def test_a_layer_that_came_later_is_nan_before(tmp_path):
+    first, second = run_of([[1.0, 2.0]] * 2, layers=("a", "b"))
+    second = replace(second, layers=("b", "c"))
+    write_run(tmp_path, [first, second])
+    tab = Tab(tmp_path)
+    assert tab.get("overview", run=".").content["layers"] == ["b", "c"]
+    np.testing.assert_array_equal(cells(tab).values, [[2.0, NAN], [1.0, 2.0]])
+
+
+def test_a_curve_has_the_extremes_and_the_band(tmp_path):
+    band = np.array([[0.01, 0.02], [50.0, 60.0]])
+    write_run(tmp_path, run_of([[1.0, 2.0], [9.0, 2.0], [0.5, 2.0]]), every=2, band=band)
+    answer = Tab(tmp_path).get("curve", run=".", layer="w0", **NORMS)
+    assert (answer.content["rows"], answer.content["steps"]) == ([*format.NORMS, *format.BAND], [0, 2])
+    np.testing.assert_allclose(answer.values, [[1, 0.5], [1, 9], [1, 0.5], [0.01, 0.01], [50, 50]])
+    pooled = Tab(tmp_path).get("curve", run=".", layer="w0", **{**NORMS, "width": 1})
+    np.testing.assert_allclose(pooled.values.ravel(), [1, 9, 0.5, 0.01, 50])
+
+
+def test_a_profile_is_of_the_row_that_stands_for_the_step(tmp_path):
+    write_run(tmp_path, run_of([[1.0, 2.0], [9.0, 2.0], [0.5, 2.0]]), every=2)
+    answer = Tab(tmp_path).get("profile", run=".", statistic="grad_norm", step=1)
+    assert (answer.content["step"], answer.content["since"]) == (2, 1)
+    np.testing.assert_allclose(answer.values, [[0.5, 2], [9, 2], [0.5, 2]])
+
+
+def test_histograms_of_all_steps_share_an_axis(tmp_path):
+    sample = np.linspace(-1, 1, 1000, dtype=np.float32)
+    write_run(tmp_path, [report([1.0], step, entries={"grad": [sample * (step + 1)]}) for step in range(3)])
+    tab = Tab(tmp_path)
+    answer = tab.get("entries", run=".", layer="w0", kind="grad")
+    assert answer.content["steps"] == [0, 1, 2]
+    np.testing.assert_allclose(answer.content["axis"], [-3, 3], rtol=0.02)
+    np.testing.assert_allclose(answer.values.sum(axis=1), 1, atol=0.02)
+    assert (answer.values[0] > 0).sum() < (answer.values[2] > 0).sum()
+    assert tab.get("entries", run=".", layer="w0", kind="weight").content["steps"] == []
+
+
+(FINDING,) = findings([report([1.0, NAN], 7, loss=0.5, nonfinite=[0, 2])])
+
+
+def test_a_finding_is_told_once_as_it_last_stood(tmp_path):
+    write_run(tmp_path, run_of([[1.0, 2.0]]), [(FINDING, False), (replace(FINDING, last_step=9, value=INF), True)])
+    content = Tab(tmp_path).get("findings", run=".").content
+    expected = json.loads(json.dumps({**FINDING.as_dict(), "last_step": 9, "value": None, "ended": True}))
+    assert content == {"findings": [expected], "problems": []}
+
+
+def test_a_newer_format_is_named(tmp_path, monkeypatch):
+    newer = SummaryMetadata.FromString(tab_logs.METADATA.SerializeToString())
+    newer.plugin_data.content = b'{"version": 2}'
+    monkeypatch.setattr(tab_logs, "METADATA", newer)
+    write_events(tmp_path, [(0, "gradwatch/layers", TABLE)])
+    answer = Tab(tmp_path).get("overview", run=".")
+    assert answer.status == 422
+    assert "gradwatch/layers: written in version 2 of the format, this reads 1. Run: " in answer.content["error"]
+
+
+def test_more_of_a_run_is_seen_after_a_reload(tmp_path):
+    write_run(tmp_path, run_of([[1.0]]))
+    tab = Tab(tmp_path)
+    assert len(cells(tab).values) == 1
+    write_events(tmp_path, [(5, "gradwatch/grad_norm", np.float32([[2], [2], [2]]))])
+    tab.reload()
+    assert cells(tab).values.tolist() == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("question", "arguments"),
+    [
+        ("overview", {}),
+        ("overview", {"run": "../../etc"}),
+        ("cells", {"run": ".", **NORMS, "statistic": "loss"}),
+        ("cells", {"run": ".", **NORMS, "from": "-1"}),
+        ("cells", {"run": ".", **NORMS, "to": "1e9"}),
+        ("cells", {"run": ".", **NORMS, "width": "5000"}),
+        ("cells", {"run": ".", **NORMS, "to": "9" * 40}),
+        ("curve", {"run": ".", **NORMS, "layer": "nothing"}),
+        ("entries", {"run": ".", "layer": "w0", "kind": "../grad"}),
+        ("profile", {"run": ".", "statistic": "grad_norm", "step": "٣"}),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(tmp_path, question, arguments):
+    write_run(tmp_path, run_of([[1.0]]))
+    answer = Tab(tmp_path).get(question, **arguments)
+    assert answer.status == 400
+    assert answer.content["error"].split(":")[0] in {"run", *arguments}
+
+
+def test_a_statistic_that_was_not_logged_says_so(tmp_path):
+    write_run(tmp_path, run_of([[1.0]]))
+    answer = Tab(tmp_path).get("cells", run=".", **{**NORMS, "statistic": "dead_share"})
+    assert (answer.status, answer.content) == (422, {"error": "gradwatch/dead_share is not in this run's files."})
+
+
+def shaped(*sizes, content=b"", values=(), dtype=1):
+    tensor = TensorProto(dtype=dtype, tensor_content=content, float_val=values)
+    for size in sizes:
+        tensor.tensor_shape.dim.add(size=size)
+    return tensor
+
+
+TABLE = {"layers": ["a", "b"], "depth": [0, 1], "size": [4, 4]}
+HOSTILE = {
+    "a shape of 32 GiB with one value": ("grad_norm", shaped(3, 2**33, values=[1.0])),
+    "a shape that overflows": ("grad_norm", shaped(3, 2**62, 2**62, values=[1.0])),
+    "a negative shape": ("grad_norm", shaped(3, -1)),
+    "too few bytes": ("grad_norm", shaped(3, 2, content=b"\0" * 20)),
+    "bytes that are no floats": ("grad_norm", shaped(3, 2, content=b"\0" * 23)),
+    "another type": ("grad_norm", make_tensor_proto(np.ones((3, 2), dtype=np.int64))),
+    "another width": ("grad_norm", np.ones((3, 5), dtype=np.float32)),
+    "a text": ("grad_norm", b"hello"),
+    "no JSON": ("layers", b"{"),
+    "a list": ("layers", [1]),
+    "deep JSON": ("layers", b"[" * 100_000),
+    "no layers": ("layers", {**TABLE, "layers": []}),
+    "layers that are numbers": ("layers", {**TABLE, "layers": [1, 2]}),
+    "a name of a megabyte": ("layers", {**TABLE, "layers": ["a", "b" * 1_000_000]}),
+    "a name twice": ("layers", {**TABLE, "layers": ["a", "a"]}),
+    "too few depths": ("layers", {**TABLE, "depth": [0]}),
+    "a depth that is no number": ("layers", {**TABLE, "depth": [0, "1"]}),
+    "a size beyond counting": ("layers", {**TABLE, "size": [4, 10**30]}),
+    "a table of floats": ("layers", np.ones(3, dtype=np.float32)),
+    "totals of another width": ("totals", np.ones(3, dtype=np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_event_is_an_error_that_says_what_was_found(tmp_path, name):
+    tag, content = HOSTILE[name]
+    events = {
+        "layers": TABLE, "grad_norm": np.ones((3, 2), dtype=np.float32), "totals": np.zeros(8, dtype=np.float32)
+    } | {tag: content}  # fmt: skip
+    write_events(tmp_path, [(0, f"gradwatch/{each}", value) for each, value in events.items()])
+    tab = Tab(tmp_path)
+    answers = [tab.get("overview", run="."), tab.get("cells", run=".", **NORMS)]
+    assert {answer.status for answer in answers} <= {200, 422}
+    refusals = [answer.content["error"] for answer in answers if answer.status == 422]
+    assert refusals
+    assert all(error.startswith(f"gradwatch/{tag}") for error in refusals)
+
+
+@pytest.mark.parametrize(("step", "code"), [(-5, 422), (2**60, 422), (2**40, 200)])
+def test_steps_that_no_run_has_are_refused(tmp_path, step, code):
+    write_events(tmp_path, [(0, "gradwatch/layers", TABLE), (step, "gradwatch/totals", np.zeros(8, dtype=np.float32))])
+    assert Tab(tmp_path).get("overview", run=".").status == code
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": -1}, {"step": True}, {"value": "high"}, {"layers": "all"}, {"severity": "bad"}, {"message": "m" * 99999},
+     {"remedies": [1]}, {"ended": None}, {"kind": None}, {"last_step": 1e9}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_malformed_finding_is_left_out_and_said(tmp_path, change):
+    good = {**json.loads(json.dumps(FINDING.as_dict())), "value": 1.0, "ended": False}
+    events = [(0, "gradwatch/layers", TABLE), (1, "gradwatch/finding", good), (2, "gradwatch/finding", good | change)]
+    write_events(tmp_path, events)
+    content = Tab(tmp_path).get("findings", run=".").content
+    assert [finding["step"] for finding in content["findings"]] == [7]
+    (problem,) = content["problems"]
+    assert problem.startswith(f"gradwatch/finding at step 2: expected {next(iter(change))} to be")
+
+
+TENSORS = st.builds(
+    shaped,
+    st.integers(-3, 9) | st.integers(0, 2**62),
+    st.integers(-3, 9) | st.integers(0, 2**62),
+    content=st.binary(max_size=80),
+    values=st.lists(st.floats(width=32), max_size=9),
+    dtype=st.integers(0, 25),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*TABLE, "kind", "step"]), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-2, 5),
+            st.sampled_from(["layers", "grad_norm", "totals", "band", "weight_norm", "finding"]),
+            TENSORS | JSON.map(json.dumps) | st.just(TABLE) | st.just(np.ones((3, 2), dtype=np.float32)),
+        ),
+        max_size=8,
+    )
+)
+def test_whatever_a_file_holds_the_answer_is_a_picture_or_an_error(tmp_path_factory, events):
+    directory = tmp_path_factory.mktemp("fuzz")
+    write_events(directory, [(0, "gradwatch/layers", TABLE), *((s, f"gradwatch/{tag}", c) for s, tag, c in events)])
+    tab = Tab(directory)
+    asked = [("overview", {}), ("findings", {}), ("profile", {"statistic": "grad_norm", "step": 1})]
+    asked += [(question, {**ALL, "statistic": s, "layer": "a"}) for question in ("cells", "curve") for s in STATISTICS]
+    for question, arguments in asked:
+        assert tab.get(question, run=".", **arguments).status in (200, 400, 422)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Runs that are whole, cut short, hostile, and none of ours."""
+    logs = tmp_path_factory.mktemp("mixed")
+    entries = {"grad": [np.linspace(-1, 1, 50), None], "weight": [None, np.ones(3)]}
+    reports = [report([1.0 + step, NAN], step, entries=entries) for step in range(80)]
+    write_run(logs / "whole", reports, [(FINDING, False)], band=np.ones((2, 2)))
+    write_run(logs / "cut", reports)
+    (path,) = (logs / "cut").iterdir()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    bomb = HOSTILE["a shape of 32 GiB with one value"][1]
+    write_events(logs / "hostile", [(0, "gradwatch/layers", TABLE), (0, "gradwatch/grad_norm", bomb)])
+    write_events(logs / "other", [(0, "loss", np.ones(2, dtype=np.float32))])
+    return logs
+
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=lambda fast: f"load_fast={fast}")
+def served(request, mixed):
+    with tensorboard_over(mixed, f"--load_fast={request.param}", "--path_prefix=/some/where") as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "runs",
+        *(f"overview?run={run}" for run in ("whole", "cut", "hostile", "other")),
+        *(f"cells?run={run}&statistic=grad_norm&from=0&to=999&width=50" for run in ("whole", "cut", "hostile")),
+        "findings?run=whole",
+        "curve?run=whole&statistic=grad_rms&layer=w0&from=3&to=99&width=9",
+        "entries?run=whole&layer=w0&kind=grad",
+    ],
+)
+def test_a_running_tensorboard_answers_alike_with_either_loader(served, mixed, question):
+    tab = Tab(mixed)
+    assert tab.get("runs").content == ["cut", "hostile", "whole"]
+    status, body = fetch(served, f"plugin/gradwatch/{question}")
+    name, _, query = question.partition("?")
+    expected = tab.get(name, **dict(pair.split("=") for pair in query.split("&") if pair))
+    assert (status, Answer(status, body).content) == (expected.status, expected.content)
+    np.testing.assert_array_equal(Answer(status, body).values, expected.values)
+
+
+def test_only_the_files_of_the_front_end_are_served(served):
+    assert fetch(served, "plugin/gradwatch/static/index.js")[0] == 200
+    for path in ("../plugin.py", "..%2fplugin.py", "%2e%2e/plugin.py", "", "index.html/../../plugin.py"):
+        assert fetch(served, f"plugin/gradwatch/static/{path}")[0] == 404
+
+
+def test_every_static_file_is_served_with_its_type(served):
+    types_of = {".js": "text/javascript", ".css": "text/css"}
+    for path in STATIC.rglob("*"):
+        if path.is_file():
+            url = f"{served}/data/plugin/gradwatch/static/{path.relative_to(STATIC).as_posix()}"
+            with urllib.request.urlopen(url, timeout=20) as response:
+                assert response.headers["Content-Type"].split(";")[0] == types_of.get(path.suffix, "text/plain")
+
+
+def test_the_tab_needs_neither_torch_nor_the_watcher():
+    code = (
+        "import sys; sys.modules['torch'] = None; import gradwatch.tensorboard_plugin.plugin; "
+        "print(*sorted(name for name in sys.modules if name.startswith('gradwatch.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    others = [name for name in done.stdout.split() if not name.startswith("gradwatch.tensorboard_plugin")]
+    assert others == [
+        "gradwatch.event_files",
+        "gradwatch.event_files.decode",
+        "gradwatch.event_files.format",
+        "gradwatch.findings",
+        "gradwatch.measure",
+        "gradwatch.measure.report",
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["gradwatch.event_files.decode", "gradwatch.measure.report", "gradwatch.tensorboard_plugin.plugin", "werkzeug"],
+)
+def test_tensorboard_starts_without_the_tab_where_something_is_broken(monkeypatch, caplog, broken):
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("gradwatch.tensorboard_plugin.", "gradwatch.event_files.decode"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, broken, None)
+    assert Loader().load(types.SimpleNamespace()) is None
+    assert "TensorBoard starts without the GradWatch tab: ModuleNotFoundError" in caplog.text
+
+
+def test_an_older_tensorboard_starts_without_the_tab_and_says_why(monkeypatch, caplog):
+    monkeypatch.setattr("tensorboard.version.VERSION", "2.20.0")
+    assert Loader().load(types.SimpleNamespace()) is None
+    assert "expected TensorBoard 2.21 or newer, found 2.20.0. Run: pip install -U tensorboard" in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, 0), ({"scalars": 5}, 0), ({"gradwatch": 100}, 100)])
+def test_every_step_is_kept_unless_the_user_asked_for_fewer(asked, kept):
+    flags = types.SimpleNamespace(samples_per_plugin=asked)
+    Loader().fix_flags(flags)
+    assert flags.samples_per_plugin == {**(asked or {}), "gradwatch": kept}

@@ -1,0 +1,70 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradwatch
+
+PACKAGE = Path(gradwatch.__file__).parent
+
+sys.path.insert(0, str(PACKAGE.parent / "docs"))
+import house  # noqa: E402
+
+
+def test_rooms_import_strictly_downward():
+    imports = house.rooms()
+    heights = house.floors(imports)  # raises where rooms import each other
+    assert all(heights[below] < heights[room] for room, below_it in imports.items() for below in below_it)
+
+
+def test_plain_rooms_import_nothing_above_them():
+    imports = house.rooms()
+    assert imports["findings"] == set()
+    assert imports["event_files"] == {"findings"}
+    assert not {room for room in imports if "watcher" in imports[room]} - {
+        "lightning", "prescription", "scripts", "cli",
+    }  # fmt: skip
+
+
+def test_no_import_is_relative():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        assert all(node.level == 0 for node in nodes if isinstance(node, ast.ImportFrom)), path
+
+
+def test_contributing_shows_the_rooms_as_they_are():
+    page = house.PAGE.read_text(encoding="utf-8")
+    drawn = page.partition(house.BEGIN)[2].partition(house.END)[0]
+    assert drawn == house.table(), "run: python docs/house.py"
+
+
+HEAVY_FREE = [
+    "gradwatch",
+    "gradwatch.findings",
+    "gradwatch.measure.report",
+    "gradwatch.event_files.decode",
+    "gradwatch.remedies",
+    "gradwatch.scripts",
+    "gradwatch.cli",
+    "gradwatch.cli.run",
+]
+
+
+@pytest.mark.parametrize("module", HEAVY_FREE)
+def test_a_fresh_import_loads_nothing_heavy(module):
+    heavy = {"torch", "tensorboard", "lightning", "pytorch_lightning", "rich"}
+    code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_every_public_name_loads():
+    assert set(gradwatch.__all__) <= set(dir(gradwatch))
+    assert all(getattr(gradwatch, name) is not None for name in gradwatch.__all__)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(AttributeError, match=r"'gradwatch' has no attribute 'wach'; it has .*watch"):
+        _ = gradwatch.wach
