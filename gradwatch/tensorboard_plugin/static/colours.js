@@ -11,10 +11,10 @@ export const NOT_MEASURED = 0;
 export const NOT_FINITE = SHADES + 1;
 export const NOT_FINITE_COLOUR = [255, 0, 0]; // furthest from viridis under each kind of colour blindness (the tests)
 
-/** The colour at `share` from 0 to 1 of the scale. */
-export function shade(share) {
+/** The colour at `position` from 0 to 1 of the scale. */
+export function shade(position) {
   const last = VIRIDIS.length / 6 - 1;
-  const at = Math.min(Math.max(share, 0), 1) * last;
+  const at = Math.min(Math.max(position, 0), 1) * last;
   const below = Math.min(Math.floor(at), last - 1);
   return [0, 2, 4].map((offset) => {
     const [from, to] = [below, below + 1].map((index) => parseInt(VIRIDIS.substr(6 * index + offset, 2), 16));

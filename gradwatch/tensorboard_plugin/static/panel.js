@@ -139,16 +139,7 @@ export class Panel {
     const [width, height] = [this._width(), this._height()];
     this.plot.style.height = this.labels.style.height = `${height}px`;
     const near = this.near?.covers(view) ? this.near : null;
-    paintCells(
-      this.canvases[0],
-      near ? [near] : this.sheets,
-      this.rows,
-      scale,
-      view,
-      this.rowView,
-      width,
-      height,
-    );
+    paintCells(this.canvases[0], near ? [near] : this.sheets, this.rows, scale, view, this.rowView, width, height);
     const shown = near ?? this.whole; // marks of both would lie over one another
     paintAxis(this.axis, shown ? [shown] : [], view, width);
     this.drawOver(state.step);

@@ -20,7 +20,9 @@ export async function showProfile(container, panels, statistic, state, isLatest)
   );
   container.append(element('p', {className: 'quiet'}, known.map(coverage).join(' ')));
   if (!lines.some(({values}) => values.some((value) => value !== null && value !== undefined))) {
-    container.append(element('p', {className: 'quiet'}, `${statistic.label}: no layer has a finite number above 0 here.`));
+    container.append(
+      element('p', {className: 'quiet'}, `${statistic.label}: no layer has a finite number above 0 here.`),
+    );
     return [];
   }
   const target = element('div', {className: 'chart'});
