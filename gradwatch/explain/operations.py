@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gradwatch.hooks.graph import nodes_behind, operation_of, saved_by
+from gradwatch.hooks.graph import operation_of, saved_by, upstream_nodes
 from gradwatch.measure.report import Operation, Origin
 
-__all__ = ["Made", "Operations", "families_of", "fault_behind", "operations_behind", "steep_behind"]
+__all__ = ["FaultyOperation", "Operations", "families_of", "loss_fault", "loss_operations", "steep_loss_operations"]
 
 FURTHEST = 64  # nodes of a graph between the losses and the outputs that are looked at
 
@@ -72,7 +72,7 @@ FAMILIES: dict[Operation, set[str]] = {
 
 
 @dataclass(frozen=True)
-class Made:
+class FaultyOperation:
     """An operation that made a NaN or Inf of what had none.
 
     Attributes:
@@ -98,7 +98,7 @@ class Operations(TorchDispatchMode):
     def __init__(self, module: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._module = module
-        self._made: list[Made] = []
+        self._made: list[FaultyOperation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = _floats((args, kwargs))
@@ -140,17 +140,17 @@ class Operations(TorchDispatchMode):
             words = _words(name, inputs, ranges, dtype, is_nan)
             title = "" if node is None else operation_of(node)
             words = f"{words}, in the derivative of {title}" if title else words
-            self._made.append(Made(self._module(), title, words, _family_of(title or name, dtype, is_nan)))
+            self._made.append(FaultyOperation(self._module(), title, words, _family_of(title or name, dtype, is_nan)))
 
 
-def operations_behind(mark: str, losses: Iterable[Any]) -> list[str]:
+def loss_operations(mark: str, losses: Iterable[Any]) -> list[str]:
     """Names of what made ``losses``, nodes of a graph, of those nodes that bear ``mark`` in their metadata."""
-    return list(dict.fromkeys(map(operation_of, nodes_behind(losses, mark, FURTHEST))))
+    return list(dict.fromkeys(map(operation_of, upstream_nodes(losses, mark, FURTHEST))))
 
 
-def steep_behind(mark: str, losses: Iterable[Any]) -> list[str]:
-    """Those of ``operations_behind`` whose derivative has no bound: what can make a sick gradient of a finite loss."""
-    nodes = (node for node in nodes_behind(losses, mark, FURTHEST) if operation_of(node) in _STEEP)
+def steep_loss_operations(mark: str, losses: Iterable[Any]) -> list[str]:
+    """Those of ``loss_operations`` whose derivative has no bound: what can make a sick gradient of a finite loss."""
+    nodes = (node for node in upstream_nodes(losses, mark, FURTHEST) if operation_of(node) in _STEEP)
     return list(dict.fromkeys(operation_of(node) for node in nodes if not _is_bounded_power(node)))
 
 
@@ -174,15 +174,15 @@ def _family_of(name: str, dtype: torch.dtype = torch.float32, nan: bool = True) 
     return "overflow of float16" if dtype is torch.float16 else "overflow"
 
 
-def fault_behind(mark: str, loss: Any) -> Made | None:
+def loss_fault(mark: str, loss: Any) -> FaultyOperation | None:
     """Which of those operations made a NaN or Inf of finite numbers; None where none is seen to.
 
     To be asked before the backward pass, which frees what the graph has saved.
     """
-    return next((made for node in nodes_behind([loss], mark, FURTHEST) if (made := _fault_of(node))), None)
+    return next((made for node in upstream_nodes([loss], mark, FURTHEST) if (made := _fault_of(node))), None)
 
 
-def _fault_of(node: Any) -> Made | None:
+def _fault_of(node: Any) -> FaultyOperation | None:
     """What an operation did to finite numbers, as far as its node has saved them."""
     title = operation_of(node)
     given, result = [saved_by(node, name) for name in ("self", "other", "exponent")], saved_by(node, "result")
@@ -191,7 +191,7 @@ def _fault_of(node: Any) -> Made | None:
         return None
     function = getattr(torch, title, None)
     if title == "div" and inputs and given[1] is not None and bool((given[1] == 0).any()):
-        return Made("", title, "a division by 0", "division")
+        return FaultyOperation("", title, "a division by 0", "division")
     if result is None and function is not None and given[0] is not None and title in (*DOMAINS, "pow", "mul"):
         with contextlib.suppress(TypeError):  # an operand that was not saved
             result = function(*(each for each in given if each is not None))
@@ -201,7 +201,7 @@ def _fault_of(node: Any) -> Made | None:
     words = WITHOUT_INPUT.get(title, "")
     if inputs:
         words = _words(title, inputs, [_range(tensor) for tensor in inputs], result.dtype, has_nan)
-    return Made("", title, words, _family_of(title, result.dtype, has_nan)) if words else None
+    return FaultyOperation("", title, words, _family_of(title, result.dtype, has_nan)) if words else None
 
 
 def _words(

@@ -1,7 +1,6 @@
 """What every module was given and returned in one step → which of them made a NaN or Inf.
 
-Enters: ``Passage``s, still on the device. Leaves: an ``Origin``. Each figure is read on the host once, and only for a
-step that is sick.
+The figures of the calls stay on the device; each is read on the host once, and only for a step that is sick.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from torch import Tensor
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Origin, Where
 
-__all__ = ["Look", "Passage", "inferred_origin", "origin_of"]
+__all__ = ["ModuleCall", "TensorSummary", "inferred_origin", "origin_of"]
 
 
 @dataclass(eq=False)
-class Look:
+class TensorSummary:
     """One tensor as it was when a module was given it, or returned it.
 
     Attributes:
@@ -57,7 +56,7 @@ class Look:
 
 
 @dataclass(eq=False)
-class Passage:
+class ModuleCall:
     """One call of one module.
 
     Attributes:
@@ -71,11 +70,11 @@ class Passage:
 
     module: str
     type: str
-    entered: list[Look] = field(default_factory=list)
-    left: list[Look] = field(default_factory=list)
+    entered: list[TensorSummary] = field(default_factory=list)
+    left: list[TensorSummary] = field(default_factory=list)
     is_whole: bool = False
     batch: list[weakref.ref[Tensor]] = field(default_factory=list)
-    computed: list[Look] = field(default_factory=list)
+    computed: list[TensorSummary] = field(default_factory=list)
     is_builtin: bool = False
 
     def title(self) -> str:
@@ -83,18 +82,18 @@ class Passage:
         return f"{self.module} ({self.type})" if self.module else f"the model itself ({self.type})"
 
 
-def origin_of(passages: Sequence[Passage], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
+def origin_of(calls: Sequence[ModuleCall], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
     """Where a step's NaN or Inf came from; None where no call was seen. Waits for the device.
 
     Args:
-        passages: the calls of that step, in the order in which they ended, so that a part stands before its whole.
+        calls: the calls of that step, in the order in which they ended, so that a part stands before its whole.
         loss: of that step, if it was observed.
         sick_layers: names of the parameters whose gradients hold NaN or Inf.
     """
-    if not passages:
+    if not calls:
         return None
-    loss_is_sick = not math.isfinite(loss) if loss is not None else _is_sick(passages[-1].left)
-    return _forward(passages) if loss_is_sick else _backward(passages, sick_layers)
+    loss_is_sick = not math.isfinite(loss) if loss is not None else _is_sick(calls[-1].left)
+    return _forward(calls) if loss_is_sick else _backward(calls, sick_layers)
 
 
 def inferred_origin(
@@ -156,55 +155,55 @@ def _own_from(modules: Sequence[tuple[str, bool]], first: str) -> list[str]:
     return [name for name, is_builtin in behind if not is_builtin]
 
 
-def _forward(passages: Sequence[Passage]) -> Origin:
-    made_nan = next((p for p in passages if _has_nan(p.left) and not _has_nan(p.entered)), None)
-    made_inf = next((p for p in passages if _is_sick(p.left) and not _is_sick(p.entered)), None)
+def _forward(calls: Sequence[ModuleCall]) -> Origin:
+    made_nan = next((p for p in calls if _has_nan(p.left) and not _has_nan(p.entered)), None)
+    made_inf = next((p for p in calls if _is_sick(p.left) and not _is_sick(p.entered)), None)
     if made_inf is not None and (
-        made_nan is None or _is_sick(made_nan.entered) or _came_first(made_inf, made_nan, passages)
+        made_nan is None or _is_sick(made_nan.entered) or _came_first(made_inf, made_nan, calls)
     ):
         what = "NaN" if _has_nan(made_inf.left) else "Inf"
         return Origin(made_inf.module, "forward", f"{made_inf.title()} was given finite values and returned {what}")
-    fed = next((p for p in passages if _is_sick(p.computed)), None)
-    if fed is not None and (made_nan is None or _reaches(fed, made_nan, passages)):
+    fed = next((p for p in calls if _is_sick(p.computed)), None)
+    if fed is not None and (made_nan is None or _reaches(fed, made_nan, calls)):
         return Origin(
             fed.module,
             "between",
             f"what {fed.title()} was given already held NaN or Inf{_rows(fed)}; it was computed outside "
-            f"every module{_before(passages, fed)}",
+            f"every module{_before(calls, fed)}",
         )
-    whole = [p for p in passages if p.is_whole and _is_fed(p)]
-    if made_nan is not None and not (whole and _reaches(whole[0], made_nan, passages)):
+    whole = [p for p in calls if p.is_whole and _is_fed(p)]
+    if made_nan is not None and not (whole and _reaches(whole[0], made_nan, calls)):
         given = "Inf" if _is_sick(made_nan.entered) else "finite values"
         return Origin(made_nan.module, "forward", f"{made_nan.title()} was given {given} and returned NaN")
-    sick_inputs = [p for p in passages if _is_sick(p.entered)]
+    sick_inputs = [p for p in calls if _is_sick(p.entered)]
     fed = next((p for p in sick_inputs if p.is_whole), sick_inputs[0] if sick_inputs else None)
     if fed is not None:
         return Origin(fed.module, "input", f"what {fed.title()} was given already held NaN or Inf{_rows(fed)}")
-    last = passages[-1]
-    ends = [float(end) for look in last.left for end in look.extremes]
+    last = calls[-1]
+    ends = [float(end) for summary in last.left for end in summary.extremes]
     reach = f" ({min(ends):.3g} to {max(ends):.3g})" if ends else ""
     return Origin(last.module, "loss", f"{last.title()} returned finite values{reach}; the loss made of them is not")
 
 
-def _is_fed(passage: Passage) -> bool:
+def _is_fed(call: ModuleCall) -> bool:
     """Whether what went in was sick; a mask is no sickness, and never what a model is given first."""
-    return any(look.is_sick and (place == 0 or not look.is_mask) for place, look in enumerate(passage.entered))
+    return any(summary.is_sick and (place == 0 or not summary.is_mask) for place, summary in enumerate(call.entered))
 
 
-def _came_first(made_inf: Passage, made_nan: Passage, passages: Sequence[Passage]) -> bool:
+def _came_first(made_inf: ModuleCall, made_nan: ModuleCall, calls: Sequence[ModuleCall]) -> bool:
     """Whether an Inf that is no mask was there before: it may have come as a weight that another module generated."""
-    is_no_mask = any(look.is_sick and not look.is_mask for look in made_inf.left)
-    return made_inf is made_nan or (is_no_mask and passages.index(made_inf) < passages.index(made_nan))
+    is_no_mask = any(summary.is_sick and not summary.is_mask for summary in made_inf.left)
+    return made_inf is made_nan or (is_no_mask and calls.index(made_inf) < calls.index(made_nan))
 
 
-def _reaches(fed: Passage, other: Passage, passages: Sequence[Passage]) -> bool:
+def _reaches(fed: ModuleCall, other: ModuleCall, calls: Sequence[ModuleCall]) -> bool:
     """Whether ``other`` was called by ``fed`` or after it, and what went into it was not finite either."""
-    is_later = passages.index(fed) < passages.index(other) or _is_inside(other.module, fed.module) or fed is other
+    is_later = calls.index(fed) < calls.index(other) or _is_inside(other.module, fed.module) or fed is other
     return is_later and _is_sick(other.entered)
 
 
-def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin | None:
-    received = [p for p in passages if any(look.gradients for look in p.left)]
+def _backward(calls: Sequence[ModuleCall], sick_layers: Sequence[str]) -> Origin | None:
+    received = [p for p in calls if any(summary.gradients for summary in p.left)]
     around_sick = _parents([*sick_layers, *(p.module for p in received if _turns_sick(p.left))])
     healthy = [p for p in received if not _turns_sick(p.left)]
     sick_elsewhere = {p.module for p in received if _turns_sick(p.left)}  # of a module that is called several times
@@ -216,8 +215,8 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
         deepest = []  # of several micro-batches, one whose gradient came sick from the loss
     if deepest:
         maker = (seen or deepest)[-1]
-        if _is_sick(maker.entered) and any(_is_sick(p.left) for p in passages):
-            return _forward(passages)  # zero times NaN: a forward value that the loss did not see
+        if _is_sick(maker.entered) and any(_is_sick(p.left) for p in calls):
+            return _forward(calls)  # zero times NaN: a forward value that the loss did not see
         given = f"the backward pass of {maker.title()} was given finite gradients"
         if maker.is_builtin and not _turns_sick(maker.entered):
             layer = next(layer for layer in sick_layers if _is_inside(layer, maker.module))
@@ -238,21 +237,21 @@ def _backward(passages: Sequence[Passage], sick_layers: Sequence[str]) -> Origin
     return Origin(first.module, where, f"{said}{after}, outside every module")
 
 
-def _passes_on(passage: Passage, received: Sequence[Passage]) -> bool:
+def _passes_on(call: ModuleCall, received: Sequence[ModuleCall]) -> bool:
     """Whether the gradient of what went in is sick, and not by another module that was given the same."""
-    others = [p for p in received if _turns_sick(p.left) and not _is_inside(p.module, passage.module)]
-    return any(look.turns_sick and not any(look in p.entered for p in others) for look in passage.entered)
+    others = [p for p in received if _turns_sick(p.left) and not _is_inside(p.module, call.module)]
+    return any(summary.turns_sick and not any(summary in p.entered for p in others) for summary in call.entered)
 
 
-def _before(passages: Sequence[Passage], fed: Passage) -> str:
+def _before(calls: Sequence[ModuleCall], fed: ModuleCall) -> str:
     """After which call, in words."""
-    earlier = [p for p in passages[: passages.index(fed)] if p.is_whole and not _is_sick(p.left)]
+    earlier = [p for p in calls[: calls.index(fed)] if p.is_whole and not _is_sick(p.left)]
     return f", after {earlier[-1].title()} returned finite values" if earlier else ""
 
 
-def _rows(passage: Passage) -> str:
+def _rows(call: ModuleCall) -> str:
     """Which rows of what went in hold NaN or Inf, in words."""
-    for tensor in (kept() for kept in passage.batch):
+    for tensor in (kept() for kept in call.batch):
         if tensor is not None and tensor.ndim > 1 and not bool(torch.isfinite(tensor).all()):
             rows = torch.nonzero(~torch.isfinite(tensor).flatten(1).all(1)).flatten().tolist()
             listed = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
@@ -274,13 +273,13 @@ def _parents(names: Iterable[str]) -> set[str]:
     return found
 
 
-def _is_sick(looks: Sequence[Look]) -> bool:
-    return any(look.is_sick for look in looks)
+def _is_sick(summaries: Sequence[TensorSummary]) -> bool:
+    return any(summary.is_sick for summary in summaries)
 
 
-def _has_nan(looks: Sequence[Look]) -> bool:
-    return any(look.has_nan for look in looks)
+def _has_nan(summaries: Sequence[TensorSummary]) -> bool:
+    return any(summary.has_nan for summary in summaries)
 
 
-def _turns_sick(looks: Sequence[Look]) -> bool:
-    return any(look.turns_sick for look in looks)
+def _turns_sick(summaries: Sequence[TensorSummary]) -> bool:
+    return any(summary.turns_sick for summary in summaries)

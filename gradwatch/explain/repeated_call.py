@@ -19,7 +19,7 @@ from gradwatch.explain.replica import UnrepeatableError
 from gradwatch.hooks.module_calls import tensors_in
 from gradwatch.measure.samples import entries_of
 
-__all__ = ["LARGEST_GRADIENT", "OUTPUT", "Call", "entered", "note_output", "repeat"]
+__all__ = ["LARGEST_GRADIENT", "OUTPUT", "RecordedCall", "entered", "note_output", "repeat"]
 
 OUTPUT = "gradwatch: returned by a model"  # in a node's metadata: holding the node itself would hold its graph
 SAMPLED = 16  # entries of what a model returned, by which two runs are compared
@@ -27,7 +27,7 @@ LARGEST_GRADIENT = 2**20  # entries of an output's gradient that are held; beyon
 
 
 @dataclass(eq=False)
-class Call:
+class RecordedCall:
     """One call of a model, by reference.
 
     Attributes:
@@ -49,12 +49,12 @@ class Call:
     returned: Tensor | None = None
 
 
-def entered(name: str, args: Any, kwargs: Any) -> Call:
+def entered(name: str, args: Any, kwargs: Any) -> RecordedCall:
     """The call of the model ``name`` that begins."""
     given = [tensor for each in (*args, *kwargs.values()) for tensor in tensors_in(each)]
     device = given[0].device.type if given else "cpu"
     are_plain = len(given) == len(args) and not kwargs and all(tensor.grad_fn is None for tensor in given)
-    return Call(
+    return RecordedCall(
         name,
         (args, kwargs) if are_plain else tree_map(_cut_off, (args, kwargs)),
         [tensor._version for tensor in given if not tensor.is_inference()],
@@ -63,7 +63,7 @@ def entered(name: str, args: Any, kwargs: Any) -> Call:
     )
 
 
-def note_output(call: Call, output: Any, hold: Callable[[list[Tensor | None], Tensor], None]) -> None:
+def note_output(call: RecordedCall, output: Any, hold: Callable[[list[Tensor | None], Tensor], None]) -> None:
     """What ``call`` returned; ``hold`` is handed the gradient of each of its tensors, and the list to put it in."""
     call.returned = _sample(output)
     for tensor in _differentiable(output):
@@ -73,7 +73,7 @@ def note_output(call: Call, output: Any, hold: Callable[[list[Tensor | None], Te
         tensor.register_hook(functools.partial(hold, held))
 
 
-def repeat(call: Call, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
+def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
     """Forward and backward of one call; returns what went in."""
     if _versions(call.inputs) != call.versions:
         raise UnrepeatableError("what the model was given was changed in place since")

@@ -19,9 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradwatch.explain.operations import Made, Operations, families_of, fault_behind, operations_behind, steep_behind
+from gradwatch.explain.operations import (
+    FaultyOperation,
+    Operations,
+    families_of,
+    loss_fault,
+    loss_operations,
+    steep_loss_operations,
+)
 from gradwatch.explain.origin import origin_of
-from gradwatch.explain.repeated_call import LARGEST_GRADIENT, OUTPUT, Call, entered, note_output, repeat
+from gradwatch.explain.repeated_call import LARGEST_GRADIENT, OUTPUT, RecordedCall, entered, note_output, repeat
 from gradwatch.explain.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.explain.trace import Trace
 from gradwatch.hooks.guard import harmless
@@ -47,10 +54,10 @@ class Replay:
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self.broken: set[str] = set()
         self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
-        self._calls: deque[Call] = deque(maxlen=KEPT)
-        self._under_way: Call | None = None
+        self._calls: deque[RecordedCall] = deque(maxlen=KEPT)
+        self._under_way: RecordedCall | None = None
         self._losses: deque[Any] = deque(maxlen=KEPT)
-        self._loss_fault: Made | None = None
+        self._loss_fault: FaultyOperation | None = None
         self.was_called = False
         self._undo: list[Callable[[], None]] = []
         self._listen()
@@ -88,7 +95,7 @@ class Replay:
         if loss.grad_fn is not None:
             self._losses.append(loss.grad_fn)
             if loss.is_cpu and self._loss_fault is None and not math.isfinite(loss.item()):  # elsewhere this would wait
-                self._loss_fault = fault_behind(OUTPUT, loss.grad_fn)
+                self._loss_fault = loss_fault(OUTPUT, loss.grad_fn)
 
     def remove(self) -> None:
         """Listens no more."""
@@ -136,10 +143,10 @@ class Replay:
 
     def _about_the_loss(self, origin: Origin, loss: float | None) -> Origin:
         """``origin`` with the operations by which the loss was made, and which of them failed."""
-        made_by = operations_behind(OUTPUT, self._losses)
+        made_by = loss_operations(OUTPUT, self._losses)
         if not made_by:
             return origin
-        steep = steep_behind(OUTPUT, self._losses) if loss is not None and math.isfinite(loss) else []
+        steep = steep_loss_operations(OUTPUT, self._losses) if loss is not None and math.isfinite(loss) else []
         fault = "" if self._loss_fault is None else f": {self._loss_fault.words}"
         without_bound = f"; without bound is the derivative of {' and '.join(steep)}" if steep else ""
         made = None if self._loss_fault is None else self._loss_fault.operation
@@ -148,14 +155,14 @@ class Replay:
         return replace(origin, words=words, operations=families)
 
     @harmless
-    def _enter(self, name: str, args: Any, kwargs: Any) -> Call | None:
+    def _enter(self, name: str, args: Any, kwargs: Any) -> RecordedCall | None:
         if self._under_way is not None and self._under_way.name != name:
             return None  # a part, called by its whole
         self._under_way = entered(name, args, kwargs)
         return self._under_way
 
     @harmless
-    def _leave(self, call: Call | None, output: Any) -> None:
+    def _leave(self, call: RecordedCall | None, output: Any) -> None:
         if call is None:
             return
         self._under_way = None

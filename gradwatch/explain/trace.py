@@ -1,4 +1,4 @@
-"""Looks at every call of every module → ``Passage``s.
+"""Looks at every call of every module → ``ModuleCall``s.
 
 Enters: modules. Leaves: what each was given and returned since the last update, one reduction a tensor on the device.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from gradwatch.explain.origin import Look, Passage, origin_of
+from gradwatch.explain.origin import ModuleCall, TensorSummary, origin_of
 from gradwatch.hooks.guard import harmless
 from gradwatch.hooks.module_calls import listen
 from gradwatch.measure.report import Origin
@@ -39,28 +39,28 @@ class Trace:
 
     def __init__(self, models: Mapping[str, nn.Module], *, keeps_all: bool = False) -> None:
         self.broken: set[str] = set()
-        self._under_way: list[Passage] = []
-        self._looks: dict[int, tuple[weakref.ref[Tensor], int, Look]] = {}
+        self._under_way: list[ModuleCall] = []
+        self._summaries: dict[int, tuple[weakref.ref[Tensor], int, TensorSummary]] = {}
         self._on_leaves: list[RemovableHandle] = []
         self._undo = [stop for name, model in models.items() for stop in self._listen(name, model)]
         most = None if keeps_all else KEPT * max(1, len(self._undo))
-        self._passages: deque[Passage] = deque(maxlen=most)
+        self._calls: deque[ModuleCall] = deque(maxlen=most)
 
     @harmless
-    def origin(self, passages: Sequence[Passage], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
+    def origin(self, calls: Sequence[ModuleCall], loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
         """As ``origin_of``."""
-        return origin_of(passages, loss, sick_layers)
+        return origin_of(calls, loss, sick_layers)
 
     @harmless
-    def take(self) -> list[Passage]:
+    def take(self) -> list[ModuleCall]:
         """The calls since the last time, in the order in which they ended."""
-        passages = list(self._passages)
-        self._passages.clear()
+        calls = list(self._calls)
+        self._calls.clear()
         self._under_way.clear()
-        self._looks.clear()
+        self._summaries.clear()
         while self._on_leaves:
             self._on_leaves.pop().remove()
-        return passages
+        return calls
 
     def module_under_way(self) -> str:
         """The name of the innermost module whose forward pass has begun and not ended."""
@@ -82,36 +82,36 @@ class Trace:
                 yield from self._listen(f"{name}.{part}".lstrip("."), child)
 
     @harmless
-    def _enter(self, name: str, kind: str, is_builtin: bool, args: Any, kwargs: Any) -> Passage:
+    def _enter(self, name: str, kind: str, is_builtin: bool, args: Any, kwargs: Any) -> ModuleCall:
         given = _tensors((args, kwargs))
         if not self._under_way:
-            self._looks.clear()
-        passage = Passage(name, kind, [self._look(tensor) for tensor in given], is_builtin=is_builtin)
+            self._summaries.clear()
+        call = ModuleCall(name, kind, [self._look(tensor) for tensor in given], is_builtin=is_builtin)
         if not self._under_way:
-            passage.is_whole, passage.batch = True, [weakref.ref(tensor) for tensor in given]
-            passage.computed = [look for t, look in zip(given, passage.entered, strict=True) if t.grad_fn is not None]
-        self._under_way.append(passage)
-        return passage
+            call.is_whole, call.batch = True, [weakref.ref(tensor) for tensor in given]
+            call.computed = [summary for t, summary in zip(given, call.entered, strict=True) if t.grad_fn is not None]
+        self._under_way.append(call)
+        return call
 
     @harmless
-    def _leave(self, passage: Passage | None, output: Any) -> None:
-        if passage in self._under_way:
-            del self._under_way[self._under_way.index(passage) :]  # those after it raised, and never left
-            passage.left = [self._look(tensor) for tensor in _tensors(output)]
-            self._passages.append(passage)
+    def _leave(self, call: ModuleCall | None, output: Any) -> None:
+        if call in self._under_way:
+            del self._under_way[self._under_way.index(call) :]  # those after it raised, and never left
+            call.left = [self._look(tensor) for tensor in _tensors(output)]
+            self._calls.append(call)
 
-    def _look(self, tensor: Tensor) -> Look:
+    def _look(self, tensor: Tensor) -> TensorSummary:
         """What one module returns the next one is given: a tensor is looked at once, until it is changed in place."""
         version = 0 if tensor.is_inference() else tensor._version
-        known, seen, look = self._looks.get(id(tensor), (None, 0, None))
-        if look is None or known is None or known() is not tensor or seen != version:
-            look = Look(_extremes(tensor))
-            self._looks[id(tensor)] = weakref.ref(tensor), version, look
+        known, seen, summary = self._summaries.get(id(tensor), (None, 0, None))
+        if summary is None or known is None or known() is not tensor or seen != version:
+            summary = TensorSummary(_extremes(tensor))
+            self._summaries[id(tensor)] = weakref.ref(tensor), version, summary
             if tensor.requires_grad:
-                handle = tensor.register_hook(self._note_in(look.gradients))
+                handle = tensor.register_hook(self._note_in(summary.gradients))
                 if tensor.is_leaf:  # it outlives the step
                     self._on_leaves.append(handle)
-        return look
+        return summary
 
     def _note_in(self, gradients: list[tuple[Tensor, Tensor]]) -> Callable[[Tensor], None]:
         def note(gradient: Tensor) -> None:

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["nodes_behind", "operation_of", "saved_by"]
+__all__ = ["operation_of", "saved_by", "upstream_nodes"]
 
 LEAF = "torch::autograd::AccumulateGrad"
 
 
-def nodes_behind(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
+def upstream_nodes(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
     """At most ``most`` nodes that ``outputs`` were made by, in the order in which they ran.
 
     None of ``outputs`` or behind them that bears ``mark`` is among them, nor what lies behind such a one.

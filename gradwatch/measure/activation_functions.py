@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from gradwatch.hooks.graph import operation_of, saved_by
 from gradwatch.measure.slopes import SteepRange, steep_range
 
-__all__ = ["Flat", "Functions"]
+__all__ = ["FlatEntries", "Functions"]
 
 SILENT = 1e-3  # the slope of a unit that passes no gradient; a rectifier's is exactly 0
 SATURATED = 0.05  # of its steepest slope: tanh beyond ±2.2, sigmoid beyond ±4.4
@@ -33,7 +33,7 @@ Rows = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatEntries:
     """Where k calls of one kind of activation function pass hardly any gradient.
 
     Attributes:
@@ -94,7 +94,7 @@ class Functions:
         return name in FUNCTIONS or name in ("softmax", "div")
 
     @torch.no_grad()
-    def look(self, asked: Sequence[tuple[Any, Rows]]) -> Iterator[Flat]:
+    def look(self, asked: Sequence[tuple[Any, Rows]]) -> Iterator[FlatEntries]:
         """Those of ``asked``, nodes with what to look at of each, that are activation functions and still hold it.
 
         Functions with the same range and as many rows and units are looked at together.
@@ -112,7 +112,7 @@ class Functions:
             count = max(1, TOGETHER // parts[0][1].numel())
             for some in (parts[begin : begin + count] for begin in range(0, len(parts), count)):
                 places, entries = zip(*some, strict=True)
-                yield Flat(kind, places, steep.is_outside(_stacked(entries)))
+                yield FlatEntries(kind, places, steep.is_outside(_stacked(entries)))
 
     def _saved(self, node: Any, name: str) -> tuple[Literal["rectifier", "squashing"], SteepRange, Tensor] | None:
         """(kind, where it is steep, what it has saved), None where nothing is to be told."""
@@ -144,7 +144,7 @@ def _range_of(function: _Function, settings: tuple[Any, ...], is_rectifier: bool
     return SteepRange(low if math.isfinite(found.low) else -math.inf, high if math.isfinite(found.high) else math.inf)
 
 
-def _flat_softmax(node: Any, place: int) -> Iterator[Flat]:
+def _flat_softmax(node: Any, place: int) -> Iterator[FlatEntries]:
     """Rows of which one entry takes nearly all; none that a mask has left a single entry."""
     probabilities, dim = saved_by(node, "result"), saved_by(node, "dim")
     if probabilities is None or probabilities.numel() == 0:
@@ -154,7 +154,7 @@ def _flat_softmax(node: Any, place: int) -> Iterator[Flat]:
     flat = (4 * largest * (1 - largest) < SATURATED) & (largest > 0.5)
     if _is_masked(node):
         flat &= ((last > 0).sum(-1) > 1).flatten()
-    yield Flat("softmax", [place], flat.unsqueeze(0))
+    yield FlatEntries("softmax", [place], flat.unsqueeze(0))
 
 
 def _is_masked(node: Any) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gradwatch.hooks.graph import nodes_behind, operation_of
+from gradwatch.hooks.graph import operation_of, upstream_nodes
 from gradwatch.hooks.guard import harmless, without_collecting
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.measure.activation_functions import Functions
@@ -187,7 +187,7 @@ class Activations:
 
     @without_collecting
     def _look_behind(self, nodes: list[Any]) -> None:
-        behind = nodes_behind(nodes, SEEN, NODES)
+        behind = upstream_nodes(nodes, SEEN, NODES)
         factors = _factors(behind)
         made = [(node, maker) for node in filter(self._functions.may_be, behind) if (maker := _maker_of(node))]
         asked = [(node, functools.partial(_rows, units=units)) for node, (_, units) in made]

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gradwatch.measure.report import Floats
 
-__all__ = ["Placement"]
+__all__ = ["GradientColumns"]
 
 T = TypeVar("T")
 
 
-class Placement:
+class GradientColumns:
     """The n parameters of an update that have a gradient, w of them watched, over P columns.
 
     Args:
@@ -42,6 +42,7 @@ class Placement:
         self._layers = layers
         self._is_whole_table = np.array_equal(columns, np.arange(layers))
         self.measured = self.place(np.ones(len(self.positions)), absent=0) > 0
+        self.measured.flags.writeable = False  # every report of these steps holds it
 
     def select(self, sequence: Sequence[T]) -> Sequence[T]:
         """Those of n that are watched."""

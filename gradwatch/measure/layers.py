@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 __all__ = ["Layers", "Selection", "leaf_modules", "of_model", "of_tensors", "submodules"]
+
+D = TypeVar("D", bound=np.generic)
 
 Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 """Globs over names, or ``callable(name, parameter)``."""
@@ -32,24 +34,24 @@ class Layers:
         tensors: (P,) the tensors themselves.
         owners: (P,) type name of the module that holds each, ``""`` for a bare tensor.
         depth: (P,) int, position of each from input to output: order of registration, until a backward pass was seen.
-            Changed by ``sort`` alone.
+            ``sort`` replaces the array and never writes into it, so a report may keep the one that it was given.
         is_weight: (P,) bool, tensors of two or more dimensions that are not empty: those whose gradients can be
             compared along depth.
         size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
         module_types: names of all module types in the model, for advice.
-        behind: (P,) type names of the modules without parameters that were registered behind the one that holds each,
-            up to the next that holds any: the activation function behind a layer, as a rule.
+        followed_by: (P,) type names of the modules without parameters that were registered after the module of each
+            tensor and before the next module with parameters: as a rule, the activation function after a layer.
     """
 
     names: tuple[str, ...]
     tensors: list[Tensor]
     owners: tuple[str, ...]
     module_types: frozenset[str] = frozenset()
-    behind: tuple[frozenset[str], ...] = ()
+    followed_by: tuple[frozenset[str], ...] = ()
     depth: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.depth = np.arange(len(self.names))
+        self.depth = _read_only(np.arange(len(self.names)))
         self._known: tuple[NDArray[np.bool_], NDArray[np.int64]] | None = None
         self._order: NDArray[np.int64] | None = None
         self._column = {id(tensor): column for column, tensor in enumerate(self.tensors)}
@@ -73,8 +75,10 @@ class Layers:
         return self._order
 
     def sort(self, columns: Sequence[int]) -> None:
-        """``columns`` lie in this order: they take the places that they already hold among all."""
-        self.depth[columns] = np.sort(self.depth[columns])
+        """Put ``columns`` into this order; together they keep the places that they hold among all."""
+        depth = self.depth.copy()
+        depth[columns] = np.sort(depth[columns])
+        self.depth = _read_only(depth)
         self._order = None
 
     def _dimensions(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -84,7 +88,7 @@ class Layers:
         shapes = [() if is_lazy(tensor) else tensor.shape for tensor in self.tensors]
         sizes = [0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors]
         is_weight = [len(shape) >= 2 and size > 0 for shape, size in zip(shapes, sizes, strict=True)]
-        dimensions = np.array(is_weight, dtype=bool), np.array(sizes, dtype=np.int64)
+        dimensions = _read_only(np.array(is_weight, dtype=bool)), _read_only(np.array(sizes, dtype=np.int64))
         if not any(map(is_lazy, self.tensors)):
             self._known = dimensions
         return dimensions
@@ -113,16 +117,16 @@ def of_model(
     found: dict[int, _Row] = {}
     kinds: set[str] = set()
     for prefix, root in models.items():
-        behind: set[str] = set()
+        following: set[str] = set()
         for path, module in submodules(root, prefix):
             kinds.add(type(module).__name__)
             if any(parameter is not None for parameter in module._parameters.values()):
-                behind = behind if "Norm" in type(module).__name__ else set()  # the function comes behind both
+                following = following if "Norm" in type(module).__name__ else set()  # the function follows both
             elif not module._modules:
-                behind.add(type(module).__name__)
+                following.add(type(module).__name__)
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in found:
-                    found[id(parameter)] = _Row(_join(path, name), parameter, type(module).__name__, behind)
+                    found[id(parameter)] = _Row(_join(path, name), parameter, type(module).__name__, following)
     if not any(row.tensor.requires_grad for row in found.values()):
         raise ValueError(
             "model: expected at least one parameter that requires a gradient, found none. "
@@ -180,11 +184,16 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
+def _read_only(array: NDArray[D]) -> NDArray[D]:
+    array.flags.writeable = False
+    return array
+
+
 class _Row(NamedTuple):
     name: str
     tensor: Tensor
     owner: str
-    behind: set[str]
+    followed_by: set[str]
 
 
 def _select(rows: list[_Row], include: Selection | None, exclude: Selection | None, kinds: frozenset[str]) -> Layers:
@@ -200,8 +209,13 @@ def _select(rows: list[_Row], include: Selection | None, exclude: Selection | No
         raise ValueError(
             f"model: {on_meta[0]!r} is on the meta device and has no values. Materialise it before watch()."
         )
-    behind = tuple(frozenset(row.behind) for row in kept)
-    return Layers(tuple(r.name for r in kept), [r.tensor for r in kept], tuple(r.owner for r in kept), kinds, behind)
+    return Layers(
+        names=tuple(row.name for row in kept),
+        tensors=[row.tensor for row in kept],
+        owners=tuple(row.owner for row in kept),
+        module_types=kinds,
+        followed_by=tuple(frozenset(row.followed_by) for row in kept),
+    )
 
 
 def _matches(selection: Selection, name: str, tensor: Tensor) -> bool:

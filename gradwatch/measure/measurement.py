@@ -18,13 +18,13 @@ from torch import Tensor
 
 from gradwatch.measure import statistics
 from gradwatch.measure.backward import AtEnd
-from gradwatch.measure.columns import Placement
+from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.host_copy import HostCopy
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, Origin, StepReport
 from gradwatch.measure.samples import SAMPLED_ENTRIES, evenly_spaced, relative_change, sample
 
-__all__ = ["Measurement", "Moment"]
+__all__ = ["Measurement", "StepPlan"]
 
 FindOrigin = Callable[[float | None, list[str]], Origin | None]
 """(loss, names of the layers whose gradients hold NaN or Inf) → where it came from."""
@@ -34,7 +34,7 @@ _ENTRY_FIGURES = ("grad_max", "grad_mean", "grad_std", "grad_zero_fraction")
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepPlan:
     """Which step this is, and what is asked of it.
 
     Attributes:
@@ -60,9 +60,9 @@ class Measurement:
     """Measures on construction; ``clip_`` and ``follow_update`` as the step goes on; ``report`` at its end.
 
     Args:
-        moment: which step, and what to measure.
+        plan: which step, and what to measure.
         layers: the table.
-        placement: of n parameters that have a gradient, watched or not (all count in the total).
+        columns: of n parameters that have a gradient, watched or not (all count in the total).
         gradients: n tensors.
         losses: what was observed for this step: 0-dim tensors or numbers.
         scale: () a loss scale that the gradients still hold; None where they hold none.
@@ -74,9 +74,9 @@ class Measurement:
 
     def __init__(
         self,
-        moment: Moment,
+        plan: StepPlan,
         layers: Layers,
-        placement: Placement,
+        columns: GradientColumns,
         gradients: Sequence[Tensor],
         losses: Sequence[Tensor | float],
         scale: Tensor | None = None,
@@ -84,28 +84,28 @@ class Measurement:
         at_end: AtEnd | None = None,
         scale_at_end: Tensor | None = None,
     ) -> None:
-        self.moment = moment
-        self._layers, self._placement, self._gradients = layers, placement, gradients
+        self.plan = plan
+        self._layers, self._columns, self._gradients = layers, columns, gradients
         self.magnitudes = self._now = statistics.measure(gradients, scale)
         if at_end is not None:
-            positions = torch.from_numpy(at_end.positions(placement.columns)).to(self._now.l2.device)
+            positions = torch.from_numpy(at_end.positions(columns.columns)).to(self._now.l2.device)
             self.magnitudes = statistics.undo_change(self._now, at_end.without(scale_at_end), positions)
         self.device = self.magnitudes.l2.device
         self._loss = _mean(losses, self.device)
         self._clipped_total = self._now.total
         self._skipped = False
-        self._sampled = moment.sampled
-        self._figures = self._measure_figures() if moment.figures else {}
-        self._entries = self._take_entries() if moment.entries else {}
+        self._sampled = plan.sampled
+        self._figures = self._measure_figures() if plan.figures else {}
+        self._entries = self._take_entries() if plan.entries else {}
         self._weight_nonfinite = self._count_corrupt_weights()
-        self._before = sample(placement.watched) if "update_ratio" in moment.figures else None
+        self._before = sample(columns.watched) if "update_ratio" in plan.figures else None
         self._sparse = [] if self._before is None else self._sparse_beyond_the_sample()
         self._copy: HostCopy | None = None
         self._finders: list[FindOrigin] = []
         self._origin: Origin | None = None
-        if earlier is not None and earlier._placement is placement:
+        if earlier is not None and earlier._columns is columns:
             self._add_change_of(earlier)
-            self._sampled = self._sampled or earlier.moment.sampled  # its ratio comes with this report
+            self._sampled = self._sampled or earlier.plan.sampled  # its ratio comes with this report
 
     @cached_property
     def is_finite(self) -> bool:
@@ -118,7 +118,7 @@ class Measurement:
     @property
     def is_overflow(self) -> bool:
         """Whether what is not finite may be the loss scale's doing. Waits for the device."""
-        return self.moment.has_scaler and (self.loss is None or math.isfinite(self.loss))
+        return self.plan.has_scaler and (self.loss is None or math.isfinite(self.loss))
 
     @cached_property
     def loss(self) -> float | None:
@@ -134,7 +134,7 @@ class Measurement:
 
     def add_activations(self, figures: Mapping[str, tuple[list[int], Tensor]]) -> None:
         """Takes {figure: (n columns, their (n,) values)} of the step's forward pass."""
-        columns = self._placement.columns[self._placement.positions]
+        columns = self._columns.columns[self._columns.positions]
         place = {column: at for at, column in enumerate(columns.tolist())}
         for name, (of, values) in figures.items():
             known = [at for at, column in enumerate(of) if column in place]
@@ -179,32 +179,32 @@ class Measurement:
         """The step on the host; waits for the copy."""
         self.send()
         copy = self._begin_copy() if self._copy is None else self._copy
-        moment, placement = self.moment, self._placement
+        plan, columns = self.plan, self._columns
         l2, nonfinite, total, clipped_total, *rest = copy.read()
         loss = float(rest.pop(0)[0]) if isinstance(self._loss, Tensor) else self._loss
         has_nonfinite = bool(nonfinite.any())
-        overflowed = moment.has_scaler and has_nonfinite
+        overflowed = plan.has_scaler and has_nonfinite
         is_sick = has_nonfinite or (loss is not None and not math.isfinite(loss))
         return StepReport(
-            step=moment.step,
-            optimizer=moment.optimizer,
-            update=moment.update,
+            step=plan.step,
+            optimizer=plan.optimizer,
+            update=plan.update,
             layers=self._layers.names,
             depth=self._layers.depth,
             size=self._layers.size,
-            measured=placement.measured,
-            grad_norm=placement.spread(l2),
-            nonfinite=placement.spread(nonfinite, absent=0).astype(np.int64),
+            measured=columns.measured,
+            grad_norm=columns.spread(l2),
+            nonfinite=columns.spread(nonfinite, absent=0).astype(np.int64),
             grad_norm_total=float(total[0]),
             grad_norm_clipped_total=float(clipped_total[0]),
             loss=loss,
             skipped=self._skipped or overflowed,
             overflowed=overflowed,
-            already_clipped=moment.already_clipped,
+            already_clipped=plan.already_clipped,
             sampled=self._sampled,
-            figures={name: placement.place(values) for name, values in zip(self._figures, rest, strict=True)},
+            figures={name: columns.place(values) for name, values in zip(self._figures, rest, strict=True)},
             weight_nonfinite=self._weight_nonfinite,
-            learning_rate=moment.learning_rate,
+            learning_rate=plan.learning_rate,
             origin=self._find_origin(nonfinite, loss) if is_sick else None,
             entries=self._entries,
         )
@@ -219,15 +219,15 @@ class Measurement:
         return self._origin or next((origin for origin in found if origin is not None), None)
 
     def _sick_layers(self, nonfinite: Floats) -> list[str]:
-        return [self._layers.names[column] for column in np.flatnonzero(self._placement.spread(nonfinite, absent=0))]
+        return [self._layers.names[column] for column in np.flatnonzero(self._columns.spread(nonfinite, absent=0))]
 
     def _sparse_beyond_the_sample(self) -> list[int]:
-        gradients = self._placement.select(self._gradients)
+        gradients = self._columns.select(self._gradients)
         return [i for i, g in enumerate(gradients) if g.layout is torch.sparse_coo and g.numel() > SAMPLED_ENTRIES]
 
     def _add_change_of(self, measurement: Measurement) -> None:
         if measurement._before is not None:
-            weights = self._placement.watched
+            weights = self._columns.watched
             change = relative_change(measurement._before, sample(weights), weights)
             for position in measurement._sparse:
                 change[position] = torch.nan  # the rows sampled may not be those that were met
@@ -244,12 +244,12 @@ class Measurement:
         return (change if scale is None else change * scale).expand(now.shape)
 
     def _measure_figures(self) -> dict[str, Tensor]:
-        wanted, figures, weights = self.moment.figures, {}, self._placement.watched
+        wanted, figures, weights = self.plan.figures, {}, self._columns.watched
         if wanted.intersection(_ENTRY_FIGURES):
-            watched = torch.from_numpy(self._placement.positions).to(self.device)
+            watched = torch.from_numpy(self._columns.positions).to(self.device)
             factor = self._factor[watched]
             norms, with_spread = self.magnitudes.l2[watched] * factor, not wanted.isdisjoint(("grad_mean", "grad_std"))
-            entries = statistics.entries(self._placement.select(self._gradients), norms, with_spread=with_spread)
+            entries = statistics.entries(self._columns.select(self._gradients), norms, with_spread=with_spread)
             figures["grad_max"], figures["grad_mean"] = entries.largest / factor, entries.mean / factor
             figures["grad_std"], figures["grad_zero_fraction"] = entries.std / factor, entries.zero_fraction
         if wanted.intersection(("weight_norm", "weight_std")):
@@ -259,12 +259,12 @@ class Measurement:
         return {name: values for name, values in figures.items() if name in wanted}
 
     def _take_entries(self) -> dict[str, list[Floats | None]]:
-        samples = evenly_spaced(self._placement.select(self._gradients), HISTOGRAM_ENTRIES)
-        factors = self._factor[torch.from_numpy(self._placement.positions).to(self.device)].unbind()
+        samples = evenly_spaced(self._columns.select(self._gradients), HISTOGRAM_ENTRIES)
+        factors = self._factor[torch.from_numpy(self._columns.positions).to(self.device)].unbind()
         gradients = [part.float() / factor for part, factor in zip(samples, factors, strict=True)]
-        weights = [part.float() for part in evenly_spaced(self._placement.watched, HISTOGRAM_ENTRIES)]
+        weights = [part.float() for part in evenly_spaced(self._columns.watched, HISTOGRAM_ENTRIES)]
         return {
-            kind: self._placement.list_of([part.cpu().numpy().copy() for part in parts])
+            kind: self._columns.list_of([part.cpu().numpy().copy() for part in parts])
             for kind, parts in (("grad", gradients), ("weight", weights))
         }
 
@@ -272,8 +272,8 @@ class Measurement:
         magnitudes = self.magnitudes
         if self.device.type != "cpu" or math.isfinite(float(magnitudes.total)) or not magnitudes.nonfinite.any():
             return None
-        counts = statistics.count_nonfinite(self._placement.watched).numpy()
-        return self._placement.place(counts, absent=0).astype(np.int64)
+        counts = statistics.count_nonfinite(self._columns.watched).numpy()
+        return self._columns.place(counts, absent=0).astype(np.int64)
 
 
 def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | float | None:

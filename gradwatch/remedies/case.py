@@ -57,8 +57,10 @@ class Case:
     def functions(self) -> frozenset[str]:
         """Types of the activation functions behind them; of all in the model, where none is known behind them."""
         known = SQUASHING | RECTIFYING | SMOOTH
-        behind = (self.layers.behind[column] for column in self._columns if column < len(self.layers.behind))
-        return known & frozenset().union(*behind) or known & self.layers.module_types
+        following = (
+            self.layers.followed_by[column] for column in self._columns if column < len(self.layers.followed_by)
+        )
+        return known & frozenset().union(*following) or known & self.layers.module_types
 
     @property
     def squashes(self) -> bool:

@@ -17,7 +17,7 @@ from gradwatch.scripts.imports import after_import
 from gradwatch.scripts.program import Program
 
 if TYPE_CHECKING:
-    from gradwatch.scripts.optimizer_tracker import Follower
+    from gradwatch.scripts.optimizer_tracker import OptimizerTracker
 
 __all__ = ["Program", "run_watched"]
 
@@ -43,36 +43,36 @@ def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_
 
 
 class _Watched:
-    """A follower as soon as there is torch, whose faults are none of the program's."""
+    """A tracker as soon as there is torch, whose faults are none of the program's."""
 
     def __init__(self, log_dir: Path, clip: float | str | None) -> None:
         self._log_dir, self._clip = log_dir, clip
-        self._follower: Follower | None = None
+        self._tracker: OptimizerTracker | None = None
 
     def begin(self) -> None:
         try:
-            from gradwatch.scripts.optimizer_tracker import Follower
+            from gradwatch.scripts.optimizer_tracker import OptimizerTracker
 
-            follower = Follower(self._log_dir, self._clip)
-            follower.begin()
-            self._follower = follower
+            tracker = OptimizerTracker(self._log_dir, self._clip)
+            tracker.begin()
+            self._tracker = tracker
         except Exception:
             logging.getLogger("gradwatch").warning("gradwatch: this run cannot be watched:", exc_info=True)
 
     def end(self, *, has_failed: bool) -> set[str]:
         """Says what was found; returns the kinds."""
-        follower = self._follower
-        if follower is not None and follower.is_in_child:
+        tracker = self._tracker
+        if tracker is not None and tracker.is_in_child:
             return set()
         try:
-            from gradwatch.scripts.summary import summary
+            from gradwatch.scripts.summary import summary_text
 
-            if follower is not None:
-                follower.end()
-            accounts = [] if follower is None else follower.accounts
-            if follower is None or follower.is_first_rank:
-                sys.stderr.write(summary(accounts, has_failed=has_failed))
-            return {finding.kind for account in accounts for finding in account.findings}
+            if tracker is not None:
+                tracker.end()
+            summaries = [] if tracker is None else tracker.summaries
+            if tracker is None or tracker.is_first_rank:
+                sys.stderr.write(summary_text(summaries, has_failed=has_failed))
+            return {finding.kind for summary in summaries for finding in summary.findings}
         except Exception:
             logging.getLogger("gradwatch").warning("gradwatch: the summary failed:", exc_info=True)
             return set()

@@ -1,7 +1,7 @@
 """Follows every optimizer of a program from its construction, and has a watcher for each model that is trained.
 
 Enters: optimizers as they are made and as they step, losses as ``backward()`` is called. Leaves: the watcher's verbs,
-and an account of each model. Torch is patched between ``begin`` and ``end`` only, and a forked child is left alone.
+and a summary of each model. Torch is patched between ``begin`` and ``end`` only, and a forked child is left alone.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from gradwatch.hooks.optimizers import StepHooks, parameters_of
 from gradwatch.scripts.losses import Losses
 from gradwatch.scripts.models import caller_outside
 from gradwatch.scripts.patches import after, around, before
-from gradwatch.scripts.summary import Account
+from gradwatch.scripts.summary import SummarySink
 from gradwatch.scripts.watched_model import WatchedModel
 from gradwatch.sinks.log import logger
 
-__all__ = ["Follower"]
+__all__ = ["OptimizerTracker"]
 
 MOST_MODELS = 32  # a search that trains more leaves more runs than anyone opens, and each holds files and a history
 
 
-class Follower:
+class OptimizerTracker:
     """Watches whatever is trained between ``begin`` and ``end``.
 
     A model is attached to in its first forward pass after an optimizer of it was made, so that its first step is seen
@@ -42,12 +42,12 @@ class Follower:
         clip: as in ``gradwatch.watch``.
 
     Attributes:
-        accounts: of each model that was trained, in order of their first steps.
+        summaries: of each model that was trained, in order of their first steps.
     """
 
     def __init__(self, log_dir: Path, clip: float | str | None) -> None:
         self.broken: set[str] = set()
-        self.accounts: list[Account] = []
+        self.summaries: list[SummarySink] = []
         self._log_dir, self._clip = log_dir, clip
         self._trained: list[WatchedModel] = []
         self._of: weakref.WeakKeyDictionary[Optimizer, WatchedModel | None] = weakref.WeakKeyDictionary()
@@ -206,10 +206,10 @@ class Follower:
     @harmless
     def _watch(self, trained: WatchedModel) -> None:
         """Attaches a watcher, once."""
-        if trained.account is not None:
+        if trained.summary is not None:
             return
-        is_only = len(self._trained) == 1 and not self.accounts
+        is_only = len(self._trained) == 1 and not self.summaries
         log_dir = self._log_dir if is_only else self._log_dir / trained.name
         trained.watch(log_dir if self.is_first_rank else None, self._clip, has_prefix=not is_only)
-        if trained.account is not None:
-            self.accounts.append(trained.account)
+        if trained.summary is not None:
+            self.summaries.append(trained.summary)

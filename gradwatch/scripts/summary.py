@@ -16,7 +16,7 @@ from gradwatch.sinks import Row
 if TYPE_CHECKING:
     from gradwatch.sinks.tensorboard import TensorBoard
 
-__all__ = ["Account", "summary"]
+__all__ = ["SummarySink", "summary_text"]
 
 MOST_LINES = 10  # findings told for each model; the event files hold them all
 NOTHING_YET = (
@@ -29,7 +29,7 @@ NOTHING = (
 )
 
 
-class Account:
+class SummarySink:
     """What became of one model: a sink that keeps findings only.
 
     Attributes:
@@ -68,35 +68,35 @@ class Account:
         pass
 
 
-def summary(accounts: Sequence[Account], *, has_failed: bool = False) -> str:
+def summary_text(summaries: Sequence[SummarySink], *, has_failed: bool = False) -> str:
     """Findings or their absence, steps seen, and where the event files are, model by model.
 
     Args:
-        accounts: of all models.
+        summaries: of all models.
         has_failed: the program has ended with a status other than 0, of which it has told itself.
     """
-    seen = [account for account in accounts if account.steps]
+    seen = [summary for summary in summaries if summary.steps]
     if not seen:
         return NOTHING_YET if has_failed else NOTHING
-    lines = [line for account in seen for line in _lines(account, is_only=len(seen) == 1)]
+    lines = [line for summary in seen for line in _lines(summary, is_only=len(seen) == 1)]
     return "\n".join(lines) + "\n"
 
 
-def _lines(account: Account, *, is_only: bool) -> Iterator[str]:
-    findings = account.findings
-    steps = "1 step" if account.steps == 1 else f"{account.steps} steps"
+def _lines(summary: SummarySink, *, is_only: bool) -> Iterator[str]:
+    findings = summary.findings
+    steps = "1 step" if summary.steps == 1 else f"{summary.steps} steps"
     count = {0: "no findings", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
-    whose = f", watched by {account.whose}" if account.whose else ""
-    which = "" if is_only else f"{account.name}: "
-    yield f"gradwatch: {which}{steps}, {count}{whose}{_where(account.log_dir)}"
+    whose = f", watched by {summary.whose}" if summary.whose else ""
+    which = "" if is_only else f"{summary.name}: "
+    yield f"gradwatch: {which}{steps}, {count}{whose}{_where(summary.log_dir)}"
     for each in findings[:MOST_LINES]:
         yield f"  {each.kind} in {each.layer or 'the whole run'} since step {each.step}: {each.message}"
     if len(findings) > MOST_LINES:
         yield f"  and {len(findings) - MOST_LINES} more"
-    if not (account.saw_loss or account.whose):
+    if not (summary.saw_loss or summary.whose):
         yield "  backward() was called on no loss: one that is NaN, flat or unstable was not looked for"
-    if findings and account.log_dir is not None and account.log_dir.is_dir():
-        yield f"  all of it: gradwatch report {shlex.quote(str(account.log_dir))}"
+    if findings and summary.log_dir is not None and summary.log_dir.is_dir():
+        yield f"  all of it: gradwatch report {shlex.quote(str(summary.log_dir))}"
 
 
 def _where(log_dir: Path | None) -> str:

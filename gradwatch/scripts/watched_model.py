@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gradwatch.hooks.module_calls import listen
 from gradwatch.scripts.models import name_of, roots_of, tensor_names
-from gradwatch.scripts.summary import Account
+from gradwatch.scripts.summary import SummarySink
 from gradwatch.sinks.log import logger
 from gradwatch.watcher import Watcher, watch, watch_tensors, watcher_of
 
@@ -38,14 +38,14 @@ class WatchedModel:
         optimizers: those that are alive.
         steps_of: attempted updates of each.
         watcher: None before it is watched, and where someone else watches it.
-        account: None before it is watched.
+        summary: None before it is watched.
     """
 
     def __init__(self, parameters: Sequence[Tensor], frame: FrameType, taken: set[str]) -> None:
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.steps_of: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self.watcher: Watcher | None = None
-        self.account: Account | None = None
+        self.summary: SummarySink | None = None
         self._stop: list[Callable[[], None]] = []
         roots, bare = roots_of(parameters)
         self._models = {_free(name_of(root, frame), taken): weakref.ref(root) for root in roots}
@@ -75,13 +75,13 @@ class WatchedModel:
     def watch(self, log_dir: Path | None, clip: float | str | None, *, has_prefix: bool) -> None:
         """Attaches a watcher, unless the program has one of its own."""
         if (own := watcher_of(self._tensors())) is not None:
-            self.account = Account(self.name, whose="the program's own watcher")
-            own.add_sink(self.account)
+            self.summary = SummarySink(self.name, whose="the program's own watcher")
+            own.add_sink(self.summary)
             return
         files = None if log_dir is None else _event_files(log_dir)
-        self.account = Account(self.name, files)
+        self.summary = SummarySink(self.name, files)
         try:
-            self.watcher = self._watcher(has_prefix, clip=clip, sinks=[*([files] if files else []), self.account])
+            self.watcher = self._watcher(has_prefix, clip=clip, sinks=[*([files] if files else []), self.summary])
             self.watcher.advises = False  # the script is not to be changed; the summary says what was missing
         except (TypeError, ValueError) as error:  # a model on the meta device, say
             self.give_up(error)
@@ -89,19 +89,19 @@ class WatchedModel:
     def count(self, optimizer: Optimizer) -> None:
         """An update of ``optimizer`` is attempted."""
         self.steps_of[optimizer] = self.steps_of.get(optimizer, 0) + 1
-        if self.account is not None:
-            self.account.steps += 1
+        if self.summary is not None:
+            self.summary.steps += 1
 
     def note_loss(self, was_seen: bool) -> None:
         """Whether this update came with a loss."""
-        if self.account is not None:
-            self.account.saw_loss |= was_seen
+        if self.summary is not None:
+            self.summary.saw_loss |= was_seen
 
     def give_up(self, error: Exception) -> None:
         """It cannot be watched."""
         logger.warning("gradwatch: %s is not watched: %s", self.name, error)
-        if self.account is not None:
-            self.account.whose, self.account.files = "nobody", None
+        if self.summary is not None:
+            self.summary.whose, self.summary.files = "nobody", None
         self.close()
         self.watcher = None
 

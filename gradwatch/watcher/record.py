@@ -97,8 +97,8 @@ class Record:
 
     @harmless
     def _may_wait(self, updates: Updates, measurement: Measurement) -> bool:
-        moment, waiting = measurement.moment, len(self._waiting)
-        if moment.sampled or self._cadence.is_logged(moment.update) or waiting > LONGEST_WAIT:
+        plan, waiting = measurement.plan, len(self._waiting)
+        if plan.sampled or self._cadence.is_logged(plan.update) or waiting > LONGEST_WAIT:
             return False
         return updates.detectors.may_wait(waiting, *measurement.outline())
 

@@ -21,7 +21,7 @@ from gradwatch.hooks.guard import harmless, without_collecting
 from gradwatch.measure import statistics
 from gradwatch.measure.activations import Activations
 from gradwatch.measure.backward import BackwardPass
-from gradwatch.measure.columns import Placement
+from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.measurement import Measurement
 from gradwatch.measure.report import Origin
@@ -133,9 +133,9 @@ class Steps:
             self._say_that_the_loop_clips(updates.policy, is_seen_past=at_end is not None)
         updates.is_settled = updates.is_settled or self._backward.settle(updates.watched)
         is_clipped = is_changed and at_end is None
-        moment = updates.moment(self.count, self._cadence, has_scaler, is_clipped, rate)
+        plan = updates.moment(self.count, self._cadence, has_scaler, is_clipped, rate)
         updates.current = Measurement(
-            moment,
+            plan,
             self._layers,
             placement,
             gradients,
@@ -187,7 +187,7 @@ class Steps:
             if self._restored:
                 updates.restore(self._restored.popleft())
 
-    def _evaluate_again(self, updates: Updates, gradients: list[Tensor], placement: Placement) -> None:
+    def _evaluate_again(self, updates: Updates, gradients: list[Tensor], placement: GradientColumns) -> None:
         """A closure was evaluated once more within one update: its gradients are clipped, or raise."""
         if not gradients or (updates.policy is None and self._on_nonfinite != "raise"):
             return
@@ -205,9 +205,9 @@ class Steps:
     def _look_at_activations(self, updates: Updates, current: Measurement) -> None:
         """Those of this step's forward pass, if it was sampled; from now on those of the next one, if it will be."""
         if self.activations is not None:
-            if current.moment.sampled:
+            if current.plan.sampled:
                 current.add_activations(self.activations.take() or {})
-            if self._cadence.is_sampled(current.moment.update + 1):
+            if self._cadence.is_sampled(current.plan.update + 1):
                 self.activations.begin()
 
     @harmless
@@ -237,13 +237,13 @@ class Steps:
 
     def _decide(self, updates: Updates, current: Measurement) -> None:
         """Whether the update is made, and how far."""
-        skips_itself = current.moment.has_scaler  # a scaler that finds no gradients ends the run with an error
+        skips_itself = current.plan.has_scaler  # a scaler that finds no gradients ends the run with an error
         if self._on_nonfinite != "report" and not skips_itself and not current.is_finite:
             current.mark_skipped()
             if self._on_nonfinite == "raise":
                 self.finish(updates)
                 self._record.drain()
-                self._record.raise_nonfinite(current.moment.step)
+                self._record.raise_nonfinite(current.plan.step)
             for parameter in updates.parameters:
                 parameter.grad = None
         elif updates.policy is not None:

@@ -14,9 +14,9 @@ from torch import Tensor
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
 from gradwatch.detect.episode import CLEAR_STEPS
-from gradwatch.measure.columns import Placement
+from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers
-from gradwatch.measure.measurement import Measurement, Moment
+from gradwatch.measure.measurement import Measurement, StepPlan
 from gradwatch.sinks import RowBuilder
 
 __all__ = ["Cadence", "Updates"]
@@ -72,7 +72,9 @@ class Updates:
         self.is_settled = False
         self.current: Measurement | None = None
         self.earlier: Measurement | None = None
-        self._placements: dict[bool, tuple[list[bool], Placement]] = {}  # the last with all gradients, and without some
+        self._placements: dict[
+            bool, tuple[list[bool], GradientColumns]
+        ] = {}  # the last with all gradients, and without some
         self._last_sick: int | None = None
 
     def use(self, parameters: Sequence[Tensor], layers: Layers) -> None:
@@ -82,14 +84,14 @@ class Updates:
             self.parameters, self._placements = parameters, {}
             self.watched = frozenset(column for column in found if column is not None)
 
-    def placement(self, gradients: Sequence[Tensor | None], layers: Layers) -> Placement:
+    def placement(self, gradients: Sequence[Tensor | None], layers: Layers) -> GradientColumns:
         """Of those parameters that have a gradient at this update; that of the last update where they are the same."""
         has_gradient = [gradient is not None for gradient in gradients]
         known = self._placements.get(all(has_gradient))
         if known is None or known[0] != has_gradient:
             parameters = list(itertools.compress(self.parameters, has_gradient))
             columns = [-1 if (column := layers.column(p)) is None else column for p in parameters]
-            known = has_gradient, Placement(parameters, np.array(columns, dtype=np.int64), len(layers))
+            known = has_gradient, GradientColumns(parameters, np.array(columns, dtype=np.int64), len(layers))
             self._placements[all(has_gradient)] = known
         return known[1]
 
@@ -100,12 +102,12 @@ class Updates:
 
     def moment(
         self, step: int, cadence: Cadence, has_scaler: bool, already_clipped: bool, rate: float | None
-    ) -> Moment:
+    ) -> StepPlan:
         """What the coming update is asked for."""
         sampled, logged = cadence.is_sampled(self.count), cadence.is_logged(self.count)
         figures = (DETECTION_FIGURES if sampled else frozenset()) | (cadence.row_figures if logged else frozenset())
         entries = logged and cadence.histograms
-        return Moment(step, self.index, self.count, sampled, figures, entries, has_scaler, already_clipped, rate)
+        return StepPlan(step, self.index, self.count, sampled, figures, entries, has_scaler, already_clipped, rate)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run goes on from."""

@@ -21,7 +21,7 @@ def test_the_sick_layer_nearest_the_output_gives_its_name():
 
 def test_nearest_the_output_means_depth_not_registration():
     layers = table(3)
-    layers.depth[:] = [2, 0, 1]
+    layers.depth = np.array([2, 0, 1])
     (finding,) = findings(sick([4, 2, 1]), layers=layers)
     assert (finding.layer, finding.layers) == ("w0", ("w0", "w1", "w2"))
 

@@ -121,7 +121,7 @@ def mixed_table():
     """Weights, biases and a scalar, run in another order than they were registered."""
     shapes = {"w0": (3, 2), "b0": (3,), "w1": (4, 3), "scale": (), "w2": (2, 4)}
     layers = of_tensors({name: torch.zeros(shape) for name, shape in shapes.items()})
-    layers.depth[:] = [0, 1, 4, 3, 2]
+    layers.depth = np.array([0, 1, 4, 3, 2])
     return layers
 
 

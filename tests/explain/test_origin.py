@@ -353,7 +353,7 @@ def test_calls_that_no_update_follows_are_not_kept():
             model(batch)
         del batch
         assert sum(kept() is not None for kept in batches) <= 8
-        assert len(watcher._steps.trace._passages) <= 64 * 7
+        assert len(watcher._steps.trace._calls) <= 64 * 7
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec")

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from gradwatch.measure.columns import Placement
+from gradwatch.measure.columns import GradientColumns
 
 NAN = np.nan
 
 
 def placed(columns, layers):
-    return Placement(
+    return GradientColumns(
         [torch.full((1,), float(i)) for i in range(len(columns))], np.array(columns, dtype=np.int64), layers
     )
 

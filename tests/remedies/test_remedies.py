@@ -214,7 +214,7 @@ def test_the_function_behind_a_layer_is_told_by_name():
 
 def test_a_function_behind_normalisation_belongs_to_the_layer_before_it():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Tanh(), nn.Linear(2, 2), nn.ReLU())
-    assert of_model(model).behind == (*[frozenset({"Tanh"})] * 4, *[frozenset({"ReLU"})] * 2)
+    assert of_model(model).followed_by == (*[frozenset({"Tanh"})] * 4, *[frozenset({"ReLU"})] * 2)
 
 
 def test_a_known_learning_rate_becomes_a_figure():

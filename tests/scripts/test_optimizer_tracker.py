@@ -1,4 +1,4 @@
-"""Whatever trains while a follower is there is watched, under the names that its model gives."""
+"""Whatever trains while a tracker is there is watched, under the names that its model gives."""
 
 import copy
 import gc
@@ -18,13 +18,13 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 import gradwatch
 from gradwatch.scripts import optimizer_tracker
 from gradwatch.scripts.models import roots_of
-from gradwatch.scripts.optimizer_tracker import Follower
-from gradwatch.scripts.summary import summary
+from gradwatch.scripts.optimizer_tracker import OptimizerTracker
+from gradwatch.scripts.summary import summary_text
 
 
 @pytest.fixture
-def follower(tmp_path):
-    made = Follower(tmp_path / "runs", None)
+def tracker(tmp_path):
+    made = OptimizerTracker(tmp_path / "runs", None)
     made.begin()
     yield made
     made.end()
@@ -58,8 +58,8 @@ def train(model, steps=3, optimizer=None):
     return [loss.item() for loss in losses]
 
 
-def watcher_of(follower, which=0):
-    return follower._trained[which].watcher
+def watcher_of(tracker, which=0):
+    return tracker._trained[which].watcher
 
 
 def tags(directory):
@@ -68,18 +68,18 @@ def tags(directory):
     return events.Tags()["scalars"]
 
 
-def test_a_model_is_seen_from_its_first_step_on_under_the_names_of_its_parameters(follower):
+def test_a_model_is_seen_from_its_first_step_on_under_the_names_of_its_parameters(tracker):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = train(model, 12, optimizer)
-    history = watcher_of(follower).history
+    history = watcher_of(tracker).history
     assert history.layers == tuple(name for name, _ in model.named_parameters())
     assert history.steps.tolist() == list(range(12))
     assert history["loss"].tolist() == pytest.approx(losses, rel=1e-6)
-    assert follower.accounts[0].steps == 12
+    assert tracker.summaries[0].steps == 12
 
 
-def test_figures_are_those_of_a_watched_loop(follower):
+def test_figures_are_those_of_a_watched_loop(tracker):
     def trained(watch):
         torch.manual_seed(0)
         model = Net()
@@ -96,8 +96,8 @@ def test_figures_are_those_of_a_watched_loop(follower):
         return model, optimizer, watcher
 
     model, kept, _ = trained(watch=False)  # a dropped optimizer would let its watcher go
-    history = watcher_of(follower).history
-    follower.end()
+    history = watcher_of(tracker).history
+    tracker.end()
     del kept
     twin, _, watcher = trained(watch=True)
     watcher.close()
@@ -106,18 +106,18 @@ def test_figures_are_those_of_a_watched_loop(follower):
         assert np.allclose(history[name], watcher.history[name], equal_nan=True), name
 
 
-def test_a_nan_of_the_very_first_forward_pass_is_traced_to_its_operation(follower):
+def test_a_nan_of_the_very_first_forward_pass_is_traced_to_its_operation(tracker):
     class Log(Net):
         def forward(self, x):
             return self.last(torch.log(self.first(x)))
 
     train(Log(), 1)
-    (finding,) = follower.accounts[0].findings
+    (finding,) = tracker.summaries[0].findings
     assert "observed" in finding.cause
     assert "logarithm" in finding.cause
 
 
-def test_two_models_of_a_gan_are_told_apart(follower, tmp_path):
+def test_two_models_of_a_gan_are_told_apart(tracker, tmp_path):
     generator = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     critic = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 1))
     optimizers = [torch.optim.Adam(model.parameters()) for model in (generator, critic)]
@@ -125,34 +125,34 @@ def test_two_models_of_a_gan_are_told_apart(follower, tmp_path):
         made = generator(torch.randn(8, 4))
         update(optimizers[1], critic(made.detach()).mean() - critic(torch.randn(8, 2)).mean())
         update(optimizers[0], -critic(made).mean())
-    follower.end()
-    assert sorted(account.name for account in follower.accounts) == ["critic", "generator"]
-    assert [account.steps for account in follower.accounts] == [3, 3]
+    tracker.end()
+    assert sorted(found.name for found in tracker.summaries) == ["critic", "generator"]
+    assert [found.steps for found in tracker.summaries] == [3, 3]
     for name in ("critic", "generator"):
         assert f"grad_norm/{name}.2.weight" in tags(tmp_path / "runs" / name)
 
 
-def test_models_trained_in_turn_have_a_directory_each(follower, tmp_path):
+def test_models_trained_in_turn_have_a_directory_each(tracker, tmp_path):
     for model in (Net(), Other(), Net()):
         train(model)
-    follower.end()
-    assert [account.name for account in follower.accounts] == ["Net", "Other", "Net_2"]
-    assert [account.log_dir for account in follower.accounts] == [
+    tracker.end()
+    assert [found.name for found in tracker.summaries] == ["Net", "Other", "Net_2"]
+    assert [found.log_dir for found in tracker.summaries] == [
         tmp_path / "runs", tmp_path / "runs" / "Other", tmp_path / "runs" / "Net_2"
     ]  # fmt: skip
     assert "grad_norm/first.weight" in tags(tmp_path / "runs")
     assert "grad_norm/Other.first.weight" in tags(tmp_path / "runs" / "Other")
 
 
-def test_a_new_optimizer_of_the_same_model_goes_on_with_its_run(follower):
+def test_a_new_optimizer_of_the_same_model_goes_on_with_its_run(tracker):
     model = Net()
     train(model)
     gc.collect()
     train(model)
-    assert [account.steps for account in follower.accounts] == [6]
+    assert [found.steps for found in tracker.summaries] == [6]
 
 
-def test_a_model_that_is_dropped_is_let_go_when_the_next_one_comes(follower):
+def test_a_model_that_is_dropped_is_let_go_when_the_next_one_comes(tracker):
     model = Net()
     weight = weakref.ref(model.first.weight)
     train(model)
@@ -162,41 +162,41 @@ def test_a_model_that_is_dropped_is_let_go_when_the_next_one_comes(follower):
     assert weight() is None
 
 
-def test_models_beyond_the_limit_are_left_alone(follower, monkeypatch, caplog):
+def test_models_beyond_the_limit_are_left_alone(tracker, monkeypatch, caplog):
     monkeypatch.setattr(optimizer_tracker, "MOST_MODELS", 2)
     for _ in range(4):
         train(Net())
-    assert len(follower.accounts) == 2
+    assert len(tracker.summaries) == 2
     assert [record.getMessage() for record in caplog.records] == [
         "gradwatch: 2 models are watched; further ones of this run are not."
     ]
 
 
-def test_a_part_of_a_model_has_the_name_that_it_has_in_the_whole(follower):
+def test_a_part_of_a_model_has_the_name_that_it_has_in_the_whole(tracker):
     model = Net()
     train(model, optimizer=torch.optim.SGD(model.last.parameters(), lr=0.1))
-    assert watcher_of(follower).history.layers == ("first.weight", "first.bias", "last.weight", "last.bias")
+    assert watcher_of(tracker).history.layers == ("first.weight", "first.bias", "last.weight", "last.bias")
 
 
-def test_two_models_of_one_optimizer_share_a_run(follower):
+def test_two_models_of_one_optimizer_share_a_run(tracker):
     encoder, decoder = Net(), Other()
     optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
     update(optimizer, encoder(torch.randn(8, 4)).mean() + decoder(torch.randn(8, 4)).mean())
-    assert [account.name for account in follower.accounts] == ["Net+Other"]
-    assert watcher_of(follower).history.layers[0] == "Net.first.weight"
-    assert "Other.last.bias" in watcher_of(follower).history.layers
+    assert [found.name for found in tracker.summaries] == ["Net+Other"]
+    assert watcher_of(tracker).history.layers[0] == "Net.first.weight"
+    assert "Other.last.bias" in watcher_of(tracker).history.layers
 
 
-def test_bare_tensors_have_the_names_of_their_variables(follower):
+def test_bare_tensors_have_the_names_of_their_variables(tracker):
     slope, offset = torch.ones(3, requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([slope, offset], lr=0.1)
     for _ in range(3):
         update(optimizer, (slope.sum() + offset).square().sum())
-    assert watcher_of(follower).history.layers == ("slope", "offset")
-    assert len(watcher_of(follower).history) == 3
+    assert watcher_of(tracker).history.layers == ("slope", "offset")
+    assert len(watcher_of(tracker).history) == 3
 
 
-def test_two_optimizers_of_one_backward_pass_both_get_its_loss(follower):
+def test_two_optimizers_of_one_backward_pass_both_get_its_loss(tracker):
     model = Net()
     optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model.first, model.last)]
     losses = []
@@ -207,10 +207,10 @@ def test_two_optimizers_of_one_backward_pass_both_get_its_loss(follower):
             optimizer.step()
             optimizer.zero_grad()
         losses += [loss.item()] * 2
-    assert watcher_of(follower).history["loss"].tolist() == pytest.approx(losses)
+    assert watcher_of(tracker).history["loss"].tolist() == pytest.approx(losses)
 
 
-def test_losses_of_accumulated_batches_are_averaged(follower):
+def test_losses_of_accumulated_batches_are_averaged(tracker):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     means = []
@@ -221,31 +221,31 @@ def test_losses_of_accumulated_batches_are_averaged(follower):
         optimizer.step()
         optimizer.zero_grad()
         means.append(sum(loss.item() for loss in losses) / 4)
-    assert watcher_of(follower).history["loss"].tolist() == pytest.approx(means)
+    assert watcher_of(tracker).history["loss"].tolist() == pytest.approx(means)
 
 
 @pytest.mark.parametrize(
     "call", [lambda pair: torch.autograd.backward(pair), lambda pair: (pair[0] + pair[1]).backward()]
 )
-def test_of_several_losses_the_sum_counts(follower, call):
+def test_of_several_losses_the_sum_counts(tracker, call):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     parts = [model(torch.ones(2, 4)).square().mean(), model(torch.randn(8, 4)).square().mean()]
     call(parts)
     optimizer.step()
-    assert watcher_of(follower).history["loss"].tolist() == pytest.approx([sum(part.item() for part in parts)])
+    assert watcher_of(tracker).history["loss"].tolist() == pytest.approx([sum(part.item() for part in parts)])
 
 
-def test_what_is_not_a_scalar_is_no_loss(follower):
+def test_what_is_not_a_scalar_is_no_loss(tracker):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     output = model(torch.randn(8, 4))
     output.backward(torch.ones_like(output))
     optimizer.step()
-    assert [str(loss) for loss in watcher_of(follower).history["loss"].tolist()] == ["nan"]
+    assert [str(loss) for loss in watcher_of(tracker).history["loss"].tolist()] == ["nan"]
 
 
-def test_lbfgs_takes_the_loss_of_its_first_evaluation(follower):
+def test_lbfgs_takes_the_loss_of_its_first_evaluation(tracker):
     model = Net()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
     x, evaluated = torch.randn(8, 4), []
@@ -261,11 +261,11 @@ def test_lbfgs_takes_the_loss_of_its_first_evaluation(follower):
         evaluated.append([])
         optimizer.step(closure)
     assert all(len(losses) > 1 for losses in evaluated)
-    assert watcher_of(follower).history["loss"].tolist() == pytest.approx([losses[0] for losses in evaluated])
+    assert watcher_of(tracker).history["loss"].tolist() == pytest.approx([losses[0] for losses in evaluated])
 
 
 @pytest.mark.parametrize("divide", [1, 2])
-def test_a_scaled_loss_is_divided_back_and_what_the_scaler_leaves_out_is_counted(follower, divide):
+def test_a_scaled_loss_is_divided_back_and_what_the_scaler_leaves_out_is_counted(tracker, divide):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60 if divide == 1 else 2.0**10)
@@ -278,26 +278,26 @@ def test_a_scaled_loss_is_divided_back_and_what_the_scaler_leaves_out_is_counted
         scaler.update(2.0**10)
         optimizer.zero_grad()
         losses.append(loss.item() / divide)
-    history = watcher_of(follower).history
+    history = watcher_of(tracker).history
     assert history["loss"].tolist() == pytest.approx(losses)
     assert history["skipped"].tolist() == [divide == 1, False, False, False]
-    assert follower.accounts[0].steps == 4
-    assert follower.accounts[0].findings == []
+    assert tracker.summaries[0].steps == 4
+    assert tracker.summaries[0].findings == []
 
 
-def test_a_program_that_watches_itself_is_not_watched_twice(follower):
+def test_a_program_that_watches_itself_is_not_watched_twice(tracker):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with gradwatch.watch(model, optimizer) as watcher:
         for _ in range(3):
             update(optimizer, model(torch.randn(8, 4)).mean() * torch.nan)
-    assert watcher_of(follower) is None
+    assert watcher_of(tracker) is None
     assert len(watcher.history) == 3
-    (account,) = follower.accounts
-    assert (account.steps, account.log_dir, [finding.kind for finding in account.findings]) == (3, None, ["nonfinite"])
+    (found,) = tracker.summaries
+    assert (found.steps, found.log_dir, [finding.kind for finding in found.findings]) == (3, None, ["nonfinite"])
 
 
-def test_a_program_that_begins_to_watch_takes_over(follower, caplog):
+def test_a_program_that_begins_to_watch_takes_over(tracker, caplog):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, 2, optimizer)
@@ -308,14 +308,14 @@ def test_a_program_that_begins_to_watch_takes_over(follower, caplog):
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
-def test_an_optimizer_that_was_never_constructed_is_met_when_it_steps(follower, make):
+def test_an_optimizer_that_was_never_constructed_is_met_when_it_steps(tracker, make):
     model = Net()
     model.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    del follower._of[model.optimizer]
-    follower._trained.clear()
+    del tracker._of[model.optimizer]
+    tracker._trained.clear()
     twin = make(model)
     losses = train(twin, 8, twin.optimizer)
-    history = watcher_of(follower).history
+    history = watcher_of(tracker).history
     assert history.layers[0] == "first.weight"
     assert history["loss"].tolist() == pytest.approx(losses, rel=1e-6)
     assert (
@@ -323,7 +323,7 @@ def test_an_optimizer_that_was_never_constructed_is_met_when_it_steps(follower, 
     ).all()  # in the columns of weights; its second sampled step, the first that it can be seen in whole
 
 
-def test_an_optimizer_inside_the_backward_pass_is_told_and_left_alone(follower, caplog):
+def test_an_optimizer_inside_the_backward_pass_is_told_and_left_alone(tracker, caplog):
     model = nn.Linear(4, 1)
     optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}
     for parameter in model.parameters():
@@ -332,16 +332,16 @@ def test_an_optimizer_inside_the_backward_pass_is_told_and_left_alone(follower, 
     model(torch.ones(2, 4)).sum().backward()
     assert not torch.equal(model.weight, before)
     assert any("steps inside the backward pass" in record.getMessage() for record in caplog.records)
-    assert "watched by nobody" in summary(follower.accounts)
+    assert "watched by nobody" in summary_text(tracker.summaries)
 
 
-def test_a_fault_of_ours_never_stops_the_program(follower, monkeypatch, caplog):
+def test_a_fault_of_ours_never_stops_the_program(tracker, monkeypatch, caplog):
     def fault(*args, **kwargs):
         raise RuntimeError("made by the test")
 
     for method in ("_find", "_watch"):
-        monkeypatch.setattr(Follower, method, fault)
-    monkeypatch.setattr(follower._losses, "note_backward", fault)
+        monkeypatch.setattr(OptimizerTracker, method, fault)
+    monkeypatch.setattr(tracker._losses, "note_backward", fault)
     model = Net()
     before = model.first.weight.clone()
     train(model)
@@ -356,21 +356,21 @@ def test_torch_is_as_it_was_afterwards(tmp_path):
         return torch.optim.Optimizer.__init__, torch.autograd.backward, scaler.scale, scaler.step
 
     before = patched()
-    follower = Follower(tmp_path, None)
-    follower.begin()
+    tracker = OptimizerTracker(tmp_path, None)
+    tracker.begin()
     train(Net())
     assert all(now is not was for now, was in zip(patched(), before, strict=True))
-    follower.end()
+    tracker.end()
     assert patched() == before
     assert not _global_optimizer_pre_hooks
 
 
 def test_clip_is_passed_on(tmp_path):
-    follower = Follower(tmp_path, 1e-3)
-    follower.begin()
+    tracker = OptimizerTracker(tmp_path, 1e-3)
+    tracker.begin()
     train(Net())
-    history = watcher_of(follower).history
-    follower.end()
+    history = watcher_of(tracker).history
+    tracker.end()
     assert (history["grad_norm_clipped_total"] <= 1e-3).all()
     assert (history["grad_norm_total"] > 1e-3).all()
 
@@ -387,17 +387,17 @@ def compiler():
 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("compile_first", [True, False])
-def test_a_compiled_model_has_its_own_names_and_is_compiled_once(follower, compile_first):
+def test_a_compiled_model_has_its_own_names_and_is_compiled_once(tracker, compile_first):
     counter = CompileCounter()
     model = Net()
     optimizer = None if compile_first else torch.optim.SGD(model.parameters(), lr=0.1)
     train(torch.compile(model, backend=counter, fullgraph=True), 6, optimizer)
-    assert watcher_of(follower).history.layers[0] == "first.weight"
-    assert len(watcher_of(follower).history) == 6
+    assert watcher_of(tracker).history.layers[0] == "first.weight"
+    assert len(watcher_of(tracker).history) == 6
     assert counter.frame_count == 1
 
 
-def test_a_model_whose_parts_are_called_is_seen_from_its_first_step_on(follower):
+def test_a_model_whose_parts_are_called_is_seen_from_its_first_step_on(tracker):
     class Parts(nn.Module):
         def __init__(self):
             super().__init__()
@@ -410,11 +410,11 @@ def test_a_model_whose_parts_are_called_is_seen_from_its_first_step_on(follower)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for _ in range(3):
         update(optimizer, module.training_step(torch.randn(8, 4)))
-    assert watcher_of(follower).history.layers[0] == "body.first.weight"
-    assert len(watcher_of(follower).history) == 3
+    assert watcher_of(tracker).history.layers[0] == "body.first.weight"
+    assert len(watcher_of(tracker).history) == 3
 
 
-def test_a_forked_child_leaves_its_parents_files_alone(follower):
+def test_a_forked_child_leaves_its_parents_files_alone(tracker):
     model = Net()
     train(model)
     child = os.fork()
@@ -422,15 +422,15 @@ def test_a_forked_child_leaves_its_parents_files_alone(follower):
         status = 1
         try:
             train(model)
-            status = int(follower.accounts[0].steps != 3 or not follower.is_in_child)
+            status = int(tracker.summaries[0].steps != 3 or not tracker.is_in_child)
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     train(model)
-    assert follower.accounts[0].steps == 6
+    assert tracker.summaries[0].steps == 6
 
 
-def test_roots_are_the_outermost_modules_and_bare_tensors_are_left(follower):
+def test_roots_are_the_outermost_modules_and_bare_tensors_are_left(tracker):
     model, bare = Net(), torch.ones(2, requires_grad=True)
     whole = nn.ModuleDict({"net": model})
     roots, left = roots_of([*model.parameters(), bare])
@@ -449,31 +449,34 @@ def test_a_circle_of_modules_has_an_end():
     del model.first.owner
 
 
-def test_the_summary_tells_steps_findings_and_files(follower, tmp_path):
+def test_the_summary_tells_steps_findings_and_files(tracker, tmp_path):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     update(optimizer, model(torch.randn(8, 4)).mean() * torch.nan)
-    follower.end()
-    first, second, third = summary(follower.accounts).splitlines()
+    tracker.end()
+    first, second, third = summary_text(tracker.summaries).splitlines()
     assert first == f"gradwatch: 1 step, 1 finding; event files in {tmp_path / 'runs'}"
     assert second.startswith("  nonfinite in last.bias since step 0: ")
     assert third == f"  all of it: gradwatch report {tmp_path / 'runs'}"
 
 
-def test_the_summary_names_the_directory_that_was_written(follower, tmp_path):
+def test_the_summary_names_the_directory_that_was_written(tracker, tmp_path):
     train(nn.Linear(4, 1))
-    follower.end()
-    again = Follower(tmp_path / "runs", None)
+    tracker.end()
+    again = OptimizerTracker(tmp_path / "runs", None)
     again.begin()
     kept = torch.optim.SGD((model := Net()).parameters(), lr=0.1)
     train(model, 3, kept)
     again.end()
-    assert summary(again.accounts) == f"gradwatch: 3 steps, no findings; event files in {tmp_path / 'runs' / 'run_2'}\n"
+    assert (
+        summary_text(again.summaries)
+        == f"gradwatch: 3 steps, no findings; event files in {tmp_path / 'runs' / 'run_2'}\n"
+    )
     shutil.rmtree(tmp_path / "runs")
-    assert summary(again.accounts).endswith(f"; no event files: {tmp_path / 'runs' / 'run_2'} is not there\n")
+    assert summary_text(again.summaries).endswith(f"; no event files: {tmp_path / 'runs' / 'run_2'} is not there\n")
 
 
-def test_a_loss_that_was_not_seen_is_told_by_the_summary_and_not_as_advice_for_another_loop(follower, caplog):
+def test_a_loss_that_was_not_seen_is_told_by_the_summary_and_not_as_advice_for_another_loop(tracker, caplog):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for parameter, gradient in zip(
@@ -481,12 +484,12 @@ def test_a_loss_that_was_not_seen_is_told_by_the_summary_and_not_as_advice_for_a
     ):
         parameter.grad = gradient
     optimizer.step()
-    follower.end()
+    tracker.end()
     assert [record.getMessage() for record in caplog.records] == []
-    assert summary(follower.accounts).splitlines()[1].startswith("  backward() was called on no loss")
+    assert summary_text(tracker.summaries).splitlines()[1].startswith("  backward() was called on no loss")
 
 
-def test_a_closures_loss_is_one(follower):
+def test_a_closures_loss_is_one(tracker):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -497,30 +500,30 @@ def test_a_closures_loss_is_one(follower):
         return loss
 
     optimizer.step(closure)
-    assert follower.accounts[0].saw_loss
+    assert tracker.summaries[0].saw_loss
 
 
-def test_a_model_that_was_called_and_never_updated_is_no_matter_for_advice(follower, caplog):
+def test_a_model_that_was_called_and_never_updated_is_no_matter_for_advice(tracker, caplog):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.ones(2, 4)).sum().backward()
-    follower.end()
+    tracker.end()
     assert caplog.records == []
-    assert "no optimizer of torch.optim has stepped" in summary(follower.accounts)
-    assert "ended before" in summary(follower.accounts, has_failed=True)
+    assert "no optimizer of torch.optim has stepped" in summary_text(tracker.summaries)
+    assert "ended before" in summary_text(tracker.summaries, has_failed=True)
     del optimizer
 
 
 def test_the_summary_of_nothing_says_so():
-    assert "no optimizer of torch.optim has stepped" in summary([])
+    assert "no optimizer of torch.optim has stepped" in summary_text([])
 
 
 def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    follower = Follower(tmp_path / "runs", None)
-    follower.begin()
+    tracker = OptimizerTracker(tmp_path / "runs", None)
+    tracker.begin()
     train(Net())
-    follower.end()
-    assert not follower.is_first_rank
-    assert follower.accounts[0].steps == 3
+    tracker.end()
+    assert not tracker.is_first_rank
+    assert tracker.summaries[0].steps == 3
     assert not (tmp_path / "runs").exists()
