@@ -8,21 +8,21 @@ from gradwatch.event_files.run import Run, Series
 from gradwatch.measure.layers import Layers
 from gradwatch.sinks.memory import History
 from gradwatch.views.notebook import in_notebook
-from gradwatch.watcher.record import Record
+from gradwatch.watcher.report_processor import ReportProcessor
 
 __all__ = ["html_of"]
 
 
-def html_of(layers: Layers, record: Record) -> str:
+def html_of(layers: Layers, processor: ReportProcessor) -> str:
     """The last steps as a picture and all findings as a table; everything has arrived on the host."""
-    return in_notebook(_run_of(layers, record))
+    return in_notebook(_run_of(layers, processor))
 
 
-def _run_of(layers: Layers, record: Record) -> Run:
-    history = record.history
+def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
+    history = processor.history
     norms, steps = history["grad_norm"].astype(np.float32), history.steps
     highest = np.where(history["nonfinite"].astype(bool), np.float32(np.inf), norms)
-    findings = tuple(record.findings() or ())
+    findings = tuple(processor.findings() or ())
     return Run(
         name="",
         layers=layers.names,
@@ -35,8 +35,8 @@ def _run_of(layers: Layers, record: Record) -> Run:
         },
         curves=_totals(history),
         findings=findings,
-        ended=tuple(record.has_ended(finding) for finding in findings),
-        skipped_steps=record.skipped_steps,
+        ended=tuple(processor.has_ended(finding) for finding in findings),
+        skipped_steps=processor.skipped_steps,
         written_at=0.0,
         problems=(),
     )

@@ -27,9 +27,9 @@ from gradwatch.measure.measurement import Measurement
 from gradwatch.measure.report import Origin
 from gradwatch.remedies import Case, advise
 from gradwatch.sinks.log import logger
+from gradwatch.watcher.optimizer_track import Cadence, OptimizerTrack
 from gradwatch.watcher.options import OnNonFinite
-from gradwatch.watcher.record import Record
-from gradwatch.watcher.updates import Cadence, Updates
+from gradwatch.watcher.report_processor import ReportProcessor
 
 __all__ = ["Steps"]
 
@@ -40,7 +40,7 @@ class Steps:
     Args:
         layers: the table.
         backward: what the backward pass tells.
-        record: takes each step once it was measured.
+        processor: takes each step once it was measured.
         cadence: what to measure when.
         policy: how to clip; each optimizer gets its own copy.
         on_nonfinite: as in ``gradwatch.watch``.
@@ -61,7 +61,7 @@ class Steps:
         self,
         layers: Layers,
         backward: BackwardPass,
-        record: Record,
+        processor: ReportProcessor,
         cadence: Cadence,
         policy: Policy | None,
         on_nonfinite: OnNonFinite,
@@ -76,24 +76,24 @@ class Steps:
         self.replay: Replay | None = None
         self.trace: Trace | None = None
         self.broken: set[str] = set()
-        self._layers, self._backward, self._record, self._cadence = layers, backward, record, cadence
+        self._layers, self._backward, self._processor, self._cadence = layers, backward, processor, cadence
         self._policy, self._on_nonfinite, self._thresholds = policy, on_nonfinite, thresholds
-        self._updates: dict[int | None, Updates] = {}
+        self._updates: dict[int | None, OptimizerTrack] = {}
         self._restored: deque[dict[str, Any]] = deque()
         self._said: set[str] = set()
 
-    def updates_of(self, key: int | None) -> Updates:
+    def updates_of(self, key: int | None) -> OptimizerTrack:
         """What lives across the updates of one optimizer, None for a loop without one; made at first sight."""
         if key not in self._updates:
             detectors = Detectors(self._layers, self._thresholds, self._advise)
             policy = None if self._policy is None else self._policy.renew()
-            updates = self._updates[key] = Updates(len(self._updates), detectors, policy)
-            self._record.follow(updates)
+            updates = self._updates[key] = OptimizerTrack(len(self._updates), detectors, policy)
+            self._processor.follow(updates)
             if self._restored:
                 updates.restore(self._restored.popleft())
         return self._updates[key]
 
-    def known(self, key: int | None) -> Updates | None:
+    def known(self, key: int | None) -> OptimizerTrack | None:
         """As ``updates_of``, None where it was not seen yet."""
         return self._updates.get(key)
 
@@ -133,7 +133,7 @@ class Steps:
             self._say_that_the_loop_clips(updates.policy, is_seen_past=at_end is not None)
         updates.is_settled = updates.is_settled or self._backward.settle(updates.watched)
         is_clipped = is_changed and at_end is None
-        plan = updates.moment(self.count, self._cadence, has_scaler, is_clipped, rate)
+        plan = updates.plan(self.count, self._cadence, has_scaler, is_clipped, rate)
         updates.current = Measurement(
             plan,
             self._layers,
@@ -155,7 +155,7 @@ class Steps:
 
     @harmless
     @without_collecting
-    def finish(self, updates: Updates, is_made: bool = True) -> None:
+    def finish(self, updates: OptimizerTrack, is_made: bool = True) -> None:
         """The update is made, or soon will be: sends the figures to the host, and reads those that have arrived."""
         current, updates.current = updates.current, None
         if current is None:
@@ -163,14 +163,14 @@ class Steps:
         if is_made:
             current.follow_update()
         current.send()
-        self._record.add(updates, current)
+        self._processor.add(updates, current)
 
     @harmless
     def drain(self) -> None:
         """Finishes what is under way, and waits for the device."""
         for updates in self._updates.values():
             self.finish(updates)
-        self._record.drain()
+        self._processor.drain()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
@@ -187,7 +187,7 @@ class Steps:
             if self._restored:
                 updates.restore(self._restored.popleft())
 
-    def _evaluate_again(self, updates: Updates, gradients: list[Tensor], placement: GradientColumns) -> None:
+    def _evaluate_again(self, updates: OptimizerTrack, gradients: list[Tensor], placement: GradientColumns) -> None:
         """A closure was evaluated once more within one update: its gradients are clipped, or raise."""
         if not gradients or (updates.policy is None and self._on_nonfinite != "raise"):
             return
@@ -202,7 +202,7 @@ class Steps:
             updates.policy.clip_(gradients, magnitudes)
 
     @harmless
-    def _look_at_activations(self, updates: Updates, current: Measurement) -> None:
+    def _look_at_activations(self, updates: OptimizerTrack, current: Measurement) -> None:
         """Those of this step's forward pass, if it was sampled; from now on those of the next one, if it will be."""
         if self.activations is not None:
             if current.plan.sampled:
@@ -211,7 +211,7 @@ class Steps:
                 self.activations.begin()
 
     @harmless
-    def _trace_back(self, updates: Updates, current: Measurement) -> None:
+    def _trace_back(self, updates: OptimizerTrack, current: Measurement) -> None:
         """Where a NaN or Inf came from: from running the step again where the update can wait, else from the trace."""
         can_wait = current.device.type == "cpu" or self._on_nonfinite != "report"
         if self.replay is not None:
@@ -235,15 +235,15 @@ class Steps:
             return "not seen: the step could not be run again as it was; trace_nonfinite=True looks at every call"
         return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'
 
-    def _decide(self, updates: Updates, current: Measurement) -> None:
+    def _decide(self, updates: OptimizerTrack, current: Measurement) -> None:
         """Whether the update is made, and how far."""
         skips_itself = current.plan.has_scaler  # a scaler that finds no gradients ends the run with an error
         if self._on_nonfinite != "report" and not skips_itself and not current.is_finite:
             current.mark_skipped()
             if self._on_nonfinite == "raise":
                 self.finish(updates)
-                self._record.drain()
-                self._record.raise_nonfinite(current.plan.step)
+                self._processor.drain()
+                self._processor.raise_nonfinite(current.plan.step)
             for parameter in updates.parameters:
                 parameter.grad = None
         elif updates.policy is not None:

@@ -29,11 +29,11 @@ from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.tags import layer_tags
 from gradwatch.watcher import checkpoint
+from gradwatch.watcher.optimizer_track import Cadence
 from gradwatch.watcher.options import DEFAULTS, Options, refuse_bad_options
-from gradwatch.watcher.outlets import Outlets
-from gradwatch.watcher.record import Record
+from gradwatch.watcher.report_processor import ReportProcessor
+from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 from gradwatch.watcher.steps import Steps
-from gradwatch.watcher.updates import Cadence
 
 __all__ = ["Watcher", "watcher_of"]
 
@@ -58,14 +58,14 @@ class Watcher:
         )
         self.broken: set[str] = set()
         self.advises = True
-        self._layers, self._outlets = layers, Outlets(sinks, wanted["on_finding"])
+        self._layers, self._dispatcher = layers, SinkDispatcher(sinks, wanted["on_finding"])
         self._backward = BackwardPass(layers)
-        self._record = Record(layers.names, wanted["history"], self._outlets, cadence)
-        self.history = self._record.history
+        self._processor = ReportProcessor(layers.names, wanted["history"], self._dispatcher, cadence)
+        self.history = self._processor.history
         self._steps = Steps(
             layers,
             self._backward,
-            self._record,
+            self._processor,
             cadence,
             policy_of(wanted["clip"]),
             wanted["on_nonfinite"],
@@ -74,7 +74,7 @@ class Watcher:
         self._undo: list[Callable[[], None]] = [self._backward.remove]
         self._closed = False
         _open_watchers.add(self)
-        weakref.finalize(self, self._outlets.close).atexit = False  # dropped unclosed, as in a notebook
+        weakref.finalize(self, self._dispatcher.close).atexit = False  # dropped unclosed, as in a notebook
 
     # what users call
 
@@ -82,7 +82,7 @@ class Watcher:
     def findings(self) -> list[Finding]:
         """Snapshots of all findings so far, by onset; waits for figures still on the device."""
         self._steps.drain()
-        return self._record.findings() or []
+        return self._processor.findings() or []
 
     def observe_loss(self, loss: Tensor | float) -> None:
         """Takes the loss of the coming update, before or after ``backward``; several are averaged.
@@ -126,7 +126,7 @@ class Watcher:
     def flush(self) -> None:
         """Waits for what is still on the device; everything written so far is safe afterwards."""
         self._steps.drain()
-        self._outlets.flush()
+        self._dispatcher.flush()
 
     def close(self) -> None:
         """Takes every hook off, flushes and closes the sinks; twice is fine."""
@@ -139,7 +139,7 @@ class Watcher:
         self._steps.drain()
         if self.advises:
             self._say_what_was_missing()
-        self._outlets.close()
+        self._dispatcher.close()
 
     def __enter__(self) -> Watcher:
         return self
@@ -150,7 +150,7 @@ class Watcher:
         self.close()
 
     def __repr__(self) -> str:
-        findings = len(self._record.findings() or ())
+        findings = len(self._processor.findings() or ())
         return f"Watcher({len(self._layers)} layers, {self._steps.count} steps, {findings} findings)"
 
     @harmless
@@ -159,7 +159,7 @@ class Watcher:
         from gradwatch.watcher.notebook import html_of  # loaded where a notebook asks for it
 
         self._steps.drain()
-        return html_of(self._layers, self._record)
+        return html_of(self._layers, self._processor)
 
     def state_dict(self) -> dict[str, Any]:
         """Step numbers, baselines, findings and clip history, as numbers, strings and tensors."""
@@ -182,7 +182,7 @@ class Watcher:
         if tuple(saved["layers"]) != self._layers.names:
             differ = sorted(set(saved["layers"]) ^ set(self._layers.names))[:3] or "their order"
             raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
-        self._record.restore(saved)
+        self._processor.restore(saved)
         self._steps.restore(saved)
 
     # what integrations call
@@ -194,7 +194,7 @@ class Watcher:
 
     def add_sink(self, sink: Sink) -> None:
         """``sink`` is told what comes from now on."""
-        self._outlets.add(sink)
+        self._dispatcher.add(sink)
 
     def attach(self, optimizers: Sequence[Optimizer] | None, *, sees_gradients: bool = True) -> None:
         """Hooks the watcher to ``optimizers``; None finds those that own a watched parameter as they step.
@@ -303,7 +303,7 @@ class Watcher:
 
     @harmless
     def _state(self) -> dict[str, Any]:
-        return checkpoint.pack({"layers": list(self._layers.names), **self._steps.state(), **self._record.state()})
+        return checkpoint.pack({"layers": list(self._layers.names), **self._steps.state(), **self._processor.state()})
 
     @harmless
     def _leave_out(self, optimizer: Optimizer) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradwatch.findings import Thresholds
-from gradwatch.watcher.record import LONGEST_WAIT
+from gradwatch.watcher.report_processor import LONGEST_WAIT
 from tests.reports import detectors, report, table
 
 STEPS = 160

@@ -320,13 +320,13 @@ EXEMPT = {
     "parameters_of",  # reads a stranger's optimizer, which may refuse: the last test of this file
     "Watcher.observe_loss",  # users call it; what it calls is made to fail instead
     "_Listened.__call__",  # calls the model; what else it calls is made to fail instead
-    "Outlets._each",  # is what keeps a sink's fault from training
+    "SinkDispatcher._each",  # is what keeps a sink's fault from training
 }
 NEEDED = {
     "measure", "norms", "entries", "evenly_spaced", "sample", "relative_change", "count_nonfinite",
     "Measurement.__init__", "Measurement.follow_update", "Measurement.send", "Measurement.report",
     "Detectors.observe", "Episode.advance", "advise", "RowBuilder.add", "RowBuilder.build", "History.append",
-    "HostCopy.__init__", "HostCopy.read", "Updates.moment", "Updates.use", "StepReport.__init__",
+    "HostCopy.__init__", "HostCopy.read", "OptimizerTrack.plan", "OptimizerTrack.use", "StepReport.__init__",
     *(f"{sink}.{verb}" for sink in ("TensorBoard", "JsonLines", "Memory", "Log")
       for verb in ("write_row", "write_finding")),
     *(f"{detector}.{verb}" for detector in ("NonFiniteLoss", "NonFiniteGradient", "Exploding", "Vanishing", "Stalled",

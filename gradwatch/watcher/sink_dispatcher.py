@@ -10,10 +10,10 @@ from gradwatch.findings import Finding
 from gradwatch.sinks import Row, Sink
 from gradwatch.sinks.log import Log, logger
 
-__all__ = ["Outlets"]
+__all__ = ["SinkDispatcher"]
 
 
-class Outlets:
+class SinkDispatcher:
     """The sinks, the log among them, and the user's callback; one that raises is left out with one warning."""
 
     def __init__(self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None) -> None:

@@ -10,10 +10,10 @@ from gradwatch.hooks.guard import harmless
 from gradwatch.measure.measurement import Measurement
 from gradwatch.measure.report import StepReport
 from gradwatch.sinks.memory import History
-from gradwatch.watcher.outlets import Outlets
-from gradwatch.watcher.updates import Cadence, Updates
+from gradwatch.watcher.optimizer_track import Cadence, OptimizerTrack
+from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 
-__all__ = ["Record"]
+__all__ = ["ReportProcessor"]
 
 
 LONGEST_WAIT = 9
@@ -21,7 +21,7 @@ LONGEST_WAIT = 9
 have used the processor's caches for something else. The tenth is sampled, most often."""
 
 
-class Record:
+class ReportProcessor:
     """Steps that have arrived on the host: their history, their findings, their rows.
 
     Off the CPU a step is taken in once the next one was sent, so that nobody waits for the device. A step at which
@@ -30,7 +30,7 @@ class Record:
     Args:
         names: of the layers.
         length: of the history.
-        outlets: take rows and findings.
+        dispatcher: take rows and findings.
         cadence: says which steps are logged.
 
     Attributes:
@@ -38,20 +38,22 @@ class Record:
         skipped_steps: how many steps made no update.
     """
 
-    def __init__(self, names: tuple[str, ...], length: int, outlets: Outlets, cadence: Cadence) -> None:
+    def __init__(self, names: tuple[str, ...], length: int, dispatcher: SinkDispatcher, cadence: Cadence) -> None:
         self.history, self.skipped_steps = History(names, length, self.drain), 0
         self.broken: set[str] = set()
-        self._outlets, self._cadence = outlets, cadence
-        self._under_way: deque[tuple[Updates, Measurement]] = deque()
-        self._waiting: deque[tuple[Updates, Measurement]] = deque(maxlen=2 * LONGEST_WAIT)  # should taking in fail
-        self._updates: list[Updates] = []
+        self._dispatcher, self._cadence = dispatcher, cadence
+        self._under_way: deque[tuple[OptimizerTrack, Measurement]] = deque()
+        self._waiting: deque[tuple[OptimizerTrack, Measurement]] = deque(
+            maxlen=2 * LONGEST_WAIT
+        )  # should taking in fail
+        self._updates: list[OptimizerTrack] = []
         self._ended: list[Finding] = []
 
-    def follow(self, updates: Updates) -> None:
+    def follow(self, updates: OptimizerTrack) -> None:
         """The findings of ``updates``, open ones of a resumed run among them, are told from now on."""
         self._updates.append(updates)
 
-    def add(self, updates: Updates, measurement: Measurement) -> None:
+    def add(self, updates: OptimizerTrack, measurement: Measurement) -> None:
         """``measurement`` was sent to the host; takes in those that have arrived."""
         self._under_way.append((updates, measurement))
         while self._under_way and (measurement.device.type == "cpu" or len(self._under_way) > 1):
@@ -86,17 +88,17 @@ class Record:
         raise NonFiniteError(finding.layer, step, finding.message)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run goes on from, beside what each ``Updates`` knows."""
+        """What a resumed run goes on from, beside what each ``OptimizerTrack`` knows."""
         return {"skipped_steps": self.skipped_steps, "ended": [finding.as_dict() for finding in self._ended]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what ``state`` returned."""
         self.skipped_steps = state["skipped_steps"]
         self._ended = [Finding.from_dict(saved) for saved in state["ended"]]
-        self._outlets.go_on()
+        self._dispatcher.go_on()
 
     @harmless
-    def _may_wait(self, updates: Updates, measurement: Measurement) -> bool:
+    def _may_wait(self, updates: OptimizerTrack, measurement: Measurement) -> bool:
         plan, waiting = measurement.plan, len(self._waiting)
         if plan.sampled or self._cadence.is_logged(plan.update) or waiting > LONGEST_WAIT:
             return False
@@ -107,7 +109,7 @@ class Record:
         while self._waiting:
             self._take_in(*self._waiting.popleft())
 
-    def _take_in(self, updates: Updates, measurement: Measurement) -> None:
+    def _take_in(self, updates: OptimizerTrack, measurement: Measurement) -> None:
         report = measurement.report()
         self.history.append(report)
         self.skipped_steps += report.skipped
@@ -115,15 +117,15 @@ class Record:
         self._write(updates, report)
 
     @harmless
-    def _detect(self, updates: Updates, report: StepReport) -> None:
+    def _detect(self, updates: OptimizerTrack, report: StepReport) -> None:
         for event in updates.detectors.observe(report):
             if event.ended:
                 self._ended.append(event.finding)
-            self._outlets.write_finding(event)
+            self._dispatcher.write_finding(event)
 
     @harmless
-    def _write(self, updates: Updates, report: StepReport) -> None:
+    def _write(self, updates: OptimizerTrack, report: StepReport) -> None:
         updates.rows.add(report)
         if self._cadence.is_logged(report.update):
             band = updates.detectors.band(report)
-            self._outlets.write_row(updates.rows.build(report, self.skipped_steps, band))
+            self._dispatcher.write_row(updates.rows.build(report, self.skipped_steps, band))

@@ -19,7 +19,7 @@ from gradwatch.measure.layers import Layers
 from gradwatch.measure.measurement import Measurement, StepPlan
 from gradwatch.sinks import RowBuilder
 
-__all__ = ["Cadence", "Updates"]
+__all__ = ["Cadence", "OptimizerTrack"]
 
 DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio"})
 _FIRST_SAMPLES = (0, 1, 2, 4, 8)
@@ -49,7 +49,7 @@ class Cadence:
         return update % self.log_every_n_steps == 0
 
 
-class Updates:
+class OptimizerTrack:
     """What lives across the updates of one optimizer, or of a loop without one.
 
     Attributes:
@@ -100,7 +100,7 @@ class Updates:
         last, self._last_sick = self._last_sick, self.count
         return last is None or self.count - last > CLEAR_STEPS
 
-    def moment(
+    def plan(
         self, step: int, cadence: Cadence, has_scaler: bool, already_clipped: bool, rate: float | None
     ) -> StepPlan:
         """What the coming update is asked for."""
