@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from gradwatch.hooks.graph import operation_of, upstream_nodes
 from gradwatch.hooks.guard import harmless, without_collecting
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
-from gradwatch.measure.activation_functions import Functions
+from gradwatch.measure.activation_functions import flat_entries, may_be_activation
 from gradwatch.measure.layers import Layers, submodules
 from gradwatch.measure.report import ACTIVATION_FIGURES, SILENT_SAMPLES
 
@@ -84,7 +84,6 @@ class Activations:
         parts = [(module, *_first_parameter(module, layers)) for module in self._modules]
         # a leaf without parameters tells nothing that the graph does not
         self._parts = [part for part in parts if part[1] is not None or any(part[0].children())]
-        self._functions = Functions()
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
         self._depth = 0  # calls under way
         self._last: int | None = None  # column of the module with parameters that returned last
@@ -189,9 +188,9 @@ class Activations:
     def _look_behind(self, nodes: list[Any]) -> None:
         behind = upstream_nodes(nodes, SEEN, NODES)
         factors = _factors(behind)
-        made = [(node, maker) for node in filter(self._functions.may_be, behind) if (maker := _maker_of(node))]
+        made = [(node, maker) for node in filter(may_be_activation, behind) if (maker := _maker_of(node))]
         asked = [(node, functools.partial(_rows, units=units)) for node, (_, units) in made]
-        for flat in self._functions.look(asked):
+        for flat in flat_entries(asked):
             is_rectifier = flat.kind == "rectifier"
             told = flat.entries.all(1) if is_rectifier else flat.entries.flatten(1).float().mean(1)
             for place, figure in zip(flat.places, told.unbind(), strict=True):

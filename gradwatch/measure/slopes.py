@@ -1,99 +1,153 @@
-"""Where an activation function is steep: an interval, found once by asking for its slope.
+"""Where activation functions are steep: for each function of torch an interval, in closed form.
 
-Enters: a function of torch's with its settings. Leaves: the inputs between which its slope is more than so much. Knows
-nothing of modules and layers.
+A rectifier is steep where the absolute value of its slope exceeds ``SILENT_SLOPE``. A squashing function is steep where
+its slope exceeds the share ``SATURATED_SHARE`` of its largest slope. A single point inside the interval at which the
+slope passes through zero (GELU at -0.75) counts as steep.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["SteepRange", "steep_range"]
+__all__ = [
+    "SATURATED_SHARE",
+    "SILENT_SLOPE",
+    "SteepRange",
+    "celu",
+    "elu",
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "mish",
+    "relu",
+    "sigmoid_results",
+    "silu",
+    "softplus",
+    "softsign_divisors",
+    "tanh_results",
+]
 
-FARTHEST = 40  # beyond it no function of torch's changes its slope any more
-POINTS = 100  # to a unit, that are asked first; 0 is one of them, exactly: there a ReLU is still flat
-HALVINGS = 50  # of the space between two of them, until its ends are neighbours in float64
+SILENT_SLOPE = 1e-3
+"""A unit with this slope passes practically no gradient. A ReLU's slope is exactly 0 there."""
+
+SATURATED_SHARE = 0.05
+"""Share of the largest slope: it makes tanh saturated beyond ±2.2 and sigmoid beyond ±4.4."""
 
 
 @dataclass(frozen=True)
 class SteepRange:
-    """The inputs outside of which a function is flat; an end is infinite where it is steep for ever.
+    """An open interval outside of which a function is flat; an end is infinite where the function stays steep.
 
     Attributes:
-        low, high: the last inputs, to both sides, that are flat.
+        low, high: the last numbers on either side at which the function is flat.
     """
 
-    low: float
-    high: float
+    low: float = -math.inf
+    high: float = math.inf
 
-    def is_outside(self, inputs: Tensor) -> Tensor:
-        """Which entries meet the function where it is flat; NaN does not."""
-        flat = inputs <= self.low
-        return flat if self.high == math.inf else flat | (inputs >= self.high)
+    def is_outside(self, numbers: Tensor) -> Tensor:
+        """Return a bool tensor, True where a number lies outside the interval. NaN does not."""
+        flat = numbers <= self.low
+        return flat if self.high == math.inf else flat | (numbers >= self.high)
 
 
-def steep_range(
-    function: Callable[..., Any],
-    rest: Sequence[Any] = (),
-    settings: Mapping[str, Any] | None = None,
-    *,
-    slope: float | None = None,
-    share: float | None = None,
-) -> SteepRange:
-    """Between which inputs ``function(x, *rest, **settings)``, taken entry by entry, is steep.
+EVERYWHERE = SteepRange()
 
-    A point within at which the slope passes through zero (GELU at −0.75) counts as steep.
+
+def relu() -> SteepRange:
+    """Return (0, ∞), for inputs and for results alike."""
+    return SteepRange(low=0.0)
+
+
+def leaky_relu(negative_slope: float) -> SteepRange:
+    """Return the steep inputs of x for x > 0, else ``negative_slope``·x."""
+    return EVERYWHERE if abs(negative_slope) > SILENT_SLOPE else relu()
+
+
+def elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> SteepRange:
+    """Return the steep inputs of ``scale``·x for x > 0, else ``scale``·``alpha``·(exp(``input_scale``·x) − 1).
+
+    The slope for x ≤ 0 is s·exp(``input_scale``·x) with s = ``scale``·``alpha``·``input_scale``. SELU is an ELU, too.
 
     Args:
-        function: of ``torch``, ``torch.nn.functional``, or a method of a tensor.
-        rest, settings: what it is called with beside its input; ``inplace`` and ``out`` are left aside.
-        slope: more than this is steep; or
-        share: more than this share of the steepest slope is.
+        alpha: of any sign.
+        scale: its absolute value exceeds ``SILENT_SLOPE``.
+        input_scale: not 0.
     """
-    rest = tuple(False if isinstance(value, bool) else value for value in rest)  # ``inplace``, by position
-    settings = {name: value for name, value in (settings or {}).items() if name not in ("inplace", "out")}
-
-    def slopes(points: Tensor) -> Tensor:
-        with torch.enable_grad(), saved_tensors_hooks(_same, _same):  # not to be counted by a checkpoint around us
-            x = points.clone().requires_grad_()
-            return torch.autograd.grad(function(x * 1, *rest, **settings).sum(), x)[0].abs()
-
-    grid = torch.arange(-FARTHEST * POINTS, FARTHEST * POINTS + 1, dtype=torch.float64) / POINTS
-    on_grid = slopes(grid)
-    least = slope if share is None else share * float(on_grid.amax())
-    assert least is not None
-    steep = (on_grid > least).nonzero().flatten().tolist()
-    if not steep:
-        return SteepRange(-math.inf, math.inf)
-    first, last = steep[0], steep[-1]
-
-    def edge(flat: int, steep: int) -> float:
-        return _edge(
-            lambda point: bool(slopes(grid.new_tensor([point])) > least), float(grid[flat]), float(grid[steep])
-        )
-
-    low = edge(first - 1, first) if first > 0 else -math.inf
-    high = edge(last + 1, last) if last < len(grid) - 1 else math.inf
-    return SteepRange(low, high)
+    slope_at_zero = abs(scale * alpha * input_scale)
+    if slope_at_zero == 0:
+        return relu()
+    if input_scale < 0:  # the slope grows to the left
+        return EVERYWHERE
+    return SteepRange(low=min(0.0, math.log(SILENT_SLOPE / slope_at_zero) / input_scale))
 
 
-def _edge(is_steep: Callable[[float], bool], flat: float, steep: float) -> float:
-    """Between the two, the last point that is flat."""
-    for _ in range(HALVINGS):
-        middle = (flat + steep) / 2
-        if is_steep(middle):
-            steep = middle
-        else:
-            flat = middle
-    return flat
+def celu(alpha: float) -> SteepRange:
+    """Return the steep inputs of x for x > 0, else ``alpha``·(exp(x/``alpha``) − 1)."""
+    return elu(alpha, input_scale=1 / alpha)
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+def softplus(beta: float, threshold: float) -> SteepRange:
+    """Return the steep inputs of log(1 + exp(``beta``·x))/``beta``, which torch replaces by x above ``threshold``.
+
+    The slope is sigmoid(``beta``·x); above ``threshold`` it is 1.
+    """
+    edge = min(math.log(SILENT_SLOPE / (1 - SILENT_SLOPE)), threshold) / beta
+    return SteepRange(low=edge) if beta > 0 else SteepRange(high=edge)
+
+
+def hardswish() -> SteepRange:
+    """Return (−3, ∞): the slope is 0 below, and (2x + 3)/6 from −3 to 3."""
+    return SteepRange(low=-3.0)
+
+
+# The slopes of the next three have no elementary inverse. Each constant solves slope(x) = −SILENT_SLOPE at the left
+# of the function's minimum; the tests check them against autograd.
+
+
+def gelu(approximate: Literal["none", "tanh"]) -> SteepRange:
+    """Return the steep inputs of x·Φ(x), with the slope Φ(x) + x·φ(x), or of its approximation by tanh."""
+    return SteepRange(low=-3.810371436001633 if approximate == "none" else -3.7373491698594)
+
+
+def silu() -> SteepRange:
+    """Return the steep inputs of x·sigmoid(x), with the slope s·(1 + x·(1 − s)) for s = sigmoid(x)."""
+    return SteepRange(low=-8.9850615640753)
+
+
+def mish() -> SteepRange:
+    """Return the steep inputs of x·t for t = tanh(softplus(x)), with the slope t + x·(1 − t²)·sigmoid(x)."""
+    return SteepRange(low=-8.985213726841021)
+
+
+def hardtanh(min_val: float, max_val: float) -> SteepRange:
+    """Return (``min_val``, ``max_val``), where the slope is 1. A ReLU6 is a hardtanh from 0 to 6."""
+    return SteepRange(min_val, max_val)
+
+
+def hardsigmoid() -> SteepRange:
+    """Return (−3, 3), where the slope is 1/6."""
+    return SteepRange(-3.0, 3.0)
+
+
+def sigmoid_results() -> SteepRange:
+    """Return the steep results of sigmoid: the slope at a result y is y·(1 − y), at most 1/4."""
+    reach = math.sqrt(1 - SATURATED_SHARE)
+    return SteepRange((1 - reach) / 2, (1 + reach) / 2)
+
+
+def tanh_results() -> SteepRange:
+    """Return the steep results of tanh: the slope at a result y is 1 − y², at most 1."""
+    reach = math.sqrt(1 - SATURATED_SHARE)
+    return SteepRange(-reach, reach)
+
+
+def softsign_divisors() -> SteepRange:
+    """Return the steep values of d = 1 + |x| in the softsign x/d: the slope is d⁻², at most 1."""
+    return SteepRange(high=SATURATED_SHARE**-0.5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gradwatch.measure.activation_functions import Functions
+from gradwatch.measure.activation_functions import flat_entries
 
 RECTIFIERS = {
     "relu": F.relu,
@@ -40,7 +40,7 @@ INPUTS = torch.cat([torch.linspace(-30, 30, 1201), torch.tensor([0.0, -200.0, 20
 def looked_at(function, *inputs):
     """What is flat of calls of ``function`` on each of ``inputs``, looked at in one."""
     outputs = [function(x.clone().requires_grad_()) for x in inputs]
-    return list(Functions().look([(y.grad_fn, lambda saved: saved) for y in outputs]))
+    return list(flat_entries([(y.grad_fn, lambda saved: saved) for y in outputs]))
 
 
 def slopes(function):
@@ -112,7 +112,7 @@ def test_what_is_no_activation_function_is_passed_over(function):
 def test_what_the_backward_pass_has_freed_is_passed_over():
     y = torch.rand(3, requires_grad=True).sigmoid()
     y.sum().backward()
-    assert list(Functions().look([(y.grad_fn, lambda saved: saved)])) == []
+    assert list(flat_entries([(y.grad_fn, lambda saved: saved)])) == []
 
 
 def test_calls_looked_at_together_are_told_as_one_by_one():
@@ -122,10 +122,10 @@ def test_calls_looked_at_together_are_told_as_one_by_one():
     asked = [(f(x.requires_grad_()).grad_fn, lambda saved: saved) for f, x in zip(functions, inputs, strict=True)]
     together = {
         place: (flat.kind, entries.tolist())
-        for flat in Functions().look(asked)
+        for flat in flat_entries(asked)
         for place, entries in zip(flat.places, flat.entries, strict=True)
     }
-    alone = {place: next(iter(Functions().look([each]))) for place, each in enumerate(asked)}
+    alone = {place: next(iter(flat_entries([each]))) for place, each in enumerate(asked)}
     assert together == {place: (flat.kind, flat.entries[0].tolist()) for place, flat in alone.items()}
 
 
