@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from gradwatch import _torch
 from gradwatch.clip import Policy, policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.measure import layers as layer_table
@@ -200,6 +201,6 @@ def _scaler_of(trainer: Any) -> GradScaler | None:
 def _scale_still_held(trainer: Any, optimizer: Optimizer) -> Tensor | None:
     """The loss scale, for fused optimizers: they unscale in their own step, and Lightning leaves it to them."""
     scaler = _scaler_of(trainer)
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+    if scaler is None or not _torch.unscales_itself(optimizer):
         return None
     return scaler.scale(torch.ones((), device=optimizer.param_groups[0]["params"][0].device))

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from gradwatch import _torch
 from gradwatch.hooks.graph import operation_of, saved_by, upstream_nodes
 from gradwatch.measure.report import Operation, Origin
 
@@ -88,7 +87,7 @@ class FaultyOperation:
     operation: Operation | None
 
 
-class Operations(TorchDispatchMode):
+class Operations(_torch.DispatchMode):
     """While it is entered, notes every operation that makes a NaN or Inf.
 
     Args:
@@ -102,7 +101,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = _floats((args, kwargs))
-        before = [_faults(tensor) for tensor in inputs] if func._schema.is_mutable else None
+        before = [_faults(tensor) for tensor in inputs] if _torch.schema_of(func).is_mutable else None
         ranges = [_range(tensor) for tensor in inputs] if before is not None else None
         output = func(*args, **(kwargs or {}))
         self._look(func, inputs, before, ranges, output)
@@ -126,7 +125,8 @@ class Operations(TorchDispatchMode):
         return replace(origin, words=f"{origin.words}: {suspects[0].words}", operations=families)
 
     def _look(self, func: Any, inputs: Sequence[Tensor], before: Any, ranges: Any, output: Any) -> None:
-        name = func._schema.name.split("::")[-1].rstrip("_") or func._schema.name
+        full_name = _torch.schema_of(func).name
+        name = full_name.split("::")[-1].rstrip("_") or full_name
         made = [faults for tensor in _floats(output) if (faults := _faults(tensor)) != (False, False)]
         if not made or name in FILLS:
             return
@@ -134,7 +134,7 @@ class Operations(TorchDispatchMode):
         is_nan = any(nan for nan, _ in made) and not any(nan for nan, _ in given)
         is_inf = any(inf for _, inf in made) and not any(nan or inf for nan, inf in given)
         if is_nan or is_inf:
-            node = torch._C._current_autograd_node()
+            node = _torch.current_node()
             ranges = [_range(tensor) for tensor in inputs] if ranges is None else ranges
             dtype = _floats(output)[0].dtype
             words = _words(name, inputs, ranges, dtype, is_nan)
@@ -226,7 +226,7 @@ def _words(
 
 
 def _floats(tree: Any) -> list[Tensor]:
-    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    leaves = (leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor))
     fractions = (leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex())
     return [tensor for tensor in fractions if tensor.numel() > 0 and tensor.layout is torch.strided]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from gradwatch import _torch
 from gradwatch.explain.replica import UnrepeatableError
 from gradwatch.hooks.module_calls import tensors_in
 from gradwatch.measure.samples import entries_of
@@ -56,8 +56,8 @@ def entered(name: str, args: Any, kwargs: Any) -> RecordedCall:
     are_plain = len(given) == len(args) and not kwargs and all(tensor.grad_fn is None for tensor in given)
     return RecordedCall(
         name,
-        (args, kwargs) if are_plain else tree_map(_cut_off, (args, kwargs)),
-        [tensor._version for tensor in given if not tensor.is_inference()],
+        (args, kwargs) if are_plain else _torch.tree_map(_cut_off, (args, kwargs)),
+        [_torch.version_of(tensor) for tensor in given if not tensor.is_inference()],
         (torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None),
         (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
     )
@@ -82,7 +82,7 @@ def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor])
         torch.cuda.set_rng_state(call.random[1])
     device, is_on, dtype = call.autocast
     leaves: list[Tensor] = []
-    args, kwargs = tree_map(functools.partial(_replayed, leaves), call.inputs)
+    args, kwargs = _torch.tree_map(functools.partial(_replayed, leaves), call.inputs)
     with torch.autocast(device, dtype, enabled=is_on):
         output = replica(*args, **kwargs)
     returned = _sample(output)
@@ -129,8 +129,8 @@ def _replayed(leaves: list[Tensor], thing: Any) -> Any:
 
 
 def _versions(tree: Any) -> list[int]:
-    leaves = (leaf.tensor if isinstance(leaf, _Computed) else leaf for leaf in tree_leaves(tree))
-    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    leaves = (leaf.tensor if isinstance(leaf, _Computed) else leaf for leaf in _torch.tree_leaves(tree))
+    return [_torch.version_of(leaf) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
 def _sample(output: Any) -> Tensor | None:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradwatch import _torch
+
 __all__ = ["UnrepeatableError", "as_it_was", "replica_of"]
 
 
@@ -45,21 +47,23 @@ def replica_of(thing: Any, known: dict[int, Any]) -> Any:
 def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     if isinstance(module, torch.jit.ScriptModule):
         raise UnrepeatableError("a part of the model is scripted")
-    if (eager := module._modules.get("_orig_mod")) is not None:
+    if (eager := _torch.compiled_part_of(module)) is not None:
         known[id(module)] = made = _replica_of_module(eager, known)
         return made
     known[id(module)] = made = module.__new__(type(module))
-    attributes = {name: value for name, value in module.__dict__.items() if not name.endswith("_hooks")}
+    tables = _torch.hook_tables(module)
+    attributes = {name: value for name, value in module.__dict__.items() if name not in tables}
     made.__dict__ = {name: replica_of(value, known) for name, value in attributes.items()}
-    made.__dict__["_compiled_call_impl"] = None
-    for name, hooks in module.__dict__.items():
-        if name.endswith("_hooks"):  # those of torch make the weight (``spectral_norm``, ``prune``); others only look
-            made.__dict__[name] = type(hooks)((i, hook) for i, hook in hooks.items() if _is_of_torch(name, hook))
+    _torch.clear_compiled_call(made)
+    around_forward = _torch.forward_hook_tables(module)
+    for name, hooks in tables.items():  # hooks of torch make the weight (``spectral_norm``, ``prune``)
+        kept = ((i, hook) for i, hook in hooks.items() if name in around_forward and _is_of_torch(hook))
+        made.__dict__[name] = type(hooks)(kept)  # type: ignore[call-arg]
     return made
 
 
-def _is_of_torch(name: str, hook: Callable[..., Any]) -> bool:
-    return name.startswith("_forward") and type(hook).__module__.startswith("torch.nn.utils.")
+def _is_of_torch(hook: Callable[..., Any]) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.")
 
 
 @contextlib.contextmanager

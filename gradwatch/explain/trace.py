@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from gradwatch import _torch
 from gradwatch.explain.origin import ModuleCall, TensorSummary, origin_of
 from gradwatch.hooks.guard import harmless
 from gradwatch.hooks.module_calls import listen
@@ -102,7 +102,7 @@ class Trace:
 
     def _look(self, tensor: Tensor) -> TensorSummary:
         """What one module returns the next one is given: a tensor is looked at once, until it is changed in place."""
-        version = 0 if tensor.is_inference() else tensor._version
+        version = 0 if tensor.is_inference() else _torch.version_of(tensor)
         known, seen, summary = self._summaries.get(id(tensor), (None, 0, None))
         if summary is None or known is None or known() is not tensor or seen != version:
             summary = TensorSummary(_extremes(tensor))
@@ -130,7 +130,7 @@ def _has_entries(tensor: Tensor) -> bool:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and _has_entries(leaf)]
+    return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor) and _has_entries(leaf)]
 
 
 @torch.no_grad()

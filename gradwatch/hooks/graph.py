@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from gradwatch import _torch
+
 __all__ = ["operation_of", "saved_by", "upstream_nodes"]
 
 LEAF = "torch::autograd::AccumulateGrad"
@@ -29,7 +31,7 @@ def upstream_nodes(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
         if node is not None and node not in found and mark not in node.metadata and node.name() != LEAF:
             found.add(node)
             ahead.extend(following for following, _ in node.next_functions)
-    return sorted(found, key=lambda node: int(node._sequence_nr()))
+    return sorted(found, key=_torch.sequence_number)
 
 
 def operation_of(node: Any) -> str:
@@ -40,5 +42,5 @@ def operation_of(node: Any) -> str:
 def saved_by(node: Any, name: str) -> Any:
     """What ``node`` keeps under ``name``; None where nothing, or not any more."""
     with contextlib.suppress(RuntimeError):  # freed, or changed in place since
-        return getattr(node, f"_saved_{name}", None)
+        return _torch.saved_tensor(node, name)
     return None

@@ -2,19 +2,19 @@
 
 Enters: a module. Leaves: what it is given and returns, in training. Hooks would do the same at three prices: a pickle
 holds them, a script refuses them, and a compiled graph is compiled again once they are gone. So this sits where
-``Module.compile`` sits: in ``_compiled_call_impl``, which a call goes through and every copy leaves behind.
+``Module.compile`` sits: in what a call goes through and every copy leaves behind.
 """
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from gradwatch import _torch
 
 __all__ = ["anything_is_compiled", "is_compiled", "listen", "tensors_in"]
 
@@ -31,15 +31,15 @@ class _Listened:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return self._module()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
-        called: nn.Module = sys._getframe(1).f_locals["self"]  # DataParallel's replicas keep the attribute
-        is_in_training = torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
-        if called is not self._module() or not is_in_training or torch._C._get_tracing_state() is not None:
-            return called._call_impl(*args, **kwargs)
+            return _torch.call_plainly(self._module(), args, kwargs)  # type: ignore[arg-type]
+        called = _torch.calling_module()  # DataParallel's replicas keep the attribute
+        is_in_training = torch.is_grad_enabled() and not _torch.in_backward()
+        if called is not self._module() or not is_in_training or _torch.is_tracing():
+            return _torch.call_plainly(called, args, kwargs)
         began = [(enter(args, kwargs), leave) for enter, leave in self.listeners]
         output = None
         try:
-            output = called._call_impl(*args, **kwargs)
+            output = _torch.call_plainly(called, args, kwargs)
         finally:
             for token, leave in reversed(began):
                 leave(token, output)
@@ -48,22 +48,21 @@ class _Listened:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of ``module`` itself are compiled or scripted."""
-    if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
+    if isinstance(module, torch.jit.ScriptModule) or _torch.compiled_part_of(module) is not None:
         return True
-    return not isinstance(module._compiled_call_impl, _Listened | None)
+    return not isinstance(_torch.compiled_call_of(module), _Listened | None)
 
 
 def anything_is_compiled() -> bool:
     """Whether ``torch.compile`` has compiled anything in this process."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
+    return _torch.compiled_graphs() > 0
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """Every tensor of what a module is given or returns."""
     if isinstance(tree, Tensor):  # most often; a walk through a tree costs ten times as much
         return [tree]
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] | None:
@@ -77,9 +76,10 @@ def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] 
     """
     if is_compiled(module):
         return None
-    listened: Any = module._compiled_call_impl
+    listened: Any = _torch.compiled_call_of(module)
     if listened is None:
-        module._compiled_call_impl = listened = _Listened(module)
+        listened = _Listened(module)
+        _torch.set_compiled_call(module, listened)
     listener = (enter, leave)
     listened.listeners.append(listener)
     known = weakref.ref(module)
@@ -88,7 +88,7 @@ def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] 
         if listener in listened.listeners:
             listened.listeners.remove(listener)
         module = known()
-        if not listened.listeners and module is not None and module._compiled_call_impl is listened:
-            del module._compiled_call_impl  # else it was compiled since, and is the compiler's
+        if not listened.listeners and module is not None and _torch.compiled_call_of(module) is listened:
+            _torch.clear_compiled_call(module)  # else it was compiled since, and is the compiler's
 
     return stop

@@ -18,6 +18,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from gradwatch import _torch
 from gradwatch.hooks.guard import harmless
 
 __all__ = ["StepHooks", "follow_scaler", "learning_rate_of", "parameters_of"]
@@ -31,7 +32,7 @@ class Before(Protocol):
 
 After = Callable[[Optimizer], None]
 
-_STEP = Optimizer.profile_hook_step(lambda: None).__code__  # what torch wraps around each step, hooks included
+_STEP = _torch.code_around_steps()
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

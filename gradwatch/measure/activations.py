@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gradwatch import _torch
 from gradwatch.hooks.graph import operation_of, upstream_nodes
 from gradwatch.hooks.guard import harmless, without_collecting
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
@@ -80,8 +81,8 @@ class Activations:
 
     def __init__(self, models: Mapping[str, nn.Module], layers: Layers) -> None:
         self.broken: set[str] = set()
-        self._modules = [module for model in models.values() for _, module in submodules(model)]
-        parts = [(module, *_first_parameter(module, layers)) for module in self._modules]
+        self._submodules = [module for model in models.values() for _, module in submodules(model)]
+        parts = [(module, *_first_parameter(module, layers)) for module in self._submodules]
         # a leaf without parameters tells nothing that the graph does not
         self._parts = [part for part in parts if part[1] is not None or any(part[0].children())]
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
@@ -94,7 +95,7 @@ class Activations:
     @harmless
     def begin(self) -> None:
         """From the next forward pass on."""
-        if not self._undo and not any(map(is_compiled, self._modules)) and not anything_is_compiled():
+        if not self._undo and not any(map(is_compiled, self._submodules)) and not anything_is_compiled():
             self._undo = list(self._listen())
 
     @harmless
@@ -178,7 +179,7 @@ class Activations:
         self._last = column
         figures = self._now.setdefault(column, _Figures())
         figures.output, figures.is_output = _norm(activations[0].detach()), True
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        if _torch.saved_tensors_are_packed():
             return  # a checkpoint would compute what it saves again
         for tensor in activations:
             if tensor.grad_fn is not None:
@@ -204,7 +205,7 @@ class Activations:
 
 def _first_parameter(module: nn.Module, layers: Layers) -> tuple[int | None, int]:
     """(column of the first watched one that ``module`` itself holds, most dimensions of any)."""
-    owned = [parameter for parameter in module._parameters.values() if parameter is not None]
+    owned = [parameter for parameter in _torch.own_parameters(module).values() if parameter is not None]
     columns = (column for parameter in owned if (column := layers.column(parameter)) is not None)
     return next(columns, None), max((0 if is_lazy(p) else p.ndim for p in owned), default=0)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from gradwatch import _torch
 from gradwatch.hooks.guard import harmless
 from gradwatch.hooks.module_calls import anything_is_compiled
 from gradwatch.measure import statistics
@@ -132,7 +133,7 @@ class BackwardPass:
 
     def _has_changed(self, column: int) -> bool:
         gradient = self._layers.tensors[column].grad
-        return gradient is not None and gradient._version != self._arrived[column]
+        return gradient is not None and _torch.version_of(gradient) != self._arrived[column]
 
     def remove(self) -> None:
         """Takes every hook off; twice is fine."""
@@ -148,10 +149,10 @@ class BackwardPass:
     @harmless
     def _arrive(self, column: int, tensor: Tensor) -> None:
         if tensor.grad is not None:
-            self._arrived[column] = tensor.grad._version
+            self._arrived[column] = _torch.version_of(tensor.grad)
         if self._measures and not self._is_queued:
             self._is_queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._end)
+            _torch.call_after_backward(self._end)
 
     @harmless
     def _end(self) -> None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gradwatch import _torch
+
 __all__ = ["Layers", "Selection", "leaf_modules", "of_model", "of_tensors", "submodules"]
 
 D = TypeVar("D", bound=np.generic)
@@ -120,11 +122,11 @@ def of_model(
         following: set[str] = set()
         for path, module in submodules(root, prefix):
             kinds.add(type(module).__name__)
-            if any(parameter is not None for parameter in module._parameters.values()):
+            if any(parameter is not None for parameter in _torch.own_parameters(module).values()):
                 following = following if "Norm" in type(module).__name__ else set()  # the function follows both
-            elif not module._modules:
+            elif not _torch.own_modules(module):
                 following.add(type(module).__name__)
-            for name, parameter in module._parameters.items():
+            for name, parameter in _torch.own_parameters(module).items():
                 if parameter is not None and id(parameter) not in found:
                     found[id(parameter)] = _Row(_join(path, name), parameter, type(module).__name__, following)
     if not any(row.tensor.requires_grad for row in found.values()):
@@ -163,7 +165,7 @@ def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
         elif id(module) not in seen:
             seen.add(id(module))
             yield path, module
-            for name, child in module._modules.items():
+            for name, child in _torch.own_modules(module).items():
                 if child is not None:
                     yield from walk(_join(path, name), child)
 
@@ -179,9 +181,8 @@ def leaf_modules(root: nn.Module, prefix: str = "") -> list[tuple[str, bool]]:
 def _unwrapped(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return module.module
-    if type(module).__name__ == "OptimizedModule":  # importing its class would import the compiler
-        return module.get_submodule("_orig_mod")
-    return module
+    compiled = _torch.compiled_part_of(module)
+    return module if compiled is None else compiled
 
 
 def _read_only(array: NDArray[D]) -> NDArray[D]:

@@ -1,7 +1,7 @@
 """Magnitudes of tensors, on their device, in batched passes.
 
 Enters: gradients or weights. Leaves: vectors of shape (P,). Knows nothing of steps, thresholds, files or trainers.
-The only place that calls ``torch._foreach_*``, the kernels below ``torch.nn.utils.get_total_norm``.
+Built on torch's batched kernels, those below ``torch.nn.utils.get_total_norm``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors
+
+from gradwatch import _torch
 
 __all__ = [
     "Entries",
@@ -165,7 +166,7 @@ def scale_(tensors: Sequence[Tensor], scales: Tensor, groups: Groups | None = No
         # a scale of the group's own type is multiplied three times as fast; in float16 one below 6e-8 would be 0
         dtype = group[0].dtype if group[0].dtype in (torch.float32, torch.float64) else scales.dtype
         here = scales.to(group[0].device, dtype, non_blocking=True)
-        torch._foreach_mul_(group, here if here.ndim == 0 else list(here[positions].unbind()))
+        _torch.foreach_mul_(group, here if here.ndim == 0 else list(here[positions].unbind()))
 
 
 @torch.no_grad()
@@ -191,11 +192,11 @@ def count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _squares(group: list[Tensor]) -> Sequence[Tensor]:
-    return torch._foreach_norm(group, 2, dtype=_accumulator(group[0].dtype))
+    return _torch.foreach_norm(group, 2, dtype=_accumulator(group[0].dtype))
 
 
 def _extremes(group: list[Tensor]) -> Sequence[Tensor]:
-    return torch._foreach_norm(_filled(group), math.inf)
+    return _torch.foreach_norm(_filled(group), math.inf)
 
 
 def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -252,9 +253,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _groups(tensors: Sequence[Tensor]) -> Groups:
-    if not tensors:
-        return []
-    return [indices for _, indices in group_tensors([list(tensors)], with_indices=True).values()]
+    return _torch.positions_by_device_and_dtype(tensors) if tensors else []
 
 
 def _members(tensors: Sequence[Tensor], positions: list[int]) -> list[Tensor]:

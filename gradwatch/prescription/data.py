@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from gradwatch import _torch
 from gradwatch.prescription.rows import kept, largest_entries, length_of
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery.calls import evaluating, looked_at
@@ -95,7 +95,7 @@ def _parts(batch: Any) -> list[Any]:
 
 
 def _between(batch: Any, start: int, end: int) -> Any:
-    return tree_map(lambda leaf: leaf[start:end], batch)
+    return _torch.tree_map(lambda leaf: leaf[start:end], batch)
 
 
 def _moments(batches: list[Any], alike: bool = False) -> tuple[Tensor, Tensor] | None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
+from gradwatch import _torch
 from gradwatch.prescription.rows import kept, largest_entries
 
 __all__ = ["Batch", "Problem", "apart", "called", "given", "owned"]
@@ -165,7 +165,7 @@ def apart(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]
 
 def owned(batch: Any) -> Any:
     """A copy of a batch, so that a model that works in place spoils nothing."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+    return _torch.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def _pair(number: int, batch: Any) -> Batch:

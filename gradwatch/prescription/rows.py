@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+
+from gradwatch import _torch
 
 __all__ = ["kept", "largest_entries", "length_of"]
 
@@ -22,9 +23,9 @@ def length_of(batch: tuple[Any, Any]) -> int | None:
     None where they differ, or one is a number or no tensor. None, too, where one of several inputs is square: it
     relates the items to each other, as the adjacency matrix of a graph beside its nodes.
     """
-    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in tree_leaves(batch)}
+    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in _torch.tree_leaves(batch)}
     length = lengths.pop() if len(lengths) == 1 else None
-    inputs = tree_leaves(batch[0])
+    inputs = _torch.tree_leaves(batch[0])
     relates = length is not None and len(inputs) > 1 and any(leaf.shape[1:2] == (length,) for leaf in inputs)
     return None if relates else length
 
@@ -36,7 +37,7 @@ def largest_entries(batch: tuple[Any, Any]) -> Tensor:
     """
     length = length_of(batch)
     rows = 1 if length is None else length
-    real = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    real = [leaf for leaf in _torch.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     sizes = [leaf.detach().reshape(rows, -1).abs().amax(1).cpu().double() for leaf in real if leaf.numel()]
     return torch.stack(sizes).amax(0) if sizes else torch.zeros(rows, dtype=torch.float64)
 
@@ -45,4 +46,4 @@ def kept(batch: Any, sound: Tensor) -> Any | None:
     """``batch`` with those rows alone that are ``sound``; itself where all are, None where none is."""
     if sound.all():
         return batch
-    return tree_map(lambda leaf: leaf[sound], batch) if sound.any() else None
+    return _torch.tree_map(lambda leaf: leaf[sound], batch) if sound.any() else None

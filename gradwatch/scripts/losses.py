@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gradwatch import _torch
+
 __all__ = ["Losses"]
 
 KEPT = 256  # losses between two updates: more than most accumulate; a program that never updates must not fill memory
@@ -41,7 +43,7 @@ class Losses:
 
     def note_backward(self, tensors: Any) -> None:
         """``backward()`` is called on ``tensors``; of several the sum is the loss, of a tensor with entries nothing."""
-        if torch._C._current_graph_task_id() != -1:  # a checkpoint, within a backward pass
+        if _torch.in_backward():  # a checkpoint, within a backward pass
             return
         parts = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         scaler, self._scaler = self._scaler, None
@@ -73,5 +75,5 @@ class Losses:
         if (given := self._unscaled.get(loss)) is not None:
             value = given.detach()
         elif scaler is not None:
-            value = value / scaler._get_scale_async()  # type: ignore[operator]
+            value = value / _torch.scale_of(scaler)
         return value.reshape(())

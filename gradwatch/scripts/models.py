@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradwatch import _torch
 from gradwatch.measure.layers import submodules
 
 __all__ = ["caller_outside", "name_of", "roots_of", "tensor_names"]
@@ -30,12 +31,12 @@ def roots_of(parameters: Sequence[Tensor]) -> tuple[list[nn.Module], list[Tensor
     modules = _living_modules()
     parents: dict[int, list[nn.Module]] = {}
     for module in modules:
-        for child in module.__dict__.get("_modules", {}).values():
+        for child in _torch.modules_set_so_far(module).values():
             parents.setdefault(id(child), []).append(module)
     wanted = {id(parameter): parameter for parameter in parameters}
     held: dict[int, tuple[nn.Module, set[int]]] = {}
     for module in modules:
-        mine = {id(parameter) for parameter in module.__dict__.get("_parameters", {}).values()} & wanted.keys()
+        mine = {id(parameter) for parameter in _torch.parameters_set_so_far(module).values()} & wanted.keys()
         for root in _outermost(module, parents) if mine else ():
             held.setdefault(id(root), (root, set()))[1].update(mine)
     roots, left = [], set(wanted)

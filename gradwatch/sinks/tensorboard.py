@@ -17,6 +17,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from gradwatch import _torch
 from gradwatch.event_files import format
 from gradwatch.findings import Finding
 from gradwatch.measure.report import Floats
@@ -87,7 +88,7 @@ class TensorBoard:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars(row)]
         values += [self._tensor(tag, content) for tag, content in self._tensors(row)]
         values += [_histogram(tag, entries) for tag, entries in _histograms(row)]
-        self._open()._get_file_writer().add_summary(Summary(value=values), report.step)
+        _torch.file_writer_of(self._open()).add_summary(Summary(value=values), report.step)
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
         writer = self._open()
@@ -95,7 +96,7 @@ class TensorBoard:
         self._told_at = max(self._told_at + 1, finding.last_step if ended else finding.raised_step)
         writer.add_text("gradwatch/findings", _in_words(finding, ended), self._told_at)
         told = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
-        writer._get_file_writer().add_summary(Summary(value=[told]), self._told_at)
+        _torch.file_writer_of(writer).add_summary(Summary(value=[told]), self._told_at)
         self.flush()  # what a killed process had not flushed is lost
 
     def flush(self) -> None:
@@ -113,7 +114,7 @@ class TensorBoard:
         """One entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
         verdict = {"gradwatch": ", ".join(self._kinds) or "nothing found"}
         for summary in hparams(verdict, {"grad_norm_total": 0.0}):
-            writer._get_file_writer().add_summary(summary)
+            _torch.file_writer_of(writer).add_summary(summary)
 
     def _open(self) -> SummaryWriter:
         if self._writer is None:

@@ -16,6 +16,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from gradwatch import _torch
 from gradwatch.clip import policy_of
 from gradwatch.explain.replay import Replay
 from gradwatch.explain.trace import Trace
@@ -225,7 +226,7 @@ class Watcher:
             NonFiniteError: under ``on_nonfinite="raise"``.
             RuntimeError: inside a backward pass.
         """
-        if torch._C._current_graph_task_id() != -1:
+        if _torch.in_backward():
             raise UnwatchableError(
                 f"gradwatch: this {type(optimizer).__name__} steps inside the backward pass (one optimizer for each "
                 "parameter, in a gradient hook), where no step has all its gradients yet. Step after backward(), or "
@@ -235,9 +236,9 @@ class Watcher:
         if is_one and not self._steps.losses and not again:
             self.observe_loss(loss)  # type: ignore[arg-type]
         if scale is None:
-            scale = getattr(optimizer, "grad_scale", None)
+            scale = _torch.scale_left_on(optimizer)
         scaler = self._steps.scaler
-        has_scaler = hasattr(optimizer, "found_inf") or (scaler is not None and scaler.is_enabled())
+        has_scaler = _torch.uses_scaler(optimizer) or (scaler is not None and scaler.is_enabled())
         rate = learning_rate_of(optimizer)
         self._steps.begin(id(optimizer), parameters_of(optimizer), None, again, scale, has_scaler, rate)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from gradwatch import _torch
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery.calls import blocks_of, looked_at, replace
 from gradwatch.prescription.surgery.initialisation import reset
@@ -193,7 +193,7 @@ def _is_weighted(function: Any, args: Any) -> bool:
     """Whether a weight meets what is not one."""
     if getattr(function, "__name__", "").startswith(("linear", "conv")):
         return True
-    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in _torch.tree_leaves(args) if isinstance(leaf, Tensor)]
     weights = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter) and tensor.ndim > 1]
     return bool(weights) and any(not isinstance(tensor, nn.Parameter) for tensor in tensors)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradwatch import _torch
 from gradwatch.prescription.problem import called, owned
 
 __all__ = ["CONVOLUTIONS", "LAYERS", "Block", "Call", "blocks_of", "calls_of", "evaluating", "looked_at", "replace"]
@@ -20,7 +21,7 @@ __all__ = ["CONVOLUTIONS", "LAYERS", "Block", "Call", "blocks_of", "calls_of", "
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
 NORMS = (
-    nn.modules.batchnorm._BatchNorm,
+    _torch.BATCH_NORM,
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
@@ -105,7 +106,7 @@ def blocks_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> Ite
     for prefix, container in list(model.named_modules()):
         if not isinstance(container, nn.Sequential):
             continue
-        children = [(f"{prefix}.{key}".lstrip("."), child) for key, child in container._modules.items()]
+        children = [(f"{prefix}.{key}".lstrip("."), child) for key, child in _torch.own_modules(container).items()]
         for start, (_, layer) in enumerate(children):
             end = start + 1
             while end < len(children) and isinstance(children[end][1], NORMS):
@@ -120,7 +121,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     module.training = model.get_submodule(name).training
     parent_name, _, key = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    parent._modules[key] = module
+    _torch.own_modules(parent)[key] = module
     if isinstance(parent, nn.TransformerEncoderLayer):
         parent.activation_relu_or_gelu = (
             0  # else its short cut in eval mode goes by the activation that it was made with

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from gradwatch import _torch
 from gradwatch.prescription.setup import NotApplicableError, Setup
 from gradwatch.prescription.surgery.activations import ACTIVATIONS
 from gradwatch.prescription.surgery.calls import CONVOLUTIONS, LAYERS, NORMS, Call, blocks_of, calls_of, replace
@@ -99,7 +100,7 @@ def _already_normalised(model: nn.Module) -> set[str]:
     found = set()
     for prefix, container in model.named_modules():
         if isinstance(container, nn.Sequential):
-            for (key, _), (_, following) in itertools.pairwise(container._modules.items()):
+            for (key, _), (_, following) in itertools.pairwise(_torch.own_modules(container).items()):
                 if isinstance(following, NORMS):
                     found.add(f"{prefix}.{key}".lstrip("."))
     return found

@@ -1,0 +1,277 @@
+"""Every name of torch that is private or differs between versions, one function each.
+
+The rest of the package uses torch's documented interface alone; ``tests/test_torch_names.py`` enforces it. A new
+release of torch is therefore checked here first. Where versions differ, the branch asks what torch has, not its number.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.utils import _pytree
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "BATCH_NORM",
+    "DispatchMode",
+    "call_after_backward",
+    "call_plainly",
+    "calling_module",
+    "clear_compiled_call",
+    "code_around_steps",
+    "compiled_call_of",
+    "compiled_graphs",
+    "compiled_part_of",
+    "current_node",
+    "file_writer_of",
+    "foreach_mul_",
+    "foreach_norm",
+    "forward_hook_tables",
+    "hook_tables",
+    "in_backward",
+    "is_tracing",
+    "modules_set_so_far",
+    "own_modules",
+    "own_parameters",
+    "parameters_set_so_far",
+    "positions_by_device_and_dtype",
+    "saved_tensor",
+    "saved_tensors_are_packed",
+    "scale_left_on",
+    "scale_of",
+    "schema_of",
+    "sequence_number",
+    "set_compiled_call",
+    "tree_leaves",
+    "tree_map",
+    "unscales_itself",
+    "uses_scaler",
+    "version_of",
+]
+
+DispatchMode = TorchDispatchMode
+"""The base class of modes that see every operation."""
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+"""The base class of all batch normalisations, lazy and synchronised ones included."""
+
+
+# Trees of lists, tuples and dicts
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return everything in ``tree`` that is no container."""
+    return _pytree.tree_leaves(tree)
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Return ``tree`` with ``function`` applied to each of its leaves."""
+    return _pytree.tree_map(function, tree)
+
+
+# Modules
+
+
+def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the children of ``module`` by name: the very dict that the module keeps."""
+    return module._modules
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the parameters of ``module`` itself by name: the very dict that the module keeps."""
+    return module._parameters
+
+
+def modules_set_so_far(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return ``own_modules`` of a module that may be under construction; runs no code of the module's class."""
+    return module.__dict__.get("_modules", {})
+
+
+def parameters_set_so_far(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return ``own_parameters`` of a module that may be under construction; runs no code of the module's class."""
+    return module.__dict__.get("_parameters", {})
+
+
+def call_plainly(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Call ``module`` with its hooks, past whatever ``Module.compile`` put in the way."""
+    return module._call_impl(*args, **kwargs)
+
+
+def calling_module() -> nn.Module:
+    """Return the module whose call led to the function that asks, where it stands in ``Module.compile``'s place."""
+    module: nn.Module = sys._getframe(2).f_locals["self"]
+    return module
+
+
+def compiled_call_of(module: nn.Module) -> Any:
+    """Return what calls of ``module`` go through instead of its hooks and ``forward``; None where they do not."""
+    return module._compiled_call_impl
+
+
+def set_compiled_call(module: nn.Module, call: Callable[..., Any]) -> None:
+    """Send calls of ``module`` through ``call``; its copies, pickles and scripts do not inherit that."""
+    module._compiled_call_impl = call
+
+
+def clear_compiled_call(module: nn.Module) -> None:
+    """Undo ``set_compiled_call``; fine where nothing was set."""
+    module.__dict__.pop("_compiled_call_impl", None)
+
+
+def compiled_part_of(module: nn.Module) -> nn.Module | None:
+    """Return the module that ``torch.compile(module)`` wrapped; None for any other module."""
+    return own_modules(module).get("_orig_mod")
+
+
+def hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]]:
+    """Return every table of hooks of ``module`` by the attribute that holds it."""
+    return {name: table for name, table in module.__dict__.items() if name.endswith("_hooks")}
+
+
+def forward_hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]]:
+    """Return those of ``hook_tables`` that run before or after ``forward``."""
+    return {name: table for name, table in hook_tables(module).items() if name.startswith("_forward")}
+
+
+def compiled_graphs() -> int:
+    """Return how many graphs ``torch.compile`` has compiled in this process, without importing the compiler."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]
+
+
+def is_tracing() -> bool:
+    """Return whether ``torch.jit.trace`` is under way."""
+    return torch._C._get_tracing_state() is not None
+
+
+# Gradients and the autograd graph
+
+
+def in_backward() -> bool:
+    """Return whether this thread is within a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def current_node() -> Any:
+    """Return the node of the graph whose derivative is being computed; None outside a backward pass."""
+    return torch._C._current_autograd_node()
+
+
+def call_after_backward(function: Callable[[], None]) -> None:
+    """Have ``function`` called once the backward pass that is under way has delivered every gradient."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def sequence_number(node: Any) -> int:
+    """Return a number that grows in the order in which operations of the forward pass ran."""
+    return int(node._sequence_nr())
+
+
+def saved_tensor(node: Any, name: str) -> Any:
+    """Return what ``node`` has saved under ``name``, None where it saves nothing under it.
+
+    Raises:
+        RuntimeError: where the tensor is freed, or was changed in place since.
+    """
+    return getattr(node, f"_saved_{name}", None)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return a number that grows with every change of ``tensor`` in place.
+
+    Raises:
+        RuntimeError: for an inference tensor, which counts none.
+    """
+    return tensor._version
+
+
+def _has_hooks_on_top() -> bool:
+    """Return whether the stack of hooks on saved tensors holds any (newer torch)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _cannot_forbid_hooks() -> bool:
+    """Return the same on torch 2.6 and 2.7: such hooks can be forbidden only where there are none."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("gradwatch asks whether there are any"):
+            return False
+    except RuntimeError:
+        return True
+
+
+_has_top = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+_are_packed = _has_hooks_on_top if _has_top else _cannot_forbid_hooks
+
+
+def saved_tensors_are_packed() -> bool:
+    """Return whether hooks take what operations save now: a checkpoint's, say, which compute it again when asked."""
+    return _are_packed()
+
+
+# Operations
+
+
+def schema_of(operation: Any) -> Any:
+    """Return the schema of an operation that a ``DispatchMode`` sees: its name, and whether it writes in place."""
+    return operation._schema
+
+
+def foreach_norm(tensors: list[Tensor], order: float, dtype: torch.dtype | None = None) -> Sequence[Tensor]:
+    """Return the norm of each of ``tensors`` in one batched call; all share a device and a dtype."""
+    return torch._foreach_norm(tensors, order, dtype=dtype)
+
+
+def foreach_mul_(tensors: list[Tensor], factors: Tensor | list[Tensor]) -> None:
+    """Multiply ``tensors`` in place in one batched call: by a () factor, or by a () factor each."""
+    torch._foreach_mul_(tensors, factors)
+
+
+def positions_by_device_and_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return the positions of the tensors of each (device, dtype)."""
+    groups = _group_tensors_by_device_and_dtype([list(tensors)], with_indices=True)
+    return [positions for _, positions in groups.values()]
+
+
+# Optimizers and gradient scalers
+
+
+def code_around_steps() -> CodeType:
+    """Return the code that torch wraps around each ``optimizer.step``, hooks included; its frames have ``self``."""
+    return Optimizer.profile_hook_step(lambda: None).__code__
+
+
+def scale_left_on(optimizer: Optimizer) -> Tensor | None:
+    """Return the loss scale that a ``GradScaler`` leaves a fused ``optimizer`` to divide out; None without one."""
+    return getattr(optimizer, "grad_scale", None)
+
+
+def uses_scaler(optimizer: Optimizer) -> bool:
+    """Return whether a ``GradScaler`` calls this step of a fused ``optimizer``."""
+    return hasattr(optimizer, "found_inf")
+
+
+def unscales_itself(optimizer: Optimizer) -> bool:
+    """Return whether ``optimizer`` is a fused one, which divides the loss scale out in its own step."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def scale_of(scaler: GradScaler) -> Tensor:
+    """Return the () loss scale on its device, without a host sync."""
+    scale: Tensor = scaler._get_scale_async()  # type: ignore[assignment]
+    return scale
+
+
+# TensorBoard
+
+
+def file_writer_of(writer: Any) -> Any:
+    """Return the file writer of a ``SummaryWriter``, which takes whole summaries."""
+    return writer._get_file_writer()
