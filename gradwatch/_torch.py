@@ -128,7 +128,8 @@ def clear_compiled_call(module: nn.Module) -> None:
 
 def compiled_part_of(module: nn.Module) -> nn.Module | None:
     """Return the module that ``torch.compile(module)`` wrapped; None for any other module."""
-    return own_modules(module).get("_orig_mod")
+    is_wrapper = type(module).__name__ == "OptimizedModule"  # importing its class would import the compiler
+    return own_modules(module)["_orig_mod"] if is_wrapper else None
 
 
 def hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]]:
