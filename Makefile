@@ -22,6 +22,8 @@ check-python: .venv/installed
 
 check-frontend: node_modules/.package-lock.json
 	npm run --silent check
+	cmp node_modules/uplot/dist/uPlot.esm.js gradwatch/tensorboard_plugin/static/vendor/uPlot.js
+	cmp node_modules/uplot/dist/uPlot.min.css gradwatch/tensorboard_plugin/static/vendor/uPlot.css
 
 # The workflows run on GitHub alone; here they are held against its syntax, its schemas, and known holes.
 check-workflows: .venv/installed node_modules/.package-lock.json

@@ -1,31 +1,151 @@
+// @ts-check
+
 /**
- * Questions to the server. Enters: names and numbers. Leaves: parsed JSON, or a header with a Float32Array.
+ * Asks the server, and unpacks its answers. The types below describe what it answers.
  *
  * Addresses are relative, so that they hold under any path prefix.
  */
 
-/** @returns {{header: object, values: Float32Array}} what wire.py packed. */
+/**
+ * A statistic that a run has logged.
+ *
+ * @typedef {object} Statistic
+ * @property {string} name as in an address, for example `grad_norm`.
+ * @property {string} label for people.
+ * @property {boolean} isShare whether it lies between 0 and 1, on a linear scale; otherwise the scale is logarithmic.
+ */
+
+/**
+ * The layers and steps of a run.
+ *
+ * @typedef {object} Overview
+ * @property {string[]} layers
+ * @property {number[]} depth of each layer; the input comes first.
+ * @property {number[]} size entries of each layer.
+ * @property {number} rows how many steps were logged.
+ * @property {number} [firstStep] missing where there is no row.
+ * @property {number} [lastStep] missing where there is no row.
+ * @property {Statistic[]} statistics
+ */
+
+/**
+ * The fields of gradwatch.Finding that the tab reads. A number that is not finite is null.
+ *
+ * @typedef {object} Finding
+ * @property {string} kind
+ * @property {string} severity `error` or `warning`.
+ * @property {string} layer '' for the whole run.
+ * @property {string[]} layers
+ * @property {number} step the first sick one.
+ * @property {number} raised_step
+ * @property {number} last_step
+ * @property {number | null} value
+ * @property {number | null} threshold
+ * @property {string} message
+ * @property {string} cause
+ * @property {string[]} remedies
+ * @property {boolean} ended
+ */
+
+/** @typedef {{findings: Finding[], problems: string[]}} FindingsAnswer problems: what could not be read. */
+
+/**
+ * The headers of answers that hold an array, by question.
+ *
+ * @typedef {object} Headers
+ * @property {CellsHeader} cells
+ * @property {CurveHeader} curve
+ * @property {ProfileHeader} profile
+ * @property {EntriesHeader} entries
+ */
+
+/**
+ * Of a map: values are (cells × layers).
+ *
+ * @typedef {object} CellsHeader
+ * @property {number[]} shape
+ * @property {number[]} edges the first step of each cell, and one past the last step.
+ * @property {[number, number] | null} scale the lowest and the highest colour; null where no value is positive.
+ * @property {number[]} clipped how many steps of each cell were clipped.
+ * @property {number[]} skipped how many steps of each cell were skipped.
+ */
+
+/** @typedef {{shape: number[], rows: string[], steps: number[]}} CurveHeader of one layer: values are (rows × steps). */
+
+/**
+ * Of one step: values are (rows × layers).
+ *
+ * @typedef {object} ProfileHeader
+ * @property {number[]} shape
+ * @property {string[]} rows
+ * @property {number} step the logged one.
+ * @property {number} since the first step that the logged one stands for.
+ */
+
+/**
+ * Of a layer's histograms: values are (steps × bins), the share of entries in each bin.
+ *
+ * @typedef {object} EntriesHeader
+ * @property {number[]} shape
+ * @property {number[]} steps
+ * @property {[number, number]} axis the lower edge of the first bin and the upper edge of the last one.
+ */
+
+/**
+ * @template Header
+ * @typedef {{header: Header, values: Float32Array}} ArrayAnswer
+ */
+
+/** @typedef {Record<string, string | number>} Parameters */
+
+/**
+ * Unpacks what wire.py packed: the header's length, the header as JSON, and the numbers.
+ *
+ * @param {ArrayBuffer} buffer
+ * @returns {ArrayAnswer<any>}
+ */
 export function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
   const values = new Float32Array(buffer, 4 + length);
-  const expected = header.shape.reduce((product, size) => product * size, 1);
+  const expected = header.shape.reduce(
+    (/** @type {number} */ product, /** @type {number} */ size) => product * size,
+    1,
+  );
   if (values.length !== expected) throw new Error(`expected ${expected} numbers, received ${values.length}.`);
   return {header, values};
 }
 
-/** Answers to a question with a JSON answer. */
+/**
+ * Asks a question whose answer is JSON.
+ *
+ * @param {string} question
+ * @param {Parameters} parameters
+ * @returns {Promise<any>}
+ */
 export async function ask(question, parameters = {}) {
   return (await respond(question, parameters)).json();
 }
 
-/** Answers to a question about an array. */
+/**
+ * Asks a question whose answer is an array.
+ *
+ * @template {keyof Headers} Question
+ * @param {Question} question
+ * @param {Parameters} parameters
+ * @returns {Promise<ArrayAnswer<Headers[Question]>>}
+ */
 export async function askForArray(question, parameters) {
   return unpack(await (await respond(question, parameters)).arrayBuffer());
 }
 
+/**
+ * @param {string} question
+ * @param {Parameters} parameters
+ */
 async function respond(question, parameters) {
-  const query = new URLSearchParams(parameters).toString();
+  const texts = Object.entries(parameters).map(([name, value]) => [name, String(value)]);
+  const query = new URLSearchParams(texts).toString();
   let response;
   try {
     response = await fetch(`./${question}${query && '?'}${query}`);
@@ -36,10 +156,23 @@ async function respond(question, parameters) {
   return response;
 }
 
+/**
+ * @param {Response} response
+ * @returns {Promise<string>}
+ */
 async function complaint(response) {
   try {
     return (await response.json()).error;
   } catch {
     return `TensorBoard answered with status ${response.status}.`;
   }
+}
+
+/**
+ * Returns the text of whatever was thrown.
+ *
+ * @param {unknown} thrown
+ */
+export function messageOf(thrown) {
+  return thrown instanceof Error ? thrown.message : String(thrown);
 }

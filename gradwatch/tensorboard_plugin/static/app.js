@@ -1,6 +1,8 @@
-/** The tab: what is looked at, which panels that takes, and what is fetched and drawn when it changes. */
+// @ts-check
 
-import {ask} from './api.js';
+/** Decides what is looked at, which panels that takes, and what is fetched and drawn when it changes. */
+
+import {ask, messageOf} from './api.js';
 import {commonScale} from './colours.js';
 import {showDetails} from './details.js';
 import {keyOf, showFindings} from './findings.js';
@@ -11,42 +13,71 @@ import {Panel} from './panel.js';
 import {fromParameters, toParameters} from './state.js';
 import {around, LEAST_STEPS, zoomed} from './view.js';
 
-const SETTLED = 120; // milliseconds without a move before what is in view is fetched finely
+/** @import {Finding, FindingsAnswer} from './api.js' */
+/** @import {Scale} from './colours.js' */
+/** @import {State} from './state.js' */
+/** @import {View} from './view.js' */
+
+const SETTLED = 120; // milliseconds without a move, after which the steps in view are fetched finely
 const ROOM = 25; // steps beside a finding
 
+/** The tab. */
 export class App {
   constructor() {
     this.state = fromParameters(readAddress());
-    [this.runs, this.told, this.panels, this.scale, this.bounds, this.view] = [[], {}, [], null, null, null];
+    /** @type {string[]} */
+    this.runs = [];
+    /** @type {Record<string, FindingsAnswer>} by run. */
+    this.findings = {};
+    /** @type {Panel[]} one for each chosen run. */
+    this.panels = [];
+    /** @type {Scale | null} of all panels together. */
+    this.scale = null;
+    /** @type {View | null} all steps of all chosen runs. */
+    this.bounds = null;
+    /** @type {View | null} the steps in view; the same object as `bounds` while all are. */
+    this.view = null;
     this.query = '';
+    /** @type {object | null} the latest reading of all runs. */
+    this._reading = null;
+    /** @type {string | null} what was shown last, to notice that a reload brought nothing new. */
+    this._seen = null;
+    /** @type {number | null} the next frame, if it is to be drawn. */
+    this._frame = null;
+    /** @type {number | undefined} */
+    this._waiting = undefined;
     this.page = page({
-      statistic: (name) => this.choose({statistic: name}),
+      statistic: (name) => void this.choose({statistic: name}),
       search: (query) => this.search(query),
-      zoom: (factor) =>
-        this.view &&
-        this.setView(zoomed(this.view, factor, (this.view.from + this.view.to) / 2, this.bounds, LEAST_STEPS)),
+      zoom: (factor) => this._zoom(factor),
       all: () => this.showAll(),
     });
     this.element = this.page.element;
   }
 
-  /** Reads everything again; what is in view stays. */
+  /** Reads everything again. What is in view stays. */
   async reload() {
     const reading = (this._reading = {});
     try {
+      /** @type {string[]} */
       const runs = await ask('runs');
-      const told = await findingsOf(runs);
+      const findings = await findingsOf(runs);
       if (reading !== this._reading) return;
-      [this.runs, this.told] = [runs, told];
+      this.runs = runs;
+      this.findings = findings;
     } catch (error) {
-      this.page.say(error.message);
+      this.page.say(messageOf(error));
       return;
     }
     this.page.say('');
     await this._show(true);
   }
 
-  /** Changes what is looked at. */
+  /**
+   * Changes what is looked at.
+   *
+   * @param {Partial<State>} changes
+   */
   async choose(changes) {
     const before = this.state;
     this.state = {...before, ...changes};
@@ -59,7 +90,11 @@ export class App {
     }
   }
 
-  /** Looks at what an address says; one that says nothing, as after a look at another tab, is told what is looked at. */
+  /**
+   * Looks at what an address says. An address that says nothing, as after a visit to another tab, gets what is looked at.
+   *
+   * @param {Record<string, string>} parameters
+   */
   async goTo(parameters) {
     const own = toParameters(this.state);
     if (!Object.keys(parameters).length) writeAddress(own);
@@ -71,14 +106,29 @@ export class App {
     }
   }
 
-  /** Shows the layers whose names hold `query`, now and in runs that are ticked later. */
+  /**
+   * Shows the layers whose names hold `query`, now and in runs that are chosen later.
+   *
+   * @param {string} query
+   */
   search(query) {
     this.query = query;
     this.panels.forEach((panel) => panel.search(query));
   }
 
-  /** Shows `view`, a stretch of steps; null: all. */
+  /** @param {number} factor */
+  _zoom(factor) {
+    const {view, bounds} = this;
+    if (view && bounds) this.setView(zoomed(view, factor, (view.from + view.to) / 2, bounds, LEAST_STEPS));
+  }
+
+  /**
+   * Shows a stretch of steps.
+   *
+   * @param {View | null} view null for all steps.
+   */
   setView(view) {
+    if (!this.bounds) return;
     this.view = view ?? this.bounds;
     const isAll = this.view.from <= this.bounds.from && this.view.to >= this.bounds.to;
     this.state = {
@@ -88,22 +138,22 @@ export class App {
     };
     this.redraw();
     clearTimeout(this._waiting);
-    this._waiting = setTimeout(() => this._settle(), SETTLED);
+    this._waiting = setTimeout(() => void this._settle(), SETTLED);
   }
 
-  /** All steps of all layers. */
+  /** Shows all steps of all layers. */
   showAll() {
     this.panels.forEach((panel) => panel.showAllRows());
-    if (this.bounds) this.setView(null);
+    this.setView(null);
   }
 
-  /** Draws everything anew, in the colours of now. */
+  /** Draws everything again, in the current colours. */
   repaint() {
     this.redraw();
     void this._details();
   }
 
-  /** Draws at the next frame, once, however often it is asked. */
+  /** Draws at the next frame, once, however often it is called. */
   redraw() {
     this._frame ??= requestAnimationFrame(() => {
       this._frame = null;
@@ -111,65 +161,86 @@ export class App {
     });
   }
 
-  /** The mouse is over `step`, on the map or on a chart; null: it has left. */
+  /**
+   * Marks the step under the mouse on every map.
+   *
+   * @param {number | null} step null once the mouse has left.
+   */
   hover(step) {
     this.panels.forEach((panel) => panel.drawOver(step ?? this.state.step));
   }
 
-  /** Shows the runs that are chosen; after a reload that brought nothing new, charts and focus are left alone. */
+  /** Shows the chosen runs. After a reload that brought nothing new, charts and focus are left alone. */
   async _show(isReload = false) {
-    const chosen = this._chosen();
-    this.state.runs ??= chosen.length ? chosen : null; // a run that was asked for may still be loading
-    showRuns(this.page.runs, this.runs, this.told, chosen, (runs) => this.choose({runs}));
-    const kept = new Map(this.panels.map((panel) => [panel.run, panel]));
-    this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this, this.query));
-    const shown = this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)];
-    const isSame = this.panels.length && shown.every((each, index) => each === this.page.panels.children[index]);
-    if (!isSame || shown.length !== this.page.panels.children.length) this.page.panels.replaceChildren(...shown);
+    this._place(this._chosen());
     await Promise.all(this.panels.map((panel) => panel.load()));
     const extent = this.panels.map(({run, overview}) => [run, overview?.rows, overview?.lastStep, overview?.depth]);
-    const seen = JSON.stringify([this.runs, this.told, extent]);
+    const seen = JSON.stringify([this.runs, this.findings, extent]);
     if (isReload && seen === this._seen) {
       await this._fetch(this.panels.filter(({notices}) => notices.hasFailed));
       return;
     }
     this._seen = seen;
     this._bound();
-    showStatistics(this.page.statistic, this.panels, this.state.statistic);
+    const overviews = this.panels.map(({overview}) => overview);
+    showStatistics(this.page.statistic, overviews, this.state.statistic);
     this._list();
     await this._fetch();
     writeAddress(toParameters(this.state));
     await this._details();
   }
 
-  /** The runs that were asked for and are there; by default the first with a finding, or else the first. */
+  /**
+   * Puts a panel for each chosen run on the page, and keeps those that are there.
+   *
+   * @param {string[]} chosen
+   */
+  _place(chosen) {
+    this.state.runs ??= chosen.length ? chosen : null; // a run that was asked for may still be loading
+    showRuns(this.page.runs, this.runs, this.findings, chosen, (runs) => void this.choose({runs}));
+    const kept = new Map(this.panels.map((panel) => [panel.run, panel]));
+    this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this, this.query));
+    const shown = this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)];
+    const {children} = this.page.panels;
+    const isSame = shown.length === children.length && shown.every((each, index) => each === children[index]);
+    if (!isSame) this.page.panels.replaceChildren(...shown);
+  }
+
+  /** Returns the runs that were asked for and exist; by default the first one with a finding, or else the first one. */
   _chosen() {
     if (this.state.runs) return this.state.runs.filter((run) => this.runs.includes(run));
-    const sick = this.runs.find((run) => this.told[run]?.findings.length);
+    const sick = this.runs.find((run) => this.findings[run]?.findings.length);
     return [sick ?? this.runs[0]].filter((run) => run !== undefined);
   }
 
+  /** Sets `bounds` and `view` from the runs and the state. */
   _bound() {
-    const known = this.panels.map(({overview}) => overview).filter((overview) => overview?.rows);
+    const known = this.panels.flatMap(({overview}) => {
+      if (!overview?.rows || overview.firstStep === undefined || overview.lastStep === undefined) return [];
+      return [{from: overview.firstStep, to: overview.lastStep + 1}];
+    });
     if (!known.length) return;
     this.bounds = {
-      from: Math.min(...known.map((each) => each.firstStep)),
-      to: Math.max(...known.map((each) => each.lastStep)) + 1,
+      from: Math.min(...known.map(({from}) => from)),
+      to: Math.max(...known.map(({to}) => to)),
     };
     const {from, to} = this.state;
-    this.view = from === null ? this.bounds : around(from, to, 0, this.bounds);
+    this.view = from === null || to === null ? this.bounds : around(from, to, 0, this.bounds);
   }
 
   async _fetch(panels = this.panels) {
-    if (!this.bounds || !panels.length) return;
+    const {bounds} = this;
+    if (!bounds || !panels.length) return;
     const {statistic} = this.state;
-    await Promise.all(panels.map((panel) => panel.fetch(statistic, this.bounds)));
+    await Promise.all(panels.map((panel) => panel.fetch(statistic, bounds)));
     this._rescale();
     if (this.view !== this.bounds) await this._fetchView();
   }
 
   async _fetchView() {
-    await Promise.all(this.panels.map((panel) => panel.fetch(this.state.statistic, this.bounds, this.view)));
+    const {bounds, view} = this;
+    if (!bounds || !view) return;
+    await Promise.all(this.panels.map((panel) => panel.fetch(this.state.statistic, bounds, view)));
     this.redraw();
   }
 
@@ -179,12 +250,13 @@ export class App {
       this.panels.map((panel) => panel.scale),
       isShare,
     );
-    if (JSON.stringify(scale) !== JSON.stringify(this.scale)) this.scale = scale; // the same object keeps what is pooled
+    // A sheet keeps what it has pooled as long as the scale is the same object.
+    if (JSON.stringify(scale) !== JSON.stringify(this.scale)) this.scale = scale;
     showLegend(this.page.legend, scale, label);
     this.redraw();
   }
 
-  /** What is said of the statistic in view. */
+  /** The statistic that is looked at, or null where no run has logged it. */
   get statistic() {
     const all = this.panels.flatMap(({overview}) => overview?.statistics ?? []);
     return all.find(({name}) => name === this.state.statistic) ?? null;
@@ -198,21 +270,23 @@ export class App {
 
   _list() {
     const runs = this.panels.map(({run}) => run);
-    showFindings(this.page.findings, runs, this.told, this.state.finding, (run, finding) => this._open(run, finding));
+    const open = (/** @type {string} */ run, /** @type {Finding} */ finding) => void this._open(run, finding);
+    showFindings(this.page.findings, runs, this.findings, this.state.finding, open);
   }
 
-  /** Goes to the place of a finding on the map. */
+  /**
+   * Goes to the place of a finding on the map.
+   *
+   * @param {string} run
+   * @param {Finding} finding
+   */
   async _open(run, finding) {
     const panel = this.panels.find((each) => each.run === run);
-    const [from, last] = panel.stretchOf(finding);
+    if (!panel) return;
     const layer = finding.layer || null;
-    if (this.bounds) {
-      const length = last - from + 1;
-      const isVisible = length > (this.bounds.to - this.bounds.from) / 20;
-      this.setView(isVisible ? null : around(from, last, Math.max(ROOM, 2 * length), this.bounds));
-    }
+    if (this.bounds) this.setView(viewOf(panel.stretchOf(finding), this.bounds));
     await this.choose({finding: keyOf(run, finding), layer, step: finding.step});
-    this.panels.forEach((each) => layer && each.reveal(layer));
+    if (layer) this.panels.forEach((each) => each.reveal(layer));
     this.redraw();
     panel.element.scrollIntoView({block: 'nearest'});
   }
@@ -222,10 +296,27 @@ export class App {
   }
 }
 
-/** {run: {findings, problems}}; what went wrong is a problem of that run. */
+/**
+ * Returns the steps around a finding, or null for all steps, on which a long finding is seen well enough.
+ *
+ * @param {[number, number]} stretch its first and its last step.
+ * @param {View} bounds
+ */
+function viewOf([from, last], bounds) {
+  const length = last - from + 1;
+  const isVisible = length > (bounds.to - bounds.from) / 20;
+  return isVisible ? null : around(from, last, Math.max(ROOM, 2 * length), bounds);
+}
+
+/**
+ * Asks for the findings of each run. A question that failed becomes a problem of its run.
+ *
+ * @param {string[]} runs
+ * @returns {Promise<Record<string, FindingsAnswer>>}
+ */
 async function findingsOf(runs) {
   const answers = await Promise.all(
-    runs.map((run) => ask('findings', {run}).catch((error) => ({findings: [], problems: [error.message]}))),
+    runs.map((run) => ask('findings', {run}).catch((error) => ({findings: [], problems: [messageOf(error)]}))),
   );
   return Object.fromEntries(runs.map((run, index) => [run, answers[index]]));
 }

@@ -1,22 +1,35 @@
-/** Where an axis gets its ticks, and how numbers read. */
+// @ts-check
 
-/** Round numbers from `from` to `to`, about `wanted` of them; whole ones. */
+/** Places the ticks of an axis, and writes numbers for people. */
+
+/**
+ * Returns about `wanted` round, whole numbers from `from` to `to`.
+ *
+ * @param {number} from
+ * @param {number} to
+ * @param {number} wanted
+ */
 export function stepTicks(from, to, wanted) {
   const rough = Math.max(1, (to - from) / Math.max(1, wanted));
   const power = 10 ** Math.floor(Math.log10(rough));
-  const apart = Math.max(1, [1, 2, 5, 10].find((factor) => factor * power >= rough) * power);
+  const factor = [1, 2, 5].find((each) => each * power >= rough) ?? 10;
+  const apart = Math.max(1, factor * power);
   const ticks = [];
   for (let tick = Math.ceil(from / apart) * apart; tick <= to; tick += apart) ticks.push(tick);
   return ticks;
 }
 
-/** What an infinite number in a log stands for: one number a layer and step cannot tell the three apart. */
+/** What an infinite number in a log can mean. A log holds one number per layer and step, so the three look the same. */
 export const NOT_FINITE = 'NaN, Inf or overflow';
 
-/** Three digits at most: 0.00123, 12.3, 4.56e-9; what is no finite number by name. */
+/**
+ * Writes a number with at most three digits, such as 0.00123, 12.3 or 4.56e-9, or says why it is none.
+ *
+ * @param {number | null | undefined} value null stands for a number that JSON cannot hold.
+ */
 export function figure(value) {
   if (value === null || value === undefined) return 'not a finite number';
-  if (value !== value) return 'not measured';
+  if (Number.isNaN(value)) return 'not measured';
   if (Math.abs(value) === Infinity) return NOT_FINITE;
   if (value === 0) return '0';
   const size = Math.abs(value);
@@ -28,7 +41,11 @@ export function figure(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-/** 12,345. */
+/**
+ * Writes a whole number as in 12,345.
+ *
+ * @param {number} value
+ */
 export function wholeNumber(value) {
   return Math.round(value).toLocaleString('en-GB');
 }

@@ -1,82 +1,155 @@
-/** uPlot as the tab uses it: a line chart over steps or depth whose cursors move together. */
+// @ts-check
 
-import uPlot from './vendor/uPlot.js';
+/** Draws line charts over steps or depth with uPlot. The cursors of charts over the same axis move together. */
+
+import vendored from './vendor/uPlot.js';
 import {figure} from './axis.js';
 import {themed} from './dom.js';
 
-const SYNCHRONISED = 'gradwatch';
+/** @import uPlot from 'uplot' */
 
-/** Values that a logarithmic axis can show: others are gaps. */
+/** @type {typeof uPlot} the vendored file has no types, so they come from the npm package of the same version. */
+const Plot = /** @type {any} */ (vendored);
+
+/**
+ * @typedef {object} Line
+ * @property {string} label
+ * @property {string} colour
+ * @property {(number | null | undefined)[]} values null is a gap; undefined is no point, and the line goes on.
+ * @property {number} [width]
+ * @property {number[]} [dash]
+ * @property {boolean} [isDots] draws dots in place of a line.
+ */
+
+/**
+ * @typedef {object} Chart
+ * @property {string} title
+ * @property {number} height
+ * @property {number[]} x
+ * @property {Line[]} lines
+ * @property {uPlot.Band[]} [bands] between two lines.
+ * @property {boolean} [isLinear] from 0 to 1; otherwise the scale is logarithmic.
+ * @property {string} [xLabel]
+ * @property {(x: number) => string} [nameOf] writes a place on the x axis.
+ * @property {[number, number][]} [spans] stretches with another background.
+ * @property {number[]} [sick] places marked with a red line.
+ * @property {number | null} [place] the place that is looked at.
+ * @property {string} [syncKey] charts with the same key share their cursor.
+ * @property {(x: number | null) => void} [onHover]
+ */
+
+const SYNCHRONISED = 'gradwatch';
+const LONGEST_NAME = 14; // characters of a tick
+
+/**
+ * Replaces values that the axis cannot show by gaps.
+ *
+ * @param {ArrayLike<number>} values
+ * @param {boolean} isLinear
+ */
 export function drawable(values, isLinear) {
   return Array.from(values, (value) => (Number.isFinite(value) && (isLinear || value > 0) ? value : null));
 }
 
-/** Steps at which a value is NaN or Inf rather than not measured. */
+/**
+ * Returns the steps at which a value is infinite, which stands for NaN and Inf. NaN stands for "not measured".
+ *
+ * @param {number[]} steps
+ * @param {ArrayLike<number>} values
+ */
 export function notFinite(steps, values) {
   return steps.filter((_, index) => Math.abs(values[index]) === Infinity);
 }
 
 /**
+ * Draws `chart` into `target`.
+ *
  * @param {HTMLElement} target
- * @param {object} chart {title, height, x, lines: [{label, values, colour, width, dash, points}], bands, isLinear,
- *   nameOf(x), spans: [[from, to]], sick: [x], place: x or null, onHover(x)}
+ * @param {Chart} chart
  */
 export function lineChart(target, chart) {
-  const {x, lines, isLinear = false, bands = [], nameOf = (value) => String(value)} = chart;
-  const quiet = themed('quiet');
+  const {x, lines, spans = [], sick = [], place = null, nameOf = String} = chart;
   target.setAttribute('role', 'figure');
   target.setAttribute('aria-label', chart.title);
-  const axis = {
-    stroke: quiet,
-    grid: {stroke: themed('grid'), width: 1},
-    ticks: {stroke: themed('grid')},
-    font: '11px sans-serif',
-  };
+  /** @type {uPlot.Options} */
   const options = {
     title: chart.title,
     width: Math.max(200, target.clientWidth),
     height: chart.height,
-    scales: {x: {time: false}, y: isLinear ? {range: [0, 1]} : {distr: 3}},
+    scales: {x: {time: false}, y: chart.isLinear ? {range: [0, 1]} : {distr: 3}},
     cursor: {sync: {key: chart.syncKey ?? SYNCHRONISED, setSeries: false}, drag: {x: false, y: false}},
     legend: {live: true},
-    axes: [
-      {...axis, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? shortened(nameOf(tick)) : ''))},
-      {...axis, size: 64, values: (_, ticks) => ticks.map((tick) => (tick === null ? '' : figure(tick)))},
-    ],
+    axes: axesOf(nameOf),
     series: [
       {label: chart.xLabel ?? 'Step', value: (_, value) => (value === null ? '–' : nameOf(value))},
-      ...lines.map(({label, colour, width = 1.5, dash, isDots = false}) => ({
-        label,
-        stroke: colour,
-        width: isDots ? 0 : width,
-        dash,
-        ...(isDots
-          ? {paths: () => null, points: {show: true, size: 4, fill: colour}}
-          : {points: {show: x.length < 60, size: 4}}),
-        value: (_, value) => (value === null ? '–' : figure(value)),
-      })),
+      ...lines.map((line) => seriesOf(line, x.length)),
     ],
-    bands,
+    bands: chart.bands ?? [],
     hooks: {
-      drawClear: [(plot) => (chart.spans ?? []).forEach(([from, to]) => shade(plot, from, to, themed('span')))],
+      drawClear: [(plot) => spans.forEach(([from, to]) => shade(plot, from, to, themed('span')))],
       draw: [
         (plot) => {
-          (chart.sick ?? []).forEach((each) => shade(plot, each, each, themed('sick'), 2));
-          if (chart.place !== null && chart.place !== undefined)
-            shade(plot, chart.place, chart.place, themed('cross'), 1);
+          sick.forEach((each) => shade(plot, each, each, themed('sick'), 2));
+          if (place !== null) shade(plot, place, place, themed('cross'), 1);
         },
       ],
-      setCursor: [(plot) => chart.onHover?.(plot.cursor.idx === null ? null : x[plot.cursor.idx])],
+      setCursor: [({cursor: {idx}}) => chart.onHover?.(idx === null || idx === undefined ? null : x[idx])],
     },
   };
-  return new uPlot(options, [x, ...lines.map(({values}) => values)], target);
+  return new Plot(options, [x, ...lines.map(({values}) => values)], target);
 }
 
+/**
+ * @param {(x: number) => string} nameOf
+ * @returns {uPlot.Axis[]}
+ */
+function axesOf(nameOf) {
+  const axis = {
+    stroke: themed('quiet'),
+    grid: {stroke: themed('grid'), width: 1},
+    ticks: {stroke: themed('grid')},
+    font: '11px sans-serif',
+  };
+  const name = (/** @type {number} */ tick) => (Number.isInteger(tick) ? shortened(nameOf(tick)) : '');
+  const number = (/** @type {number | null} */ tick) => (tick === null ? '' : figure(tick));
+  return [
+    {...axis, values: (_, ticks) => ticks.map(name)},
+    {...axis, size: 64, values: (_, ticks) => ticks.map(number)},
+  ];
+}
+
+/**
+ * @param {Line} line
+ * @param {number} length of the line, in points.
+ * @returns {uPlot.Series}
+ */
+function seriesOf({label, colour, width = 1.5, dash, isDots = false}, length) {
+  return {
+    label,
+    stroke: colour,
+    width: isDots ? 0 : width,
+    dash,
+    ...(isDots
+      ? {paths: () => null, points: {show: true, size: 4, fill: colour}}
+      : {points: {show: length < 60, size: 4}}),
+    value: (_, value) => (value === null ? '–' : figure(value)),
+  };
+}
+
+/** @param {string} name */
 function shortened(name) {
-  return name.length > 14 ? `…${name.slice(-13)}` : name;
+  return name.length > LONGEST_NAME ? `…${name.slice(1 - LONGEST_NAME)}` : name;
 }
 
-/** A vertical band over the plot from `from` to `to`. */
+/**
+ * Draws a vertical band over the plot.
+ *
+ * @param {uPlot} plot
+ * @param {number} from
+ * @param {number} to
+ * @param {string} colour
+ * @param {number} least pixels.
+ */
 function shade(plot, from, to, colour, least = 2) {
   const {ctx, bbox} = plot;
   const left = Math.max(plot.valToPos(from, 'x', true), bbox.left);

@@ -1,74 +1,107 @@
-/** Below the maps: the finding, the layer and the step that are looked at. */
+// @ts-check
 
-import {askForArray} from './api.js';
+/** Shows, below the maps, the finding, the layer and the step that were chosen. */
+
+import {askForArray, messageOf} from './api.js';
 import {element} from './dom.js';
 import {findingCard, keyOf} from './findings.js';
 import {showLayer} from './layer.js';
 import {showProfile} from './profile.js';
 
-const NEIGHBOURS = 3; // on either side
-const asked = new WeakMap(); // container → the latest question
-const charts = new WeakMap(); // container → charts that are drawn
+/** @import {App} from './app.js' */
+/** @import {Finding, Overview} from './api.js' */
+/** @import {Neighbours} from './findings.js' */
+/** @import {Panel} from './panel.js' */
 
-/** Fills `container` from the app's state. A question that was overtaken draws nothing. */
+const NEIGHBOURS = 3; // on either side
+
+/** @type {WeakMap<HTMLElement, object>} the latest question, by container. */
+const asked = new WeakMap();
+
+/** @type {WeakMap<HTMLElement, {destroy: () => void}[]>} the charts that are drawn, by container. */
+const charts = new WeakMap();
+
+/**
+ * Fills `container` from the app's state. It draws nothing once another call has replaced this one.
+ *
+ * @param {HTMLElement} container
+ * @param {App} app
+ */
 export async function showDetails(container, app) {
   const question = {};
   asked.set(container, question);
-  const {state, panels, view} = app;
+  const isLatest = () => asked.get(container) === question;
+  const {state, panels, view} = app; // as they are now: the app can change them while an answer is awaited
   try {
-    const parts = await Promise.all([
-      cardOf(app),
-      sectionOf(`Layer: ${state.layer}`, panels.length ? state.layer : null),
-      sectionOf(`Step ${state.step}`, panels.length ? state.step : null),
-    ]);
-    if (asked.get(container) !== question) return;
-    const [, layer, step] = parts;
-    for (const chart of charts.get(container) ?? []) chart.destroy();
-    const made = [];
-    charts.set(container, made); // a later question takes away what this one has drawn by then
-    container.replaceChildren(...parts.filter(Boolean));
-    const isLatest = () => asked.get(container) === question;
-    const hover = (at) => app.hover(at);
-    if (layer && view) made.push(...(await showLayer(layer.lastElementChild, panels, state, view, hover, isLatest)));
-    if (step && app.statistic && isLatest())
-      made.push(...(await showProfile(step.lastElementChild, panels, app.statistic, state, isLatest)));
+    const card = await cardOf(app);
+    if (isLatest()) await fill(container, app, {state, panels, view}, card, isLatest);
   } catch (error) {
-    if (asked.get(container) !== question) return;
-    container.replaceChildren(element('p', {className: 'error', role: 'alert'}, error.message));
+    if (!isLatest()) return;
+    container.replaceChildren(element('p', {className: 'error', role: 'alert'}, messageOf(error)));
   }
 }
 
-function sectionOf(title, value) {
-  if (value === null) return null;
-  return element(
-    'section',
-    {className: 'card', 'aria-label': title},
-    element('h2', {}, title),
-    element('div', {className: 'body'}),
-  );
+/**
+ * @param {HTMLElement} container
+ * @param {App} app
+ * @param {Pick<App, 'state' | 'panels' | 'view'>} chosen
+ * @param {HTMLElement | null} card
+ * @param {() => boolean} isLatest
+ */
+async function fill(container, app, {state, panels, view}, card, isLatest) {
+  const {layer, step} = state;
+  const ofLayer = layer !== null && panels.length ? section(`Layer: ${layer}`) : null;
+  const ofStep = step !== null && panels.length ? section(`Step ${step}`) : null;
+  for (const chart of charts.get(container) ?? []) chart.destroy();
+  /** @type {{destroy: () => void}[]} */
+  const made = [];
+  charts.set(container, made); // the next call destroys what this one has drawn by then
+  container.replaceChildren(...[card, ofLayer?.element, ofStep?.element].filter((part) => part instanceof Node));
+  const hover = (/** @type {number | null} */ at) => app.hover(at);
+  if (layer !== null && ofLayer && view)
+    made.push(...(await showLayer(ofLayer.body, layer, panels, state, view, hover, isLatest)));
+  if (step !== null && ofStep && app.statistic && isLatest())
+    made.push(...(await showProfile(ofStep.body, step, panels, app.statistic, state, isLatest)));
 }
 
-async function cardOf({state, told, panels}) {
-  for (const {run, overview} of panels) {
-    const finding = told[run]?.findings.find((each) => keyOf(run, each) === state.finding);
+/** @param {string} title */
+function section(title) {
+  const body = element('div', {className: 'body'});
+  return {element: element('section', {className: 'card', 'aria-label': title}, element('h2', {}, title), body), body};
+}
+
+/**
+ * Makes the card of the chosen finding, if there is one.
+ *
+ * @param {App} app
+ */
+async function cardOf({state, findings, panels}) {
+  for (const panel of panels) {
+    const {run, overview} = panel;
+    const finding = findings[run]?.findings.find((each) => keyOf(run, each) === state.finding);
     if (!finding) continue;
-    // what the neighbours measured may be unreadable, which the map says: the finding is shown without
-    const neighbours = overview ? await neighboursOf(run, finding, panels).catch(() => null) : null;
+    // The neighbours' figures may be unreadable. The map says so, and the card is shown without them.
+    const neighbours = overview ? await neighboursOf(panel, overview, finding).catch(() => null) : null;
     return findingCard(run, finding, overview?.lastStep ?? null, neighbours);
   }
   return null;
 }
 
-/** The layers before and after in forward order, at the step at which the finding was told. */
-async function neighboursOf(run, finding, panels) {
-  const panel = panels.find((each) => each.run === run);
-  const {layers} = panel.overview;
-  const place = panel.order.indexOf(layers.indexOf(finding.layer));
+/**
+ * Returns the layers before and after the sick one, in forward order, at the step at which the finding was raised.
+ *
+ * @param {Panel} panel
+ * @param {Overview} overview
+ * @param {Finding} finding
+ * @returns {Promise<Neighbours | null>} null for a finding of the whole run.
+ */
+async function neighboursOf({run, order}, {layers}, finding) {
+  const place = order.indexOf(layers.indexOf(finding.layer));
   if (place < 0) return null;
   const {header, values} = await askForArray('profile', {run, statistic: 'grad_norm', step: finding.raised_step});
-  const near = panel.order.slice(Math.max(0, place - NEIGHBOURS), place + NEIGHBOURS + 1);
-  const value = (name, layer) =>
-    header.rows.includes(name) ? values[header.rows.indexOf(name) * layers.length + layer] : NaN;
+  const value = (/** @type {string} */ row, /** @type {number} */ layer) =>
+    header.rows.includes(row) ? values[header.rows.indexOf(row) * layers.length + layer] : NaN;
+  const near = order.slice(Math.max(0, place - NEIGHBOURS), place + NEIGHBOURS + 1);
   const rows = near.map((layer) => ({
     layer: layers[layer],
     value: value('highest', layer),

@@ -1,14 +1,34 @@
-/** The list of findings, and one finding with its evidence, cause and remedies. */
+// @ts-check
+
+/** Shows the list of findings, and one finding with its evidence, cause and remedies. */
 
 import {figure, wholeNumber} from './axis.js';
-import {element} from './dom.js';
+import {element, focusedIn} from './dom.js';
 
-/** What names a finding in an address. */
+/** @import {Finding, FindingsAnswer} from './api.js' */
+
+/** @typedef {(run: string, finding: Finding) => void} Choose */
+
+/** @typedef {{layer: string, value: number, floor: number, ceiling: number, isSick: boolean}} Neighbour NaN: not known. */
+
+/** @typedef {{step: number, rows: Neighbour[]}} Neighbours of a sick layer, in forward order. */
+
+/**
+ * Returns the name of a finding in an address.
+ *
+ * @param {string} run
+ * @param {Pick<Finding, 'kind' | 'layer' | 'step'>} finding
+ */
 export function keyOf(run, {kind, layer, step}) {
   return JSON.stringify([run, kind, layer, step]);
 }
 
-/** `steps 12 to 57`, or `since step 12, still open` where it has not ended: at `lastLogged`, if that is known. */
+/**
+ * Says how long a finding lasted: `steps 12 to 57`, or `since step 12, still open`.
+ *
+ * @param {Pick<Finding, 'step' | 'last_step' | 'ended'>} finding
+ * @param {number | null} lastLogged the last logged step of the run, if it is known.
+ */
 export function duration({step, last_step: last, ended}, lastLogged = null) {
   if (!ended) {
     const open = lastLogged === null ? 'still open' : `still open at the last logged step, ${wholeNumber(lastLogged)}`;
@@ -17,20 +37,34 @@ export function duration({step, last_step: last, ended}, lastLogged = null) {
   return last > step ? `steps ${wholeNumber(step)} to ${wholeNumber(last)}` : `step ${wholeNumber(step)}`;
 }
 
-/** Shows `told`, {run: {findings, problems}}, of `runs`. */
-export function showFindings(container, runs, told, selected, choose) {
+/**
+ * Fills `container` with the findings of `runs`.
+ *
+ * @param {HTMLElement} container
+ * @param {string[]} runs
+ * @param {Record<string, FindingsAnswer>} answers by run.
+ * @param {string | null} selected the key of a finding.
+ * @param {Choose} choose
+ */
+export function showFindings(container, runs, answers, selected, choose) {
   const parts = runs.flatMap((run) => {
-    const {findings, problems} = told[run] ?? {findings: [], problems: []};
+    const {findings, problems} = answers[run] ?? {findings: [], problems: []};
     const heading = runs.length > 1 ? [element('h3', {}, run)] : [];
     const items = findings.map((finding) => item(run, finding, keyOf(run, finding) === selected, choose));
     const list = items.length ? element('ul', {}, ...items) : element('p', {className: 'quiet'}, 'None.');
     return [...heading, list, ...problems.map((problem) => element('p', {className: 'error'}, problem))];
   });
-  const focused = container.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  const focused = focusedIn(container, 'key');
   container.replaceChildren(...parts);
   [...container.querySelectorAll('button')].find((button) => button.dataset.key === focused)?.focus();
 }
 
+/**
+ * @param {string} run
+ * @param {Finding} finding
+ * @param {boolean} isSelected
+ * @param {Choose} choose
+ */
 function item(run, finding, isSelected, choose) {
   const {kind, severity, layer, layers} = finding;
   const more = layers.length > 1 ? ` and ${layers.length - 1} more` : '';
@@ -54,11 +88,14 @@ function item(run, finding, isSelected, choose) {
 }
 
 /**
- * The evidence: what was measured against what, the neighbours at that step, the cause, the remedies. The message ends
- * with the last two, which stand by themselves here.
+ * Makes the card of one finding: what was measured, against which limit, the cause, the remedies, the neighbours.
+ *
+ * @param {string} run
+ * @param {Finding} finding
+ * @param {number | null} lastLogged the last logged step of the run, if it is known.
+ * @param {Neighbours | null} neighbours
  */
 export function findingCard(run, finding, lastLogged, neighbours) {
-  const fact = (name, text) => [element('dt', {}, name), element('dd', {}, text)];
   return element(
     'section',
     {className: 'card', 'aria-label': `Finding: ${finding.kind}`},
@@ -82,12 +119,21 @@ export function findingCard(run, finding, lastLogged, neighbours) {
   );
 }
 
+/**
+ * @param {string} name
+ * @param {string} text
+ */
+function fact(name, text) {
+  return [element('dt', {}, name), element('dd', {}, text)];
+}
+
+/** @param {string[]} layers */
 function covered(layers) {
   const shown = layers.slice(0, 6).join(', ');
   return layers.length > 6 ? `${shown} … and ${layers.length - 6} more` : shown;
 }
 
-/** @param {{step: number, rows: {layer: string, value: number, floor: number, ceiling: number, isSick: boolean}[]}} neighbours */
+/** @param {Neighbours} neighbours */
 function neighbourTable({step, rows}) {
   const heads = ['Layer', 'Gradient norm', 'Faint below', 'Outgrows above'];
   return element(
@@ -98,18 +144,17 @@ function neighbourTable({step, rows}) {
       'table',
       {},
       element('thead', {}, element('tr', {}, ...heads.map((head) => element('th', {scope: 'col'}, head)))),
-      element(
-        'tbody',
-        {},
-        ...rows.map(({layer, value, floor, ceiling, isSick}) =>
-          element(
-            'tr',
-            {className: isSick ? 'sick' : ''},
-            element('th', {scope: 'row'}, layer),
-            ...[value, floor, ceiling].map((each) => element('td', {}, each === each ? figure(each) : '–')),
-          ),
-        ),
-      ),
+      element('tbody', {}, ...rows.map(neighbourRow)),
     ),
+  );
+}
+
+/** @param {Neighbour} neighbour */
+function neighbourRow({layer, value, floor, ceiling, isSick}) {
+  return element(
+    'tr',
+    {className: isSick ? 'sick' : ''},
+    element('th', {scope: 'row'}, layer),
+    ...[value, floor, ceiling].map((each) => element('td', {}, Number.isNaN(each) ? '–' : figure(each))),
   );
 }

@@ -1,18 +1,25 @@
-/** A layer's histogram over time, as a small map: steps across, entries' values up. */
+// @ts-check
+
+/** Draws a layer's histograms over time as a small map: steps go across, values of the entries up. */
 
 import {figure, wholeNumber} from './axis.js';
 import {shade} from './colours.js';
 import {element, sized} from './dom.js';
 
+/** @import {ArrayAnswer, EntriesHeader} from './api.js' */
+
 const HEIGHT = 130;
 
-/** @param {{kind: string, header: object, values: Float32Array}} answer of the question `entries`. */
+/**
+ * Makes the map and its caption.
+ *
+ * @param {ArrayAnswer<EntriesHeader> & {kind: 'grad' | 'weight'}} answer
+ * @param {number} width
+ */
 export function paintHistogram({kind, header, values}, width) {
   const [steps, bins] = header.shape;
-  const canvas = element('canvas', {
-    role: 'img',
-    'aria-label': `Histogram of the ${kind === 'grad' ? 'gradient' : 'weight'}'s entries over time`,
-  });
+  const what = kind === 'grad' ? 'gradient' : 'weight';
+  const canvas = element('canvas', {role: 'img', 'aria-label': `Histogram of the ${what}'s entries over time`});
   const context = sized(canvas, width, HEIGHT);
   const most = values.reduce((highest, value) => Math.max(highest, value), 0) || 1;
   for (let step = 0; step < steps; step++) {
@@ -25,11 +32,14 @@ export function paintHistogram({kind, header, values}, width) {
   }
   const [low, high] = header.axis.map(figure);
   const span = `steps ${wholeNumber(header.steps[0])} to ${wholeNumber(header.steps[steps - 1])}`;
-  const what = kind === 'grad' ? 'Entries of the gradient' : 'Entries of the weight';
   return element(
     'figure',
     {},
-    element('figcaption', {}, `${what}: ${low} (bottom) to ${high} (top), ${span}; bright: many.`),
+    element(
+      'figcaption',
+      {},
+      `Entries of the ${what} from ${low} (bottom) to ${high} (top), ${span}. Bright means many entries.`,
+    ),
     canvas,
   );
 }

@@ -1,13 +1,19 @@
+// @ts-check
+
 /**
- * TensorBoard around the tab: its reloads, its address bar, its dark mode.
+ * Connects the tab with the TensorBoard around it: its reloads, its address bar, its dark mode.
  *
- * The tab is a frame of the same origin. TensorBoard reads `p.<plugin>.<name>` from its address; nothing in it writes
- * there for us, so this file does, beside TensorBoard's own parts.
+ * The tab is a frame of the same origin. TensorBoard reads `p.<plugin>.<name>` from its address, but offers no way to write
+ * such parts. This file writes them, and leaves TensorBoard's own parts as they are.
  */
 
 const PREFIX = 'p.gradwatch.';
 
-/** Calls `reloaded` whenever TensorBoard has read its files again. */
+/**
+ * Calls `reloaded` whenever TensorBoard has read its files again.
+ *
+ * @param {() => void} reloaded
+ */
 export function followReloads(reloaded) {
   const channel = new MessageChannel();
   channel.port1.onmessage = (event) => {
@@ -21,8 +27,13 @@ export function followReloads(reloaded) {
   window.parent.postMessage('experimental.bootstrap', '*', [channel.port2]);
 }
 
-/** {name: text} of the tab's own parts of an address' hash. */
+/**
+ * Returns the tab's own parts of an address' hash, as {name: text}.
+ *
+ * @param {string} hash
+ */
 export function parametersIn(hash) {
+  /** @type {Record<string, string>} */
   const parameters = {};
   for (const part of hash.replace(/^#/, '').split('&')) {
     const [name, value = ''] = part.split('=');
@@ -30,13 +41,18 @@ export function parametersIn(hash) {
     try {
       parameters[name.slice(PREFIX.length)] = decodeURIComponent(value);
     } catch {
-      // a percent sign that encodes nothing: somebody typed it
+      // The percent sign encodes nothing: somebody typed it.
     }
   }
   return parameters;
 }
 
-/** `hash` with the tab's own parts replaced by `parameters`. */
+/**
+ * Returns `hash` with the tab's own parts replaced by `parameters`.
+ *
+ * @param {string} hash
+ * @param {Record<string, string>} parameters
+ */
 export function hashWith(hash, parameters) {
   const others = hash
     .replace(/^#/, '')
@@ -46,23 +62,33 @@ export function hashWith(hash, parameters) {
   return `#${[...others, ...own].join('&')}`;
 }
 
+/** @param {string} hash */
 function isOurs(hash) {
   return /^#gradwatch(&|$)/.test(hash);
 }
 
+/** Returns the tab's own parts of the address bar. */
 export function readAddress() {
   return parametersIn(window.parent.location.hash);
 }
 
-/** Shows `parameters` in the address bar, without an entry in the history for every move. */
+/**
+ * Shows `parameters` in the address bar. It makes no entry in the history, because every move of the map comes here.
+ *
+ * @param {Record<string, string>} parameters
+ */
 export function writeAddress(parameters) {
   const {location, history} = window.parent;
-  if (!isOurs(location.hash)) return; // another tab is open: its address is not ours
+  if (!isOurs(location.hash)) return; // another tab of TensorBoard is open, and the address is that tab's
   const hash = hashWith(location.hash, parameters);
   if (hash !== location.hash) history.replaceState(history.state, '', hash);
 }
 
-/** Calls `changed(parameters)` when somebody pastes or edits the address; what `writeAddress` writes is no such change. */
+/**
+ * Calls `changed` when somebody pastes or edits the address. `writeAddress` does not cause such a call.
+ *
+ * @param {(parameters: Record<string, string>) => void} changed
+ */
 export function followAddress(changed) {
   window.parent.addEventListener('hashchange', () => {
     const {hash} = window.parent.location;
@@ -70,7 +96,11 @@ export function followAddress(changed) {
   });
 }
 
-/** Calls `changed(isDark)` now and whenever TensorBoard's dark mode is switched. */
+/**
+ * Calls `changed` now, and whenever TensorBoard's dark mode is switched.
+ *
+ * @param {(isDark: boolean) => void} changed
+ */
 export function followDarkMode(changed) {
   const body = window.parent.document.body;
   const tell = () => changed(body.classList.contains('dark-mode'));

@@ -1,10 +1,12 @@
-/** What TensorBoard calls: puts the tab into the frame. */
+// @ts-check
+
+/** Puts the tab into its frame. TensorBoard calls `render`. */
 
 import {App} from './app.js';
 import {element} from './dom.js';
 import {followAddress, followDarkMode, followReloads} from './host.js';
 
-/** Called once by TensorBoard's entry page. */
+/** Builds the tab. TensorBoard's entry page calls this once. */
 export async function render() {
   document.title = 'GradWatch';
   document.documentElement.lang = 'en';
@@ -21,6 +23,12 @@ export async function render() {
   await app.reload();
 }
 
+/**
+ * Loads a style sheet. One that cannot be loaded holds nothing up.
+ *
+ * @param {string} name
+ * @returns {Promise<unknown>}
+ */
 function loadStyle(name) {
   return new Promise((resolve) => {
     const link = element('link', {rel: 'stylesheet', href: `./static/${name}`, onload: resolve, onerror: resolve});

@@ -1,12 +1,23 @@
-/** The boxes beside the map: modules, nested from left to right, and layers, as far as there is room for their names. */
+// @ts-check
 
-import {element} from './dom.js';
+/** Draws the boxes beside the map: modules nested from left to right, and layers where their names have room. */
+
+import {element, focusedIn} from './dom.js';
+
+/** @import {Box, Node as TreeNode} from './tree.js' */
+/** @import {View} from './view.js' */
+
+/** @typedef {{toggle: (path: string) => void, pick: (layer: number) => void}} Choices what a click on a box does. */
 
 const LEAST_HEIGHT = 11; // pixels that a name needs
 const MODULE_WIDTH = 52;
 const NAME_WIDTH = 96;
 
-/** Pixels that the names of `boxes` would like to have side by side. */
+/**
+ * Returns how many pixels the names of `boxes` need side by side.
+ *
+ * @param {Box[]} boxes
+ */
 export function wantedWidth(boxes) {
   return boxes.reduce((most, {level}) => Math.max(most, level), 0) * MODULE_WIDTH + NAME_WIDTH;
 }
@@ -14,12 +25,15 @@ export function wantedWidth(boxes) {
 /**
  * Fills `container` with a tree of buttons.
  *
- * @param {object[]} boxes of tree.js.
- * @param {{from: number, to: number}} rowView rows in view.
- * @param {object} on {toggle(path), pick(layer)}.
+ * @param {HTMLElement} container
+ * @param {Box[]} boxes
+ * @param {View} rowView rows in view.
+ * @param {number} height
+ * @param {number | undefined} selected a layer.
+ * @param {Choices} on
  */
 export function showLabels(container, boxes, rowView, height, selected, on) {
-  const focused = container.contains(document.activeElement) ? document.activeElement.dataset.path : null;
+  const focused = focusedIn(container, 'path');
   const perRow = height / (rowView.to - rowView.from);
   const shown = boxes.filter(({top, bottom}) => bottom > rowView.from && top < rowView.to);
   const buttons = shown
@@ -35,6 +49,14 @@ export function showLabels(container, boxes, rowView, height, selected, on) {
   again?.focus();
 }
 
+/**
+ * @param {Box} box
+ * @param {number} top
+ * @param {number} bottom
+ * @param {number} perRow
+ * @param {number | undefined} selected
+ * @param {Choices} on
+ */
 function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, selected, on) {
   const hasInner = isGroup && !isCollapsed && innerShows(node, perRow);
   const isSelected = !isGroup && node.layers[0] === selected;
@@ -57,7 +79,7 @@ function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, select
         width: hasInner ? `${MODULE_WIDTH}px` : `calc(100% - ${level * MODULE_WIDTH}px)`,
       },
       onclick: () => (isGroup ? on.toggle(node.path) : on.pick(node.layers[0])),
-      onkeydown: (event) => moveFocus(event, isGroup, isCollapsed),
+      onkeydown: (event) => moveFocus(event, made, isGroup, isCollapsed),
     },
     element('span', {}, isCollapsed ? `${node.name} (${count})` : node.name),
   );
@@ -65,7 +87,12 @@ function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, select
   return made;
 }
 
-/** Whether anything inside `node` is high enough for a name of its own. */
+/**
+ * Returns whether anything in `node` is high enough for a name of its own.
+ *
+ * @param {TreeNode} node
+ * @param {number} perRow
+ */
 function innerShows(node, perRow) {
   return (
     perRow >= LEAST_HEIGHT ||
@@ -73,18 +100,33 @@ function innerShows(node, perRow) {
   );
 }
 
-/** As trees do it: up and down to the neighbours, left closes a module, right opens it. */
-function moveFocus(event, isGroup, isCollapsed) {
+/**
+ * Moves the focus as trees do: up and down go to the neighbours, left closes a module, right opens it.
+ *
+ * @param {KeyboardEvent} event
+ * @param {HTMLElement} box
+ * @param {boolean} isGroup
+ * @param {boolean} isCollapsed
+ */
+function moveFocus(event, box, isGroup, isCollapsed) {
   if (isGroup && event.key === (isCollapsed ? 'ArrowRight' : 'ArrowLeft')) {
     event.preventDefault();
-    event.currentTarget.click();
+    box.click();
     return;
   }
-  const by = {ArrowDown: 'nextElementSibling', ArrowUp: 'previousElementSibling'}[event.key];
-  const next = by && event.currentTarget[by];
-  if (!next) return;
+  const next = neighbour(box, event.key);
+  if (!(next instanceof HTMLElement)) return;
   event.preventDefault();
-  event.currentTarget.tabIndex = -1;
+  box.tabIndex = -1;
   next.tabIndex = 0;
   next.focus();
+}
+
+/**
+ * @param {HTMLElement} box
+ * @param {string} key
+ */
+function neighbour(box, key) {
+  if (key === 'ArrowDown') return box.nextElementSibling;
+  return key === 'ArrowUp' ? box.previousElementSibling : null;
 }

@@ -1,132 +1,190 @@
-/** One layer over time: its norm with extremes and band, its other figures, its histograms; a column for each run. */
+// @ts-check
 
-import {askForArray} from './api.js';
+/** Shows one layer over time, a column for each run: its norm with extremes and band, its other figures, its histograms. */
+
+import {askForArray, messageOf} from './api.js';
 import {NOT_FINITE} from './axis.js';
 import {drawable, lineChart, notFinite} from './charts.js';
 import {element, themed} from './dom.js';
 import {paintHistogram} from './histogram.js';
 
-const MOST_POINTS = 2000; // of a curve
-const DERIVED = new Set(['grad_rms', 'grad_ratio']); // the same curve as the norm, at another height
-const COLOURS = `Red: ${NOT_FINITE}. Pink ground: a finding. Pink line: the step looked at.`;
+/** @import {ArrayAnswer, CurveHeader, EntriesHeader, Statistic} from './api.js' */
+/** @import {Chart, Line} from './charts.js' */
+/** @import {Panel} from './panel.js' */
+/** @import {State} from './state.js' */
+/** @import {View} from './view.js' */
 
-/** Draws `state.layer` of each panel into `container`; returns the charts, none where another was asked for since. */
-export async function showLayer(container, panels, state, view, hover, isLatest) {
+/** @typedef {ArrayAnswer<CurveHeader> & {statistic: Statistic}} Curve */
+/** @typedef {ArrayAnswer<EntriesHeader> & {kind: 'grad' | 'weight'}} Histogram */
+/** @typedef {{panel: Panel, curves: Curve[], histograms: Histogram[], problems: string[]}} Answers */
+/** @typedef {Pick<Chart, 'spans' | 'place' | 'onHover'>} Shared what all charts of a run have alike. */
+
+const MOST_POINTS = 2000; // of a curve
+const DERIVED = new Set(['grad_rms', 'grad_ratio']); // multiples of the norm: their curves have the same shape
+const COLOURS = `Red: ${NOT_FINITE}. Pink background: a finding. Pink line: the chosen step.`;
+
+/**
+ * Draws `layer` of each panel into `container`.
+ *
+ * @param {HTMLElement} container
+ * @param {string} layer
+ * @param {Panel[]} panels
+ * @param {State} state
+ * @param {View} view steps
+ * @param {(step: number | null) => void} hover
+ * @param {() => boolean} isLatest
+ * @returns the charts, or none if another question has replaced this one.
+ */
+export async function showLayer(container, layer, panels, state, view, hover, isLatest) {
   const width = Math.min(MOST_POINTS, Math.max(50, Math.round(container.clientWidth / panels.length)));
-  const columns = await Promise.all(panels.map((panel) => answersOf(panel, state.layer, view, width)));
+  const answers = await Promise.all(panels.map((panel) => answersOf(panel, layer, view, width)));
   if (!isLatest()) return [];
-  const made = columns.map(({panel}) => element('div', {className: 'column'}, element('h3', {}, panel.run)));
-  container.replaceChildren(element('p', {className: 'quiet'}, COLOURS), ...made);
-  return columns.flatMap((column, index) => draw(made[index], column, state, hover));
+  const columns = answers.map(({panel}) => element('div', {className: 'column'}, element('h3', {}, panel.run)));
+  container.replaceChildren(element('p', {className: 'quiet'}, COLOURS), ...columns);
+  return answers.flatMap((each, index) => {
+    const spans = each.panel.findingsOf(layer).map((finding) => each.panel.stretchOf(finding));
+    return draw(columns[index], each, {spans, place: state.step, onHover: hover});
+  });
 }
 
+/**
+ * @param {Panel} panel
+ * @param {string} layer
+ * @param {View} view
+ * @param {number} width
+ * @returns {Promise<Answers>}
+ */
 async function answersOf(panel, layer, view, width) {
-  if (!panel.overview?.layers.includes(layer)) return {panel, curves: [], histograms: [], problems: []};
-  const stretch = {run: panel.run, layer, from: Math.floor(view.from), to: Math.ceil(view.to) - 1, width};
-  const statistics = panel.overview.statistics.filter(({name}) => !DERIVED.has(name));
+  const {run, overview} = panel;
+  if (!overview?.layers.includes(layer)) return {panel, curves: [], histograms: [], problems: []};
+  const stretch = {run, layer, from: Math.floor(view.from), to: Math.ceil(view.to) - 1, width};
+  const statistics = overview.statistics.filter(({name}) => !DERIVED.has(name));
   const curves = statistics.map(async (statistic) => ({
     statistic,
     ...(await askForArray('curve', {...stretch, statistic: statistic.name})),
   }));
-  const histograms = ['grad', 'weight'].map(async (kind) => ({
-    kind,
-    ...(await askForArray('entries', {run: panel.run, layer, kind})),
-  }));
-  return {panel, ...(await settled({curves, histograms}))};
+  const kinds = /** @type {const} */ (['grad', 'weight']);
+  const histograms = kinds.map(async (kind) => ({kind, ...(await askForArray('entries', {run, layer, kind}))}));
+  const [drawn, entries] = await Promise.all([Promise.allSettled(curves), Promise.allSettled(histograms)]);
+  const problems = [...failures(drawn), ...failures(entries)];
+  return {panel, curves: successes(drawn), histograms: successes(entries), problems: [...new Set(problems)]};
 }
 
-/** What could be had of each list of promises, and what was said of the rest. */
-async function settled(lists) {
-  const problems = new Set();
-  const had = {};
-  for (const [name, promises] of Object.entries(lists)) {
-    const results = await Promise.allSettled(promises);
-    had[name] = results.filter(({status}) => status === 'fulfilled').map(({value}) => value);
-    results.filter(({status}) => status === 'rejected').forEach(({reason}) => problems.add(reason.message));
-  }
-  return {...had, problems: [...problems]};
+/**
+ * @template T
+ * @param {PromiseSettledResult<T>[]} results
+ */
+function successes(results) {
+  return results.filter((result) => result.status === 'fulfilled').map(({value}) => value);
 }
 
-function draw(column, {panel, curves, histograms, problems}, state, hover) {
+/** @param {PromiseSettledResult<unknown>[]} results */
+function failures(results) {
+  return results.filter((result) => result.status === 'rejected').map(({reason}) => messageOf(reason));
+}
+
+/**
+ * @param {HTMLElement} column
+ * @param {Answers} answers
+ * @param {Shared} shared
+ */
+function draw(column, {curves, histograms, problems}, shared) {
   column.append(...problems.map((problem) => element('p', {className: 'error'}, problem)));
   if (!curves.length) {
     if (!problems.length) column.append(element('p', {className: 'quiet'}, 'This run has no such layer.'));
     return [];
   }
-  const spans = panel.findingsOf(state.layer).map((finding) => panel.stretchOf(finding));
-  const shared = {spans, place: state.step, onHover: hover};
-  const figures = element('div', {className: 'figures'});
-  const measured = curves.filter(({values}) => values.some((value) => value === value));
-  const charts = measured
-    .map((curve) => {
-      const target = element('div', {className: 'chart'});
-      (curve.statistic.name === 'grad_norm' ? column : figures).append(target);
-      if (!figures.isConnected) column.append(figures);
-      return [target, curve];
-    })
-    .map(([target, curve]) => drawCurve(target, curve, shared))
-    .filter(Boolean);
+  const charts = drawCurves(column, curves, shared);
   const logged = histograms.filter(({header}) => header.steps.length);
   for (const each of logged) column.append(paintHistogram(each, column.clientWidth));
   if (!logged.length) {
-    column.append(element('p', {className: 'quiet'}, 'No histograms: watch(…, histograms=True) logs them.'));
+    column.append(element('p', {className: 'quiet'}, 'No histograms. To log them: watch(…, histograms=True).'));
   }
   return charts;
 }
 
+/**
+ * Draws the norm across the column, and the other figures below it. Every target is in the page before the first chart is
+ * drawn, because the number of targets decides how wide each chart is.
+ *
+ * @param {HTMLElement} column
+ * @param {Curve[]} curves
+ * @param {Shared} shared
+ */
+function drawCurves(column, curves, shared) {
+  const figures = element('div', {className: 'figures'});
+  const measured = curves.filter(({values}) => values.some((value) => !Number.isNaN(value)));
+  const targets = measured.map(({statistic}) => {
+    const target = element('div', {className: 'chart'});
+    (statistic.name === 'grad_norm' ? column : figures).append(target);
+    if (!figures.isConnected) column.append(figures);
+    return target;
+  });
+  return measured.map((curve, index) => drawCurve(targets[index], curve, shared)).filter((chart) => chart !== null);
+}
+
+/**
+ * @param {HTMLElement} target
+ * @param {Curve} curve
+ * @param {Shared} shared
+ */
 function drawCurve(target, {statistic, header, values}, shared) {
-  const rows = Object.fromEntries(
-    header.rows.map((name, row) => [name, values.subarray(row * header.steps.length, (row + 1) * header.steps.length)]),
-  );
+  const {name, label, isShare} = statistic;
   const x = header.steps;
-  if (!statistic.isShare && !values.some((value) => value > 0 && value < Infinity)) {
+  if (!isShare && !values.some((value) => value > 0 && value < Infinity)) {
     const found = [values.includes(0) && '0', values.includes(Infinity) && NOT_FINITE].filter(Boolean).join(' or ');
-    target.append(element('p', {className: 'quiet'}, `${statistic.label}: ${found} at every step in view.`));
+    target.append(element('p', {className: 'quiet'}, `${label}: ${found} at every step in view.`));
     return null;
   }
-  if (statistic.name !== 'grad_norm') {
-    const line = {
-      label: statistic.label,
-      values: drawable(rows[header.rows[0]], statistic.isShare),
-      colour: themed('line'),
-    };
-    return lineChart(target, {
-      ...shared,
-      title: statistic.label,
-      height: 150,
-      x,
-      lines: [line],
-      isLinear: statistic.isShare,
-      sick: notFinite(x, rows[header.rows[0]]),
-    });
+  const rows = rowsOf(header, values);
+  if (name === 'grad_norm') {
+    const sick = notFinite(x, rows.highest);
+    return lineChart(target, {...shared, title: 'Gradient norm', height: 240, x, ...normLines(rows), sick});
   }
+  const row = rows[header.rows[0]];
+  const lines = [{label, values: drawable(row, isShare), colour: themed('line')}];
   return lineChart(target, {
     ...shared,
-    title: 'Gradient norm',
-    height: 240,
+    title: label,
+    height: 150,
     x,
-    ...normLines(rows),
-    sick: notFinite(x, rows.highest),
+    lines,
+    isLinear: isShare,
+    sick: notFinite(x, row),
   });
 }
 
+/**
+ * @param {CurveHeader} header
+ * @param {Float32Array} values
+ * @returns {Record<string, Float32Array>}
+ */
+function rowsOf({rows, steps}, values) {
+  return Object.fromEntries(
+    rows.map((name, row) => [name, values.subarray(row * steps.length, (row + 1) * steps.length)]),
+  );
+}
+
+/**
+ * Returns the lines of the norm, with a band between the extremes and, if it was logged, one of what is normal.
+ *
+ * @param {Record<string, Float32Array>} rows
+ * @returns {Pick<Chart, 'lines' | 'bands'>}
+ */
 function normLines(rows) {
-  const line = (name, label, colour, more = {}) => ({
-    label,
-    colour,
-    values: drawable(rows[name] ?? [], false),
-    ...more,
-  });
+  const values = (/** @type {string} */ name) => drawable(rows[name] ?? [], false);
+  /** @type {Line[]} */
   const lines = [
-    line('highest', 'Highest', themed('line'), {width: 1}),
-    line('lowest', 'Lowest', themed('line'), {width: 1}),
-    line('grad_norm', 'At the row', themed('line-strong'), {width: 1.5}),
+    {label: 'Highest', values: values('highest'), colour: themed('line'), width: 1},
+    {label: 'Lowest', values: values('lowest'), colour: themed('line'), width: 1},
+    {label: 'At the row', values: values('grad_norm'), colour: themed('line-strong'), width: 1.5},
   ];
+  /** @type {Chart['bands']} */
   const bands = [{series: [1, 2], fill: themed('envelope')}];
   if (!rows.ceiling) return {lines, bands};
   lines.push(
-    line('ceiling', 'Outgrows above', themed('high'), {dash: [5, 3]}),
-    line('floor', 'Faint below', themed('low'), {dash: [2, 3]}),
+    {label: 'Outgrows above', values: values('ceiling'), colour: themed('high'), dash: [5, 3]},
+    {label: 'Faint below', values: values('floor'), colour: themed('low'), dash: [2, 3]},
   );
   return {lines, bands: [{series: [4, 5], fill: themed('band')}, ...bands]};
 }

@@ -1,22 +1,35 @@
-/** The page around the maps: what stands where, and what it says while there is nothing to show. */
+// @ts-check
+
+/** Builds the page around the maps, and says what to do while there is nothing to show. */
 
 import {element} from './dom.js';
 
+/** @import {FindingsAnswer, Overview} from './api.js' */
+
+/**
+ * What the page's controls do.
+ *
+ * @typedef {object} Controls
+ * @property {(name: string) => void} statistic
+ * @property {(query: string) => void} search
+ * @property {(factor: number) => void} zoom
+ * @property {() => void} all
+ */
+
 const HELP =
-  'Scroll to zoom steps, Shift and scroll to zoom layers, drag to move, click for a layer and a step, ' +
+  'Scroll to zoom steps, Shift and scroll to zoom layers, drag to move, click to choose a layer and a step, ' +
   'double-click to see all. Keys: arrows, + and −, [ and ], 0.';
 
-/** @param {object} on {statistic(name), search(query), zoom(factor), all()}. */
+/**
+ * Makes the page, and names its parts.
+ *
+ * @param {Controls} on
+ */
 export function page(on) {
-  const statistic = element('select', {id: 'statistic', onchange: (event) => on.statistic(event.target.value)});
-  const search = element('input', {
-    id: 'search',
-    type: 'search',
-    placeholder: 'part of a name',
-    oninput: (event) => on.search(event.target.value),
-  });
-  const tool = (text, label, act) =>
-    element('button', {className: 'tool', title: label, 'aria-label': label, onclick: act}, text);
+  const statistic = element('select', {id: 'statistic'});
+  statistic.addEventListener('change', () => on.statistic(statistic.value));
+  const search = element('input', {id: 'search', type: 'search', placeholder: 'part of a name'});
+  search.addEventListener('input', () => on.search(search.value));
   const [runs, findings, legend, panels, details] = ['runs', 'list', 'legend', 'panels', 'details'].map((className) =>
     element('div', {className}),
   );
@@ -28,12 +41,12 @@ export function page(on) {
     element('span', {className: 'field'}, element('label', {htmlFor: 'search'}, 'Layers'), search),
     tool('+', 'Zoom in', () => on.zoom(0.5)),
     tool('−', 'Zoom out', () => on.zoom(2)),
-    tool('All', 'Show all steps and layers', on.all),
+    tool('All', 'Show all steps and layers', () => on.all()),
     legend,
   );
   const side = element('aside', {}, element('h2', {}, 'Runs'), runs, element('h2', {}, 'Findings'), findings);
   const main = element('main', {}, problem, panels, element('p', {id: 'help', className: 'quiet'}, HELP), details);
-  const say = (text) => {
+  const say = (/** @type {string} */ text) => {
     problem.textContent = text;
     problem.hidden = !text;
   };
@@ -50,50 +63,82 @@ export function page(on) {
   };
 }
 
-/** A box to tick for each run, with the number of its findings. */
-export function showRuns(container, runs, told, chosen, choose) {
-  const focused = document.activeElement?.closest('.runs') && document.activeElement.value;
+/**
+ * @param {string} text
+ * @param {string} label
+ * @param {() => void} act
+ */
+function tool(text, label, act) {
+  return element('button', {className: 'tool', title: label, 'aria-label': label, onclick: act}, text);
+}
+
+/**
+ * Shows a box to tick for each run, with the number of its findings.
+ *
+ * @param {HTMLElement} container
+ * @param {string[]} runs
+ * @param {Record<string, FindingsAnswer>} answers by run.
+ * @param {string[]} chosen
+ * @param {(runs: string[]) => void} choose
+ */
+export function showRuns(container, runs, answers, chosen, choose) {
+  const active = document.activeElement;
+  const focused = active instanceof HTMLInputElement && active.closest('.runs') ? active.value : null;
   const items = runs.map((run) => {
-    const count = told[run]?.findings.length ?? 0;
-    const box = element('input', {
-      type: 'checkbox',
-      value: run,
-      checked: chosen.includes(run),
-      onchange: (event) => {
-        choose(runs.filter((each) => (each === run ? event.target.checked : chosen.includes(each))));
-      },
+    const box = element('input', {type: 'checkbox', value: run, checked: chosen.includes(run)});
+    box.addEventListener('change', () => {
+      choose(runs.filter((each) => (each === run ? box.checked : chosen.includes(each))));
     });
-    return element(
-      'label',
-      {title: run},
-      box,
-      element('span', {className: 'name'}, run),
-      element('span', {className: count ? 'count' : 'count none', title: 'findings'}, String(count)),
-    );
+    return runItem(run, box, answers[run]?.findings.length ?? 0);
   });
   container.replaceChildren(...(items.length ? items : [element('p', {className: 'quiet'}, 'None yet.')]));
   [...container.querySelectorAll('input')].find((box) => box.value === focused)?.focus();
 }
 
-/** The statistics that any of the panels has. */
-export function showStatistics(select, panels, chosen) {
-  const known = new Map(
-    panels.flatMap(({overview}) => overview?.statistics ?? []).map(({name, label}) => [name, label]),
+/**
+ * @param {string} run
+ * @param {HTMLInputElement} box
+ * @param {number} count of findings.
+ */
+function runItem(run, box, count) {
+  return element(
+    'label',
+    {title: run},
+    box,
+    element('span', {className: 'name'}, run),
+    element('span', {className: count ? 'count' : 'count none', title: 'findings'}, String(count)),
   );
-  if (known.size && !known.has(chosen)) known.set(chosen, `${chosen} (not logged)`); // an address may ask for it
+}
+
+/**
+ * Offers every statistic that one of the runs has logged.
+ *
+ * @param {HTMLSelectElement} select
+ * @param {(Overview | null)[]} overviews of the runs that are shown.
+ * @param {string} chosen
+ */
+export function showStatistics(select, overviews, chosen) {
+  const known = new Map(
+    overviews.flatMap((overview) => overview?.statistics ?? []).map(({name, label}) => [name, label]),
+  );
+  if (known.size && !known.has(chosen)) known.set(chosen, `${chosen} (not logged)`); // an address can ask for it
   select.replaceChildren(
     ...[...known].map(([value, label]) => element('option', {value, selected: value === chosen}, label)),
   );
   select.disabled = known.size === 0;
 }
 
-/** What to do where no map can be shown. */
+/**
+ * Says what to do where no map can be shown.
+ *
+ * @param {string[]} runs those that could be chosen.
+ */
 export function emptyState(runs) {
   if (runs.length)
     return element(
       'p',
       {className: 'empty'},
-      'No run is chosen. Tick one on the left; tick several to see them on one colour scale.',
+      'No run is chosen. Tick one on the left. If you tick several, they share one colour scale.',
     );
   const code =
     'import gradwatch\n\nwith gradwatch.watch(model, optimizer, log_dir="runs/mine") as watcher:\n    …  # your training loop';
@@ -101,12 +146,16 @@ export function emptyState(runs) {
     'div',
     {className: 'empty'},
     element('h2', {}, 'No run here was watched by gradwatch yet'),
-    element('p', {}, 'Watch a run into TensorBoard’s log directory; this page shows it once TensorBoard has read it:'),
+    element(
+      'p',
+      {},
+      'Watch a run, and write it into TensorBoard’s log directory. This page shows the run once TensorBoard has read it.',
+    ),
     element('pre', {}, code),
     element(
       'p',
       {},
-      'If a run should be here: TensorBoard reads its directory every 30 seconds, or at the reload button above.',
+      'If you expected a run here: TensorBoard reads its directory every 30 seconds. The reload button above reads it now.',
     ),
   );
 }

@@ -1,17 +1,39 @@
-/** Draws the map's cells, the step axis with its marks, and what is laid over: outlines of findings, the place looked at. */
+// @ts-check
+
+/** Draws the cells of the map, the axis of steps below it, and over it the outlines of findings and the chosen place. */
 
 import {stepTicks, wholeNumber} from './axis.js';
 import {sized, themed} from './dom.js';
-import {NOT_MEASURED, palette} from './colours.js';
+import {NOT_MEASURED, palette, rgb} from './colours.js';
 import {poolPixels, rowEdges, touched} from './pooling.js';
 
+/** @import {Scale} from './colours.js' */
+/** @import {Outline} from './outlines.js' */
+/** @import {Sheet} from './sheet.js' */
+/** @import {View} from './view.js' */
+
+/** @typedef {{step: number | null, row: number | null}} Place on a map. */
+
 export const AXIS_HEIGHT = 44;
+
+/** @type {['clipped' | 'skipped', number][]} what is counted, and how far below the map its bars lie. */
 const MARKS = [
   ['clipped', 3],
   ['skipped', 12],
-]; // which counts, and how far below the map
+];
 
-/** `sheets` in order, later ones over earlier ones. */
+/**
+ * Draws `sheets` in their order: later ones cover earlier ones.
+ *
+ * @param {HTMLCanvasElement} canvas
+ * @param {Sheet[]} sheets
+ * @param {number[][]} rows the layers of each row, as indices.
+ * @param {Scale | null} scale
+ * @param {View} view steps
+ * @param {View} rowView
+ * @param {number} width
+ * @param {number} height
+ */
 export function paintCells(canvas, sheets, rows, scale, view, rowView, width, height) {
   const context = sized(canvas, width, height);
   const [across, down] = [canvas.width, canvas.height];
@@ -28,7 +50,14 @@ export function paintCells(canvas, sheets, rows, scale, view, rowView, width, he
   context.putImageData(picture, 0, 0);
 }
 
-/** Ticks, and clipped and skipped steps as bars below the map. */
+/**
+ * Draws ticks below the map, and a bar for each stretch of clipped or skipped steps.
+ *
+ * @param {HTMLCanvasElement} canvas
+ * @param {Sheet[]} sheets
+ * @param {View} view steps
+ * @param {number} width
+ */
 export function paintAxis(canvas, sheets, view, width) {
   const context = sized(canvas, width, AXIS_HEIGHT);
   context.clearRect(0, 0, width, AXIS_HEIGHT);
@@ -39,56 +68,92 @@ export function paintAxis(canvas, sheets, view, width) {
   context.fillStyle = context.strokeStyle = themed('quiet');
   context.font = '11px sans-serif';
   for (const tick of stepTicks(view.from, view.to - 1, width / 90)) {
-    const x = toX(tick + 0.5, view, width);
+    const x = toPixel(tick + 0.5, view, width);
     context.fillRect(Math.round(x), 22, 1, 5);
     context.textAlign = x < 20 ? 'left' : x > width - 20 ? 'right' : 'center';
     context.fillText(wholeNumber(tick), Math.min(Math.max(x, 0), width), 39);
   }
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Sheet} sheet
+ * @param {'clipped' | 'skipped'} kind
+ * @param {number} top
+ * @param {View} view
+ * @param {number} width
+ */
 function paintMarks(context, sheet, kind, top, view, width) {
   sheet.header[kind].forEach((count, cell) => {
     if (!count) return;
-    const left = toX(sheet.edges[cell], view, width);
-    const right = toX(sheet.edges[cell + 1], view, width);
+    const left = toPixel(sheet.edges[cell], view, width);
+    const right = toPixel(sheet.edges[cell + 1], view, width);
     if (right > 0 && left < width) context.fillRect(left, top, Math.max(right - left, 1.5), 7);
   });
 }
 
-/** Findings as outlines, the selected one thicker; the layer and step looked at as a cross. */
+/**
+ * Draws findings as outlines, the selected one thicker, and the chosen layer and step as a cross.
+ *
+ * @param {HTMLCanvasElement} canvas
+ * @param {Outline[]} outlines
+ * @param {Place} place
+ * @param {View} view steps
+ * @param {View} rowView
+ * @param {number} width
+ * @param {number} height
+ */
 export function paintOver(canvas, outlines, place, view, rowView, width, height) {
   const context = sized(canvas, width, height);
   context.clearRect(0, 0, width, height);
-  for (const {from, to, top, bottom, isSelected} of outlines) {
-    const left = toX(from, view, width) - 1;
-    const right = Math.max(toX(to, view, width) + 1, left + 5);
-    const [upper, lower] = [top, bottom].map((row) => ((row - rowView.from) / (rowView.to - rowView.from)) * height);
-    const box = [left, Math.max(upper, -9) + 1, right - left, Math.min(lower, height + 9) - Math.max(upper, -9) - 2];
-    for (const [colour, thickness] of [
-      ['#000', isSelected ? 5 : 3.5],
-      ['#fff', isSelected ? 3 : 1.5],
-    ]) {
-      context.strokeStyle = colour; // white in black shows on every colour of the map
-      context.lineWidth = thickness;
-      context.strokeRect(...box);
-    }
-  }
-  if (place) paintCross(context, place, view, rowView, width, height);
+  for (const outline of outlines) paintOutline(context, outline, view, rowView, width, height);
+  paintCross(context, place, view, rowView, width, height);
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Outline} outline
+ * @param {View} view
+ * @param {View} rowView
+ * @param {number} width
+ * @param {number} height
+ */
+function paintOutline(context, {from, to, top, bottom, isSelected}, view, rowView, width, height) {
+  const left = toPixel(from, view, width) - 1;
+  const right = Math.max(toPixel(to, view, width) + 1, left + 5);
+  const [upper, lower] = [top, bottom].map((row) => toPixel(row, rowView, height));
+  const first = Math.max(upper, -9) + 1;
+  const last = Math.min(lower, height + 9) - 1;
+  // A white line within a black one shows on every colour of the map.
+  context.strokeStyle = '#000';
+  context.lineWidth = isSelected ? 5 : 3.5;
+  context.strokeRect(left, first, right - left, last - first);
+  context.strokeStyle = '#fff';
+  context.lineWidth = isSelected ? 3 : 1.5;
+  context.strokeRect(left, first, right - left, last - first);
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Place} place
+ * @param {View} view
+ * @param {View} rowView
+ * @param {number} width
+ * @param {number} height
+ */
 function paintCross(context, {step, row}, view, rowView, width, height) {
   context.fillStyle = themed('cross');
-  if (step !== null) context.fillRect(Math.round(toX(step + 0.5, view, width)), 0, 1, height);
-  if (row !== null) {
-    const y = ((row + 0.5 - rowView.from) / (rowView.to - rowView.from)) * height;
-    context.fillRect(0, Math.round(y), width, 1);
-  }
+  if (step !== null) context.fillRect(Math.round(toPixel(step + 0.5, view, width)), 0, 1, height);
+  if (row !== null) context.fillRect(0, Math.round(toPixel(row + 0.5, rowView, height)), width, 1);
 }
 
-function toX(step, view, width) {
-  return ((step - view.from) / (view.to - view.from)) * width;
-}
-
-function rgb(hex) {
-  return [1, 3, 5].map((offset) => parseInt(hex.slice(offset, offset + 2), 16));
+/**
+ * Returns the pixel of a step or a row, among `length` pixels for the whole view.
+ *
+ * @param {number} place
+ * @param {View} view
+ * @param {number} length
+ */
+function toPixel(place, view, length) {
+  return ((place - view.from) / (view.to - view.from)) * length;
 }

@@ -1,9 +1,18 @@
+// @ts-check
+
 /**
- * Levels of (cells × layers) → levels of rows, then of pixels, always the highest: a single spike never disappears.
- * Levels are ordered as colours.js makes them: not measured, low to high, not finite.
+ * Pools the levels of (cells × layers) into rows, and rows into pixels. It always takes the highest level, so that a
+ * single spike never disappears. colours.js defines the order of levels: not measured, low to high, not finite.
  */
 
-/** (rows × cells), each row the highest of its layers. `rows` is an array of arrays of layers' indices. */
+/**
+ * Returns (rows × cells): for each row the highest level of its layers.
+ *
+ * @param {Uint8Array} levels (cells × layers)
+ * @param {number} cells
+ * @param {number} layers
+ * @param {number[][]} rows the layers of each row, as indices.
+ */
 export function poolRows(levels, cells, layers, rows) {
   const pooled = new Uint8Array(rows.length * cells);
   for (let row = 0; row < rows.length; row++) {
@@ -18,8 +27,13 @@ export function poolRows(levels, cells, layers, rows) {
 }
 
 /**
- * For each of `pixels` over `from` to `to`, the first and one past the last of the stretches between `edges` that it
- * touches: [start, end) pairs, empty beyond the edges. A stretch narrower than a pixel is touched by one at least.
+ * Returns which of the stretches between `edges` each pixel touches, as pairs: the first one, and one past the last. Pixels
+ * beyond the edges get an empty pair. A stretch narrower than a pixel is touched by at least one pixel.
+ *
+ * @param {ArrayLike<number>} edges
+ * @param {number} from where the first pixel begins.
+ * @param {number} to where the last pixel ends.
+ * @param {number} pixels
  */
 export function touched(edges, from, to, pixels) {
   const bounds = new Int32Array(2 * pixels);
@@ -37,7 +51,17 @@ export function touched(edges, from, to, pixels) {
   return bounds;
 }
 
-/** Writes the highest level under each pixel into `image` (height × width); pixels beyond the cells stay as they are. */
+/**
+ * Writes the highest level of each pixel into `image` (height × width). Pixels beyond the cells keep what they have.
+ *
+ * @param {Uint8Array} pooled (rows × cells)
+ * @param {number} cells
+ * @param {Int32Array} columns the cells of each column of pixels, as `touched` returns them.
+ * @param {Int32Array} lines the rows of each line of pixels, as `touched` returns them.
+ * @param {number} width
+ * @param {number} height
+ * @param {Uint8Array} image
+ */
 export function poolPixels(pooled, cells, columns, lines, width, height, image) {
   const line = new Uint8Array(cells);
   for (let y = 0; y < height; y++) {
@@ -58,7 +82,11 @@ export function poolPixels(pooled, cells, columns, lines, width, height, image) 
   }
 }
 
-/** Row boundaries 0, 1, … as `touched` wants them. */
+/**
+ * Returns the row boundaries 0, 1, … that `touched` takes.
+ *
+ * @param {number} count
+ */
 export function rowEdges(count) {
   return Float64Array.from({length: count + 1}, (_, row) => row);
 }

@@ -1,26 +1,47 @@
+// @ts-check
+
 /**
- * One answer about the map (a stretch of steps at some width), as levels, pooled into the rows that are shown.
- * Pooling is kept until rows or colour scale change, so that zooming and panning only pool pixels.
+ * Holds one answer about the map: a stretch of steps at some width. It turns values into levels and pools them into the rows
+ * that are shown. The result is kept until rows or scale change, so zooming and panning only pool pixels.
  */
 
 import {levels} from './colours.js';
 import {poolRows} from './pooling.js';
 
+/** @import {ArrayAnswer, CellsHeader} from './api.js' */
+/** @import {Scale} from './colours.js' */
+/** @import {View} from './view.js' */
+
 const SLICE = 100_000; // values: a few milliseconds' work
 
 const pause = () => new Promise((resolve) => setTimeout(resolve));
 
+/** @typedef {{levels: Uint8Array, pooled: Uint8Array, rows: number[][], scale: Scale | null}} Pooled */
+
+/** A stretch of steps of one run and statistic, as cells × layers. */
 export class Sheet {
-  /** @param {{header: object, values: Float32Array}} answer of the question `cells` about `statistic`. */
+  /**
+   * @param {ArrayAnswer<CellsHeader>} answer
+   * @param {string} statistic
+   */
   constructor({header, values}, statistic) {
     this.statistic = statistic;
     this.header = header;
     this.values = values;
     this.edges = Float64Array.from(header.edges);
-    [this.cells, this.layers] = header.shape;
+    const [cells, layers] = header.shape;
+    this.cells = cells;
+    this.layers = layers;
+    /** @type {Pooled | null} */
+    this._kept = null;
   }
 
-  /** Makes what `pooled` will be asked for, in slices between which the page can draw: no frame waits for all of it. */
+  /**
+   * Computes what `pooled` will return. It pauses between slices, so that the page can draw meanwhile.
+   *
+   * @param {number[][]} rows
+   * @param {Scale} scale
+   */
   async prepare(rows, scale) {
     const made = new Uint8Array(this.values.length);
     for (let at = 0; at < made.length; at += SLICE) {
@@ -33,25 +54,38 @@ export class Sheet {
       pooled.set(poolRows(made, this.cells, this.layers, rows.slice(row, row + apart)), row * this.cells);
       await pause();
     }
-    [this._levels, this._pooled, this._scale, this._rows] = [made, pooled, scale, rows];
+    this._kept = {levels: made, pooled, rows, scale};
   }
 
-  /** Whether every step from `from` to `to` lies within the cells. */
+  /**
+   * Returns whether every step of `view` lies within the cells.
+   *
+   * @param {View} view
+   */
   covers({from, to}) {
     return this.cells > 0 && this.edges[0] <= from && to <= this.edges[this.cells];
   }
 
-  /** (rows × cells) levels. */
+  /**
+   * Returns (rows × cells) levels. The same `rows` and `scale`, as objects, give the same array again.
+   *
+   * @param {number[][]} rows
+   * @param {Scale | null} scale
+   */
   pooled(rows, scale) {
-    if (this._scale !== scale) this._levels = levels(this.values, scale);
-    if (this._scale !== scale || this._rows !== rows) {
-      this._pooled = poolRows(this._levels, this.cells, this.layers, rows);
-      [this._scale, this._rows] = [scale, rows];
-    }
-    return this._pooled;
+    const kept = this._kept;
+    if (kept && kept.scale === scale && kept.rows === rows) return kept.pooled;
+    const made = kept && kept.scale === scale ? kept.levels : levels(this.values, scale);
+    const pooled = poolRows(made, this.cells, this.layers, rows);
+    this._kept = {levels: made, pooled, rows, scale};
+    return pooled;
   }
 
-  /** The cell that stands for `step`, −1 where none does. */
+  /**
+   * Returns the cell that holds `step`, or −1.
+   *
+   * @param {number} step
+   */
   cellAt(step) {
     if (!this.cells || step < this.edges[0] || step >= this.edges[this.cells]) return -1;
     let [low, high] = [0, this.cells];
@@ -63,7 +97,12 @@ export class Sheet {
     return low;
   }
 
-  /** The highest value of `layers` at `step`; NaN where not measured. */
+  /**
+   * Returns the highest value of `layers` at `step`, or NaN where none was measured.
+   *
+   * @param {number} step
+   * @param {number[]} layers as indices.
+   */
   valueAt(step, layers) {
     const cell = this.cellAt(step);
     let highest = NaN;

@@ -1,49 +1,80 @@
-/** What is looked at, and the same as parts of an address. Knows nothing of the page. */
+// @ts-check
 
+/** Holds what is looked at, and writes it as parts of an address. It does not know the page. */
+
+/**
+ * @typedef {object} State
+ * @property {string[] | null} runs names; null lets the tab choose.
+ * @property {string} statistic
+ * @property {string | null} layer
+ * @property {number | null} step
+ * @property {string | null} finding as `keyOf` of findings.js writes it.
+ * @property {number | null} from the first step in view; null for all steps.
+ * @property {number | null} to the last step in view; null for all steps.
+ */
+
+/** @type {Readonly<State>} */
 export const DEFAULTS = Object.freeze({
-  runs: null, // names; null: the tab chooses
+  runs: null,
   statistic: 'grad_norm',
   layer: null,
   step: null,
-  finding: null, // `${run}|${kind}|${layer}|${step}`
-  from: null, // first and last step in view; null: all
+  finding: null,
+  from: null,
   to: null,
 });
 
-const NUMBERS = new Set(['step', 'from', 'to']);
-
-/** As {name: text}; what is as by default is left out. */
+/**
+ * Writes `state` as {name: text}. What has its default value is left out.
+ *
+ * @param {State} state
+ */
 export function toParameters(state) {
+  /** @type {Record<string, string>} */
   const parameters = {};
-  for (const name of Object.keys(DEFAULTS)) {
+  for (const name of /** @type {(keyof State)[]} */ (Object.keys(DEFAULTS))) {
     const value = state[name];
-    if (value === DEFAULTS[name] || value === null) continue;
+    if (value === null || value === DEFAULTS[name]) continue;
     parameters[name] = name === 'runs' ? JSON.stringify(value) : String(value);
   }
   return parameters;
 }
 
-/** The reverse; what makes no sense is as by default. */
+/**
+ * Reads what `toParameters` wrote. What cannot be read gets its default value.
+ *
+ * @param {Record<string, string>} parameters
+ * @returns {State}
+ */
 export function fromParameters(parameters) {
-  const state = {...DEFAULTS};
-  for (const [name, text] of Object.entries(parameters)) {
-    if (!Object.hasOwn(DEFAULTS, name)) continue;
-    const value = name === 'runs' ? names(text) : NUMBERS.has(name) ? wholeNumber(text) : String(text);
-    if (value !== null) state[name] = value;
-  }
-  if (state.from === null || state.to === null || state.from > state.to) state.from = state.to = null;
-  return state;
+  const text = (/** @type {string} */ name) => (Object.hasOwn(parameters, name) ? String(parameters[name]) : null);
+  const [from, to] = [wholeNumber(text('from')), wholeNumber(text('to'))];
+  const isStretch = from !== null && to !== null && from <= to;
+  return {
+    runs: names(text('runs')),
+    statistic: text('statistic') ?? DEFAULTS.statistic,
+    layer: text('layer'),
+    step: wholeNumber(text('step')),
+    finding: text('finding'),
+    from: isStretch ? from : null,
+    to: isStretch ? to : null,
+  };
 }
 
+/**
+ * @param {string | null} text
+ * @returns {string[] | null}
+ */
 function names(text) {
   try {
-    const value = JSON.parse(text);
+    const value = JSON.parse(text ?? 'null');
     return Array.isArray(value) && value.every((name) => typeof name === 'string') ? value : null;
   } catch {
     return null;
   }
 }
 
+/** @param {string | null} text */
 function wholeNumber(text) {
-  return /^\d{1,15}$/.test(text) ? Number(text) : null;
+  return text !== null && /^\d{1,15}$/.test(text) ? Number(text) : null;
 }

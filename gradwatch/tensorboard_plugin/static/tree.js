@@ -1,34 +1,76 @@
-/** Layer names and their depth → modules, in forward order, as a tree; and the rows of a map that it comes to. */
+// @ts-check
+
+/** Turns the names of layers and their depth into a tree of modules in forward order, and the tree into rows of a map. */
 
 /**
- * A node: `name` (what it adds to its parent's), `path`, `children` (empty for a layer), `layers` (indices, in forward
- * order).
+ * A module or a layer.
+ *
+ * @typedef {object} Node
+ * @property {string} name what it adds to the name of its parent.
+ * @property {string} path
+ * @property {Node[]} children none for a layer.
+ * @property {number[]} layers the layers in it, as indices, in forward order.
+ */
+
+/** @typedef {Node & {children: GrowingNode[], index: Map<string, GrowingNode>}} GrowingNode */
+
+/**
+ * What stands for a node beside the map.
+ *
+ * @typedef {object} Box
+ * @property {Node} node
+ * @property {number} level how many modules are around it.
+ * @property {number} top its first row.
+ * @property {number} bottom one past its last row.
+ * @property {boolean} isGroup whether it is a module.
+ * @property {boolean} isCollapsed
+ */
+
+/**
+ * Returns the tree of all layers whose names hold `query`, in any case.
+ *
+ * @param {string[]} names
+ * @param {number[]} depth
+ * @param {string} query
+ * @returns {Node}
  */
 export function treeOf(names, depth, query = '') {
   const wanted = query.toLowerCase();
   const order = names.map((_, index) => index).filter((index) => names[index].toLowerCase().includes(wanted));
   order.sort((one, other) => depth[one] - depth[other] || one - other);
+  /** @type {GrowingNode} */
   const root = {name: '', path: '', children: [], layers: order, index: new Map()};
   for (const layer of order) insert(root, names[layer].split('.'), layer);
   return shortened(root, true);
 }
 
+/**
+ * @param {GrowingNode} root
+ * @param {string[]} parts
+ * @param {number} layer
+ */
 function insert(root, parts, layer) {
   let node = root;
   parts.forEach((name, level) => {
     const isLayer = level === parts.length - 1;
-    const key = isLayer ? `${name} ${layer}` : name; // a layer may be called as a module beside it
-    if (!node.index.has(key)) {
-      const child = {name, path: parts.slice(0, level + 1).join('.'), children: [], layers: [], index: new Map()};
+    const key = isLayer ? `${name} ${layer}` : name; // a layer and a module can have the same name
+    let child = node.index.get(key);
+    if (!child) {
+      child = {name, path: parts.slice(0, level + 1).join('.'), children: [], layers: [], index: new Map()};
       node.index.set(key, child);
       node.children.push(child);
     }
-    node = node.index.get(key);
+    node = child;
     node.layers.push(layer);
   });
 }
 
-/** A module whose only child is a module is one with it: `model.layers` stands in one box. */
+/**
+ * Joins each module whose only child is a module with that child: `model.layers` gets one box.
+ *
+ * @param {Node} node
+ * @returns {Node}
+ */
 function shortened(node, isRoot = false) {
   let {name, path, children, layers} = node;
   while (!isRoot && children.length === 1) {
@@ -39,15 +81,18 @@ function shortened(node, isRoot = false) {
 }
 
 /**
- * The rows of the map, and the boxes beside it.
+ * Returns the rows of the map, each with the indices of its layers, and the boxes beside it.
  *
- * @returns {{rows: number[][], boxes: object[]}} rows: indices of layers; boxes: {node, level, top, bottom, isGroup,
- *   isCollapsed}, top and bottom in rows.
+ * @param {Node} root
+ * @param {Set<string>} collapsed paths of closed modules; each of them is one row.
+ * @returns {{rows: number[][], boxes: Box[]}}
  */
 export function layOut(root, collapsed) {
+  /** @type {number[][]} */
   const rows = [];
+  /** @type {Box[]} */
   const boxes = [];
-  const place = (node, level) => {
+  const place = (/** @type {Node} */ node, /** @type {number} */ level) => {
     const isGroup = node.children.length > 0;
     const isCollapsed = isGroup && collapsed.has(node.path);
     const box = {node, level, top: rows.length, bottom: 0, isGroup, isCollapsed};
@@ -60,9 +105,15 @@ export function layOut(root, collapsed) {
   return {rows, boxes};
 }
 
-/** Paths of the modules that hold `layer`. */
+/**
+ * Returns the paths of the modules that hold `layer`, from the outermost to the innermost.
+ *
+ * @param {Node} root
+ * @param {number} layer
+ */
 export function modulesAround(root, layer) {
   const paths = [];
+  /** @type {Node | undefined} */
   let node = root;
   while (node) {
     node = node.children.find((child) => child.children.length && child.layers.includes(layer));
