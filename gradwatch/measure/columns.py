@@ -1,7 +1,6 @@
-"""Where the gradients of a step stand in the table.
+"""Match the gradients of a step with the columns of the layer table.
 
-Enters: the parameters that have a gradient. Leaves: their figures, spread over the table's columns. Knows nothing of
-what the figures mean. Made once for many steps, since most steps have the gradients of the last.
+Most steps have the gradients of the step before, so one ``GradientColumns`` serves many steps.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class GradientColumns:
         parameters, columns: as given.
         positions: (w,) which of the n are watched.
         watched: w tensors.
-        measured: (P,) bool, the columns that have a gradient.
+        measured: (P,) bool, the columns that have a gradient; read-only.
     """
 
     def __init__(self, parameters: Sequence[Tensor], columns: NDArray[np.int64], layers: int) -> None:
@@ -44,18 +43,23 @@ class GradientColumns:
         self.measured = self.place(np.ones(len(self.positions)), absent=0) > 0
         self.measured.flags.writeable = False  # every report of these steps holds it
 
+    @property
+    def watched_columns(self) -> list[int]:
+        """The column of each of the w watched parameters."""
+        return self.columns[self.positions].tolist()
+
     def select(self, sequence: Sequence[T]) -> Sequence[T]:
-        """Those of n that are watched."""
+        """Return the w watched ones of n things."""
         if len(self.positions) == len(self.columns):
             return sequence
         return [sequence[i] for i in self.positions.tolist()]
 
     def spread(self, values: Floats, absent: float = np.nan) -> Floats:
-        """(n,) → (P,) over the table."""
+        """Return (P,) over the table from (n,)."""
         return values if self._is_whole_table else self.place(values[self.positions], absent)
 
     def place(self, values: Floats, absent: float = np.nan) -> Floats:
-        """(w,) → (P,) over the table."""
+        """Return (P,) over the table from (w,)."""
         if self._is_whole_table:
             return values
         row = np.full(self._layers, absent, dtype=np.float64)
@@ -63,8 +67,8 @@ class GradientColumns:
         return row
 
     def list_of(self, values: Sequence[T]) -> list[T | None]:
-        """Those of the w watched → a list of P, None where a column has none."""
+        """Return a list of P from one of w, with None where a column has no gradient."""
         row: list[T | None] = [None] * self._layers
-        for column, value in zip(self.columns[self.positions].tolist(), values, strict=True):
+        for column, value in zip(self.watched_columns, values, strict=True):
             row[column] = value
         return row

@@ -1,7 +1,9 @@
-"""One attempted update, on its way from the device to the host.
+"""Measure one attempted update, from the gradients on the device to the report on the host.
 
-Enters: an optimizer's parameters with their gradients. Leaves: a ``StepReport``, once the copy has arrived and the
-update is made. Knows nothing of detectors, sinks or cadences: what to measure is asked of it.
+The walk of a step: ``Measurement`` reduces all gradients to vectors (``statistics.measure``); undoes the loop's own
+clipping in the figures (``statistics.undo_change``); at sampled and logged steps takes figures of single layers
+(``layer_figures``) and a sample of the weights (``samples``). Clipping uses the same vectors. Once the update is made,
+``HostCopy`` brings all vectors to the host at once, and ``report`` spreads them over the columns of the table.
 """
 
 from __future__ import annotations
@@ -20,26 +22,32 @@ from gradwatch.measure import statistics
 from gradwatch.measure.backward import AtEnd
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.host_copy import HostCopy
+from gradwatch.measure.layer_figures import (
+    ENTRY_FIGURES,
+    WatchedGradients,
+    activation_figures,
+    entry_figures,
+    factors_left,
+    histogram_entries,
+    weight_figures,
+)
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, Origin, StepReport
-from gradwatch.measure.samples import SAMPLED_ENTRIES, evenly_spaced, relative_change, sample
+from gradwatch.measure.samples import WeightSample, sample_weights, update_ratios
 
 __all__ = ["Measurement", "StepPlan"]
 
 FindOrigin = Callable[[float | None, list[str]], Origin | None]
 """(loss, names of the layers whose gradients hold NaN or Inf) → where it came from."""
 
-HISTOGRAM_ENTRIES = 4096
-_ENTRY_FIGURES = ("grad_max", "grad_mean", "grad_std", "grad_zero_fraction")
-
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which step this is, and what is asked of it.
+    """The number of a step, and what to measure at it.
 
     Attributes:
         step, optimizer, update, sampled: as in ``StepReport``.
-        figures: names of ``gradwatch.measure.report.FIGURES`` to measure.
+        figures: names of ``gradwatch.measure.report.LAYER_FIGURES`` to measure.
         entries: whether to take entries for histograms.
         has_scaler: a gradient scaler skips the update by itself where a gradient is not finite.
         already_clipped, learning_rate: as in ``StepReport``.
@@ -56,20 +64,35 @@ class StepPlan:
     learning_rate: float | None = None
 
 
+@dataclass(frozen=True)
+class _HostFigures:
+    """What the copy to the host brings: vectors over the n gradients, and ``figures`` over the w watched ones."""
+
+    l2: Floats
+    nonfinite: Floats
+    total: float
+    clipped_total: float
+    loss: float | None
+    figures: Mapping[str, Floats]
+
+
 class Measurement:
-    """Measures on construction; ``clip_`` and ``follow_update`` as the step goes on; ``report`` at its end.
+    """One attempted update under way: measured when constructed, reported when the update is made.
+
+    The methods are called in this order, the first three where they apply: ``add_activations``, ``clip_`` or
+    ``mark_skipped``, ``follow_update``, ``send``, ``report``.
 
     Args:
         plan: which step, and what to measure.
         layers: the table.
         columns: of n parameters that have a gradient, watched or not (all count in the total).
         gradients: n tensors.
-        losses: what was observed for this step: 0-dim tensors or numbers.
+        losses: observed for this step: 0-dim tensors or numbers.
         scale: () a loss scale that the gradients still hold; None where they hold none.
-        at_end: what they were where the backward pass ended, if the loop changed them since (it clips by itself).
-        scale_at_end: () a loss scale that they held there.
-        earlier: the measurement before, where nobody says when the update is made (a loop without an optimizer): how
-            far its update moved the weights is seen now, and told in this report.
+        earlier: the measurement before, in a loop without an optimizer. Nobody says there when an update is made, so
+            how far it moved the weights is seen one step later, and told in this report.
+        at_end: magnitudes from the end of the backward pass, where the loop has changed the gradients since.
+        scale_at_end: () a loss scale that the gradients held then.
     """
 
     def __init__(
@@ -86,26 +109,25 @@ class Measurement:
     ) -> None:
         self.plan = plan
         self._layers, self._columns, self._gradients = layers, columns, gradients
-        self.magnitudes = self._now = statistics.measure(gradients, scale)
-        if at_end is not None:
-            positions = torch.from_numpy(at_end.positions(columns.columns)).to(self._now.l2.device)
-            self.magnitudes = statistics.undo_change(self._now, at_end.without(scale_at_end), positions)
+        self._now = statistics.measure(gradients, scale)
+        self.magnitudes = self._now if at_end is None else _before_change(self._now, at_end, scale_at_end, columns)
         self.device = self.magnitudes.l2.device
         self._loss = _mean(losses, self.device)
         self._clipped_total = self._now.total
-        self._skipped = False
-        self._sampled = plan.sampled
-        self._figures = self._measure_figures() if plan.figures else {}
-        self._entries = self._take_entries() if plan.entries else {}
+        self._is_skipped = False
+        self._is_sampled = plan.sampled
         self._weight_nonfinite = self._count_corrupt_weights()
-        self._before = sample(columns.watched) if "update_ratio" in plan.figures else None
-        self._sparse = [] if self._before is None else self._sparse_beyond_the_sample()
+        self._figures = self._measure_layers()
+        self._entries = self._take_histogram_entries() if plan.entries else {}
+        self._weights_before: WeightSample | None = None
+        if "update_ratio" in plan.figures:
+            self._weights_before = sample_weights(columns.watched, columns.select(gradients))
+        if earlier is not None and earlier._columns is columns:
+            self._figures |= earlier._update_ratios()
+            self._is_sampled = self._is_sampled or earlier.plan.sampled
         self._copy: HostCopy | None = None
         self._finders: list[FindOrigin] = []
         self._origin: Origin | None = None
-        if earlier is not None and earlier._columns is columns:
-            self._add_change_of(earlier)
-            self._sampled = self._sampled or earlier.plan.sampled  # its ratio comes with this report
 
     @cached_property
     def is_finite(self) -> bool:
@@ -117,7 +139,7 @@ class Measurement:
 
     @property
     def is_overflow(self) -> bool:
-        """Whether what is not finite may be the loss scale's doing. Waits for the device."""
+        """Whether a loss scale may explain what is not finite. Waits for the device."""
         return self.plan.has_scaler and (self.loss is None or math.isfinite(self.loss))
 
     @cached_property
@@ -133,58 +155,45 @@ class Measurement:
             self._origin = find(self.loss, self._sick_layers(self.magnitudes.nonfinite.numpy(force=True)))
 
     def add_activations(self, figures: Mapping[str, tuple[list[int], Tensor]]) -> None:
-        """Takes {figure: (n columns, their (n,) values)} of the step's forward pass."""
-        columns = self._columns.columns[self._columns.positions]
-        place = {column: at for at, column in enumerate(columns.tolist())}
-        for name, (of, values) in figures.items():
-            known = [at for at, column in enumerate(of) if column in place]
-            if known:
-                row = torch.full((len(place),), torch.nan, device=self.device)
-                places = torch.tensor([place[of[at]] for at in known], device=self.device)
-                values = values if len(known) == len(of) else values[known]
-                self._figures[name] = row.index_copy_(0, places, values.to(self.device, row.dtype))
+        """Add {figure: (n columns, their (n,) values)} of the step's forward pass."""
+        self._figures |= activation_figures(figures, self._columns.watched_columns, self.device)
 
     def clip_(self, clip_: Callable[[Sequence[Tensor], statistics.Magnitudes], Tensor]) -> None:
-        """Clips the gradients in place by ``clip_``, as ``gradwatch.clip.Policy`` has it."""
+        """Clip the gradients in place by ``clip_``, as ``gradwatch.clip.Policy`` defines it."""
         self._clipped_total = clip_(self._gradients, self._now)
 
     def totals(self) -> tuple[Tensor, Tensor]:
-        """() total norms before and after clipping, on the device."""
+        """Return the () total norms before and after clipping, on the device."""
         return self.magnitudes.total, self._clipped_total
 
     def mark_skipped(self) -> None:
-        """No update is made from this step."""
-        self._skipped = True
+        """Note that no update is made from this step."""
+        self._is_skipped = True
 
     def follow_update(self) -> None:
-        """The update is made: how far did it move the weights?"""
-        self._add_change_of(self)
+        """Measure how far the update, which has just been made, moved the weights."""
+        self._figures |= self._update_ratios()
 
     def send(self) -> None:
-        """Starts the copy to the host, once; the update ratio stays out where the update was not seen."""
+        """Start the copy to the host, once. Without ``follow_update`` before it the update ratio is left out."""
         if self._copy is None and self.device.type != "cpu":
-            self._copy = self._begin_copy()
+            self._copy = HostCopy([*self._vectors().values()], self.device)
         self._gradients = []  # held no longer than needed
 
     def outline(self) -> tuple[float, float | None]:
-        """(total norm, loss) on the host; waits for the copy."""
+        """Return (total norm, loss) on the host. Waits for the copy."""
         if self.device.type == "cpu":
             return float(self.magnitudes.total), self.loss
-        self.send()
-        assert self._copy is not None
-        _, _, total, _, *rest = self._copy.read()
-        return float(total[0]), float(rest[0][0]) if isinstance(self._loss, Tensor) else self._loss
+        arrived = self._read()
+        return arrived.total, arrived.loss
 
     def report(self) -> StepReport:
-        """The step on the host; waits for the copy."""
-        self.send()
-        copy = self._begin_copy() if self._copy is None else self._copy
+        """Return the step on the host. Waits for the copy."""
+        arrived = self._read()
         plan, columns = self.plan, self._columns
-        l2, nonfinite, total, clipped_total, *rest = copy.read()
-        loss = float(rest.pop(0)[0]) if isinstance(self._loss, Tensor) else self._loss
-        has_nonfinite = bool(nonfinite.any())
-        overflowed = plan.has_scaler and has_nonfinite
-        is_sick = has_nonfinite or (loss is not None and not math.isfinite(loss))
+        has_nonfinite = bool(arrived.nonfinite.any())
+        is_overflow = plan.has_scaler and has_nonfinite
+        is_sick = has_nonfinite or (arrived.loss is not None and not math.isfinite(arrived.loss))
         return StepReport(
             step=plan.step,
             optimizer=plan.optimizer,
@@ -193,26 +202,80 @@ class Measurement:
             depth=self._layers.depth,
             size=self._layers.size,
             measured=columns.measured,
-            grad_norm=columns.spread(l2),
-            nonfinite=columns.spread(nonfinite, absent=0).astype(np.int64),
-            grad_norm_total=float(total[0]),
-            grad_norm_clipped_total=float(clipped_total[0]),
-            loss=loss,
-            skipped=self._skipped or overflowed,
-            overflowed=overflowed,
+            grad_norm=columns.spread(arrived.l2),
+            nonfinite=columns.spread(arrived.nonfinite, absent=0).astype(np.int64),
+            grad_norm_total=arrived.total,
+            grad_norm_clipped_total=arrived.clipped_total,
+            loss=arrived.loss,
+            skipped=self._is_skipped or is_overflow,
+            overflowed=is_overflow,
             already_clipped=plan.already_clipped,
-            sampled=self._sampled,
-            figures={name: columns.place(values) for name, values in zip(self._figures, rest, strict=True)},
+            sampled=self._is_sampled,
+            figures={name: columns.place(values) for name, values in arrived.figures.items()},
             weight_nonfinite=self._weight_nonfinite,
             learning_rate=plan.learning_rate,
-            origin=self._find_origin(nonfinite, loss) if is_sick else None,
+            origin=self._find_origin(arrived.nonfinite, arrived.loss) if is_sick else None,
             entries=self._entries,
         )
 
-    def _begin_copy(self) -> HostCopy:
-        vectors = [self.magnitudes.l2, self.magnitudes.nonfinite, self.magnitudes.total, self._clipped_total]
-        vectors += [self._loss] if isinstance(self._loss, Tensor) else []
-        return HostCopy([*vectors, *self._figures.values()], self.device)
+    def _measure_layers(self) -> dict[str, Tensor]:
+        """Return the planned figures of single layers that are known before the update, each (w,)."""
+        wanted = self.plan.figures
+        figures = entry_figures(self._watched_gradients(), wanted) if wanted & ENTRY_FIGURES else {}
+        return figures | weight_figures(self._columns.watched, wanted)
+
+    def _take_histogram_entries(self) -> dict[str, list[Floats | None]]:
+        watched, place = self._watched_gradients(), self._columns.list_of
+        return {
+            "grad": place(histogram_entries(watched.gradients, watched.factors)),
+            "weight": place(histogram_entries(self._columns.watched)),
+        }
+
+    def _watched_gradients(self) -> WatchedGradients:
+        positions = torch.from_numpy(self._columns.positions).to(self.device)
+        return WatchedGradients(
+            self._columns.select(self._gradients),
+            self.magnitudes.l2[positions],
+            factors_left(self._now, self.magnitudes)[positions],
+        )
+
+    def _count_corrupt_weights(self) -> NDArray[np.int64] | None:
+        """Return (P,) NaN and Inf entries of the weights; None where every gradient is finite, and off the CPU."""
+        magnitudes = self.magnitudes
+        if self.device.type != "cpu" or math.isfinite(float(magnitudes.total)) or not magnitudes.nonfinite.any():
+            return None
+        counts = statistics.count_nonfinite(self._columns.watched).numpy()
+        return self._columns.place(counts, absent=0).astype(np.int64)
+
+    def _update_ratios(self) -> dict[str, Tensor]:
+        """Return the update ratio of this step, once, if it was planned."""
+        before, self._weights_before = self._weights_before, None
+        return {} if before is None else {"update_ratio": update_ratios(before)}
+
+    def _vectors(self) -> dict[str, Tensor]:
+        """Return everything to copy to the host."""
+        vectors = {
+            "l2": self.magnitudes.l2,
+            "nonfinite": self.magnitudes.nonfinite,
+            "total": self.magnitudes.total,
+            "clipped_total": self._clipped_total,
+        }
+        if isinstance(self._loss, Tensor):
+            vectors["loss"] = self._loss
+        return vectors | self._figures
+
+    def _read(self) -> _HostFigures:
+        self.send()
+        copy = HostCopy([*self._vectors().values()], self.device) if self._copy is None else self._copy
+        values = dict(zip(self._vectors(), copy.read(), strict=True))
+        return _HostFigures(
+            l2=values["l2"],
+            nonfinite=values["nonfinite"],
+            total=float(values["total"][0]),
+            clipped_total=float(values["clipped_total"][0]),
+            loss=float(values["loss"][0]) if "loss" in values else self.loss,
+            figures={name: values[name] for name in self._figures},
+        )
 
     def _find_origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
         found = (find(loss, self._sick_layers(nonfinite)) for find in self._finders)
@@ -221,65 +284,20 @@ class Measurement:
     def _sick_layers(self, nonfinite: Floats) -> list[str]:
         return [self._layers.names[column] for column in np.flatnonzero(self._columns.spread(nonfinite, absent=0))]
 
-    def _sparse_beyond_the_sample(self) -> list[int]:
-        gradients = self._columns.select(self._gradients)
-        return [i for i, g in enumerate(gradients) if g.layout is torch.sparse_coo and g.numel() > SAMPLED_ENTRIES]
 
-    def _add_change_of(self, measurement: Measurement) -> None:
-        if measurement._before is not None:
-            weights = self._columns.watched
-            change = relative_change(measurement._before, sample(weights), weights)
-            for position in measurement._sparse:
-                change[position] = torch.nan  # the rows sampled may not be those that were met
-            self._figures["update_ratio"] = change
-            measurement._before = None
-
-    @cached_property
-    def _factor(self) -> Tensor:
-        """(n,) what each gradient's entries are too large by: a loss scale, or less than 1 once the loop clipped."""
-        now, scale = self._now.l2, self._now.scale
-        change = (
-            torch.where(now > 0, now / self.magnitudes.l2, 1.0) if now is not self.magnitudes.l2 else now.new_ones(())
-        )
-        return (change if scale is None else change * scale).expand(now.shape)
-
-    def _measure_figures(self) -> dict[str, Tensor]:
-        wanted, figures, weights = self.plan.figures, {}, self._columns.watched
-        if wanted.intersection(_ENTRY_FIGURES):
-            watched = torch.from_numpy(self._columns.positions).to(self.device)
-            factor = self._factor[watched]
-            norms, with_spread = self.magnitudes.l2[watched] * factor, not wanted.isdisjoint(("grad_mean", "grad_std"))
-            entries = statistics.entries(self._columns.select(self._gradients), norms, with_spread=with_spread)
-            figures["grad_max"], figures["grad_mean"] = entries.largest / factor, entries.mean / factor
-            figures["grad_std"], figures["grad_zero_fraction"] = entries.std / factor, entries.zero_fraction
-        if wanted.intersection(("weight_norm", "weight_std")):
-            figures["weight_norm"] = statistics.norms(weights)
-        if "weight_std" in wanted:
-            figures["weight_std"] = statistics.entries(weights, figures["weight_norm"]).std
-        return {name: values for name, values in figures.items() if name in wanted}
-
-    def _take_entries(self) -> dict[str, list[Floats | None]]:
-        samples = evenly_spaced(self._columns.select(self._gradients), HISTOGRAM_ENTRIES)
-        factors = self._factor[torch.from_numpy(self._columns.positions).to(self.device)].unbind()
-        gradients = [part.float() / factor for part, factor in zip(samples, factors, strict=True)]
-        weights = [part.float() for part in evenly_spaced(self._columns.watched, HISTOGRAM_ENTRIES)]
-        return {
-            kind: self._columns.list_of([part.cpu().numpy().copy() for part in parts])
-            for kind, parts in (("grad", gradients), ("weight", weights))
-        }
-
-    def _count_corrupt_weights(self) -> NDArray[np.int64] | None:
-        magnitudes = self.magnitudes
-        if self.device.type != "cpu" or math.isfinite(float(magnitudes.total)) or not magnitudes.nonfinite.any():
-            return None
-        counts = statistics.count_nonfinite(self._columns.watched).numpy()
-        return self._columns.place(counts, absent=0).astype(np.int64)
+def _before_change(
+    now: statistics.Magnitudes, at_end: AtEnd, scale_at_end: Tensor | None, columns: GradientColumns
+) -> statistics.Magnitudes:
+    """Return the magnitudes that the gradients had before the loop changed them."""
+    positions = torch.from_numpy(at_end.positions(columns.columns)).to(now.l2.device)
+    return statistics.undo_change(now, at_end.without(scale_at_end), positions)
 
 
 def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | float | None:
+    """Return the mean loss: a number on the CPU, where reading it costs no more than an operation; else () there."""
     if not losses:
         return None
-    if device.type == "cpu":  # a number at once: nothing waits there, and each operation costs as much as a look
+    if device.type == "cpu":
         return sum(map(float, losses)) / len(losses)
     wide = torch.float32 if device.type == "mps" else torch.float64
     parts = [torch.as_tensor(loss).detach().to(device, wide, non_blocking=True).reshape(()) for loss in losses]

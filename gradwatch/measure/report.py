@@ -1,6 +1,6 @@
-"""One step's figures on the host.
+"""Define the report of one step: figures on the host, as numpy rows with a column per layer.
 
-Enters: numpy rows, a column per layer. Leaves: what detectors judge and sinks write. Knows nothing of torch.
+Detectors judge reports, and sinks write them. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATION_FIGURES", "FIGURES", "SILENT_SAMPLES", "Floats", "Operation", "Origin", "StepReport", "Where"]
+__all__ = [
+    "ACTIVATION_FIGURES",
+    "LAYER_FIGURES",
+    "SILENT_SAMPLES",
+    "Floats",
+    "Operation",
+    "Origin",
+    "StepReport",
+    "Where",
+]
 
 Floats = NDArray[np.floating]
 Where = Literal["forward", "backward", "between", "input", "loss"]
@@ -22,7 +31,7 @@ Operation = Literal["logarithm", "root", "division", "softmax", "exponential", "
 
 SILENT_SAMPLES = 5  # a unit is dead once it has passed no gradient in so many sampled forward passes in a row
 ACTIVATION_FIGURES = ("activation_rms", "dead_share", "saturated_share", "saturated_output_share")
-FIGURES = (
+LAYER_FIGURES = (
     "grad_max",
     "grad_mean",
     "grad_std",
@@ -34,16 +43,19 @@ FIGURES = (
 )
 """Per-layer figures beyond ``grad_norm``.
 
-Measured at sampled and logged steps only, those of activations at sampled ones. They are, of forward passes: the root
-mean square of what the layer's module returned; and of the activation function behind it the share of units that have
-passed no gradient for five samples, and the share of entries where it is flat, under a name of its own for gates (what
-is multiplied by something) and the last function of the model.
+They are measured at sampled and logged steps only, those of activations at sampled steps only:
+
+- ``activation_rms``: root mean square of what the layer's module returned.
+- ``dead_share``: share of the layer's units that passed no gradient through the activation function after the layer,
+  for ``SILENT_SAMPLES`` samples in a row.
+- ``saturated_share``: share of entries at which the activation function after the layer is flat.
+- ``saturated_output_share``: the same for gates (their result is a factor) and for the last function of the model.
 """
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a NaN or Inf was seen to come from.
+    """The place where a NaN or Inf came from.
 
     Attributes:
         module: dotted name, ``""`` for the model itself; else the one next to it.
@@ -66,12 +78,14 @@ class Origin:
 class StepReport:
     """One attempted update of one optimizer, over P watched layers in the model's order.
 
+    The arrays are the report's own, or read-only: a kept report does not change.
+
     Attributes:
         step: attempted updates so far, over all watched optimizers, counted from 0.
         optimizer: index of the optimizer that stepped.
         update: that optimizer's own updates so far, counted from 0.
         layers: P parameter names, in order of registration.
-        depth: (P,) int64, place of each from input to output, as far as is known by now.
+        depth: (P,) int64, place of each from input to output, as far as it was known at this step.
         size: (P,) int64, entries of each.
         measured: (P,) bool, where the layer had a gradient at this step.
         grad_norm: (P,) float64, L2 norm before clipping, in the gradient's own unit; NaN where not measured.
@@ -81,13 +95,13 @@ class StepReport:
         loss: mean of the losses observed for this step, None where none was.
         skipped: no update was made from this step.
         overflowed: skipped by a gradient scaler, which then lowers its loss scale.
-        already_clipped: the loop changed the gradients before anyone measured them: every figure is one after that.
+        already_clipped: the loop changed the gradients before they were measured, so every figure is one after that.
         sampled: the figures below may be judged by detectors (they are measured at logged steps, too).
-        figures: (P,) float64 for each name of ``FIGURES`` measured at this step; NaN where not measured.
+        figures: (P,) float64 for each name of ``LAYER_FIGURES`` measured at this step; NaN where not measured.
         weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
             was not finite, else None.
         learning_rate: the largest of the optimizer's groups, None where it has none.
-        origin: which module made a NaN or Inf of this step, where the modules were looked at.
+        origin: where a NaN or Inf of this step came from.
         entries: ``"grad"`` and ``"weight"`` to (P,) lists of at most 4,096 evenly spaced entries, for histograms.
     """
 
@@ -115,10 +129,10 @@ class StepReport:
 
     @cached_property
     def gradients_are_finite(self) -> bool:
-        """Whether every entry of every gradient is."""
+        """Whether every entry of every gradient is finite."""
         return not self.nonfinite.any()
 
     @property
     def is_finite(self) -> bool:
-        """Whether every gradient and the loss are."""
+        """Whether every gradient and the loss are finite."""
         return self.gradients_are_finite and (self.loss is None or math.isfinite(self.loss))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.findings import Finding
-from gradwatch.measure.report import FIGURES, StepReport
+from gradwatch.measure.report import LAYER_FIGURES, StepReport
 from gradwatch.sinks import Row
 
 __all__ = ["History", "Memory"]
@@ -19,7 +19,7 @@ _PER_LAYER: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
     "nonfinite": (np.int64, 0, lambda report: report.nonfinite),
     **{
         name: (np.float32, np.nan, lambda report, name=name: report.figures.get(name, np.nan))  # type: ignore[misc]
-        for name in FIGURES
+        for name in LAYER_FIGURES
     },
 }
 _PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
@@ -40,7 +40,7 @@ class History:
     """The last S ≤ ``length`` steps of P layers, oldest first.
 
     ``history["grad_norm"]`` is (S, P) float32 as measured before clipping, NaN where not measured;
-    ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.measure.report.FIGURES`` (S, P), NaN at
+    ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.measure.report.LAYER_FIGURES`` (S, P), NaN at
     steps where it was not measured; ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``,
     ``["skipped"]``, ``["already_clipped"]`` (figures of that step are after the loop's own clipping) and
     ``["optimizer"]`` are (S,).
@@ -68,7 +68,7 @@ class History:
             for name, (dtype, absent, value_of) in _ALL.items():
                 ring = self._rings.get(name)
                 if ring is None:
-                    if name in FIGURES and name not in report.figures:
+                    if name in LAYER_FIGURES and name not in report.figures:
                         continue  # allocated once it is first measured
                     width = (len(self.layers),) if name in _PER_LAYER else ()
                     ring = self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)

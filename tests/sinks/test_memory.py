@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gradwatch.measure.report import FIGURES
+from gradwatch.measure.report import LAYER_FIGURES
 from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.memory import History, Memory
 from tests.reports import INF, NAN, findings, report, run_of
@@ -90,7 +90,7 @@ def test_history_tells_unmeasured_from_not_finite():
 
 def test_history_is_of_the_promised_types_and_shapes():
     history = history_of(run_of([[1.0, 2.0]] * 3), 8)
-    for name in ("grad_norm", *FIGURES):
+    for name in ("grad_norm", *LAYER_FIGURES):
         assert (history[name].dtype, history[name].shape) == (np.float32, (3, 2)), name
     assert (history["nonfinite"].dtype, history["nonfinite"].shape) == (np.int64, (3, 2))
     for name in ("grad_norm_total", "grad_norm_clipped_total", "loss", "skipped", "optimizer"):
