@@ -14,7 +14,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from gradwatch.event_files.reader import Run, read_runs
+from gradwatch.event_files.reader import read_runs
+from gradwatch.event_files.run import Run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -13,7 +13,8 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 from screenshots import FLAGS, IMAGES
 
-from gradwatch.event_files.reader import Run, read_runs
+from gradwatch.event_files.reader import read_runs
+from gradwatch.event_files.run import Run
 from gradwatch.views.page import page_of
 from gradwatch.views.terminal import in_terminal
 

@@ -10,6 +10,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch import nn
 
 import gradwatch
+from gradwatch.event_files.format import TOTALS
 from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tensorboard import TensorBoard
 from tests.event_files.test_records import framed
@@ -77,6 +78,12 @@ def _value(tag, content):
     if not isinstance(content, bytes | str):
         content = json.dumps(content)
     return Summary.Value(tag=name, tensor=make_tensor_proto(content))
+
+
+def totals(**values):
+    """(T,) float32: zeros but for ``values``, what nobody observed NaN."""
+    named = {**dict.fromkeys(TOTALS, 0.0), "loss": np.nan, "learning_rate": np.nan, **values}
+    return np.array([named[name] for name in TOTALS], dtype=np.float32)
 
 
 def norms(*columns):

@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 
 from gradwatch.cli.kinds import fail_on_option
-from gradwatch.event_files.reader import NoRunError, Run, legible, read_runs
+from gradwatch.event_files.legible import legible
+from gradwatch.event_files.reader import NoRunError, read_runs
+from gradwatch.event_files.run import Run
 
 __all__ = ["command"]
 

@@ -1,8 +1,8 @@
-"""What ``gradwatch.event_files.format`` names, taken out of tensors that anyone may have written, or refused.
+"""Arrays, the table of layers and findings, taken out of tensors that anyone may have written, or refused.
 
-Enters: TensorProtos of event files, from whichever reader. Leaves: arrays, the table of layers, findings. Knows nothing
-of files, and loads neither torch nor TensorBoard. A declared shape is compared with the bytes that are there before any
-memory is taken for it: TensorBoard's own ``make_ndarray`` repeats a single value over whatever shape is declared.
+``gradwatch.event_files.format`` names the tags. A declared shape is compared with the bytes that are there before any
+memory is taken for it: TensorBoard's own ``make_ndarray`` repeats a single value over whatever shape is declared. This
+file loads neither torch nor TensorBoard.
 """
 
 from __future__ import annotations
@@ -10,16 +10,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.format import VERSION
+from gradwatch.event_files.format import PREFIX, ROW_NAMES, TOTALS, VERSION
+from gradwatch.event_files.run import FindingEvent, Floats, LayerTable
 from gradwatch.findings import KINDS, Finding, Severity
 
-__all__ = ["LARGEST_STEP", "Table", "Told", "UnreadableError", "floats", "refuse_newer", "table_of", "told_of"]
+__all__ = [
+    "LARGEST_STEP",
+    "UnreadableError",
+    "finding_event_of",
+    "floats",
+    "layer_rows_of",
+    "layer_table_of",
+    "refuse_newer",
+    "refuse_step",
+    "totals_of",
+]
 
 FLOAT32, FLOAT64, STRING = 1, 2, 7  # DT_FLOAT, DT_DOUBLE, DT_STRING
 LARGEST_STEP = 2**53 - 1  # what a browser counts exactly
@@ -33,31 +43,8 @@ class UnreadableError(ValueError):
     """Something that no version of gradwatch wrote, or a later one did; the message is shown to people."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """P layers, in order of registration, as they stand from one row on.
-
-    Attributes:
-        layers: their names, no two alike.
-        depth: (P,) place of each from input to output.
-        size: (P,) entries of each.
-    """
-
-    layers: tuple[str, ...]
-    depth: NDArray[np.int64]
-    size: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Told:
-    """A finding as it opened or ended."""
-
-    finding: Finding
-    ended: bool
-
-
 def floats(tensor: Any, shape: tuple[int | None, ...], what: str, wide: bool = False) -> NDArray[np.floating]:
-    """The entries of ``tensor``; None in ``shape`` stands for any length.
+    """Return the entries of ``tensor``; None in ``shape`` stands for any length.
 
     Args:
         tensor: a TensorProto.
@@ -66,7 +53,7 @@ def floats(tensor: Any, shape: tuple[int | None, ...], what: str, wide: bool = F
         wide: whether float64 will do, as TensorBoard's own histograms have it; gradwatch writes float32.
 
     Raises:
-        UnreadableError: where type, shape or number of entries are others.
+        UnreadableError: if type, shape or number of entries differ.
     """
     found = tuple([dimension.size for dimension in tensor.tensor_shape.dim])
     if found != shape and not _fits(found, shape):
@@ -80,11 +67,37 @@ def floats(tensor: Any, shape: tuple[int | None, ...], what: str, wide: bool = F
     return entries.reshape(found)
 
 
-def table_of(tensor: Any, what: str = "gradwatch/layers") -> Table:
-    """The table of layers that ``tensor`` holds.
+def layer_rows_of(name: str, tensor: Any, what: str = "", layers: int | None = None) -> Floats:
+    """Return the (K, P) figures that ``tensor``, of the tag ``name`` of ``ROW_NAMES``, holds.
+
+    Args:
+        name: the tag without its prefix.
+        tensor: a TensorProto.
+        what: its name in the error, if not that of the tag.
+        layers: how many there are; None if that is not known yet.
 
     Raises:
-        UnreadableError: where it holds none.
+        UnreadableError: if it holds no such figures.
+    """
+    rows = len(ROW_NAMES[name])
+    shape = (layers,) if rows == 1 else (rows, layers)
+    return floats(tensor, shape, what or PREFIX + name).reshape(rows, -1)
+
+
+def totals_of(tensor: Any, what: str = "gradwatch/totals") -> Floats:
+    """Return the (T,) totals that ``tensor`` holds, in the order of ``TOTALS``.
+
+    Raises:
+        UnreadableError: if it holds none.
+    """
+    return floats(tensor, (len(TOTALS),), what)
+
+
+def layer_table_of(tensor: Any, what: str = "gradwatch/layers") -> LayerTable:
+    """Return the table of layers that ``tensor`` holds.
+
+    Raises:
+        UnreadableError: if it holds none.
     """
     content = _object(_text(tensor, what), what)
     layers = content.get("layers")
@@ -93,18 +106,18 @@ def table_of(tensor: Any, what: str = "gradwatch/layers") -> Table:
     if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in layers):
         raise UnreadableError(f"{what}: expected names of at most {_LONGEST_NAME:,} characters.")
     if len(set(layers)) < len(layers):
-        raise UnreadableError(f"{what}: a name stands there twice.")
+        raise UnreadableError(f"{what}: a name is there twice.")
     for name in ("depth", "size"):
         if not (_is_list_of(_is_count)(content.get(name)) and len(content[name]) == len(layers)):
             raise UnreadableError(f"{what}: expected {len(layers)} whole numbers as {name}.")
-    return Table(tuple(layers), *(np.array(content[name], dtype=np.int64) for name in ("depth", "size")))
+    return LayerTable(tuple(layers), *(np.array(content[name], dtype=np.int64) for name in ("depth", "size")))
 
 
-def told_of(tensor: Any, what: str = "gradwatch/finding") -> Told:
-    """The finding that ``tensor`` holds; a number that JSON does not have is NaN.
+def finding_event_of(tensor: Any, what: str = "gradwatch/finding") -> FindingEvent:
+    """Return the finding that ``tensor`` holds; a number that JSON does not have is NaN.
 
     Raises:
-        UnreadableError: where it holds none.
+        UnreadableError: if it holds none.
     """
     content = _object(_text(tensor, what), what)
     for name, (is_valid, expected) in _FIELDS.items():
@@ -112,14 +125,14 @@ def told_of(tensor: Any, what: str = "gradwatch/finding") -> Told:
             raise UnreadableError(f"{what}: expected {name} to be {expected}.")
     values = {name: content[name] for name in _FIELDS if name not in ("ended", "value", "threshold")}
     figures = {name: _number(content.get(name)) for name in ("value", "threshold")}
-    return Told(Finding.from_dict({**values, **figures}), content["ended"])
+    return FindingEvent(Finding.from_dict({**values, **figures}), content["ended"])
 
 
 def refuse_newer(content: bytes, what: str) -> None:
-    """Checks the version in the metadata of the tag ``what``.
+    """Check the version in the metadata of the tag ``what``.
 
     Raises:
-        UnreadableError: where it is not the one that this reads.
+        UnreadableError: if it is not the one that this reads.
     """
     version = _object(content, f"{what}, the version of its format").get("version")
     if version != VERSION:
@@ -127,6 +140,16 @@ def refuse_newer(content: bytes, what: str) -> None:
             f"{what}: written in version {repr(version)[:40]} of the format, this reads {VERSION}. "
             "Run: pip install -U gradwatch"
         )
+
+
+def refuse_step(step: int, what: str) -> None:
+    """Check the step of an event of the tag ``what``.
+
+    Raises:
+        UnreadableError: if no run has such a step, or a browser could not count it exactly.
+    """
+    if not 0 <= step <= LARGEST_STEP:
+        raise UnreadableError(f"{what}: expected a step from 0 to 2⁵³, found {step}.")
 
 
 def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:

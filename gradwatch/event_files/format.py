@@ -1,13 +1,16 @@
-"""What stands in event files under ``gradwatch/``: the tags and the order of their figures, for writers and readers.
+"""The tags below ``gradwatch/`` in event files, and the order of their figures, for writers and readers.
 
-Knows nothing of files. A reader of an older file finds its ``VERSION`` in the metadata of the tags.
+A reader finds the ``VERSION`` of a file in the metadata of its tags.
 """
 
 from __future__ import annotations
 
-__all__ = ["BAND", "FIGURES", "NORMS", "PLUGIN", "TOTALS", "VERSION"]
+from collections.abc import Mapping
+
+__all__ = ["BAND", "NORMS", "PACKED_FIGURES", "PLUGIN", "PREFIX", "ROW_NAMES", "TOTALS", "VERSION"]
 
 PLUGIN = "gradwatch"
+PREFIX = "gradwatch/"
 VERSION = 1
 
 NORMS = ("grad_norm", "highest", "lowest")
@@ -16,8 +19,15 @@ NORMS = ("grad_norm", "highest", "lowest")
 BAND = ("floor", "ceiling")
 """Rows of ``gradwatch/band``: each layer's norm is faint below the one, and outgrows its level above the other."""
 
-FIGURES = ("update_ratio", "weight_norm", "activation_rms", "dead_share", "saturated_share")
+PACKED_FIGURES = ("update_ratio", "weight_norm", "activation_rms", "dead_share", "saturated_share")
 """Figures of all layers in one tensor each, beside the norms."""
+
+ROW_NAMES: Mapping[str, tuple[str, ...]] = {
+    "grad_norm": NORMS,
+    "band": BAND,
+    **{name: (name,) for name in PACKED_FIGURES},
+}
+"""Tags whose tensors have a column per layer, without the prefix → the names of their rows."""
 
 TOTALS = (
     "grad_norm_total",
@@ -28,5 +38,6 @@ TOTALS = (
     "skipped_steps",
     "loss",
     "optimizer",
+    "learning_rate",
 )
-"""Entries of ``gradwatch/totals``; the two counts are of steps since the row before, a loss not observed is NaN."""
+"""Entries of ``gradwatch/totals``; the two counts are of steps since the row before, what was not observed is NaN."""

@@ -1,7 +1,6 @@
-"""Runs read back from event files; no torch needed.
+"""Read runs back from the event files in a directory; no torch is needed.
 
-Enters: a directory. Leaves: a ``Run`` for each directory in it that holds event files of gradwatch's
-(sinks/tensorboard.py says what is in them). Knows nothing of how a run is shown.
+``gradwatch.sinks.tensorboard`` writes them, ``gradwatch.views`` shows what was read.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from gradwatch.event_files.content import Row, legible, parse
-from gradwatch.event_files.decode import Told, UnreadableError
+from gradwatch.event_files.assemble import RunAssembler
+from gradwatch.event_files.decode import UnreadableError
+from gradwatch.event_files.event import decode_event
+from gradwatch.event_files.legible import legible
 from gradwatch.event_files.records import Damage, records
-from gradwatch.event_files.run import Run, Series
-from gradwatch.event_files.timeline import Timeline
+from gradwatch.event_files.run import FindingEvent, LoggedRow, Run
 
-__all__ = ["NoRunError", "Run", "Series", "legible", "read_runs"]
+__all__ = ["NoRunError", "read_runs"]
 
 Reason = Literal["missing", "empty", "foreign", "corrupt"]
 
@@ -37,14 +37,14 @@ class NoRunError(Exception):
 
 
 def read_runs(directory: Path, tell: Callable[[str], object] = lambda problem: None) -> list[Run]:
-    """Every run in ``directory``, itself included, by name; one that is still being written as far as it is by now.
+    """Return every run in and below ``directory``, by name; one that is still being written as far as it is by now.
 
     Args:
         directory: where to look, and below it.
         tell: is called with what could not be read at all beside the runs that could.
 
     Raises:
-        NoRunError: where there is none.
+        NoRunError: if there is none.
     """
     shown = legible(str(directory))
     if not directory.is_dir():
@@ -66,7 +66,7 @@ def read_runs(directory: Path, tell: Callable[[str], object] = lambda problem: N
 
 
 def _refuse(shown: str, by_directory: Mapping[Path, Sequence[Path]], problems: Sequence[str]) -> NoReturn:
-    """Says why nothing was read, the gravest reason first."""
+    """Say why nothing was read, the gravest reason first."""
     if problems:
         raise NoRunError("corrupt", f"{shown}: nothing of gradwatch's can be read: {'; '.join(problems[:3])}.")
     if not any(path.stat().st_size for files in by_directory.values() for path in files):
@@ -88,7 +88,7 @@ class _NoRun:
 
 
 def _event_files(directory: Path) -> tuple[dict[Path, list[Path]], list[str]]:
-    """Event files by directory; within one, from the oldest on: their names begin with the time.
+    """Find event files by directory; within one, from the oldest on: their names begin with the time.
 
     Returns:
         The files, and which directories cannot be looked into.
@@ -104,30 +104,57 @@ def _event_files(directory: Path) -> tuple[dict[Path, list[Path]], list[str]]:
 
 
 def _read(name: str, files: list[Path]) -> Run | _NoRun:
-    timeline, problems = Timeline(), list[str]()
+    assembler, problems = RunAssembler(), list[str]()
     for path in files:
-        problems += _read_file(path, timeline)
-    if not timeline:
+        problems += _read_file(path, assembler)
+    if not assembler:
         return _NoRun([f"{name}: {problem}" for problem in problems])
-    return timeline.build(name, max(path.stat().st_mtime for path in files), problems)
+    return assembler.build(name, max(path.stat().st_mtime for path in files), problems)
 
 
-def _read_file(path: Path, timeline: Timeline) -> list[str]:
-    """Adds what ``path`` holds to ``timeline``; returns what could not be read."""
-    found: list[Row | Told] = []
+def _read_file(path: Path, assembler: RunAssembler) -> list[str]:
+    """Add what ``path`` holds to ``assembler``; return what could not be read.
+
+    A later file of the same run wins from its first step on.
+    """
     problems: Counter[str] = Counter()
+    found = _decoded(path, problems)
+    steps = [each.step if isinstance(each, LoggedRow) else each.finding.raised_step for each in found if _is_new(each)]
+    if steps:
+        assembler.begin_anew(min(steps))
+    for each in found:
+        try:
+            assembler.add(each)
+        except UnreadableError as error:
+            problems[_problem(error)] += 1
+    file = legible(path.name)
+    return [f"{file}: {words}" + (f" ({count} times)" if count > 1 else "") for words, count in problems.items()]
+
+
+def _decoded(path: Path, problems: Counter[str]) -> list[LoggedRow | FindingEvent]:
+    """Return the rows and findings in ``path``; count what could not be read in ``problems``."""
+    found: list[LoggedRow | FindingEvent] = []
     try:
         for record in records(path):
             if isinstance(record, Damage):
                 problems[record.words] += 1
                 continue
             try:
-                if (written := parse(record)) is not None:
-                    found.append(written)
+                decoded = decode_event(record)
             except UnreadableError as error:
-                problems[str(error).removesuffix(".")] += 1
+                problems[_problem(error)] += 1
+                continue
+            if decoded is not None:
+                found.append(decoded)
     except OSError as error:
         problems[f"cannot be read: {error.strerror}"] += 1
-    timeline.add_file(found)
-    file = legible(path.name)
-    return [f"{file}: {words}" + (f" ({count} times)" if count > 1 else "") for words, count in problems.items()]
+    return found
+
+
+def _is_new(found: LoggedRow | FindingEvent) -> bool:
+    """Return whether this file tells it first: the finding of an update or an end may have opened before the cut."""
+    return isinstance(found, LoggedRow) or found.is_opening
+
+
+def _problem(error: UnreadableError) -> str:
+    return str(error).removesuffix(".")

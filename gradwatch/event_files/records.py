@@ -1,6 +1,4 @@
-"""The records of an event file: length, checksum of the length, content, checksum of the content.
-
-Enters: a path. Leaves: the contents whose checksums hold, and where one does not. Knows nothing of what is in them.
+"""Read the records of an event file: length, checksum of the length, content, checksum of the content.
 
 TensorBoard's own reader without TensorFlow sums one byte at a time in Python, 4 MB a second; here a block of bytes is
 looked up at once.
@@ -44,10 +42,10 @@ class Damage:
 
 
 def records(path: Path) -> Iterator[bytes | Damage]:
-    """Contents in the order they were written; after a damaged length, from the next length whose checksum holds.
+    """Yield contents in the order they were written; after a damaged length, from the next length whose checksum holds.
 
     Raises:
-        OSError: where the file cannot be read.
+        OSError: if the file cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -69,9 +67,9 @@ def records(path: Path) -> Iterator[bytes | Damage]:
 
 
 def checksum(content: bytes) -> int:
-    """CRC-32C (Castagnoli), masked as event files mask it.
+    """Return the CRC-32C (Castagnoli) of ``content``, masked as event files mask it.
 
-    A checksum is linear: each byte leaves in the register what stands in the table for its value and its distance to
+    A checksum is linear: each byte leaves in the register the entry of the table for its value and its distance to
     the end of the block, and these are added without carry.
     """
     register = _ONES
@@ -90,7 +88,7 @@ def checksum(content: bytes) -> int:
 
 
 def _find_header(file: BinaryIO, start: int, size: int) -> None:
-    """Moves to the next header whose checksum holds, or to the end."""
+    """Move to the next header whose checksum holds, or to the end."""
     for begin in range(start, size, _SEARCHED):
         file.seek(begin)
         found = np.frombuffer(file.read(_SEARCHED + _HEADER.size - 1), dtype=np.uint8)
@@ -108,13 +106,13 @@ def _find_header(file: BinaryIO, start: int, size: int) -> None:
 
 
 def _leave(blocks: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """(N,) what each of (N, L ≤ block) rows leaves in an empty register."""
+    """Return (N,) what each of (N, L ≤ block) rows leaves in an empty register."""
     places = np.arange(_BLOCK - blocks.shape[1], _BLOCK) * 256
     return np.bitwise_xor.reduce(_TABLE.reshape(-1).take(blocks + places), axis=1)
 
 
 def _carried(register: int) -> int:
-    """What ``register`` becomes over the bytes of a whole block: it is added to the first four."""
+    """Return what ``register`` becomes over the bytes of a whole block: it is added to the first four."""
     low = _CARRY[0][register & 0xFF] ^ _CARRY[1][register >> 8 & 0xFF]
     return low ^ _CARRY[2][register >> 16 & 0xFF] ^ _CARRY[3][register >> 24]
 
@@ -124,7 +122,7 @@ def _masked(crc: Any) -> Any:  # one, or an array of them
 
 
 def _table() -> NDArray[np.uint32]:
-    """(block, 256): what a byte leaves in the register, by its place in the block and its value."""
+    """Return (block, 256): what a byte leaves in the register, by its place in the block and its value."""
     table = np.empty((_BLOCK, 256), dtype=np.uint32)
     last: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):

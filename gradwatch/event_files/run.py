@@ -1,7 +1,4 @@
-"""One run as its event files tell it: plain values.
-
-Enters: nothing. Leaves: the shape in which readers of runs speak of them. Knows nothing of files.
-"""
+"""Plain values in which readers of event files speak of a run. They know nothing of files."""
 
 from __future__ import annotations
 
@@ -13,20 +10,95 @@ from numpy.typing import NDArray
 
 from gradwatch.findings import Finding
 
-__all__ = ["Run", "Series"]
+__all__ = ["FindingEvent", "Floats", "LayerSeries", "LayerTable", "LoggedRow", "Run", "TimeSeries", "Totals"]
+
+Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Series:
+class LayerTable:
+    """The table of P layers, in order of registration.
+
+    Attributes:
+        layers: their names, each of them once.
+        depth: (P,) place of each from input to output.
+        size: (P,) entries of each.
+    """
+
+    layers: tuple[str, ...]
+    depth: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FindingEvent:
+    """A finding as it opened, as it stood while it was open, or as it ended."""
+
+    finding: Finding
+    ended: bool
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether this is the first that was written of the finding: it has not grown since it was raised."""
+        return not self.ended and self.finding.last_step <= self.finding.raised_step
+
+
+@dataclass(frozen=True)
+class LoggedRow:
+    """One logged step.
+
+    Attributes:
+        step: the attempted update.
+        figures: (K, P) float32 for each tag of ``gradwatch.event_files.format.ROW_NAMES`` that was written.
+        totals: (T,) in the order of ``TOTALS``; None if there were none.
+        table: the table of layers if it changed with this row, else None.
+    """
+
+    step: int
+    figures: Mapping[str, Floats]
+    totals: Floats | None
+    table: LayerTable | None
+
+
+@dataclass(frozen=True)
+class TimeSeries:
     """Figures along time.
 
     Attributes:
-        steps: (S,) int64, rising.
+        steps: (S,) int64, strictly rising.
         values: (S,), or (S, P) with a column per layer, float32.
     """
 
     steps: NDArray[np.int64]
     values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LayerSeries:
+    """All rows of one tag along time.
+
+    Attributes:
+        steps: (S,) int64, strictly rising.
+        values: (K, S, P) float32: K rows of P layers at each step, named by ``ROW_NAMES``.
+        left_out: how many logged rows had no layer of the last table.
+    """
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float32]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What concerns the whole run, along time.
+
+    Attributes:
+        steps: (S,) int64, strictly rising.
+        values: (S,) float64 for each name of ``gradwatch.event_files.format.TOTALS``.
+    """
+
+    steps: NDArray[np.int64]
+    values: Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -39,11 +111,11 @@ class Run:
         depth: (P,) int64, place of each from input to output.
         size: (P,) int64, entries of each.
         packed: figures of all layers, (S, P) each, by the names of ``gradwatch.event_files.format``: ``NORMS``, and
-            those of ``FIGURES`` that were written, at the steps where they were. NaN where not measured;
+            those of ``PACKED_FIGURES`` that were written, at the steps where they were. NaN where not measured;
             ``highest`` is Inf where a gradient was not finite.
-        curves: (S,) each: ``grad_norm_total``, ``grad_norm_clipped_total``, ``loss``; a second optimizer's end in
-            ``/optimizer_1``.
-        findings: by onset; one that ended as it stood then, an open one as it stood when it opened.
+        curves: (S,) each: ``grad_norm_total``, ``grad_norm_clipped_total``, ``loss``, ``learning_rate``; a second
+            optimizer's end in ``/optimizer_1``.
+        findings: by onset, each as it was written last.
         ended: whether each of them has ended.
         skipped_steps: updates left out, as of the last row.
         written_at: when its newest file last grew, seconds since 1970.
@@ -54,8 +126,8 @@ class Run:
     layers: tuple[str, ...]
     depth: NDArray[np.int64]
     size: NDArray[np.int64]
-    packed: Mapping[str, Series]
-    curves: Mapping[str, Series]
+    packed: Mapping[str, TimeSeries]
+    curves: Mapping[str, TimeSeries]
     findings: tuple[Finding, ...]
     ended: tuple[bool, ...]
     skipped_steps: int
@@ -75,5 +147,7 @@ class Run:
     @property
     def sick(self) -> NDArray[np.bool_]:
         """(P,) whether a finding covers the layer."""
-        covered = {layer for finding in self.findings for layer in (finding.layer, *finding.layers)}
+        covered: set[str] = set()
+        for finding in self.findings:
+            covered.update((finding.layer, *finding.layers))
         return np.array([layer in covered for layer in self.layers], dtype=bool)

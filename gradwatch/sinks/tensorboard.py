@@ -51,7 +51,7 @@ class TensorBoard:
     For readers that draw all layers at once, each row also holds float32 tensors of the plugin ``gradwatch``, with a
     column per layer in order of registration; their rows are named in ``gradwatch.event_files.format``.
     ``gradwatch/grad_norm`` is (3, P), ``gradwatch/band`` (2, P), ``gradwatch/<name>``, (P,), is each of
-    ``format.FIGURES`` measured since the last row, and ``gradwatch/totals`` (8,), what concerns the whole run.
+    ``format.PACKED_FIGURES`` measured since the last row, and ``gradwatch/totals`` (9,), what concerns the whole run.
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``, at its opening and at its end; its step is
     where it was told, or one more than that of the finding before: of two at one step a reader would keep one.
@@ -154,7 +154,7 @@ class TensorBoard:
         figures = dict(row.figures)
         if (output := figures.get("saturated_output_share")) is not None:
             figures["saturated_share"] = np.fmax(figures.get("saturated_share", output), output)
-        for name in format.FIGURES:
+        for name in format.PACKED_FIGURES:
             if name in figures:
                 yield f"gradwatch/{name}", figures[name]
 
@@ -168,11 +168,21 @@ class TensorBoard:
 
 
 def _totals(row: Row) -> Floats:
+    """Return the entries of ``format.TOTALS``."""
     report = row.report
     loss = np.nan if report.loss is None else report.loss
-    clipped = report.grad_norm_clipped_total
-    extremes = (row.highest_total, row.lowest_total)
-    return np.array([report.grad_norm_total, *extremes, clipped, row.clipped, row.skipped, loss, report.optimizer])
+    values = {
+        "grad_norm_total": report.grad_norm_total,
+        "highest_total": row.highest_total,
+        "lowest_total": row.lowest_total,
+        "grad_norm_clipped_total": report.grad_norm_clipped_total,
+        "clipped_steps": row.clipped,
+        "skipped_steps": row.skipped,
+        "loss": loss if report.loss is None or np.isfinite(loss) else np.inf,  # NaN means that none was observed
+        "optimizer": report.optimizer,
+        "learning_rate": np.nan if report.learning_rate is None else report.learning_rate,
+    }
+    return np.array([values[name] for name in format.TOTALS], dtype=float)
 
 
 def _without_run(directory: Path) -> Path:

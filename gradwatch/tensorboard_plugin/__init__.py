@@ -1,8 +1,8 @@
 """The GradWatch tab of TensorBoard.
 
-Enters: event files, through TensorBoard's own readers. Leaves: what the front end in ``static/`` draws. Knows nothing
-of torch, nor of the watcher. This file is all that TensorBoard imports when it starts: whatever else fails, TensorBoard
-starts without the tab and says why.
+It reads event files through TensorBoard's own readers and gives the front end in ``static/`` what it draws; it needs
+no torch. This file is all that TensorBoard imports when it starts: whatever else fails, TensorBoard starts without the
+tab and says why.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _logger = logging.getLogger("gradwatch")
 
 
 class Loader(TBLoader):  # type: ignore[misc] # TensorBoard ships no types
-    """What the entry point group ``tensorboard_plugins`` names."""
+    """The loader that the entry point group ``tensorboard_plugins`` names."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Keeps every step unless the user asked for fewer: by default a random hundred stay, and spikes vanish."""
+        """Keep every step unless the user asked for fewer: by default a random hundred stay, and spikes vanish."""
         flags.samples_per_plugin = {"gradwatch": 0, **(flags.samples_per_plugin or {})}
 
     def load(self, context: Any) -> Any:
-        """The plugin; None, and one warning, where it cannot work."""
+        """Return the plugin; None, and one warning, if it cannot work."""
         try:
             return _load(context)
         except Exception as error:

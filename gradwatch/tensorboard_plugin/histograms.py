@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.event_files.decode import UnreadableError, floats
-from gradwatch.measure.report import Floats
+from gradwatch.event_files.run import Floats
 
 __all__ = ["BINS", "on_one_axis"]
 
@@ -18,7 +18,7 @@ _LARGEST = 1e300  # differences of such edges are still finite
 
 
 def on_one_axis(events: list[tuple[int, Any]], what: str) -> tuple[list[int], tuple[float, float], NDArray[np.float32]]:
-    """(steps, (low, high), (S, ``BINS``) shares of the entries between low and high).
+    """Return (steps, (low, high), (S, ``BINS``) shares of the entries between low and high).
 
     The axis spans the widest histogram but for outliers: the middle 98 % of all steps' outermost edges.
 
@@ -49,7 +49,7 @@ def _buckets(tensor: Any, what: str) -> Floats:
 
 
 def _shares(buckets: Floats, edges: Floats) -> Floats:
-    """Of the entries, how many lie between each two edges; spread evenly within a bucket."""
+    """Return which share of the entries lies between each two edges; those of a bucket are spread evenly."""
     known = np.maximum.accumulate(np.append(buckets[:, 0], buckets[-1, 1]))  # the data server's outermost may cross
     summed = np.append(0.0, np.cumsum(buckets[:, 2]))
     strictly = known + np.arange(len(known)) * np.spacing(np.abs(known).max() or 1.0)  # buckets of no width

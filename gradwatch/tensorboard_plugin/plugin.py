@@ -1,4 +1,4 @@
-"""The tab's server side: routes, and what they refuse.
+"""Serve the tab: routes, and what they refuse.
 
 Run and layer names come from event files and from the address bar: they are looked up among those that exist, and sent
 as JSON. No file is opened by a name that was asked for.
@@ -20,9 +20,9 @@ from werkzeug import wrappers
 from gradwatch.event_files import format
 from gradwatch.event_files.decode import LARGEST_STEP, UnreadableError
 from gradwatch.tensorboard_plugin import answers
-from gradwatch.tensorboard_plugin.event_files import EventFiles, Source, Tag
+from gradwatch.tensorboard_plugin.cached_run import ArrayCache, CachedRun
 from gradwatch.tensorboard_plugin.histograms import on_one_axis
-from gradwatch.tensorboard_plugin.run_log import RunLog, Shelf
+from gradwatch.tensorboard_plugin.provider import ProviderEvents, RunKey, TagVersion
 from gradwatch.tensorboard_plugin.statistics import STATISTICS
 from gradwatch.tensorboard_plugin.wire import packed_array, plain_json
 
@@ -35,15 +35,15 @@ _logger = logging.getLogger("gradwatch")
 
 
 class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard ships no types
-    """What TensorBoard calls."""
+    """The plugin that TensorBoard calls."""
 
     plugin_name = format.PLUGIN
 
     def __init__(self, context: base_plugin.TBContext) -> None:
-        self._files, self._shelf = EventFiles(context), Shelf()
+        self._events, self._cache = ProviderEvents(context), ArrayCache()
 
     def get_plugin_apps(self) -> dict[str, Any]:
-        """By route; static files are those that exist now, each with a route of its own."""
+        """Return the answers by route; static files are those that exist now, each with a route of its own."""
         questions = (self._runs, self._overview, self._findings, self._cells, self._curve, self._profile, self._entries)
         files = (path for path in STATIC.rglob("*") if path.is_file())
         return {
@@ -52,56 +52,56 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
         }
 
     def is_active(self) -> bool:
-        """False: TensorBoard itself looks for tags of ``plugin_name``, and shows the tab where there are some."""
+        """Return False: TensorBoard itself looks for tags of ``plugin_name``, and shows the tab if there are some."""
         return False
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="GradWatch")
 
     def _runs(self, request: wrappers.Request) -> list[str]:
-        """Names of the runs that hold something of gradwatch."""
-        return sorted(self._tags(request))
+        """Return the names of the runs that hold something of gradwatch's."""
+        return sorted(self._versions(request))
 
     def _overview(self, request: wrappers.Request) -> dict[str, Any]:
-        return answers.overview_of(self._log(request))
+        return answers.overview_of(self._run(request))
 
     def _findings(self, request: wrappers.Request) -> dict[str, Any]:
-        return answers.findings_of(self._log(request))
+        return answers.findings_of(self._run(request))
 
     def _cells(self, request: wrappers.Request) -> bytes:
-        return packed_array(*answers.cells_of(self._log(request), _statistic(request), *_stretch(request)))
+        return packed_array(*answers.cells_of(self._run(request), _statistic(request), *_stretch(request)))
 
     def _curve(self, request: wrappers.Request) -> bytes:
-        log = self._log(request)
-        return packed_array(*answers.curve_of(log, _statistic(request), _layer(request, log), *_stretch(request)))
+        run = self._run(request)
+        return packed_array(*answers.curve_of(run, _statistic(request), _layer(request, run), *_stretch(request)))
 
     def _profile(self, request: wrappers.Request) -> bytes:
         step = _number(request, "step", LARGEST_STEP)
-        return packed_array(*answers.profile_of(self._log(request), _statistic(request), step))
+        return packed_array(*answers.profile_of(self._run(request), _statistic(request), step))
 
     def _entries(self, request: wrappers.Request) -> bytes:
-        """Histograms of a layer's entries over time; none where none was logged."""
-        log, kind = self._log(request), _one_of(request, "kind", ("grad", "weight"))
-        tag = f"{kind}/{_layer(request, log)}"
-        events = self._files.tensors(self._source(request), tag, plugin="histograms")
+        """Return histograms of a layer's entries over time; none where none was logged."""
+        run, kind = self._run(request), _one_of(request, "kind", ("grad", "weight"))
+        tag = f"{kind}/{_layer(request, run)}"
+        events = self._events.tensors(self._key(request), tag, plugin="histograms")
         steps, axis, shares = on_one_axis(events, tag)
         return packed_array({"steps": steps, "axis": axis}, shares)
 
-    def _tags(self, request: wrappers.Request) -> dict[str, dict[str, Tag]]:
-        return self._files.tags(plugin_util.context(request.environ), plugin_util.experiment_id(request.environ))
+    def _versions(self, request: wrappers.Request) -> dict[str, dict[str, TagVersion]]:
+        return self._events.versions(plugin_util.context(request.environ), plugin_util.experiment_id(request.environ))
 
-    def _source(self, request: wrappers.Request) -> Source:
+    def _key(self, request: wrappers.Request) -> RunKey:
         context, experiment = plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
-        return Source(context, experiment, request.args.get("run", ""))
+        return RunKey(context, experiment, request.args.get("run", ""))
 
-    def _log(self, request: wrappers.Request) -> RunLog:
-        tags = self._tags(request)
-        run = _one_of(request, "run", tags)
-        return RunLog(self._files, self._shelf, self._source(request), tags[run])
+    def _run(self, request: wrappers.Request) -> CachedRun:
+        versions = self._versions(request)
+        name = _one_of(request, "run", versions)
+        return CachedRun(self._events, self._cache, self._key(request), versions[name])
 
 
 def _app(question: Callable[[wrappers.Request], Any]) -> Any:
-    """Bytes are sent as they are, anything else as JSON, and so is what went wrong."""
+    """Send bytes as they are, anything else as JSON, and so what went wrong."""
 
     @wrappers.Request.application
     def answer(request: wrappers.Request) -> wrappers.Response:
@@ -148,12 +148,12 @@ def _statistic(request: wrappers.Request) -> str:
     return _one_of(request, "statistic", STATISTICS)
 
 
-def _layer(request: wrappers.Request, log: RunLog) -> str:
-    return _one_of(request, "layer", set(log.table.layers))
+def _layer(request: wrappers.Request, run: CachedRun) -> str:
+    return _one_of(request, "layer", set(run.table.layers))
 
 
 def _stretch(request: wrappers.Request) -> tuple[int, int, int]:
-    """(first step, last step, most cells)."""
+    """Return (first step, last step, most cells)."""
     start, end = _number(request, "from", LARGEST_STEP), _number(request, "to", LARGEST_STEP)
     return start, max(start, end), max(1, _number(request, "width", MOST_CELLS))
 

@@ -1,4 +1,4 @@
-"""Many rows → as many cells as there are pixels, each the largest of its rows: a spike of one step shows at any zoom.
+"""Pool many rows into as many cells as there are pixels, the largest of each: a spike of one step shows at any zoom.
 
 A row at a step holds what happened since the row before, so it stands for the steps from there up to its own.
 """
@@ -30,7 +30,7 @@ class Cells:
 
 
 def cells(steps: NDArray[np.int64], start: int, end: int, width: int) -> Cells:
-    """At most ``width`` cells for the rows that stand for steps from ``start`` to ``end``, both included."""
+    """Return at most ``width`` cells for the rows that stand for steps from ``start`` to ``end``, both included."""
     first = int(np.searchsorted(steps, start))
     last = min(int(np.searchsorted(steps, end)) + 1, len(steps))
     rows = np.arange(first, last)
@@ -43,17 +43,17 @@ def cells(steps: NDArray[np.int64], start: int, end: int, width: int) -> Cells:
 
 
 def largest(values: NDArray[np.float32], into: Cells) -> NDArray[np.float32]:
-    """(S, …) → (C, …); NaN only where all are."""
+    """Return the largest of each cell, (S, …) → (C, …); NaN only where all are."""
     return _reduced(np.fmax, values, into)
 
 
 def smallest(values: NDArray[np.float32], into: Cells) -> NDArray[np.float32]:
-    """(S, …) → (C, …); NaN only where all are."""
+    """Return the smallest of each cell, (S, …) → (C, …); NaN only where all are."""
     return _reduced(np.fmin, values, into)
 
 
 def count(steps: NDArray[np.int64], counts: NDArray[np.floating], into: Cells) -> list[int]:
-    """Of ``counts`` at ``steps``, how many fall into each cell."""
+    """Return how many of ``counts``, taken at ``steps``, fall into each cell."""
     summed = np.append(0, np.cumsum(np.nan_to_num(counts, nan=0.0, posinf=0.0, neginf=0.0).clip(0, 2**31)))
     return np.diff(summed[np.searchsorted(steps, into.edges)]).astype(np.int64).tolist()
 

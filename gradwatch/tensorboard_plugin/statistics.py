@@ -1,4 +1,4 @@
-"""What the heat map can show: each statistic as rows of a series, times a factor for each layer."""
+"""The statistics that the heat map can show: each as rows of a series, times a factor for each layer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gradwatch.event_files import format
-from gradwatch.measure.report import Floats
-from gradwatch.tensorboard_plugin.run_log import RunLog
+from gradwatch.event_files.run import Floats
+from gradwatch.tensorboard_plugin.cached_run import CachedRun
 
 __all__ = ["STATISTICS", "Statistic", "scale_of"]
 
@@ -23,7 +23,7 @@ class Statistic:
     """One statistic.
 
     Attributes:
-        series: the part of its tag behind ``gradwatch/``.
+        series: its tag, without the prefix.
         label: what people read.
         is_share: from 0 to 1 on a linear scale; otherwise logarithmic.
         factor: what each layer's values are multiplied with, None for nothing.
@@ -32,31 +32,31 @@ class Statistic:
     series: str
     label: str
     is_share: bool = False
-    factor: Callable[[RunLog], Floats] | None = None
+    factor: Callable[[CachedRun], Floats] | None = None
 
     @property
     def row(self) -> int:
-        """The row of the series that is pooled by maximum."""
+        """Index of the row of the series that is pooled by maximum."""
         return format.NORMS.index("highest") if self.series == "grad_norm" else 0
 
-    def factors(self, log: RunLog) -> Floats:
-        """(P,) float32."""
-        ones = np.ones(len(log.table.layers))
+    def factors(self, run: CachedRun) -> Floats:
+        """Return (P,) float32."""
+        ones = np.ones(len(run.table.layers))
         with np.errstate(over="ignore"):
-            return (ones if self.factor is None else self.factor(log)).astype(np.float32)
+            return (ones if self.factor is None else self.factor(run)).astype(np.float32)
 
     def as_dict(self, name: str) -> dict[str, Any]:
-        """For the front end."""
+        """Return what the front end shows of it."""
         return {"name": name, "label": self.label, "isShare": self.is_share}
 
 
-def _per_entry(log: RunLog) -> Floats:
-    return 1 / np.sqrt(np.maximum(log.table.size, 1))
+def _per_entry(run: CachedRun) -> Floats:
+    return 1 / np.sqrt(np.maximum(run.table.size, 1))
 
 
-def _per_median(log: RunLog) -> Floats:
-    """One over each layer's own median norm; NaN where it has none, or none but 0."""
-    norms = _some(log.series("grad_norm").values[format.NORMS.index("grad_norm")]).astype(float)
+def _per_median(run: CachedRun) -> Floats:
+    """Return one over each layer's own median norm; NaN where it has none, or none but 0."""
+    norms = _some(run.series("grad_norm").values[format.NORMS.index("grad_norm")]).astype(float)
     norms[~np.isfinite(norms)] = np.nan
     medians = np.full(norms.shape[1], np.nan)
     known = ~np.isnan(norms).all(axis=0)
@@ -76,12 +76,12 @@ STATISTICS = {
 }
 
 
-def scale_of(statistic: Statistic, log: RunLog) -> tuple[float, float] | None:
-    """(low, high) of all but the outermost values, for a colour scale; None where no value is positive."""
+def scale_of(statistic: Statistic, run: CachedRun) -> tuple[float, float] | None:
+    """Return (low, high) of all but the outermost values, for a colour scale; None where no value is positive."""
     if statistic.is_share:
         return 0.0, 1.0
     with np.errstate(over="ignore", invalid="ignore"):
-        values = _some(log.series(statistic.series).values[statistic.row]) * statistic.factors(log)
+        values = _some(run.series(statistic.series).values[statistic.row]) * statistic.factors(run)
         shown = values[np.isfinite(values) & (values > 0)]
     if not len(shown):
         return None
@@ -90,5 +90,5 @@ def scale_of(statistic: Statistic, log: RunLog) -> tuple[float, float] | None:
 
 
 def _some(values: Floats) -> Floats:
-    """At most ``_SAMPLED_STEPS`` of the rows, evenly spaced."""
+    """Return at most ``_SAMPLED_STEPS`` of the rows, evenly spaced."""
     return values[:: -(-len(values) // _SAMPLED_STEPS)]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from html import escape
 
-from gradwatch.event_files.reader import Run
+from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
 from gradwatch.views.page.heatmap import heatmap, legend
+from gradwatch.views.phrases import counted, layer_of, measured, since, verdict
 from gradwatch.views.picture import scale_of
-from gradwatch.views.words import counted, layer_of, measured, since, verdict
 
 __all__ = ["in_notebook"]
 

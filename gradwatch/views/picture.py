@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.reader import Run
+from gradwatch.event_files.run import Run
 from gradwatch.views.profile import pooled
 
 __all__ = ["NOT_FINITE", "VIRIDIS", "Scale", "colours", "picture_of", "png", "scale_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradwatch.event_files.reader import Run
+from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
 from gradwatch.sinks.jsonl import json_of
 

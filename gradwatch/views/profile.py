@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.reader import Run
+from gradwatch.event_files.run import Run
 
 __all__ = ["Profile", "latest_finite", "lengths", "pooled", "profile_of"]
 

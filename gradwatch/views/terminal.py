@@ -16,10 +16,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from gradwatch.event_files.reader import Run
+from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
+from gradwatch.views.phrases import changes, facts, layer_of, measured, number, since, verdict
 from gradwatch.views.profile import lengths, pooled, profile_of
-from gradwatch.views.words import changes, facts, layer_of, measured, number, since, verdict
 
 __all__ = ["in_terminal"]
 
@@ -29,7 +29,12 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SPARKS = 50  # columns of a sparkline: with its name and its range a terminal of 80
 _MOST_LAYERS = 40  # lines of the profile
 _BAR = 8  # columns of a bar
-_TITLES = {"grad_norm_total": "total norm", "grad_norm_clipped_total": "after clipping", "loss": "loss"}
+_TITLES = {
+    "grad_norm_total": "total norm",
+    "grad_norm_clipped_total": "after clipping",
+    "loss": "loss",
+    "learning_rate": "learning rate",
+}
 
 
 def in_terminal(runs: Sequence[Run], compares: bool = False) -> Iterator[RenderableType]:
@@ -97,11 +102,18 @@ def _along_time(run: Run) -> Table:
 def _curves(run: Run) -> Iterator[tuple[str, NDArray[np.floating]]]:
     for name, series in run.curves.items():
         which, _, optimizer = name.partition("/")
-        total = run.curves.get(name.replace("_clipped", ""))
-        is_unclipped = which == "grad_norm_clipped_total" and total is not None
-        if is_unclipped and np.array_equal(series.values, total.values, equal_nan=True):  # type: ignore[union-attr]
-            continue  # nothing was clipped
-        yield _TITLES.get(which, which) + (f", {optimizer}" if optimizer else ""), series.values
+        if not _is_flat(run, name):
+            yield _TITLES.get(which, which) + (f", {optimizer}" if optimizer else ""), series.values
+
+
+def _is_flat(run: Run, name: str) -> bool:
+    """Return whether a curve says nothing of its own: nothing was clipped, or the learning rate never changed."""
+    values = run.curves[name].values
+    if name.startswith("learning_rate"):
+        return bool((values == values[0]).all())
+    total = run.curves.get(name.replace("_clipped", ""))
+    is_clipped_total = name.startswith("grad_norm_clipped_total") and total is not None
+    return is_clipped_total and np.array_equal(values, total.values, equal_nan=True)  # type: ignore[union-attr]
 
 
 def _sparkline(values: NDArray[np.floating]) -> Text:

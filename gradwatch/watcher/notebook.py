@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradwatch.event_files.run import Run, Series
+from gradwatch.event_files.run import Run, TimeSeries
 from gradwatch.measure.layers import Layers
 from gradwatch.sinks.memory import History
 from gradwatch.views.notebook import in_notebook
@@ -29,9 +29,9 @@ def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
         depth=layers.depth,
         size=layers.size,
         packed={
-            "grad_norm": Series(steps, norms),
-            "highest": Series(steps, highest),
-            "lowest": Series(steps, norms),
+            "grad_norm": TimeSeries(steps, norms),
+            "highest": TimeSeries(steps, highest),
+            "lowest": TimeSeries(steps, norms),
         },
         curves=_totals(history),
         findings=findings,
@@ -42,12 +42,12 @@ def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
     )
 
 
-def _totals(history: History) -> dict[str, Series]:
+def _totals(history: History) -> dict[str, TimeSeries]:
     """The total norm of each optimizer."""
     optimizer, curves = history["optimizer"], {}
     with np.errstate(over="ignore"):  # beyond float32 it is Inf here
         total = history["grad_norm_total"].astype(np.float32)
     for number in np.unique(optimizer):
         name = "grad_norm_total" if number == 0 else f"grad_norm_total/optimizer_{number}"
-        curves[name] = Series(history.steps[optimizer == number], total[optimizer == number])
+        curves[name] = TimeSeries(history.steps[optimizer == number], total[optimizer == number])
     return curves

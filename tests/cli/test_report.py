@@ -19,7 +19,7 @@ from gradwatch.cli import main
 from gradwatch.event_files.records import records
 from tests.event_files.test_records import framed
 from tests.reports import run_of
-from tests.written import FINDING, TABLE, event, forge, norms, train, write_rows
+from tests.written import FINDING, TABLE, event, forge, norms, totals, train, write_rows
 
 FIELDS = {"kind", "severity", "layer", "layers", "step", "last_step", "value", "threshold", "cause", "message"}
 
@@ -364,8 +364,11 @@ def test_runs_of_any_extent_are_shown(tmp_path, rows, layers):
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (math.nan, math.nan), (math.inf, 1.0), (1e-45, 3e38)])
 def test_figures_of_any_size_are_shown(tmp_path, values):
-    rows = [event(step, layers=TABLE, grad_norm=norms(*values), grad_norm_total=values[0]) for step in range(3)]
-    rows.append(event(3, grad_norm=norms(*values), loss=-1.0, update_ratio=np.float32(values)))
+    rows = [
+        event(step, layers=TABLE, grad_norm=norms(*values), totals=totals(grad_norm_total=values[0]))
+        for step in range(3)
+    ]
+    rows.append(event(3, grad_norm=norms(*values), totals=totals(loss=-1.0), update_ratio=np.float32(values)))
     forge(tmp_path / "run", *rows)
     assert report(tmp_path / "run").exit_code == 0
     assert ">nan<" not in page_of(tmp_path, tmp_path / "run")

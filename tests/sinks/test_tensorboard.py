@@ -165,7 +165,11 @@ def test_a_row_packs_each_figure_that_was_measured(tmp_path):
 
 def test_a_row_says_what_happened_to_the_whole_run_since_the_last(tmp_path):
     builder, sink = RowBuilder(), TensorBoard(tmp_path)
-    steps = [report([3.0], 0, grad_norm_clipped_total=1.0), report([4.0], 1, skipped=True), report([2.0], 2, loss=0.5)]
+    steps = [
+        report([3.0], 0, grad_norm_clipped_total=1.0),
+        report([4.0], 1, skipped=True),
+        report([2.0], 2, loss=0.5, learning_rate=0.25),
+    ]
     for step in steps:
         builder.add(step)
     sink.write_row(builder.build(steps[-1], 1, band=np.array([[0.1], [9.0]])))
@@ -183,8 +187,9 @@ def test_a_row_says_what_happened_to_the_whole_run_since_the_last(tmp_path):
         "skipped_steps": 1.0,
         "loss": 0.5,
         "optimizer": 0.0,
+        "learning_rate": 0.25,
     }
-    np.testing.assert_array_equal(second, [4, 4, 4, 4, 0, 1, NAN, 1])
+    np.testing.assert_array_equal(second, [4, 4, 4, 4, 0, 1, NAN, 1, NAN])
     (event,) = read(tmp_path).Tensors("gradwatch/band")
     np.testing.assert_array_equal(make_ndarray(event.tensor_proto), np.float32([[0.1], [9.0]]))
 
@@ -316,7 +321,7 @@ def test_a_thousand_rows_of_300_layers_take_at_most_14_megabytes(tmp_path):
     steps = run_of([[1.0] * 300] * 20)
     sink, builder = TensorBoard(tmp_path, layer_scalars=False), RowBuilder()
     for step in steps:
-        step.figures.update(dict.fromkeys(format.FIGURES, np.ones(300)))
+        step.figures.update(dict.fromkeys(format.PACKED_FIGURES, np.ones(300)))
         builder.add(step)
         sink.write_row(builder.build(step, 0, band=np.ones((2, 300))))
     sink.close()

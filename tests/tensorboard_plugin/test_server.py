@@ -229,8 +229,11 @@ HOSTILE = {
 def test_a_hostile_event_is_an_error_that_says_what_was_found(tmp_path, name):
     tag, content = HOSTILE[name]
     events = {
-        "layers": TABLE, "grad_norm": np.ones((3, 2), dtype=np.float32), "totals": np.zeros(8, dtype=np.float32)
-    } | {tag: content}  # fmt: skip
+        "layers": TABLE,
+        "grad_norm": np.ones((3, 2), dtype=np.float32),
+        "totals": np.zeros(len(format.TOTALS), dtype=np.float32),
+        tag: content,
+    }
     write_events(tmp_path, [(0, f"gradwatch/{each}", value) for each, value in events.items()])
     tab = Tab(tmp_path)
     answers = [tab.get("overview", run="."), tab.get("cells", run=".", **NORMS)]
@@ -242,7 +245,10 @@ def test_a_hostile_event_is_an_error_that_says_what_was_found(tmp_path, name):
 
 @pytest.mark.parametrize(("step", "code"), [(-5, 422), (2**60, 422), (2**40, 200)])
 def test_steps_that_no_run_has_are_refused(tmp_path, step, code):
-    write_events(tmp_path, [(0, "gradwatch/layers", TABLE), (step, "gradwatch/totals", np.zeros(8, dtype=np.float32))])
+    write_events(
+        tmp_path,
+        [(0, "gradwatch/layers", TABLE), (step, "gradwatch/totals", np.zeros(len(format.TOTALS), dtype=np.float32))],
+    )
     assert Tab(tmp_path).get("overview", run=".").status == code
 
 
@@ -365,23 +371,26 @@ def test_the_tab_needs_neither_torch_nor_the_watcher():
     others = [name for name in done.stdout.split() if not name.startswith("gradwatch.tensorboard_plugin")]
     assert others == [
         "gradwatch.event_files",
+        "gradwatch.event_files.assemble",
         "gradwatch.event_files.decode",
         "gradwatch.event_files.format",
+        "gradwatch.event_files.run",
         "gradwatch.findings",
-        "gradwatch.measure",
-        "gradwatch.measure.report",
     ]
 
 
 @pytest.mark.parametrize(
     "broken",
-    ["gradwatch.event_files.decode", "gradwatch.measure.report", "gradwatch.tensorboard_plugin.plugin", "werkzeug"],
+    [
+        "gradwatch.event_files.decode",
+        "gradwatch.event_files.assemble",
+        "gradwatch.tensorboard_plugin.plugin",
+        "werkzeug",
+    ],
 )
 def test_tensorboard_starts_without_the_tab_where_something_is_broken(monkeypatch, caplog, broken):
     for name in [
-        name
-        for name in sys.modules
-        if name.startswith(("gradwatch.tensorboard_plugin.", "gradwatch.event_files.decode"))
+        name for name in sys.modules if name.startswith(("gradwatch.tensorboard_plugin.", "gradwatch.event_files."))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, broken, None)

@@ -8,9 +8,9 @@ from PIL import Image
 
 from gradwatch.event_files.reader import read_runs
 from gradwatch.views.page.heatmap import labels
+from gradwatch.views.phrases import age
 from gradwatch.views.picture import Scale, colours, picture_of, png, scale_of
 from gradwatch.views.profile import latest_finite, lengths, profile_of
-from gradwatch.views.words import age
 from tests.reports import INF, NAN, run_of
 from tests.written import FINDING, TABLE, event, forge, norms, write_rows
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
-from gradwatch.event_files.reader import Run
+from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
 from gradwatch.views.page.charts import bars, curves
 from gradwatch.views.page.heatmap import heatmap, legend
+from gradwatch.views.phrases import changes, facts, layer_of, measured, number, since, verdict
 from gradwatch.views.picture import Scale, scale_of
 from gradwatch.views.profile import profile_of
-from gradwatch.views.words import changes, facts, layer_of, measured, number, since, verdict
 
 __all__ = ["page_of"]
 

@@ -8,25 +8,27 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.reader import Run, Series
+from gradwatch.event_files.run import Run, TimeSeries
 from gradwatch.views.page.heatmap import labels
+from gradwatch.views.phrases import number
 from gradwatch.views.profile import Profile, lengths, pooled
-from gradwatch.views.words import number
 
 __all__ = ["bars", "curves"]
 
 WIDTH, LEFT, HEIGHT = 760, 80, 130
 _POINTS = 700  # what a screen shows
 _ROW = 18  # pixels of a layer
+_TITLES = {"loss": "loss", "learning_rate": "learning rate"}
 
 
 def curves(run: Run) -> str:
     """The total norm before and after clipping, and the loss, on axes of their own."""
-    by_title: dict[str, list[Series]] = {}
+    by_title: dict[str, list[TimeSeries]] = {}
     for name in sorted(run.curves, key=lambda name: ("clipped" in name, name)):
         which, _, optimizer = name.partition("/")
-        title = ("loss" if which == "loss" else "total gradient norm") + (f", {optimizer}" if optimizer else "")
-        by_title.setdefault(title, []).append(run.curves[name])
+        if which != "learning_rate" or (run.curves[name].values != run.curves[name].values[0]).any():
+            title = _TITLES.get(which, "total gradient norm") + (f", {optimizer}" if optimizer else "")
+            by_title.setdefault(title, []).append(run.curves[name])
     return "".join(_chart(title, series) for title, series in sorted(by_title.items(), reverse=True))
 
 
@@ -61,7 +63,7 @@ def _column(
         yield f'<text class="soft" x="{left + length + 5:.0f}" y="{top + 10}">{shown}</text>'
 
 
-def _chart(title: str, series: Sequence[Series]) -> str:
+def _chart(title: str, series: Sequence[TimeSeries]) -> str:
     finite = np.concatenate([each.values[np.isfinite(each.values)] for each in series]).astype(float)
     if not len(finite):
         return f"<h3>{escape(title)}</h3><p>Not finite at any row.</p>"
@@ -86,7 +88,7 @@ def _chart(title: str, series: Sequence[Series]) -> str:
     return "".join([*parts, "</svg>", f'<p class="soft">Norm{key}.</p>' if len(shown) > 1 else ""])
 
 
-def _curve(series: Series, steps: tuple[int, int], extent: tuple[float, float], is_log: bool, which: str) -> str:
+def _curve(series: TimeSeries, steps: tuple[int, int], extent: tuple[float, float], is_log: bool, which: str) -> str:
     """A line, and a cross on top wherever a value is not finite."""
     groups = min(_POINTS, len(series.values))
     starts = np.arange(groups) * len(series.values) // groups

@@ -11,10 +11,10 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.reader import Run
+from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
+from gradwatch.views.phrases import layer_of, number, since
 from gradwatch.views.picture import NOT_FINITE, VIRIDIS, Scale, picture_of, png
-from gradwatch.views.words import layer_of, number, since
 
 __all__ = ["heatmap", "labels", "legend"]
 

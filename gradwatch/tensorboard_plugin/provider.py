@@ -1,6 +1,6 @@
-"""Runs, tags and their tensors as TensorBoard holds them, from either of its two readers.
+"""Translate what TensorBoard's two readers hold of a run into events: steps and tensors, by tag.
 
-Leaves: tensors as they stand in the file. ``DataProvider.read_tensors`` would turn them into arrays of whatever shape
+Tensors are given as they are in the file. ``DataProvider.read_tensors`` would turn them into arrays of whatever shape
 they declare before anyone could look (see ``gradwatch.event_files.decode``), so this file asks the same sources one
 level below.
 """
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from gradwatch.event_files import format
 from gradwatch.event_files.decode import UnreadableError
 
-__all__ = ["EventFiles", "Source", "Tag"]
+__all__ = ["ProviderEvents", "RunKey", "TagVersion"]
 
 EVERYTHING = 2**31 - 1  # how many points are asked for; fewer than all would be a random choice
 
 
 @dataclass(frozen=True)
-class Source:
+class RunKey:
     """One run of one experiment, asked for by one request.
 
     Attributes:
@@ -34,53 +34,54 @@ class Source:
     run: str
 
 
-class Tag(NamedTuple):
-    """What changes when something was added to a tag, and what its metadata says of the format."""
+class TagVersion(NamedTuple):
+    """A state of a tag: it changes once something was added. ``content`` is what its metadata says of the format."""
 
     last_step: int
     last_wall_time: float
     content: bytes
 
 
-class EventFiles:
-    """Reads through the context that TensorBoard gives a plugin."""
+class ProviderEvents:
+    """The events of all runs, read through the context that TensorBoard gives a plugin."""
 
     def __init__(self, context: Any) -> None:
         self._provider, self._multiplexer = context.data_provider, context.multiplexer
 
-    def tags(self, context: Any, experiment: str) -> dict[str, dict[str, Tag]]:
-        """By run and tag."""
+    def versions(self, context: Any, experiment: str) -> dict[str, dict[str, TagVersion]]:
+        """Return the tags of gradwatch's, by run and name."""
         listed = self._provider.list_tensors(context, experiment_id=experiment, plugin_name=format.PLUGIN)
-        return {
-            run: {tag: Tag(each.max_step, each.max_wall_time, each.plugin_content) for tag, each in series.items()}
-            for run, series in listed.items()
-        }
+        return {run: {tag: _version(each) for tag, each in series.items()} for run, series in listed.items()}
 
-    def tensors(self, source: Source, tag: str, plugin: str = format.PLUGIN) -> list[tuple[int, Any]]:
-        """(step, TensorProto) of every event, in order of steps; of two at one step the later.
+    def tensors(self, key: RunKey, tag: str, plugin: str = format.PLUGIN) -> list[tuple[int, Any]]:
+        """Return (step, TensorProto) of every event, in order of steps; of two at one step the later.
 
         Raises:
-            UnreadableError: where there is more than TensorBoard hands over at once.
+            UnreadableError: if there is more than TensorBoard hands over at once.
         """
         stub = getattr(self._provider, "_stub", None)
-        events = self._from_memory(source, tag) if stub is None else _from_server(stub, source, tag, plugin)
+        events = self._from_memory(key, tag) if stub is None else _from_server(stub, key, tag, plugin)
         return sorted(dict(events).items())
 
-    def _from_memory(self, source: Source, tag: str) -> Iterator[tuple[int, Any]]:
+    def _from_memory(self, key: RunKey, tag: str) -> Iterator[tuple[int, Any]]:
         try:
-            events = self._multiplexer.Tensors(source.run, tag)
+            events = self._multiplexer.Tensors(key.run, tag)
         except KeyError:
             return
         yield from ((event.step, event.tensor_proto) for event in events)
 
 
-def _from_server(stub: Any, source: Source, tag: str, plugin: str) -> Iterator[tuple[int, Any]]:
+def _version(series: Any) -> TagVersion:
+    return TagVersion(series.max_step, series.max_wall_time, series.plugin_content)
+
+
+def _from_server(stub: Any, key: RunKey, tag: str, plugin: str) -> Iterator[tuple[int, Any]]:
     import grpc
     from tensorboard.data.proto import data_provider_pb2
 
-    request = data_provider_pb2.ReadTensorsRequest(experiment_id=source.experiment)
+    request = data_provider_pb2.ReadTensorsRequest(experiment_id=key.experiment)
     request.plugin_filter.plugin_name = plugin
-    request.run_tag_filter.runs.names.append(source.run)
+    request.run_tag_filter.runs.names.append(key.run)
     request.run_tag_filter.tags.names.append(tag)
     request.downsample.num_points = EVERYTHING
     try:

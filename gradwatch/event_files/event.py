@@ -1,0 +1,52 @@
+"""What gradwatch wrote into one event: a row or a finding, decoded from bytes that anyone may have written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from gradwatch.event_files.decode import (
+    UnreadableError,
+    finding_event_of,
+    layer_rows_of,
+    layer_table_of,
+    refuse_newer,
+    refuse_step,
+    totals_of,
+)
+from gradwatch.event_files.format import PLUGIN, PREFIX, ROW_NAMES
+from gradwatch.event_files.legible import legible, legible_event, legible_table
+from gradwatch.event_files.run import FindingEvent, LoggedRow
+
+__all__ = ["decode_event"]
+
+
+def decode_event(content: bytes) -> LoggedRow | FindingEvent | None:
+    """Return the row or the finding in ``content``, one record of an event file; None if gradwatch wrote neither.
+
+    Raises:
+        UnreadableError: if something of gradwatch's is in it that cannot be read.
+    """
+    try:
+        event = Event.FromString(content)
+    except DecodeError as error:
+        raise UnreadableError("a record is no event of TensorBoard's") from error
+    own = {value.tag.removeprefix(PREFIX): value for value in event.summary.value if value.tag.startswith(PREFIX)}
+    for value in own.values():
+        if value.metadata.plugin_data.plugin_name == PLUGIN:  # only a tag's first event says it
+            refuse_newer(value.metadata.plugin_data.content, legible(value.tag))
+    if "finding" in own:
+        return legible_event(finding_event_of(own["finding"].tensor))
+    return _row(event.step, own) if "grad_norm" in own else None
+
+
+def _row(step: int, own: Mapping[str, Summary.Value]) -> LoggedRow:
+    refuse_step(step, "gradwatch/grad_norm")
+    norms = layer_rows_of("grad_norm", own["grad_norm"].tensor)
+    figures = {name: layer_rows_of(name, own[name].tensor, layers=norms.shape[1]) for name in ROW_NAMES if name in own}
+    totals = totals_of(own["totals"].tensor) if "totals" in own else None
+    table = legible_table(layer_table_of(own["layers"].tensor)) if "layers" in own else None
+    return LoggedRow(step, {**figures, "grad_norm": norms}, totals, table)

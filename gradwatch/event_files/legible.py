@@ -1,0 +1,38 @@
+"""Texts from event files, made safe to print: anyone may have written them, and a terminal obeys some characters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gradwatch.event_files.run import FindingEvent, LayerTable
+
+__all__ = ["legible", "legible_event", "legible_table"]
+
+_LONGEST = 2_000  # characters of one text; findings write a few hundred
+
+
+def legible(text: str) -> str:
+    """Return ``text`` without what would move a cursor, turn the direction of reading, or fill the screen."""
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "…"
+
+
+def legible_table(table: LayerTable) -> LayerTable:
+    """Return ``table`` with legible names."""
+    return replace(table, layers=tuple(map(legible, table.layers)))
+
+
+def legible_event(event: FindingEvent) -> FindingEvent:
+    """Return ``event`` with legible texts."""
+    finding = event.finding
+    return replace(
+        event,
+        finding=replace(
+            finding,
+            layer=legible(finding.layer),
+            layers=tuple(map(legible, finding.layers)),
+            cause=legible(finding.cause),
+            message=legible(finding.message),
+            remedies=tuple(map(legible, finding.remedies)),
+        ),
+    )
