@@ -2,16 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS ?= --constraint constraints.txt # `make quick CONSTRAINTS=` in a fresh clone takes the newest of everything
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process a core; each one imports torch
 
-.PHONY: demo test check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-tab
+.PHONY: demo test quick check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
 	$(BIN)/gradwatch demo
 
-test: .venv/installed  ## all tests (those of the tab need node and chromium)
+test: .venv/installed  ## all tests, with coverage (those of the tab need node and chromium)
 	node --test tests/js/*.test.mjs
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
+
+quick: .venv/installed  ## the tests that are not marked slow, process or browser; below a minute on two cores
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not process and not browser"
 
 check: check-python check-frontend check-workflows  ## formatters, linters and types of everything
 

@@ -52,6 +52,7 @@ HEAVY_FREE = [
 ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", HEAVY_FREE)
 def test_a_fresh_import_loads_nothing_heavy(module):
     heavy = {"torch", "tensorboard", "lightning", "pytorch_lightning", "rich"}

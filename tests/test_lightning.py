@@ -328,6 +328,7 @@ CONFIG = """
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_lightning_cli_takes_it_from_yaml_and_prints_its_config(namespace, tmp_path):
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM).format(namespace=namespace))

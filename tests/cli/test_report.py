@@ -384,6 +384,7 @@ def run_of_python(*arguments, **environment):
     )
 
 
+@pytest.mark.process
 def test_the_commands_load_neither_torch_nor_each_other(runs):
     program = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from gradwatch.cli import main; main()"
     loaded = set(run_of_python("-c", program, "--help").stdout.split())
@@ -395,6 +396,7 @@ def test_the_commands_load_neither_torch_nor_each_other(runs):
         assert loaded.isdisjoint({"torch", "tensorflow", "gradwatch.cli.demo"})
 
 
+@pytest.mark.process
 def test_python_m_gradwatch_reports_and_fails_for_ci(runs):
     done = run_of_python("-m", "gradwatch", "report", runs / "sick", "--fail-on", "exploding,nonfinite")
     assert done.returncode == 1
@@ -402,6 +404,7 @@ def test_python_m_gradwatch_reports_and_fails_for_ci(runs):
     assert done.stderr == ""
 
 
+@pytest.mark.process
 def test_a_terminal_without_bars_is_no_fault(runs):
     done = run_of_python("-m", "gradwatch", "report", runs / "sick", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stderr) == (0, "")
@@ -415,6 +418,7 @@ def test_help_and_version_tell_of_every_command():
     assert gradwatch("unheard").exit_code == 2
 
 
+@pytest.mark.process
 def test_the_demonstration_leaves_runs_that_the_report_reads(tmp_path):
     forge(tmp_path / "runs" / "healthy", event(4, finding=FINDING))  # of an earlier one
     (tmp_path / "runs" / "healthy" / "mine.pt").touch()
@@ -426,6 +430,7 @@ def test_the_demonstration_leaves_runs_that_the_report_reads(tmp_path):
     assert {each["run"].rpartition("/")[2] for each in told} == {"healthy", "vanishing", "exploding", "nonfinite"}
 
 
+@pytest.mark.process
 def test_the_demonstration_without_scikit_learn_says_what_to_install(tmp_path):
     (tmp_path / "sklearn.py").write_text("raise ModuleNotFoundError('no sklearn', name='sklearn')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

@@ -8,9 +8,12 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gradwatch
+
+pytestmark = pytest.mark.process
 
 WATCHED = (sys.executable, "-m", "gradwatch", "run")
 ENVIRONMENT = {

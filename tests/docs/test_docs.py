@@ -35,6 +35,7 @@ PAGES = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs_from_its_first_block_to_its_last(page, tmp_path):
     program = tmp_path / "page.py"

@@ -87,6 +87,7 @@ def test_the_healthy_network_of_the_demonstration_learns():
     assert losses[-1] < 0.2 * losses[0]
 
 
+@pytest.mark.process
 def test_the_demonstration_ends_with_the_tensorboard_command(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "gradwatch.cli.demonstration", "runs"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -95,6 +96,7 @@ def test_the_demonstration_ends_with_the_tensorboard_command(tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(n.name for n in demonstration.NETWORKS)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_runs(example, tmp_path):
     subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import nbformat
+import pytest
 import torch
 from nbclient import NotebookClient
 
@@ -41,6 +42,7 @@ def outline(page):
     return re.findall(r'class="(healthy|warning|error)">(\w+)', page), re.findall(r"<td>([^<]*)</td>", page)[1:3]
 
 
+@pytest.mark.process
 def test_the_example_shows_a_sick_and_a_healthy_run():
     stored = nbformat.read(NOTEBOOK, as_version=4)
     executed = nbformat.read(NOTEBOOK, as_version=4)

@@ -504,6 +504,7 @@ def test_every_micro_batch_is_replayed():
         assert "already held NaN or Inf, in 1 of 8 rows: 5" in watcher.findings[0].cause
 
 
+@pytest.mark.process
 def test_what_the_model_returned_is_told_without_a_warning():
     code = (
         "import torch; from gradwatch.explain.operations import _range; "

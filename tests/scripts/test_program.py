@@ -11,6 +11,8 @@ import pytest
 
 import gradwatch
 
+pytestmark = pytest.mark.process
+
 WATCHED = (sys.executable, "-m", "gradwatch", "run")
 BARE = (sys.executable,)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(gradwatch.__file__).parent.parent)}

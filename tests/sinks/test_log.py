@@ -75,6 +75,7 @@ def test_no_finding_no_line(lines):
     assert lines == []
 
 
+@pytest.mark.process
 def test_findings_are_visible_without_any_logging_configuration():
     program = (
         "from gradwatch.findings import Finding\n"

@@ -13,6 +13,8 @@ from tests.reports import INF, NAN, findings, report, run_of
 from tests.tab_logs import tensorboard_over, wait_until_loaded, write_events, write_run
 from tests.tensorboard_plugin.test_server import HOSTILE, TABLE
 
+pytestmark = [pytest.mark.browser, pytest.mark.process]
+
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 NAMES = tuple(f"blocks.{block}.{part}" for block in range(6) for part in ("fc.weight", "fc.bias"))
 expect.set_options(timeout=30_000)  # reached only where something is broken, or a machine is very busy

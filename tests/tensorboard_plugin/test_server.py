@@ -326,6 +326,7 @@ def served(request, mixed):
         yield address
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "question",
     [
@@ -347,12 +348,14 @@ def test_a_running_tensorboard_answers_alike_with_either_loader(served, mixed, q
     np.testing.assert_array_equal(Answer(status, body).values, expected.values)
 
 
+@pytest.mark.process
 def test_only_the_files_of_the_front_end_are_served(served):
     assert fetch(served, "plugin/gradwatch/static/index.js")[0] == 200
     for path in ("../plugin.py", "..%2fplugin.py", "%2e%2e/plugin.py", "", "index.html/../../plugin.py"):
         assert fetch(served, f"plugin/gradwatch/static/{path}")[0] == 404
 
 
+@pytest.mark.process
 def test_every_static_file_is_served_with_its_type(served):
     types_of = {".js": "text/javascript", ".css": "text/css"}
     for path in STATIC.rglob("*"):
@@ -362,6 +365,7 @@ def test_every_static_file_is_served_with_its_type(served):
                 assert response.headers["Content-Type"].split(";")[0] == types_of.get(path.suffix, "text/plain")
 
 
+@pytest.mark.process
 def test_the_tab_needs_neither_torch_nor_the_watcher():
     code = (
         "import sys; sys.modules['torch'] = None; import gradwatch.tensorboard_plugin.plugin; "

@@ -764,6 +764,7 @@ class Predictions(Dataset):
             return self.model(inputs(index))
 
 
+@pytest.mark.process
 def test_a_watched_model_goes_to_spawned_workers():
     model = net()
     optimizer = adam(model)

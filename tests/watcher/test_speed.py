@@ -181,6 +181,7 @@ def test_a_garbage_collector_that_is_off_stays_off():
         gc.enable()
 
 
+@pytest.mark.process
 def test_watching_without_files_loads_no_tensorboard():
     code = (
         "import sys, torch, gradwatch; m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=0.1); "
@@ -191,6 +192,7 @@ def test_watching_without_files_loads_no_tensorboard():
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.process
 def test_importing_gradwatch_after_torch_is_quick_and_loads_nothing_more():
     code = (
         "import sys, time, torch; before = set(sys.modules); begin = time.perf_counter(); import gradwatch; "

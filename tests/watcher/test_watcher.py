@@ -476,6 +476,7 @@ def test_a_writer_of_the_users_own_is_shared_and_left_open(tmp_path):
     assert len(list(tmp_path.glob("events*"))) == 1
 
 
+@pytest.mark.process
 def test_a_script_that_never_closes_loses_nothing(tmp_path):
     program = """
         import torch, gradwatch
