@@ -32,7 +32,7 @@ test('addresses are relative and names are escaped', async () => {
   assert.equal(asked, './runs');
 });
 
-test('what went wrong is what the server said', async () => {
+test('an error has the words of the server', async () => {
   globalThis.fetch = async () => new Response('{"error": "gradwatch/layers is missing"}', {status: 422});
   await assert.rejects(askForArray('cells', {}), /^Error: gradwatch\/layers is missing$/);
   globalThis.fetch = async () => new Response('<h1>Bad gateway</h1>', {status: 502});

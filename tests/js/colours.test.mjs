@@ -71,7 +71,7 @@ for (const sight of Object.keys(SIGHTS)) {
   });
 }
 
-test('what was not measured is a colour of its own, light and dark', () => {
+test('"not measured" has a colour of its own, in light and in dark mode', () => {
   for (const background of [
     [0xe4, 0xe7, 0xeb],
     [0x4b, 0x4f, 0x54],
@@ -99,7 +99,7 @@ test('levels rise with values, between not measured and not finite', () => {
   ]);
 });
 
-test('a linear scale, one of no width and none at all', () => {
+test('levels of a linear scale, of a scale without width, and without a scale', () => {
   assert.deepEqual(
     [...levels(Float32Array.from([0, 0.5, 1]), {low: 0, high: 1, isLinear: true})],
     [1, 1 + Math.round(126.5), SHADES],

@@ -5,9 +5,9 @@ import {poolPixels, poolRows, rowEdges, touched} from '../../gradwatch/tensorboa
 import {Sheet} from '../../gradwatch/tensorboard_plugin/static/sheet.js';
 
 let seed = 1;
-const random = (below) => (seed = (seed * 48271) % 2147483647) % below; // the same at every run
+const random = (below) => (seed = (seed * 48271) % 2147483647) % below; // the same numbers in every run
 
-/** Every pixel by itself: the highest level of every cell and row that it touches. */
+/** Computes every pixel by itself, as the highest level of all cells and rows that it touches. */
 function slowly(levels, cells, layers, rows, edges, view, rowView, width, height) {
   const meets = (from, to, left, right) => from < right && to > left;
   return Uint8Array.from({length: width * height}, (_, pixel) => {
@@ -25,7 +25,7 @@ function slowly(levels, cells, layers, rows, edges, view, rowView, width, height
   });
 }
 
-test('every pixel shows the highest of what lies under it', () => {
+test('every pixel shows the highest level of the cells and rows that it touches', () => {
   for (let trial = 0; trial < 60; trial++) {
     const [cells, layers, width, height] = [1 + random(12), 1 + random(9), 1 + random(15), 1 + random(9)];
     const levels = Uint8Array.from({length: cells * layers}, () => random(256));
@@ -74,7 +74,7 @@ test('a spike of one step and layer shows among 20,000 × 1,000 in 700 × 500 pi
 const sheet = (values, edges, layers) =>
   new Sheet({header: {edges, shape: [edges.length - 1, layers]}, values: Float32Array.from(values)});
 
-test('a sheet knows which cell stands for a step, and the highest value there', () => {
+test('a sheet finds the cell of a step, and the highest value there', () => {
   const one = sheet([1, NaN, 5, Infinity, 3, NaN], [0, 1, 51, 101], 2);
   assert.deepEqual(
     [-1, 0, 1, 50, 51, 100, 101].map((step) => one.cellAt(step)),
@@ -86,7 +86,7 @@ test('a sheet knows which cell stands for a step, and the highest value there', 
   assert.equal(one.valueAt(500, [0]), NaN);
 });
 
-test('what is prepared in slices is what is made at once', async () => {
+test('preparing in slices gives the same levels as pooling at once', async () => {
   const values = Array.from({length: 400 * 700}, () => 1 + random(1000));
   const edges = Array.from({length: 401}, (_, cell) => cell);
   const [rows, scale] = [
@@ -99,7 +99,7 @@ test('what is prepared in slices is what is made at once', async () => {
   assert.ok(prepared.covers({from: 0, to: 400}) && !prepared.covers({from: 0, to: 401}));
 });
 
-test('rows are pooled again only where rows or scale changed', () => {
+test('rows are pooled again only when rows or scale change', () => {
   const one = sheet([1, 2, 3, 4], [0, 1, 2], 2);
   const [rows, scale] = [[[0], [1]], {low: 1, high: 4, isLinear: true}];
   const pooled = one.pooled(rows, scale);

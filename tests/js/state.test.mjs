@@ -4,7 +4,7 @@ import {test} from 'node:test';
 import {hashWith, parametersIn} from '../../gradwatch/tensorboard_plugin/static/host.js';
 import {DEFAULTS, fromParameters, toParameters} from '../../gradwatch/tensorboard_plugin/static/state.js';
 
-const LOOKED_AT = {
+const CHOSEN = {
   runs: ['a, b', 'ü/&='],
   statistic: 'weight_norm',
   layer: '<img src=x>.weight',
@@ -14,19 +14,19 @@ const LOOKED_AT = {
   to: 99,
 };
 
-test('an address brings back what was looked at', () => {
-  const hash = hashWith('#gradwatch&tagFilter=x', toParameters(LOOKED_AT));
+test('an address brings back what was chosen', () => {
+  const hash = hashWith('#gradwatch&tagFilter=x', toParameters(CHOSEN));
   assert.ok(hash.startsWith('#gradwatch&tagFilter=x&p.gradwatch.'));
-  assert.deepEqual(fromParameters(parametersIn(hash)), LOOKED_AT);
+  assert.deepEqual(fromParameters(parametersIn(hash)), CHOSEN);
   assert.equal(hashWith(hash, {}), '#gradwatch&tagFilter=x');
 });
 
-test('what is as by default is not in the address', () => {
+test('the address leaves out default values', () => {
   assert.deepEqual(toParameters(DEFAULTS), {});
   assert.deepEqual(fromParameters({}), DEFAULTS);
 });
 
-test('what makes no sense is as by default', () => {
+test('parts of an address that cannot be read get their default values', () => {
   const odd = {runs: '{"a": 1}', step: '-1', from: '9', to: '3', constructor: 'x', __proto__: 'y', unknown: 'z'};
   assert.deepEqual(fromParameters(odd), DEFAULTS);
   assert.deepEqual(fromParameters({runs: '[1]', step: '1e3', from: '5'}), DEFAULTS);

@@ -29,7 +29,7 @@ test('rows follow the forward order, grouped by module', () => {
   );
 });
 
-test('a module whose only child is a module is one with it', () => {
+test('a module whose only child is a module shares a box with it', () => {
   const {boxes} = layOut(treeOf(NAMES, DEPTH), new Set());
   assert.deepEqual(
     boxes.filter(({level}) => level === 1).map(({node}) => node.name),
@@ -42,13 +42,13 @@ test('a closed module is one row of all its layers', () => {
   assert.deepEqual(named(rows), [NAMES.slice(1, 5).join(' '), 'head.weight', 'head.bias']);
 });
 
-test('a search keeps the layers whose names hold the words, in any case', () => {
+test('a search keeps the layers whose names hold the query, in any case', () => {
   const tree = treeOf(NAMES, DEPTH, 'FC.B');
   assert.deepEqual(named(layOut(tree, new Set()).rows), ['blocks.0.fc.bias', 'blocks.1.fc.bias']);
   assert.deepEqual(layOut(treeOf(NAMES, DEPTH, 'nothing'), new Set()), {rows: [], boxes: []});
 });
 
-test('odd names stay layers: those of objects, of modules beside them, and empty ones', () => {
+test('odd names stay layers: names of object properties, of modules, and empty ones', () => {
   const odd = ['constructor', '__proto__.weight', 'a', 'a.weight', '', '..'];
   const {rows} = layOut(
     treeOf(

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import {test} from 'node:test';
 
-import {figure, stepTicks, wholeNumber} from '../../gradwatch/tensorboard_plugin/static/axis.js';
+import {counted, figure, stepTicks, wholeNumber} from '../../gradwatch/tensorboard_plugin/static/axis.js';
 import {duration, keyOf} from '../../gradwatch/tensorboard_plugin/static/findings.js';
 import {drawable, notFinite} from '../../gradwatch/tensorboard_plugin/static/charts.js';
 import {around, panned, zoomed} from '../../gradwatch/tensorboard_plugin/static/view.js';
@@ -13,7 +13,7 @@ test('zooming keeps the step under the mouse where it is', () => {
   assert.deepEqual(zoomed({from: 100, to: 200}, 0.5, 100, BOUNDS, 5), {from: 100, to: 150});
 });
 
-test('no view is wider than all or closer than the least', () => {
+test('no view is wider than the run or narrower than the limit', () => {
   assert.deepEqual(zoomed({from: 100, to: 900}, 4, 500, BOUNDS, 5), BOUNDS);
   assert.deepEqual(zoomed({from: 100, to: 106}, 0.1, 103, BOUNDS, 5), {from: 100.5, to: 105.5});
   assert.deepEqual(zoomed({from: 0, to: 3}, 0.5, 1, {from: 0, to: 3}, 5), {from: 0, to: 3});
@@ -46,6 +46,10 @@ test('numbers read as people write them', () => {
     'not a finite number',
   ]);
   assert.equal(wholeNumber(1234567), '1,234,567');
+  assert.deepEqual(
+    [0, 1, 1200].map((count) => counted(count, 'layer')),
+    ['0 layers', '1 layer', '1,200 layers'],
+  );
 });
 
 test('a chart has gaps where its axis cannot show a value', () => {
@@ -54,7 +58,7 @@ test('a chart has gaps where its axis cannot show a value', () => {
   assert.deepEqual(notFinite([10, 20, 30], [1, Infinity, NaN]), [20]);
 });
 
-test('a finding says how long it lasted, and has a name of its own', () => {
+test('a finding says how long it lasted, and its key is unique', () => {
   assert.equal(duration({step: 12, last_step: 57, ended: true}), 'steps 12 to 57');
   assert.equal(duration({step: 1200, last_step: 1200, ended: true}), 'step 1,200');
   assert.equal(duration({step: 12, last_step: 12, ended: false}), 'since step 12, still open');

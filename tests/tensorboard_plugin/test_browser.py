@@ -300,7 +300,7 @@ def test_a_run_that_is_ticked_later_is_searched_as_well(page, address):
     frame = open_tab(page, address, '&p.gradwatch.runs=["sick"]')
     drawn(frame)
     frame.get_by_role("searchbox", name="Layers").fill("nothing like it")
-    expect(frame.get_by_role("alert")).to_have_text(["No layer’s name holds “nothing like it”."])
+    expect(frame.get_by_role("alert")).to_have_text(["No layer has “nothing like it” in its name."])
     frame.get_by_role("searchbox", name="Layers").fill("3.fc.b")
     frame.get_by_role("checkbox", name="cured").check()
     expect(frame.get_by_role("tree", name="Layers of cured").get_by_role("treeitem")).to_have_count(1)
@@ -368,7 +368,7 @@ def test_modules_close_and_open_by_the_keys_of_a_tree(page, address):
 def test_everything_can_be_reached_by_keyboard_and_has_a_name(page, address):
     frame = open_tab(page, address)
     drawn(frame)
-    plot = frame.get_by_role("application", name="Map of sick: 12 layers, 40 logged steps from 0 to 39, 1 findings")
+    plot = frame.get_by_role("application", name="Map of sick: 12 layers, 40 logged steps from 0 to 39, 1 finding.")
     plot.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight"):
         page.keyboard.press(key)

@@ -79,7 +79,7 @@
  * @property {number[]} shape
  * @property {string[]} rows
  * @property {number} step the logged one.
- * @property {number} since the first step that the logged one stands for.
+ * @property {number} since the first step that the logged row covers.
  */
 
 /**

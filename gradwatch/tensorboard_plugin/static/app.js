@@ -1,6 +1,6 @@
 // @ts-check
 
-/** Decides what is looked at, which panels that takes, and what is fetched and drawn when it changes. */
+/** Keeps what the user has chosen, and fetches and draws what a change of it needs. */
 
 import {ask, messageOf} from './api.js';
 import {commonScale} from './colours.js';
@@ -74,7 +74,7 @@ export class App {
   }
 
   /**
-   * Changes what is looked at.
+   * Chooses runs, a statistic, a layer, a step or a finding.
    *
    * @param {Partial<State>} changes
    */
@@ -91,7 +91,7 @@ export class App {
   }
 
   /**
-   * Looks at what an address says. An address that says nothing, as after a visit to another tab, gets what is looked at.
+   * Chooses what an address says. After a visit to another tab the address says nothing; then it gets the current choice.
    *
    * @param {Record<string, string>} parameters
    */
@@ -256,7 +256,7 @@ export class App {
     this.redraw();
   }
 
-  /** The statistic that is looked at, or null where no run has logged it. */
+  /** The chosen statistic, or null where no run has logged it. */
   get statistic() {
     const all = this.panels.flatMap(({overview}) => overview?.statistics ?? []);
     return all.find(({name}) => name === this.state.statistic) ?? null;

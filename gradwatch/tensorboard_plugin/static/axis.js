@@ -42,6 +42,16 @@ export function figure(value) {
 }
 
 /**
+ * Writes a number of things: 1 layer, 2 layers.
+ *
+ * @param {number} count
+ * @param {string} thing in the singular.
+ */
+export function counted(count, thing) {
+  return `${wholeNumber(count)} ${thing}${count === 1 ? '' : 's'}`;
+}
+
+/**
  * Writes a whole number as in 12,345.
  *
  * @param {number} value

@@ -33,7 +33,7 @@ const Plot = /** @type {any} */ (vendored);
  * @property {(x: number) => string} [nameOf] writes a place on the x axis.
  * @property {[number, number][]} [spans] stretches with another background.
  * @property {number[]} [sick] places marked with a red line.
- * @property {number | null} [place] the place that is looked at.
+ * @property {number | null} [place] the chosen place.
  * @property {string} [syncKey] charts with the same key share their cursor.
  * @property {(x: number | null) => void} [onHover]
  */
@@ -52,7 +52,7 @@ export function drawable(values, isLinear) {
 }
 
 /**
- * Returns the steps at which a value is infinite, which stands for NaN and Inf. NaN stands for "not measured".
+ * Returns the steps at which a value is infinite: a log writes that for NaN, too. A NaN in a log means "not measured".
  *
  * @param {number[]} steps
  * @param {ArrayLike<number>} values

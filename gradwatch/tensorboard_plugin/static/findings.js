@@ -51,7 +51,7 @@ export function showFindings(container, runs, answers, selected, choose) {
     const {findings, problems} = answers[run] ?? {findings: [], problems: []};
     const heading = runs.length > 1 ? [element('h3', {}, run)] : [];
     const items = findings.map((finding) => item(run, finding, keyOf(run, finding) === selected, choose));
-    const list = items.length ? element('ul', {}, ...items) : element('p', {className: 'quiet'}, 'None.');
+    const list = items.length ? element('ul', {}, ...items) : element('p', {className: 'quiet'}, 'No findings.');
     return [...heading, list, ...problems.map((problem) => element('p', {className: 'error'}, problem))];
   });
   const focused = focusedIn(container, 'key');

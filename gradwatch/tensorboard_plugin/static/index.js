@@ -24,7 +24,7 @@ export async function render() {
 }
 
 /**
- * Loads a style sheet. One that cannot be loaded holds nothing up.
+ * Loads a style sheet. The promise is also kept if that fails, so the tab opens without it.
  *
  * @param {string} name
  * @returns {Promise<unknown>}

@@ -2,6 +2,7 @@
 
 /** Draws the boxes beside the map: modules nested from left to right, and layers where their names have room. */
 
+import {counted} from './axis.js';
 import {element, focusedIn} from './dom.js';
 
 /** @import {Box, Node as TreeNode} from './tree.js' */
@@ -60,16 +61,16 @@ export function showLabels(container, boxes, rowView, height, selected, on) {
 function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, selected, on) {
   const hasInner = isGroup && !isCollapsed && innerShows(node, perRow);
   const isSelected = !isGroup && node.layers[0] === selected;
-  const count = node.layers.length;
+  const count = counted(node.layers.length, 'layer');
   const made = element(
     'button',
     {
       role: 'treeitem',
       tabIndex: -1,
       className: `label${isGroup ? ' module' : ''}${isCollapsed ? ' collapsed' : ''}`,
-      title: isGroup ? `${node.path}: ${count} layers. Click to ${isCollapsed ? 'open' : 'close'}.` : node.path,
+      title: isGroup ? `${node.path}: ${count}. Click to ${isCollapsed ? 'open' : 'close'}.` : node.path,
       'aria-level': String(level + 1),
-      'aria-label': isGroup ? `${node.path}, ${count} layers` : node.path,
+      'aria-label': isGroup ? `${node.path}, ${count}` : node.path,
       'aria-selected': String(isSelected),
       data: {path: `${node.path}${isGroup ? '.' : ''}`},
       style: {
@@ -81,7 +82,7 @@ function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, select
       onclick: () => (isGroup ? on.toggle(node.path) : on.pick(node.layers[0])),
       onkeydown: (event) => moveFocus(event, made, isGroup, isCollapsed),
     },
-    element('span', {}, isCollapsed ? `${node.name} (${count})` : node.name),
+    element('span', {}, isCollapsed ? `${node.name} (${node.layers.length})` : node.name),
   );
   if (isGroup) made.setAttribute('aria-expanded', String(!isCollapsed));
   return made;

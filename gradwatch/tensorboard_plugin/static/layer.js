@@ -177,7 +177,7 @@ function normLines(rows) {
   const lines = [
     {label: 'Highest', values: values('highest'), colour: themed('line'), width: 1},
     {label: 'Lowest', values: values('lowest'), colour: themed('line'), width: 1},
-    {label: 'At the row', values: values('grad_norm'), colour: themed('line-strong'), width: 1.5},
+    {label: 'At the logged step', values: values('grad_norm'), colour: themed('line-strong'), width: 1.5},
   ];
   /** @type {Chart['bands']} */
   const bands = [{series: [1, 2], fill: themed('envelope')}];

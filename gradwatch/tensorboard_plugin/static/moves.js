@@ -2,7 +2,7 @@
 
 /** Defines what gestures over a map do: they zoom and pan its steps and rows, and choose a layer and a step. */
 
-import {figure, wholeNumber} from './axis.js';
+import {counted, figure, wholeNumber} from './axis.js';
 import {LEAST_STEPS, panned, zoomed} from './view.js';
 
 /** @import {Overview} from './api.js' */
@@ -147,7 +147,7 @@ function read(panel, overview, step, row) {
   if (!layers) return;
   const sheet = panel.sheets.findLast((each) => each.cellAt(step) >= 0);
   const value = sheet ? sheet.valueAt(step, layers) : NaN;
-  const name = layers.length === 1 ? overview.layers[layers[0]] : `highest of ${layers.length} layers`;
+  const name = layers.length === 1 ? overview.layers[layers[0]] : `highest of ${counted(layers.length, 'layer')}`;
   panel.readout.textContent = `step ${wholeNumber(step)} · ${name} · ${figure(value)}`;
   panel.app.hover(step);
 }

@@ -91,7 +91,7 @@ export function showRuns(container, runs, answers, chosen, choose) {
     });
     return runItem(run, box, answers[run]?.findings.length ?? 0);
   });
-  container.replaceChildren(...(items.length ? items : [element('p', {className: 'quiet'}, 'None yet.')]));
+  container.replaceChildren(...(items.length ? items : [element('p', {className: 'quiet'}, 'No runs yet.')]));
   [...container.querySelectorAll('input')].find((box) => box.value === focused)?.focus();
 }
 
@@ -106,7 +106,11 @@ function runItem(run, box, count) {
     {title: run},
     box,
     element('span', {className: 'name'}, run),
-    element('span', {className: count ? 'count' : 'count none', title: 'findings'}, String(count)),
+    element(
+      'span',
+      {className: count ? 'count' : 'count none', title: count === 1 ? 'finding' : 'findings'},
+      String(count),
+    ),
   );
 }
 

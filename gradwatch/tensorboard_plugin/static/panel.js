@@ -3,6 +3,7 @@
 /** Shows one run: its map, the labels beside it, the axis below it. It keeps what was fetched, and which rows are in view. */
 
 import {ask, askForArray} from './api.js';
+import {counted} from './axis.js';
 import {element} from './dom.js';
 import {keyOf} from './findings.js';
 import {follow} from './gestures.js';
@@ -274,7 +275,7 @@ export class Panel {
     this.tree = treeOf(layers, depth, this.query);
     ({rows: this.rows, boxes: this.boxes} = layOut(this.tree, this.collapsed));
     this.map.style.setProperty('--labels', `${wantedWidth(this.boxes)}px`);
-    this.notices.say('search', this.rows.length ? '' : `No layer’s name holds “${this.query}”.`);
+    this.notices.say('search', this.rows.length ? '' : `No layer has “${this.query}” in its name.`);
     this._rowOfLayer = new Map(this.rows.flatMap((members, row) => members.map((layer) => [layer, row])));
     this.rowView = isNew ? this.rowBounds : panned(this.rowView, 0, this.rowBounds);
   }
@@ -339,8 +340,9 @@ export class Panel {
   /** @param {Overview} overview */
   _inWords({layers, rows, firstStep, lastStep}) {
     return (
-      `Map of ${this.run}: ${layers.length} layers, ${rows} logged steps from ${firstStep} to ${lastStep}, ` +
-      `${this._findings().length} findings. Arrow keys move, plus and minus zoom, 0 shows all.`
+      `Map of ${this.run}: ${counted(layers.length, 'layer')}, ${counted(rows, 'logged step')} ` +
+      `from ${firstStep} to ${lastStep}, ${counted(this._findings().length, 'finding')}. ` +
+      'Arrow keys move, plus and minus zoom, 0 shows all.'
     );
   }
 }

@@ -3,6 +3,7 @@
 /** Shows one step along depth: every layer of each run in forward order. Vanishing and exploding show as slopes. */
 
 import {askForArray, messageOf} from './api.js';
+import {wholeNumber} from './axis.js';
 import {drawable, lineChart} from './charts.js';
 import {element, themed} from './dom.js';
 
@@ -97,9 +98,9 @@ async function answerOf(panel, statistic, step) {
 
 /** @param {Answer} answer */
 function coverage({panel, header: {since, step}}) {
-  return since < step
-    ? `${panel.run}: the row at step ${step} stands for steps ${since} to ${step}.`
-    : `${panel.run}: step ${step}.`;
+  const {run} = panel;
+  if (since === step) return `${run}: step ${wholeNumber(step)}.`;
+  return `${run}: the row of step ${wholeNumber(step)}, which covers steps ${wholeNumber(since)} to ${wholeNumber(step)}.`;
 }
 
 /**

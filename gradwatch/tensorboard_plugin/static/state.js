@@ -1,6 +1,6 @@
 // @ts-check
 
-/** Holds what is looked at, and writes it as parts of an address. It does not know the page. */
+/** Defines what the user can choose, and writes it as parts of an address. It does not know the page. */
 
 /**
  * @typedef {object} State

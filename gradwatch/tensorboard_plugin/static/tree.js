@@ -15,7 +15,7 @@
 /** @typedef {Node & {children: GrowingNode[], index: Map<string, GrowingNode>}} GrowingNode */
 
 /**
- * What stands for a node beside the map.
+ * The box of a module or a layer, beside the map.
  *
  * @typedef {object} Box
  * @property {Node} node
