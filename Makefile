@@ -4,7 +4,9 @@ BIN := .venv/bin
 CONSTRAINTS ?= --constraint constraints.txt # `make quick CONSTRAINTS=` in a fresh clone takes the newest of everything
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process a core; each one imports torch
 
-.PHONY: demo test quick check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-tab
+OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
+
+.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -16,6 +18,12 @@ test: .venv/installed  ## all tests, with coverage (those of the tab need node a
 
 quick: .venv/installed  ## the tests that are not marked slow, process or browser; below a minute on two cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not process and not browser"
+
+test-oldest: .venv-oldest/installed  ## the Python tests on the lowest versions of everything, for docs/compatibility.md
+	.venv-oldest/bin/python -m pytest $(PARALLEL)
+
+test-newest: .venv-newest/installed  ## the Python tests on the newest release of everything, for docs/compatibility.md
+	.venv-newest/bin/python -m pytest $(PARALLEL)
 
 check: check-python check-frontend check-workflows  ## formatters, linters and types of everything
 
@@ -74,6 +82,17 @@ bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium;
 # What checks the front end. `--ignore-scripts`: no package runs anything while it is installed.
 node_modules/.package-lock.json: package.json package-lock.json
 	npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+# Torch comes from the registry, with CUDA: some 5 GB and ten minutes the first time, for each of the two.
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[dev]'
+	touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 .venv/bench: .venv/installed

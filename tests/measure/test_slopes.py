@@ -31,6 +31,8 @@ def assert_steep_exactly_inside(function, steep, least, seen=lambda x: x, zeros=
     """``steep`` holds ``seen(x)`` exactly where the slope at x exceeds ``least``, but for points near ``zeros``."""
     edges = [edge for edge in (steep.low, steep.high, 0.0) if math.isfinite(edge)]
     points = torch.cat([GRID, *map(nearest, edges)])
+    if function is F.hardswish and slope(function, torch.tensor([-3.0], dtype=torch.float64)) != 0:
+        points = points[points != -3]  # at the kink itself torch 2.6 gives the slope to the right of it
     found = slope(function, points)
     is_certain = (found / least - 1).abs() > 1e-6
     for zero in zeros:
