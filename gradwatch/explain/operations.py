@@ -1,66 +1,52 @@
-"""Looks at every operation of a step → the one that made a NaN or Inf, in words.
+"""Find the operation that made a NaN or Inf: among all operations of a step, or in the graph of its loss.
 
-Slow, and so only for a step that is run again: two reductions an operation, each read at once.
+Examining every operation costs two reductions each, read at once. It is done only when a step is run again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradwatch import _torch
 from gradwatch.hooks.graph import operation_of, saved_by, upstream_nodes
-from gradwatch.measure.report import Operation, Origin
+from gradwatch.measure.report import Operation
 
-__all__ = ["FaultyOperation", "Operations", "families_of", "loss_fault", "loss_operations", "steep_loss_operations"]
+__all__ = [
+    "FaultyOperation",
+    "Operations",
+    "families_of",
+    "loss_fault",
+    "loss_operations",
+    "unbounded_loss_operations",
+]
 
-FURTHEST = 64  # nodes of a graph between the losses and the outputs that are looked at
+FURTHEST = 64
+"""Nodes of a graph that are examined between a loss and the outputs of the model."""
 
-FILLS = (  # what writes a constant, or nothing yet, makes no NaN or Inf of its own
+FILLS = (  # these write a constant, or nothing yet: a NaN in their result is no fault of theirs
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "resize", "full",
     "full_like", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh", "where", "constant_pad_nd", "set",
     "masked_scatter", "index_fill", "copy", "detach", "view", "clone", "view_as_real", "view_as_complex",
 )  # fmt: skip
-_STEEP = {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "div", "reciprocal", "pow", "acos", "asin", "acosh",
-          "atanh", "atan2", "linalgvectornorm", "norm", "std", "var", "xlogy", "specialentr",
-          "logsumexp"}  # fmt: skip
-"""Nodes of a graph whose derivative has no bound: those that make a sick gradient of a finite loss."""
-DOMAINS = {
-    "log": "the logarithm of {low}",
-    "log2": "the logarithm of {low}",
-    "log10": "the logarithm of {low}",
-    "log1p": "log1p of {low}",
-    "sqrt": "the square root of {low}",
-    "rsqrt": "1 ÷ the square root of {low}",
-    "reciprocal": "1 ÷ 0",
-    "exp": "the exponential of {high}",
-    "exp2": "the exponential of {high}",
-    "expm1": "the exponential of {high}",
-    "sinh": "sinh of {far}",
-    "cosh": "cosh of {far}",
-    "_softmax": "a softmax over a row that is −Inf throughout (masked entirely)",
-    "_log_softmax": "a softmax over a row that is −Inf throughout (masked entirely)",
-    "asin": "asin beyond ±1",
-    "acos": "acos beyond ±1",
-    "atanh": "atanh at or beyond ±1",
-    "acosh": "acosh below 1",
-}
-"""Operation → what it did to its first input, whose entries reach from ``low`` to ``high``, and ``far`` from 0."""
-WITHOUT_INPUT = {
-    "sqrt": "the square root of a negative number",
-    "rsqrt": "1 ÷ the square root of what is not above 0",
-    "reciprocal": "1 ÷ 0",
-    "exp": "an exponential beyond the largest number of its format",
-    "softmax": DOMAINS["_softmax"],
-    "logsoftmax": DOMAINS["_log_softmax"],
-}
-"""The same of operations whose graph saves what they made, not what they were given."""
+
+_UNBOUNDED = {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "div", "reciprocal", "pow", "acos", "asin", "acosh",
+              "atanh", "atan2", "linalgvectornorm", "norm", "std", "var", "xlogy", "specialentr",
+              "logsumexp"}  # fmt: skip
+"""Operations whose derivative has no bound: they can make a nonfinite gradient of a finite loss."""
+
+_REPEATABLE = {"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "exp", "exp2", "expm1", "sinh", "cosh",
+               "asin", "acos", "atanh", "acosh", "pow", "mul"}  # fmt: skip
+"""Operations that can be computed again from what their nodes have saved."""
+
+WITHOUT_OPERANDS = ("sqrt", "rsqrt", "reciprocal", "exp", "softmax", "logsoftmax")
+"""Operations whose nodes save their result, not what they were given."""
+
 FAMILIES: dict[Operation, set[str]] = {
     "logarithm": {"log", "log2", "log10", "log1p", "xlogy", "specialentr"},
     "root": {"sqrt", "rsqrt", "linalgvectornorm", "linalg_vector_norm", "norm", "std", "var"},
@@ -70,170 +56,190 @@ FAMILIES: dict[Operation, set[str]] = {
 }
 
 
+class Faults(NamedTuple):
+    """Whether any of some tensors holds NaN, and whether any holds Inf."""
+
+    nan: bool
+    inf: bool
+
+
 @dataclass(frozen=True)
-class FaultyOperation:
-    """An operation that made a NaN or Inf of what had none.
+class Operands:
+    """What an operation was given.
 
     Attributes:
-        module: under way.
-        node: of the backward pass, ``""`` in the forward pass.
-        words: what it was.
-        operation: the family that it belongs to, None for one without a remedy of its own.
+        faults: among its tensors.
+        ranges: smallest and largest entry of each of its tensors.
+        divides_by_zero: the second tensor, the divisor of a division, holds a zero.
+    """
+
+    faults: Faults
+    ranges: tuple[tuple[float, float], ...]
+    divides_by_zero: bool
+
+
+@dataclass(frozen=True)
+class FaultyOperation:
+    """An operation that made NaN or Inf of operands that had none.
+
+    Attributes:
+        module: whose forward pass was under way.
+        name: of the operation.
+        derivative_of: the operation whose derivative was computed, ``""`` in the forward pass.
+        family: that it belongs to; None for an operation without a remedy of its own.
+        made_nan: it made NaN, not Inf only.
+        operands: what it was given.
+        dtype: of the result.
     """
 
     module: str
-    node: str
-    words: str
-    operation: Operation | None
+    name: str
+    derivative_of: str
+    family: Operation | None
+    made_nan: bool
+    operands: Operands
+    dtype: torch.dtype
 
 
 class Operations(_torch.DispatchMode):
-    """While it is entered, notes every operation that makes a NaN or Inf.
+    """A mode that notes every operation which makes a NaN or Inf.
 
     Args:
-        module: → the name of the module under way.
+        module: returns the name of the module under way.
     """
 
     def __init__(self, module: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._module = module
-        self._made: list[FaultyOperation] = []
+        self._found: list[FaultyOperation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = _floats((args, kwargs))
-        before = [_faults(tensor) for tensor in inputs] if _torch.schema_of(func).is_mutable else None
-        ranges = [_range(tensor) for tensor in inputs] if before is not None else None
+        schema = _torch.schema_of(func)
+        before = _operands(inputs) if schema.is_mutable else None  # it may overwrite them
         output = func(*args, **(kwargs or {}))
-        self._look(func, inputs, before, ranges, output)
+        name = schema.name.split("::")[-1].rstrip("_") or schema.name
+        self._examine(name, inputs, before, _floats(output))
         return output
 
-    def explain(self, origin: Origin) -> Origin:
-        """``origin`` with the operation in its words."""
-        if origin.where not in ("forward", "backward"):
-            return origin
-        forward = [made for made in self._made if not made.node]
-        inside = [m for m in forward if m.module == origin.module or m.module.startswith(f"{origin.module}.")]
-        if origin.where == "forward":
-            suspects = inside or forward
-        else:  # what a NaN was replaced by is finite; its derivative is not
-            suspects = [made for made in self._made if made.node]
-            suspects += [replace(made, words=f"{made.words}, in its forward pass") for made in inside]
-        if not suspects:
-            return origin
-        operation = suspects[0].operation
-        families = () if operation is None else (operation,)
-        return replace(origin, words=f"{origin.words}: {suspects[0].words}", operations=families)
+    def suspect(self, module: str, *, in_backward: bool) -> FaultyOperation | None:
+        """Return the operation that explains a NaN or Inf which ``module`` made; None where none was seen.
 
-    def _look(self, func: Any, inputs: Sequence[Tensor], before: Any, ranges: Any, output: Any) -> None:
-        full_name = _torch.schema_of(func).name
-        name = full_name.split("::")[-1].rstrip("_") or full_name
-        made = [faults for tensor in _floats(output) if (faults := _faults(tensor)) != (False, False)]
-        if not made or name in FILLS:
+        In a backward pass it may be an operation of the module's forward pass, too: a NaN that was then replaced left
+        finite values, but its derivative is not finite.
+        """
+        forward = [operation for operation in self._found if not operation.derivative_of]
+        inside = [operation for operation in forward if f"{operation.module}.".startswith(f"{module}.")]
+        backward = [operation for operation in self._found if operation.derivative_of]
+        suspects = [*backward, *inside] if in_backward else inside or forward
+        return suspects[0] if suspects else None
+
+    def _examine(self, name: str, inputs: Sequence[Tensor], before: Operands | None, outputs: Sequence[Tensor]) -> None:
+        made = _faults(outputs)
+        if not any(made) or name in FILLS:
             return
-        given = [_faults(tensor) for tensor in inputs] if before is None else before
-        is_nan = any(nan for nan, _ in made) and not any(nan for nan, _ in given)
-        is_inf = any(inf for _, inf in made) and not any(nan or inf for nan, inf in given)
-        if is_nan or is_inf:
-            node = _torch.current_node()
-            ranges = [_range(tensor) for tensor in inputs] if ranges is None else ranges
-            dtype = _floats(output)[0].dtype
-            words = _words(name, inputs, ranges, dtype, is_nan)
-            title = "" if node is None else operation_of(node)
-            words = f"{words}, in the derivative of {title}" if title else words
-            self._made.append(FaultyOperation(self._module(), title, words, _family_of(title or name, dtype, is_nan)))
+        operands = before or _operands(inputs)
+        made_nan = made.nan and not operands.faults.nan
+        made_inf = made.inf and not any(operands.faults)
+        if not (made_nan or made_inf):
+            return
+        node, dtype = _torch.current_node(), outputs[0].dtype
+        derivative_of = "" if node is None else operation_of(node)
+        family = _family_of(derivative_of or name, dtype, made_nan)
+        self._found.append(FaultyOperation(self._module(), name, derivative_of, family, made_nan, operands, dtype))
 
 
-def loss_operations(mark: str, losses: Iterable[Any]) -> list[str]:
-    """Names of what made ``losses``, nodes of a graph, of those nodes that bear ``mark`` in their metadata."""
-    return list(dict.fromkeys(map(operation_of, upstream_nodes(losses, mark, FURTHEST))))
+def loss_operations(mark: str, losses: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names of the operations between the losses and the nodes that bear ``mark``, each once."""
+    return tuple(dict.fromkeys(map(operation_of, upstream_nodes(losses, mark, FURTHEST))))
 
 
-def steep_loss_operations(mark: str, losses: Iterable[Any]) -> list[str]:
-    """Those of ``loss_operations`` whose derivative has no bound: what can make a sick gradient of a finite loss."""
-    nodes = (node for node in upstream_nodes(losses, mark, FURTHEST) if operation_of(node) in _STEEP)
-    return list(dict.fromkeys(operation_of(node) for node in nodes if not _is_bounded_power(node)))
+def unbounded_loss_operations(mark: str, losses: Iterable[Any]) -> tuple[str, ...]:
+    """Return those of ``loss_operations`` whose derivative has no bound."""
+    unbounded = []
+    for node in upstream_nodes(losses, mark, FURTHEST):
+        if operation_of(node) in _UNBOUNDED and not _is_bounded_power(node):
+            unbounded.append(operation_of(node))
+    return tuple(dict.fromkeys(unbounded))
 
 
 def families_of(names: Iterable[str]) -> tuple[Operation, ...]:
-    """The families that operations belong to, each once."""
+    """Return the families that operations belong to, each once."""
     known = (_family_of(name) for name in names)
     return tuple(dict.fromkeys(family for family in known if family is not None))
 
 
+def loss_fault(mark: str, loss: Any) -> FaultyOperation | None:
+    """Return the operation of a loss that made NaN or Inf of finite numbers; None where none is seen to.
+
+    The backward pass frees what the graph has saved, so call this before it.
+    """
+    nodes = upstream_nodes([loss], mark, FURTHEST)
+    return next((fault for node in nodes if (fault := _fault_of(node)) is not None), None)
+
+
+def _fault_of(node: Any) -> FaultyOperation | None:
+    """Return what an operation did to finite numbers, as far as its node has saved them."""
+    name = operation_of(node)
+    saved = [saved_by(node, operand) for operand in ("self", "other", "exponent")]
+    tensors = [tensor for tensor in saved if isinstance(tensor, Tensor) and tensor.numel() > 0]
+    if any(_faults(tensors)) or not (tensors or name in WITHOUT_OPERANDS):
+        return None
+    if name == "div" and _has_zero(saved[1]):
+        by_zero = Operands(Faults(False, False), (), divides_by_zero=True)
+        return FaultyOperation("", name, "", "division", False, by_zero, torch.float32)
+    result = _result_of(node, saved)
+    if result is None or not any(made := _faults([result])):
+        return None
+    family = _family_of(name, result.dtype, made.nan)
+    return FaultyOperation("", name, "", family, made.nan, _operands(tensors), result.dtype)
+
+
+def _result_of(node: Any, saved: Sequence[Any]) -> Tensor | None:
+    """Return what a node has saved of its result, or the result computed again from its saved operands, else None."""
+    result, name = saved_by(node, "result"), operation_of(node)
+    function = getattr(torch, name, None)
+    if result is None and function is not None and saved[0] is not None and name in _REPEATABLE:
+        with contextlib.suppress(TypeError):  # an operand was not saved
+            result = function(*(operand for operand in saved if operand is not None))
+    return result if isinstance(result, Tensor) else None
+
+
 def _is_bounded_power(node: Any) -> bool:
-    """A square, say: steep at 0 are powers below 1."""
+    """Tell whether ``node`` is a power such as a square: only powers below 1 are steep at 0."""
     exponent = saved_by(node, "exponent") if operation_of(node) == "pow" else None
     return isinstance(exponent, int | float) and exponent >= 1
 
 
-def _family_of(name: str, dtype: torch.dtype = torch.float32, nan: bool = True) -> Operation | None:
-    """The family of an operation that made NaN (``nan``) or Inf of a format."""
+def _family_of(name: str, dtype: torch.dtype = torch.float32, made_nan: bool = True) -> Operation | None:
+    """Return the family of an operation by what it made, NaN or Inf, in which format."""
     known = next((family for family, names in FAMILIES.items() if name in names), None)
-    if nan or (known is not None and (known, dtype) != ("exponential", torch.float16)):
+    if made_nan or (known is not None and (known, dtype) != ("exponential", torch.float16)):
         return known
     return "overflow of float16" if dtype is torch.float16 else "overflow"
 
 
-def loss_fault(mark: str, loss: Any) -> FaultyOperation | None:
-    """Which of those operations made a NaN or Inf of finite numbers; None where none is seen to.
-
-    To be asked before the backward pass, which frees what the graph has saved.
-    """
-    return next((made for node in upstream_nodes([loss], mark, FURTHEST) if (made := _fault_of(node))), None)
-
-
-def _fault_of(node: Any) -> FaultyOperation | None:
-    """What an operation did to finite numbers, as far as its node has saved them."""
-    title = operation_of(node)
-    given, result = [saved_by(node, name) for name in ("self", "other", "exponent")], saved_by(node, "result")
-    inputs = [tensor for tensor in given if isinstance(tensor, Tensor) and tensor.numel() > 0]
-    if any(_faults(tensor) != (False, False) for tensor in inputs):
-        return None
-    function = getattr(torch, title, None)
-    if title == "div" and inputs and given[1] is not None and bool((given[1] == 0).any()):
-        return FaultyOperation("", title, "a division by 0", "division")
-    if result is None and function is not None and given[0] is not None and title in (*DOMAINS, "pow", "mul"):
-        with contextlib.suppress(TypeError):  # an operand that was not saved
-            result = function(*(each for each in given if each is not None))
-    if not isinstance(result, Tensor) or _faults(result) == (False, False):
-        return None
-    has_nan = bool(torch.isnan(result).any())
-    words = WITHOUT_INPUT.get(title, "")
-    if inputs:
-        words = _words(title, inputs, [_range(tensor) for tensor in inputs], result.dtype, has_nan)
-    return FaultyOperation("", title, words, _family_of(title, result.dtype, has_nan)) if words else None
-
-
-def _words(
-    name: str, inputs: Sequence[Tensor], ranges: Sequence[tuple[float, float]], dtype: torch.dtype, nan: bool
-) -> str:
-    low, high = ranges[0] if ranges else (math.nan, math.nan)
-    if name in ("div", "true_divide") and len(inputs) > 1 and bool((inputs[1] == 0).any()):
-        return "0 ÷ 0" if nan else "a division by 0"
-    if name in DOMAINS:
-        far = high if high >= -low else low
-        return DOMAINS[name].format(low=f"{low:.3g}", high=f"{high:.3g}", far=f"{far:.3g}")
-    if name in ("pow", "float_power") and (nan or low == 0):
-        return f"a power of {low:.3g}"
-    largest = max((abs(end) for ends in ranges for end in ends), default=math.nan)
-    if math.isinf(largest):
-        return f"{name} of Inf"
-    if nan:
-        return f"{name} of entries up to {largest:.3g}"
-    number = f"{str(dtype).removeprefix('torch.')} ({torch.finfo(dtype).max:.3g})"
-    done = "rounding" if name == "_to_copy" else name
-    return f"{done} of entries up to {largest:.3g} goes beyond the largest {number}"
+def _operands(tensors: Sequence[Tensor]) -> Operands:
+    divides_by_zero = len(tensors) > 1 and _has_zero(tensors[1])
+    return Operands(_faults(tensors), tuple(_range(tensor) for tensor in tensors), divides_by_zero)
 
 
 def _floats(tree: Any) -> list[Tensor]:
+    """Return the dense floating-point and complex tensors of ``tree`` that have entries."""
     leaves = (leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor))
     fractions = (leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex())
     return [tensor for tensor in fractions if tensor.numel() > 0 and tensor.layout is torch.strided]
 
 
-def _faults(tensor: Tensor) -> tuple[bool, bool]:
-    """Whether it holds NaN, and Inf."""
-    return bool(torch.isnan(tensor).any()), bool(torch.isinf(tensor).any())
+def _has_zero(operand: Any) -> bool:
+    return operand is not None and bool((operand == 0).any())
+
+
+def _faults(tensors: Sequence[Tensor]) -> Faults:
+    return Faults(
+        any(bool(torch.isnan(tensor).any()) for tensor in tensors),
+        any(bool(torch.isinf(tensor).any()) for tensor in tensors),
+    )
 
 
 def _range(tensor: Tensor) -> tuple[float, float]:

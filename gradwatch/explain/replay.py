@@ -1,8 +1,7 @@
-"""One sick step once more, on the side: which module made its NaN or Inf, and by which operation.
+"""Run a step with a NaN or Inf again, to name the module that made it and the operation.
 
-Enters: what every call of the model was given, by reference. Leaves: an ``Origin``, before the update is made. The step
-runs again on a replica: it shares the weights, has buffers, random state and gradients of its own, and so changes
-nothing of the run.
+The step runs on a replica before its update is made: the replica shares the weights, has buffers, random state and
+gradients of its own, and so changes nothing of the run.
 """
 
 from __future__ import annotations
@@ -16,19 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from gradwatch.explain.observed import ObservedOrigin, observed_origin
 from gradwatch.explain.operations import (
     FaultyOperation,
     Operations,
-    families_of,
     loss_fault,
     loss_operations,
-    steep_loss_operations,
+    unbounded_loss_operations,
 )
-from gradwatch.explain.origin import origin_of
-from gradwatch.explain.repeated_call import LARGEST_GRADIENT, OUTPUT, RecordedCall, entered, note_output, repeat
+from gradwatch.explain.origin import conclusion
+from gradwatch.explain.recorded_call import LARGEST_GRADIENT, OUTPUT, RecordedCall, record_call, record_output, repeat
 from gradwatch.explain.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.explain.trace import Trace
 from gradwatch.hooks.guard import harmless
@@ -37,41 +35,38 @@ from gradwatch.measure.report import Origin
 
 __all__ = ["Replay"]
 
-KEPT = 8  # calls whose inputs are held until the update; more micro-batches than that are not all replayed
+MOST_CALLS = 8
+"""Calls whose arguments are held until the update. Of more micro-batches than that, only the last are replayed."""
 
 
 class Replay:
-    """Remembers how ``models`` were called since the last update, and can do it again.
+    """A memory of how ``models`` were called since the last update, which can run those calls again.
 
     Args:
         models: {name: module}. Those compiled or scripted are not remembered, nor is anything under
             ``torch.distributed``, where a rank by itself must not run a step.
 
     Attributes:
-        was_called: any of them was.
+        was_called: True once any of them was called.
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self.broken: set[str] = set()
-        self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
-        self._calls: deque[RecordedCall] = deque(maxlen=KEPT)
-        self._under_way: RecordedCall | None = None
-        self._losses: deque[Any] = deque(maxlen=KEPT)
-        self._loss_fault: FaultyOperation | None = None
         self.was_called = False
+        self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
+        self._calls: deque[RecordedCall] = deque(maxlen=MOST_CALLS)
+        self._under_way: RecordedCall | None = None
+        self._losses: deque[Any] = deque(maxlen=MOST_CALLS)
+        self._loss_fault: FaultyOperation | None = None
         self._undo: list[Callable[[], None]] = []
         self._listen()
 
-    def _listen(self) -> None:
-        listened = ((m, functools.partial(self._enter, name)) for name, m in self._models.items())
-        self._undo = [stop for module, enter in listened if (stop := listen(module, enter, self._leave)) is not None]
-
     @harmless
     def forget(self, *, was_seen_whole: bool = True) -> None:
-        """The update is made.
+        """Forget the calls of a step, whose update is now made.
 
         Args:
-            was_seen_whole: nobody began to watch in the midst of this step, which would then tell nothing.
+            was_seen_whole: False if watching began in the midst of this step, so that its calls may have been missed.
         """
         # compiled code calls nothing that can be heard, and would be compiled again for other listeners
         if was_seen_whole and not self._calls and not self.was_called and not anything_is_compiled():
@@ -82,83 +77,95 @@ class Replay:
         self._loss_fault = None
         self._under_way = None
 
-    def _descend(self) -> None:
-        """The loop called none of them before its update (it calls their parts): listens to those instead."""
-        parts = {name: part for root, model in self._models.items() for name, part in _parts(root, model)}
-        if parts:
-            self.remove()
-            self._models = parts
-            self._listen()
-
     def observe_loss(self, loss: Tensor) -> None:
-        """Takes the loss of the coming update; by which operations it was made is told where it is at fault."""
-        if loss.grad_fn is not None:
-            self._losses.append(loss.grad_fn)
-            if loss.is_cpu and self._loss_fault is None and not math.isfinite(loss.item()):  # elsewhere this would wait
-                self._loss_fault = loss_fault(OUTPUT, loss.grad_fn)
+        """Take a loss of the coming update, before its backward pass: its graph tells how it was computed."""
+        if loss.grad_fn is None:
+            return
+        self._losses.append(loss.grad_fn)
+        if loss.is_cpu and self._loss_fault is None and not math.isfinite(loss.item()):  # elsewhere this would wait
+            self._loss_fault = loss_fault(OUTPUT, loss.grad_fn)
 
     def remove(self) -> None:
-        """Listens no more."""
+        """Stop listening."""
         for stop in self._undo:
             stop()
         self._undo.clear()
         self._calls.clear()
 
     @harmless
-    def origin(self, loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
-        """As ``origin_of``, from running the calls since the last update once more; None where that showed nothing."""
+    def origin(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
+        """Run the calls since the last update again, and return where their NaN or Inf came from.
+
+        It is None where the calls cannot be repeated, or show nothing. Arguments as for ``observed_origin``.
+        """
         with contextlib.suppress(UnrepeatableError), as_it_was():
-            return self._run(loss, sick_layers)
+            return self._run(loss, layers_at_fault)
         return None
 
-    def _run(self, loss: float | None, sick_layers: Sequence[str]) -> Origin | None:
+    def _run(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
         known: dict[int, Any] = {}
         replicas = {name: replica_of(model, known) for name, model in self._models.items()}
+        parameters = []
+        for replica in replicas.values():
+            parameters += [parameter for parameter in replica.parameters() if parameter.requires_grad]
         trace = Trace(replicas, keeps_all=True)
         trace.broken = self.broken  # a fault of its own warns once, not once a replay
-        parameters = [p for replica in replicas.values() for p in replica.parameters() if p.requires_grad]
         with Operations(trace.module_under_way) as operations:
             batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
-        origin = origin_of(trace.take() or [], loss, sick_layers)
-        del batches  # whose sick rows the origin names
-        if origin is None or origin.where != "loss":
-            return None if origin is None else self._explain(origin, operations)
-        return self._about_the_loss(origin, loss)
+        found = observed_origin(trace.take() or [], loss, layers_at_fault)
+        del batches  # until here they had to be alive: the origin names their bad rows
+        return None if found is None else conclusion(self._with_details(found, operations, loss))
 
-    def _explain(self, origin: Origin, operations: Operations) -> Origin:
-        explained = operations.explain(origin)
-        if explained is not origin or origin.where != "forward":
-            return explained
-        named = (
-            (f"{name}.{path}".strip("."), m)
-            for name, model in self._models.items()
-            for path, m in model.named_modules()
-        )
-        buffers = next(module for name, module in named if name == origin.module).named_buffers()
-        corrupt = [name for name, buffer in buffers if not bool(torch.isfinite(buffer).all())]
-        if not corrupt:
-            return origin
-        them = ", ".join(f"{origin.module}.{name}".lstrip(".") for name in corrupt)
-        return replace(origin, words=f"{origin.words}: its {them} already held NaN or Inf")
+    def _with_details(self, found: ObservedOrigin, operations: Operations, loss: float | None) -> ObservedOrigin:
+        """Return ``found`` with the operation at fault, or what else explains it."""
+        if found.where == "loss":
+            return self._with_loss(found, loss)
+        if found.where not in ("forward", "backward"):
+            return found
+        operation = operations.suspect(found.module.name, in_backward=found.where == "backward")
+        needs_more = operation is None and found.where == "forward"
+        corrupt = self._corrupt_buffers(found.module.name) if needs_more else ()
+        return replace(found, operation=operation, corrupt=corrupt)
 
-    def _about_the_loss(self, origin: Origin, loss: float | None) -> Origin:
-        """``origin`` with the operations by which the loss was made, and which of them failed."""
+    def _with_loss(self, found: ObservedOrigin, loss: float | None) -> ObservedOrigin:
+        """Return ``found`` with the operations by which the loss was computed, and the one of them at fault."""
         made_by = loss_operations(OUTPUT, self._losses)
         if not made_by:
-            return origin
-        steep = steep_loss_operations(OUTPUT, self._losses) if loss is not None and math.isfinite(loss) else []
-        fault = "" if self._loss_fault is None else f": {self._loss_fault.words}"
-        without_bound = f"; without bound is the derivative of {' and '.join(steep)}" if steep else ""
-        made = None if self._loss_fault is None else self._loss_fault.operation
-        families = families_of(steep) if made is None else (made,)
-        words = f"{origin.words}{fault} (the loss is made by {', '.join(made_by)}{without_bound})"
-        return replace(origin, words=words, operations=families)
+            return found
+        is_finite = loss is not None and math.isfinite(loss)
+        unbounded = unbounded_loss_operations(OUTPUT, self._losses) if is_finite else ()
+        return replace(found, operation=self._loss_fault, loss_operations=made_by, unbounded=unbounded)
+
+    def _corrupt_buffers(self, module: str) -> tuple[str, ...]:
+        """Return the full names of the buffers of ``module`` that hold NaN or Inf."""
+        for name, model in self._models.items():
+            for path, part in model.named_modules():
+                if f"{name}.{path}".strip(".") == module:
+                    corrupt = [buffer for buffer, values in part.named_buffers() if not bool(values.isfinite().all())]
+                    return tuple(f"{module}.{buffer}".lstrip(".") for buffer in corrupt)
+        return ()
+
+    def _descend(self) -> None:
+        """Listen to the children instead, where the loop called none of the models before its update."""
+        children: dict[str, nn.Module] = {}
+        for root, model in self._models.items():
+            children.update(_children(root, model))
+        if children:
+            self.remove()
+            self._models = children
+            self._listen()
+
+    def _listen(self) -> None:
+        for name, model in self._models.items():
+            stop = listen(model, functools.partial(self._enter, name), self._leave)
+            if stop is not None:
+                self._undo.append(stop)
 
     @harmless
     def _enter(self, name: str, args: Any, kwargs: Any) -> RecordedCall | None:
         if self._under_way is not None and self._under_way.name != name:
-            return None  # a part, called by its whole
-        self._under_way = entered(name, args, kwargs)
+            return None  # a child, called by its parent
+        self._under_way = record_call(name, args, kwargs)
         return self._under_way
 
     @harmless
@@ -169,7 +176,7 @@ class Replay:
         if output is None:
             return
         self._calls.append(call)
-        note_output(call, output, self._hold)
+        record_output(call, output, self._hold)
 
     @harmless
     def _hold(self, held: list[Tensor | None], gradient: Tensor) -> None:
@@ -177,14 +184,15 @@ class Replay:
 
 
 def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What a loop calls: the model; its parts where it has no forward of its own, and under Lightning."""
+    """Yield what a loop calls: the model; under Lightning, or without a ``forward``, also its children."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or is_compiled(model):
         return
     yield name, model
     if inspect.getattr_static(type(model), "forward") is nn.Module.forward or hasattr(model, "training_step"):
-        for part, child in _parts(name, model):
+        for part, child in _children(name, model):
             yield from _called(part, child)
 
 
-def _parts(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((f"{name}.{part}".lstrip("."), child) for part, child in model.named_children())
+def _children(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for part, child in model.named_children():
+        yield f"{name}.{part}".lstrip("."), child

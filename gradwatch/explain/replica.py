@@ -1,7 +1,6 @@
-"""A model once more, on the side: whatever is done to the replica changes nothing of the run.
+"""Copy a model in such a way that nothing done to the copy changes the run.
 
-Enters: a model. Leaves: its replica, which shares the weights and has buffers, containers and gradients of its own.
-Knows nothing of steps.
+The copy, called a replica, shares the weights of the model. It has buffers, containers and gradients of its own.
 """
 
 from __future__ import annotations
@@ -22,26 +21,36 @@ __all__ = ["UnrepeatableError", "as_it_was", "replica_of"]
 
 
 class UnrepeatableError(Exception):
-    """Why a step cannot be run again."""
+    """The reason why a step cannot be run again."""
 
 
 def replica_of(thing: Any, known: dict[int, Any]) -> Any:
-    """A module as it is, down to its parts: weights by reference, buffers and containers its own."""
-    if id(thing) in known:
-        return known[id(thing)]
-    made: Any = thing
-    if isinstance(thing, nn.Module):
-        return _replica_of_module(thing, known)
-    if isinstance(thing, nn.Parameter):
-        made = nn.Parameter(thing.detach(), thing.requires_grad)
-    elif isinstance(thing, Tensor):
-        made = thing.detach() if thing.grad_fn is not None else thing.detach().clone()
-    elif type(thing) in (list, tuple, set, deque):
-        made = type(thing)(replica_of(part, known) for part in thing)
-    elif isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
-        made = type(thing)((key, replica_of(part, known)) for key, part in thing.items())
-    known[id(thing)] = made
-    return made
+    """Return a replica of a module, or of anything that a module holds.
+
+    Args:
+        thing: weights are shared; buffers and containers are copied; any other object is returned as it is.
+        known: replicas so far by the ids of their originals, so that shared parts stay shared.
+    """
+    if id(thing) not in known:
+        if isinstance(thing, nn.Module):
+            return _replica_of_module(thing, known)
+        is_tensor = isinstance(thing, Tensor)
+        known[id(thing)] = _replica_of_tensor(thing) if is_tensor else _replica_of_container(thing, known)
+    return known[id(thing)]
+
+
+def _replica_of_tensor(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), tensor.requires_grad)
+    return tensor.detach() if tensor.grad_fn is not None else tensor.detach().clone()
+
+
+def _replica_of_container(thing: Any, known: dict[int, Any]) -> Any:
+    if type(thing) in (list, tuple, set, deque):
+        return type(thing)(replica_of(part, known) for part in thing)
+    if isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
+        return type(thing)((key, replica_of(part, known)) for key, part in thing.items())
+    return thing
 
 
 def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
@@ -68,7 +77,7 @@ def _is_of_torch(hook: Callable[..., Any]) -> bool:
 
 @contextlib.contextmanager
 def as_it_was() -> Iterator[None]:
-    """Gives every generator back its state, and switches gradients on and anomaly mode off, meanwhile."""
+    """Return a context with gradients on and anomaly mode off, after which every generator has its state again."""
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:

@@ -1,0 +1,193 @@
+"""Record a call of a model by reference, and repeat it on a replica.
+
+A call is not repeated (``UnrepeatableError``) where its arguments have changed since, or the replica returns something
+else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwatch import _torch
+from gradwatch.explain.replica import UnrepeatableError
+from gradwatch.hooks.module_calls import tensors_in
+from gradwatch.measure.samples import entries_of
+
+__all__ = ["LARGEST_GRADIENT", "OUTPUT", "RecordedCall", "record_call", "record_output", "repeat"]
+
+OUTPUT = "gradwatch: returned by a model"
+"""A mark in the metadata of a node: holding the node itself would hold its graph."""
+
+SAMPLED = 16
+"""Entries of what a model returned by which a repeated call is compared with the call."""
+
+LARGEST_GRADIENT = 2**20
+"""Entries of an output's gradient that are held. In place of a larger one, the repeated call uses noise."""
+
+
+@dataclass(frozen=True)
+class _Randomness:
+    """States of the random number generators."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+    def restore(self) -> None:
+        """Set the generators to these states."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
+
+
+@dataclass(eq=False)
+class RecordedCall:
+    """One call of a model, by reference.
+
+    Attributes:
+        name: of the model.
+        inputs: its positional and keyword arguments.
+        versions: of the tensors among them; they tell whether a tensor was changed in place.
+        random: states of the generators before the call.
+        autocast: device type, whether autocast was on, and its dtype.
+        gradients: for each tensor that the call returned, the gradients that arrived; None for one too large to hold.
+        returned: some entries of its first output.
+    """
+
+    name: str
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    versions: list[int]
+    random: _Randomness
+    autocast: tuple[str, bool, torch.dtype]
+    gradients: list[list[Tensor | None]] = field(default_factory=list)
+    returned: Tensor | None = None
+
+
+def record_call(name: str, args: Any, kwargs: Any) -> RecordedCall:
+    """Return the call of the model ``name`` that begins with these arguments."""
+    given = [tensor for each in (*args, *kwargs.values()) for tensor in tensors_in(each)]
+    device = given[0].device.type if given else "cpu"
+    are_plain = len(given) == len(args) and not kwargs and all(tensor.grad_fn is None for tensor in given)
+    return RecordedCall(
+        name,
+        inputs=(args, kwargs) if are_plain else _torch.tree_map(_without_graph, (args, kwargs)),
+        versions=_versions_of(given),
+        random=_Randomness(torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None),
+        autocast=(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
+    )
+
+
+def record_output(call: RecordedCall, output: Any, hold: Callable[[list[Tensor | None], Tensor], None]) -> None:
+    """Note what ``call`` returned.
+
+    Args:
+        call: that has ended.
+        output: of the model.
+        hold: called with a list and each gradient that arrives, to put it there.
+    """
+    call.returned = _sample(output)
+    for tensor in _differentiable(output):
+        held: list[Tensor | None] = []
+        call.gradients.append(held)
+        tensor.grad_fn.metadata[OUTPUT] = True  # type: ignore[union-attr, index]
+        tensor.register_hook(functools.partial(hold, held))
+
+
+def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
+    """Run the forward and the backward pass of one call again.
+
+    Args:
+        call: to repeat.
+        replica: of its model.
+        parameters: of the replica.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        UnrepeatableError: where it would not be the same call.
+    """
+    if _versions_of(_held_tensors(call.inputs)) != call.versions:
+        raise UnrepeatableError("an argument of the model was changed in place since")
+    call.random.restore()
+    device, is_on, dtype = call.autocast
+    leaves: list[Tensor] = []
+    args, kwargs = _torch.tree_map(functools.partial(_replayed, leaves), call.inputs)
+    with torch.autocast(device, dtype, enabled=is_on):
+        output = replica(*args, **kwargs)
+    outputs = _differentiable(output)
+    if not _is_same(_sample(output), call.returned) or len(outputs) != len(call.gradients):
+        raise UnrepeatableError("the model returned something else")
+    _repeat_backward(call, outputs, [*parameters, *leaves])
+    return args, kwargs
+
+
+def _repeat_backward(call: RecordedCall, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    """Compute the gradients of ``wanted`` from those that arrived at the outputs."""
+    arrived = [(output, held) for output, held in zip(outputs, call.gradients, strict=True) if held]
+    if arrived:
+        gradients = [_sum(output, held) for output, held in arrived]
+        torch.autograd.grad([output for output, _ in arrived], wanted, gradients, allow_unused=True)
+
+
+def _sum(output: Tensor, held: Sequence[Tensor | None]) -> Tensor:
+    """Return the gradient that arrived at ``output``, with noise in place of one too large to hold."""
+    parts = [torch.randn_like(output) if gradient is None else gradient for gradient in held]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+@dataclass
+class _Computed:
+    """A tensor that was computed from something with a gradient. It is held without its graph."""
+
+    tensor: Tensor
+
+
+def _without_graph(thing: Any) -> Any:
+    is_computed = isinstance(thing, Tensor) and thing.grad_fn is not None
+    return _Computed(thing.detach()) if is_computed else thing
+
+
+def _replayed(leaves: list[Tensor], thing: Any) -> Any:
+    """Return what the replica is given for ``thing``; new leaves of the graph are added to ``leaves``."""
+    if isinstance(thing, _Computed):
+        leaves.append(thing.tensor.detach().requires_grad_())
+        return leaves[-1].view_as(leaves[-1])
+    if isinstance(thing, Tensor) and thing.requires_grad:
+        leaves.append(thing.detach().requires_grad_())
+        return leaves[-1]
+    return thing
+
+
+def _held_tensors(tree: Any) -> list[Tensor]:
+    leaves = (leaf.tensor if isinstance(leaf, _Computed) else leaf for leaf in _torch.tree_leaves(tree))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    return [_torch.version_of(tensor) for tensor in tensors if not tensor.is_inference()]
+
+
+def _sample(output: Any) -> Tensor | None:
+    """Return a few entries of the first tensor that a model returned."""
+    tensor = next((tensor for tensor in tensors_in(output) if tensor.numel() > 0), None)
+    if tensor is None or tensor.layout is not torch.strided:
+        return None
+    return entries_of(tensor.detach(), SAMPLED).clone()
+
+
+def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Tell whether two samples are the same as far as is known."""
+    if a is None or b is None:
+        return True
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, equal_nan=True)
+
+
+def _differentiable(output: Any) -> list[Tensor]:
+    """Return the tensors of what a model returned that were computed from something with a gradient."""
+    return [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
