@@ -112,4 +112,6 @@ def _write(html: Path, runs: Sequence[Run], compares: bool) -> None:
         html.write_text(page_of(runs, compares), encoding="utf-8")
     except OSError as error:
         raise click.BadParameter(f"{html}: cannot be written: {error.strerror}.", param_hint="--html") from error
+    except ModuleNotFoundError as error:  # of the template engine
+        raise click.BadParameter(str(error), param_hint="--html") from error
     click.echo(f"Written: {html}", err=True)

@@ -1,4 +1,4 @@
-"""A run and its findings in a few words."""
+"""Say in a few words what a run and its findings are like."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "layer_of",
     "measured",
     "number",
+    "onset",
     "since",
     "verdict",
 ]
@@ -41,7 +42,7 @@ class Verdict:
 
 
 def verdict(run: Run) -> Verdict:
-    """The gravest that was found, and how much."""
+    """Return the gravest that was found, and how much."""
     if not run.findings:
         return Verdict("healthy", "No findings.")
     by_kind = list(dict.fromkeys(finding.kind for finding in run.findings))
@@ -52,7 +53,7 @@ def verdict(run: Run) -> Verdict:
 
 
 def facts(run: Run, now: float) -> str:
-    """How much was read, and whether more may come."""
+    """Say how much was read, and whether more may come."""
     extent = "no rows yet"
     if len(run.steps):
         extent = f"{counted(len(run.steps), 'row')}, steps {run.steps[0]} to {run.steps[-1]}, "
@@ -63,7 +64,7 @@ def facts(run: Run, now: float) -> str:
 
 
 def layer_of(finding: Finding) -> str:
-    """Where it is: a layer, and how many more."""
+    """Say where it is: a layer, and how many more."""
     if not finding.layer:
         return "the whole run"
     more = len(set(finding.layers) - {finding.layer})
@@ -71,12 +72,12 @@ def layer_of(finding: Finding) -> str:
 
 
 def measured(finding: Finding) -> str:
-    """Its message without cause and remedies, where these are told beside it."""
+    """Say what was measured."""
     return finding.message.partition(" Why: ")[0]
 
 
 def since(finding: Finding, ended: bool) -> str:
-    """When it began, when it was told, and whether it is over."""
+    """Say when it began, when it was raised, and whether it is over."""
     told = "" if finding.raised_step == finding.step else f", raised at step {finding.raised_step}"
     end = f", last seen at step {finding.last_step}, ended" if ended else ", still open"
     return f"since step {finding.step}{told}{end}"
@@ -95,27 +96,39 @@ class Change:
     before: Finding | None
     after: Finding | None
 
+    @property
+    def finding(self) -> Finding:
+        """The one of them that there is."""
+        finding = self.before or self.after
+        assert finding is not None
+        return finding
+
 
 def changes(first: Run, second: Run) -> Iterator[Change]:
-    """What went, what stayed, what came, from one run to another."""
+    """Yield what went, what stayed and what came from one run to another."""
     before, after = ({(each.kind, each.layer): each for each in run.findings} for run in (first, second))
     for key, finding in before.items():
         yield Change("stayed" if key in after else "went", finding, after.get(key))
     yield from (Change("came", None, finding) for key, finding in after.items() if key not in before)
 
 
+def onset(finding: Finding | None) -> str:
+    """Return since when a run has the finding; a dash if it has none."""
+    return "–" if finding is None else f"since step {finding.step}"
+
+
 def number(value: float) -> str:
-    """Three digits."""
+    """Return ``value`` with three digits."""
     return f"{value:.3g}" if math.isfinite(value) else "not finite"
 
 
 def counted(many: int, what: str) -> str:
-    """``1 row``, ``2 rows``."""
+    """Return ``1 row``, ``2 rows``."""
     return f"{many} {what}" if many == 1 else f"{many} {what}s"
 
 
 def age(seconds: float) -> str:
-    """A length of time, roughly."""
+    """Say roughly how long that is."""
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{int(seconds / length)} {unit}"

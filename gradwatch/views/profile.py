@@ -1,4 +1,4 @@
-"""The profile along depth: what each layer's gradient, activation and update were like at last."""
+"""Take the profile along depth: what each layer's gradient, activation and update were like at last."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.run import Run
+from gradwatch.event_files.run import Floats, Run
 
 __all__ = ["Profile", "latest_finite", "lengths", "pooled", "profile_of"]
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Profile:
 
 
 def profile_of(run: Run, most: int) -> Profile:
-    """The last finite figure of each layer; of a group the largest."""
+    """Return the last finite figure of each layer; of a group the largest."""
     order = run.order
     with np.errstate(divide="ignore", invalid="ignore"):
         entries = np.where(run.size > 0, np.sqrt(run.size), np.nan)
@@ -50,7 +48,7 @@ def profile_of(run: Run, most: int) -> Profile:
 
 
 def latest_finite(values: Floats) -> Floats:
-    """(S, P) → (P,) each column's last finite entry, NaN where it has none."""
+    """Return (S, P) → (P,) each column's last finite entry, NaN where it has none."""
     if not len(values):
         return np.full(values.shape[1], np.nan)
     finite = np.isfinite(values)
@@ -60,12 +58,12 @@ def latest_finite(values: Floats) -> Floats:
 
 
 def pooled(values: Floats, starts: NDArray[np.int64]) -> Floats:
-    """The largest of each group of rows that begins at ``starts``; Inf is the largest, NaN is nothing."""
+    """Return the largest of each group of rows that begins at ``starts``; Inf is the largest, NaN is nothing."""
     return np.fmax.reduceat(values, starts, axis=0)
 
 
 def lengths(values: Floats) -> Floats:
-    """Magnitudes → shares of a bar from 0 to 1, by their logarithm; NaN for none, 0 for nought."""
+    """Return magnitudes as shares of a bar from 0 to 1, by their logarithm; NaN for NaN, 0 for 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = np.log10(values)
     finite = decades[np.isfinite(decades)]

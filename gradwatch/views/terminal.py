@@ -1,4 +1,4 @@
-"""A run in the terminal: headline, findings, sparklines along time, bars along depth.
+"""Show a run in the terminal: headline, findings, sparklines along time, bars along depth.
 
 Names are printed as plain text: rich's markup in them means nothing here.
 """
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
-from gradwatch.views.phrases import changes, facts, layer_of, measured, number, since, verdict
+from gradwatch.views.phrases import changes, facts, layer_of, measured, number, onset, since, verdict
 from gradwatch.views.profile import lengths, pooled, profile_of
 
 __all__ = ["in_terminal"]
@@ -38,7 +38,7 @@ _TITLES = {
 
 
 def in_terminal(runs: Sequence[Run], compares: bool = False) -> Iterator[RenderableType]:
-    """Every run; where ``compares``, what went and what came from one to the other."""
+    """Yield every run and, where ``compares``, what went and what came from one to the other."""
     yield from map(_run, runs)
     if compares:
         yield _compared(*runs)
@@ -59,17 +59,12 @@ def _compared(first: Run, second: Run) -> RenderableType:
     table = Table("", "kind", "layer", "first run", "second run")
     styles = {"went": "green", "stayed": "yellow", "came": "red"}
     for change in changes(first, second):
-        finding = change.before or change.after
-        assert finding is not None
-        steps = [_step(each) for each in (change.before, change.after)]
+        finding = change.finding
+        steps = [onset(each) for each in (change.before, change.after)]
         table.add_row(Text(change.what, styles[change.what]), finding.kind, Text(layer_of(finding)), *steps)
     if not table.row_count:
         return Group(Text(""), title, Text("Neither run has a finding.", style="green"))
     return Group(Text(""), title, table)
-
-
-def _step(finding: Finding | None) -> str:
-    return "–" if finding is None else f"since step {finding.step}"
 
 
 def _headline(run: Run) -> Text:
@@ -117,7 +112,7 @@ def _is_flat(run: Run, name: str) -> bool:
 
 
 def _sparkline(values: NDArray[np.floating]) -> Text:
-    """The largest of neighbours, by logarithm where all are positive; ✗ where one is not finite."""
+    """Draw the largest of neighbours, by logarithm where all are positive; ✗ where one is not finite."""
     known = np.where(np.isfinite(values), values, np.inf).astype(float)
     starts = np.arange(min(_SPARKS, len(known))) * len(known) // min(_SPARKS, len(known))
     highest = pooled(known, starts)

@@ -1,6 +1,5 @@
 """In a notebook a watcher shows itself: tried on a real one, and against the same run read from its event files."""
 
-import html
 import math
 import re
 import warnings
@@ -9,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from markupsafe import escape
 from nbclient import NotebookClient
 
 import gradwatch
@@ -85,7 +85,7 @@ def test_findings_are_told_whether_they_are_over():
     page = watcher._repr_html_()
     (finding,) = watcher.findings
     assert "since step 1, last seen at step 1, ended" in page
-    assert html.escape(finding.cause) in page
+    assert escape(finding.cause) in page
     assert page.count('class="outline"') == 1
     watcher.close()
 
@@ -102,7 +102,7 @@ def test_names_are_escaped():
     name = '</style><script>alert("a&b")</script>'
     watcher = watched([[math.nan, 1.0]], names=(name, "other"))
     page = watcher._repr_html_()
-    assert html.escape(name) in page
+    assert escape(name) in page
     assert (page.count("</style>"), page.count("<script")) == (1, 0)
     watcher.close()
 

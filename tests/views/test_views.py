@@ -1,4 +1,6 @@
 import io
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +9,12 @@ import pytest
 from PIL import Image
 
 from gradwatch.event_files.reader import read_runs
+from gradwatch.views import templates
+from gradwatch.views.colours import NOT_FINITE, NOT_MEASURED, VIRIDIS, ColourScale, palette, scale_of
+from gradwatch.views.page import page_of
 from gradwatch.views.page.heatmap import labels
 from gradwatch.views.phrases import age
-from gradwatch.views.picture import Scale, colours, picture_of, png, scale_of
+from gradwatch.views.picture import picture_of, png
 from gradwatch.views.profile import latest_finite, lengths, profile_of
 from tests.reports import INF, NAN, run_of
 from tests.written import FINDING, TABLE, event, forge, norms, write_rows
@@ -26,7 +31,7 @@ def written(directory, rows, **rest):
 
 
 def test_colours_grow_lighter_all_along():
-    red, green, blue = (colours()[:254].astype(float) / 255).T
+    red, green, blue = (palette()[:254].astype(float) / 255).T
     linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in (red, green, blue)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     assert (np.diff(luminance) > -1e-3).all()  # of whole numbers
@@ -35,13 +40,13 @@ def test_colours_grow_lighter_all_along():
 
 def test_a_pixel_is_the_decade_of_its_layer_at_its_step(tmp_path):
     run = written(tmp_path, [[1.0, 10.0], [100.0, NAN]])
-    picture = picture_of(run, Scale(0.0, 2.0))
+    picture = picture_of(run, ColourScale(0.0, 2.0))
     assert picture.tolist() == [[0, 253], [126, 254]]  # 254: not measured
 
 
 def test_layers_stand_in_depth_order(tmp_path):
     forge(tmp_path, event(0, layers={**TABLE, "depth": [1, 0]}, grad_norm=norms(1.0, 100.0)))
-    assert picture_of(read(tmp_path), Scale(0.0, 2.0)).tolist() == [[253], [0]]
+    assert picture_of(read(tmp_path), ColourScale(0.0, 2.0)).tolist() == [[253], [0]]
 
 
 @pytest.mark.parametrize("spike", [1e6, INF])
@@ -51,7 +56,7 @@ def test_a_spike_of_one_step_is_seen_among_more_steps_and_layers_than_pixels(tmp
     small = written(tmp_path, [[1.0]])
     series = replace(small.packed["highest"], values=rows, steps=np.arange(2500))
     run = replace(small, depth=np.arange(700), packed={**small.packed, "highest": series})
-    picture = picture_of(run, Scale(0.0, 6.0))
+    picture = picture_of(run, ColourScale(0.0, 6.0))
     assert picture.shape == (400, 420)
     ((row, column),) = np.argwhere(picture != 0)
     assert picture[row, column] == (255 if spike == INF else 253)
@@ -62,7 +67,7 @@ def test_a_spike_of_one_step_is_seen_among_more_steps_and_layers_than_pixels(tmp
 def test_optimizers_that_take_turns_leave_no_stripes(tmp_path):
     reports = [replace(each, optimizer=each.step % 2) for each in run_of([[1.0, NAN], [NAN, 1.0]] * 4)]
     write_rows(tmp_path, reports)
-    assert picture_of(read(tmp_path), Scale(0.0, 1.0)).tolist() == [[0] * 4] * 2
+    assert picture_of(read(tmp_path), ColourScale(0.0, 1.0)).tolist() == [[0] * 4] * 2
 
 
 def test_one_overflow_does_not_bleach_the_rest(tmp_path):
@@ -83,7 +88,7 @@ def test_a_scale_is_a_decade_at_least(tmp_path, values):
 def test_the_png_is_what_its_numbers_say():
     numbers = np.random.default_rng(0).integers(0, 256, (7, 13)).astype(np.uint8)
     image = Image.open(io.BytesIO(png(numbers)))
-    np.testing.assert_array_equal(np.array(image.convert("RGB")), colours()[numbers])
+    np.testing.assert_array_equal(np.array(image.convert("RGB")), palette()[numbers])
     np.testing.assert_array_equal(np.array(image.convert("RGBA"))[..., 3] == 0, numbers == 254)
 
 
@@ -132,7 +137,27 @@ def test_ages_are_rough():
     assert told == ["less than two minutes"] * 2 + ["2 minutes", "2 hours", "11 days"]
 
 
-def test_the_style_is_part_of_the_package():
+def test_templates_and_styles_are_part_of_the_package():
     import gradwatch.views.page as page
 
-    assert (Path(page.__file__).parent / "style.css").is_file()
+    for name in ("page.html.j2", "notebook.html.j2", "pictures.html.j2", "style.css", "notebook.css"):
+        assert (Path(page.__file__).parent / name).is_file()
+
+
+def test_the_tab_has_the_same_colours():
+    import gradwatch.tensorboard_plugin as tab
+
+    text = (Path(tab.__file__).parent / "static" / "colours.js").read_text(encoding="utf-8")
+    (scale,) = re.findall(r"VIRIDIS =\s*'([0-9a-f]+)'", text)
+    (red,) = re.findall(r"NOT_FINITE_COLOUR = \[(.*?)\]", text)
+    assert ["#" + scale[at : at + 6] for at in range(0, len(scale), 6)] == list(VIRIDIS)
+    assert tuple(int(channel) for channel in red.split(",")) == tuple(palette()[NOT_FINITE])
+    assert re.search(r"SHADES = (\d+)", text)[1] == str(NOT_MEASURED)
+
+
+def test_a_page_without_jinja_says_what_to_install(tmp_path, monkeypatch):
+    run = written(tmp_path, [[1.0]])
+    templates._environment.cache_clear()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ModuleNotFoundError, match="Run: pip install jinja2"):
+        page_of([run])

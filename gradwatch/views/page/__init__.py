@@ -1,96 +1,81 @@
-"""Runs as one page to hand on: it holds all that it needs, runs nothing, and fetches nothing.
+"""Show runs as one page to hand on: it holds all that it needs, runs nothing, and fetches nothing.
 
-Every name and every text from a file is escaped; a policy in the page forbids scripts altogether.
+A policy in the page forbids scripts altogether.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
-from gradwatch.views.page.charts import bars, curves
-from gradwatch.views.page.heatmap import heatmap, legend
-from gradwatch.views.phrases import changes, facts, layer_of, measured, number, since, verdict
-from gradwatch.views.picture import Scale, scale_of
+from gradwatch.views.colours import ColourScale, scale_of
+from gradwatch.views.page.charts import BarTable, Chart, bars_of, charts_of
+from gradwatch.views.page.heatmap import Heatmap, Legend, heatmap_of, legend_of
+from gradwatch.views.phrases import Change, Verdict, changes, facts, layer_of, measured, number, onset, since, verdict
 from gradwatch.views.profile import profile_of
+from gradwatch.views.templates import render
 
 __all__ = ["page_of"]
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MOST_LAYERS = 120  # rows of the profile
 
 
+@dataclass(frozen=True)
+class _Section:
+    """One run as the template shows it; pictures are None where nothing was logged yet."""
+
+    name: str
+    verdict: Verdict
+    facts: str
+    problems: Sequence[str]
+    findings: Sequence[tuple[Finding, bool]]
+    heatmap: Heatmap | None
+    legend: Legend
+    charts: Sequence[Chart]
+    bars: BarTable | None
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    first: str
+    second: str
+    changes: Sequence[Change]
+
+
 def page_of(runs: Sequence[Run], compares: bool = False) -> str:
-    """The page; several runs stand side by side on one scale of colours; where ``compares``, what went and came."""
+    """Return the page.
+
+    Args:
+        runs: shown side by side on one scale of colours.
+        compares: whether to say what went and what came from the first of two runs to the second.
+    """
     scale = scale_of(runs)
-    title = "gradwatch: " + ", ".join(run.name for run in runs)
-    style = files(__name__).joinpath("style.css").read_text(encoding="utf-8")
-    return "".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{style}</style></head><body>",
-            f'<h1>gradwatch report</h1><p class="soft">Made {time.strftime("%Y-%m-%d %H:%M %Z")}.</p>',
-            *(_comparison(*runs) if compares else ()),
-            '<div class="runs">',
-            *(_section(run, scale) for run in runs),
-            "</div></body></html>\n",
-        ]
+    return render(
+        "page.html.j2",
+        made=time.strftime("%Y-%m-%d %H:%M %Z"),
+        comparison=_Comparison(runs[0].name, runs[1].name, list(changes(*runs))) if compares else None,
+        runs=[_section(run, scale) for run in runs],
+        layer_of=layer_of,
+        measured=measured,
+        number=number,
+        onset=onset,
+        since=since,
     )
 
 
-def _section(run: Run, scale: Scale) -> str:
-    judged = verdict(run)
-    parts = [
-        f'<section><h2>{escape(run.name)} <span class="badge {judged.word}">{judged.word}</span></h2>',
-        f"<p>{escape(judged.words)}</p>",
-        f'<p class="soft">{escape(facts(run, time.time()))}</p>',
-        *(f'<p class="warning">Not read: {escape(problem)}.</p>' for problem in run.problems),
-    ]
-    if len(run.steps):
-        parts += ["<h3>Every layer along time, input at the top</h3>", heatmap(run, scale), legend(scale)]
-    told = zip(run.findings, run.ended, strict=True)
-    parts += [_finding(index, *each) for index, each in enumerate(told, start=1)]
-    if len(run.steps):
-        parts += [curves(run), "<h3>Along depth: the last finite figures, input at the top</h3>"]
-        parts.append(bars(profile_of(run, _MOST_LAYERS)))
-    return "".join([*parts, "</section>"])
-
-
-def _finding(index: int, finding: Finding, ended: bool) -> str:
-    remedies = "".join(f"<li>{escape(remedy)}</li>" for remedy in finding.remedies)
-    covered = ", ".join(finding.layers)
-    layers = f"<details><summary>All {len(finding.layers)} layers</summary>{escape(covered)}</details>"
-    return (
-        f'<article><strong>{index}. <span class="{finding.severity}">{finding.kind}</span></strong> '
-        f"({finding.severity}) in <strong>{escape(layer_of(finding))}</strong>, {escape(since(finding, ended))}."
-        f"<p>{escape(measured(finding))}</p>"
-        f'<p class="soft">Measured {number(finding.value)}, held against {number(finding.threshold)}.</p>'
-        f"<p><strong>Cause.</strong> {escape(finding.cause)}.</p>"
-        f"{f'<p><strong>What to try.</strong></p><ul>{remedies}</ul>' if remedies else ''}"
-        f"{layers if len(finding.layers) > 1 else ''}</article>"
+def _section(run: Run, scale: ColourScale) -> _Section:
+    has_rows = bool(len(run.steps))
+    return _Section(
+        name=run.name,
+        verdict=verdict(run),
+        facts=facts(run, time.time()),
+        problems=run.problems,
+        findings=list(zip(run.findings, run.ended, strict=True)),
+        heatmap=heatmap_of(run, scale) if has_rows else None,
+        legend=legend_of(scale),
+        charts=charts_of(run) if has_rows else (),
+        bars=bars_of(profile_of(run, _MOST_LAYERS)) if has_rows else None,
     )
-
-
-def _comparison(first: Run, second: Run) -> Iterator[str]:
-    rows = [
-        f"<tr><td>{change.what}</td><td>{finding.kind}</td><td>{escape(layer_of(finding))}</td>"
-        f"<td>{_step(change.before)}</td><td>{_step(change.after)}</td></tr>"
-        for change in changes(first, second)
-        if (finding := change.before or change.after) is not None
-    ]
-    yield f"<h3>From {escape(first.name)} to {escape(second.name)}</h3>"
-    if not rows:
-        yield '<p class="healthy">Neither run has a finding.</p>'
-        return
-    head = "".join(f"<th>{title}</th>" for title in ("", "kind", "layer", "first run", "second run"))
-    yield f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _step(finding: Finding | None) -> str:
-    return "–" if finding is None else f"since step {finding.step}"

@@ -1,106 +1,166 @@
-"""Curves along time and bars along depth, as SVG."""
+"""Lay out curves along time and bars along depth, for the template ``pictures.html.j2``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.run import Run, TimeSeries
+from gradwatch.event_files.run import Floats, Run, TimeSeries
 from gradwatch.views.page.heatmap import labels
 from gradwatch.views.phrases import number
 from gradwatch.views.profile import Profile, lengths, pooled
 
-__all__ = ["bars", "curves"]
+__all__ = ["BarTable", "Chart", "bars_of", "charts_of"]
 
 WIDTH, LEFT, HEIGHT = 760, 80, 130
+_BARS_LEFT = 190  # pixels for the names of layers
 _POINTS = 700  # what a screen shows
 _ROW = 18  # pixels of a layer
 _TITLES = {"loss": "loss", "learning_rate": "learning rate"}
 
 
-def curves(run: Run) -> str:
-    """The total norm before and after clipping, and the loss, on axes of their own."""
+@dataclass(frozen=True)
+class Chart:
+    """Curves over a common axis.
+
+    Attributes:
+        title: what is drawn.
+        width, height, left: pixels; the axis begins at ``left``.
+        is_log: whether the axis is logarithmic.
+        low, high: its ends; None if no value is finite.
+        first_step, last_step: ends of the other axis.
+        curves: SVG paths.
+        crosses: an SVG path of a cross for each value that is not finite, for each curve.
+    """
+
+    title: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    is_log: bool = False
+    low: str | None = None
+    high: str | None = None
+    first_step: int = 0
+    last_step: int = 0
+    curves: Sequence[str] = ()
+    crosses: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Bar:
+    x: float
+    y: int
+    length: float
+    figure: str
+    is_sick: bool
+
+
+@dataclass(frozen=True)
+class _BarColumn:
+    title: str
+    x: float
+    bars: Sequence[_Bar]
+
+
+@dataclass(frozen=True)
+class _BarName:
+    text: str
+    y: int
+    is_sick: bool
+
+
+@dataclass(frozen=True)
+class BarTable:
+    """A row for each layer, a column for each figure, in pixels."""
+
+    width: int
+    height: int
+    left: int
+    thickness: int
+    names: Sequence[_BarName]
+    columns: Sequence[_BarColumn]
+
+
+def charts_of(run: Run) -> list[Chart]:
+    """Lay out total norms, the loss, and a learning rate that changes, each optimizer's on axes of their own."""
     by_title: dict[str, list[TimeSeries]] = {}
     for name in sorted(run.curves, key=lambda name: ("clipped" in name, name)):
         which, _, optimizer = name.partition("/")
-        if which != "learning_rate" or (run.curves[name].values != run.curves[name].values[0]).any():
-            title = _TITLES.get(which, "total gradient norm") + (f", {optimizer}" if optimizer else "")
-            by_title.setdefault(title, []).append(run.curves[name])
-    return "".join(_chart(title, series) for title, series in sorted(by_title.items(), reverse=True))
+        series = run.curves[name]
+        if which == "learning_rate" and (series.values == series.values[0]).all():
+            continue
+        title = _TITLES.get(which, "total gradient norm") + (f", {optimizer}" if optimizer else "")
+        by_title.setdefault(title, []).append(series)
+    return [_chart(title, series) for title, series in sorted(by_title.items(), reverse=True)]
 
 
-def bars(profile: Profile) -> str:
-    """A row for each layer, a column for each figure."""
-    if not profile.names:
-        return ""
-    left, count = 190, len(profile.columns)
-    width = (WIDTH - left) / count
-    height = _ROW * (len(profile.names) + 1) + 8
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Figures of each layer">']
-    for place, name in enumerate(labels(profile.names)):
-        mark = ' class="sick"' if profile.sick[place] else ""
-        sick = "● " if profile.sick[place] else ""
-        middle = _ROW * (place + 2) - 5
-        parts.append(f'<text{mark} x="{left - 8}" y="{middle}" text-anchor="end">{sick}{escape(name)}</text>')
-    for column, (title, values) in enumerate(profile.columns.items()):
-        parts += _column(left + column * width, width, title, values, profile.sick)
-    return "".join([*parts, "</svg>"])
+def bars_of(profile: Profile) -> BarTable:
+    """Lay out the figures of all layers."""
+    names = [
+        _BarName(text, _ROW * (place + 2) - 5, bool(profile.sick[place]))
+        for place, text in enumerate(labels(profile.names))
+    ]
+    width = (WIDTH - _BARS_LEFT) / max(1, len(profile.columns))
+    columns = [
+        _BarColumn(title, _BARS_LEFT + place * width, _bars(_BARS_LEFT + place * width, width, values, profile.sick))
+        for place, (title, values) in enumerate(profile.columns.items())
+    ]
+    return BarTable(WIDTH, _ROW * (len(names) + 1) + 8, _BARS_LEFT, _ROW - 6, names, columns)
 
 
-def _column(
-    left: float, width: float, title: str, values: NDArray[np.floating], sick: NDArray[np.bool_]
-) -> Iterator[str]:
-    yield f'<text class="soft" x="{left:.0f}" y="13">{escape(title)}</text>'
+def _bars(left: float, width: float, values: Floats, sick: NDArray[np.bool_]) -> list[_Bar]:
     longest = width - 78  # what is left beside the number
-    for place, (share, value) in enumerate(zip(np.nan_to_num(lengths(values)), values, strict=True)):
-        top, length = _ROW * (place + 1) + 3, min(max(share, 0), 1) * longest
-        mark = "bar sick" if sick[place] else "bar"
-        shown = "–" if np.isnan(value) else number(value)
-        yield f'<rect class="{mark}" x="{left:.0f}" y="{top}" width="{length:.1f}" height="{_ROW - 6}"/>'
-        yield f'<text class="soft" x="{left + length + 5:.0f}" y="{top + 10}">{shown}</text>'
+    shares = np.nan_to_num(lengths(values)).clip(0, 1)
+    figures = ["–" if np.isnan(value) else number(value) for value in values]
+    return [
+        _Bar(left, _ROW * (place + 1) + 3, float(shares[place]) * longest, figure, bool(sick[place]))
+        for place, figure in enumerate(figures)
+    ]
 
 
-def _chart(title: str, series: Sequence[TimeSeries]) -> str:
+def _chart(title: str, series: Sequence[TimeSeries]) -> Chart:
     finite = np.concatenate([each.values[np.isfinite(each.values)] for each in series]).astype(float)
     if not len(finite):
-        return f"<h3>{escape(title)}</h3><p>Not finite at any row.</p>"
-    is_log = finite.min() > 0 and finite.max() > 20 * finite.min()
+        return Chart(title)
+    is_log = bool(finite.min() > 0 and finite.max() > 20 * finite.min())
     low, high = np.log10([finite.min(), finite.max()]) if is_log else (finite.min(), finite.max())
     high = max(high, low + max(1e-12, abs(low) * 1e-6))
     steps = np.concatenate([each.steps for each in series])
+    first, last = int(steps.min()), int(steps.max())
     same = len(series) > 1 and np.array_equal(series[0].values, series[1].values, equal_nan=True)
-    shown = series[:1] if same else series
-    parts = [
-        f'<h3>{escape(title)} <span class="soft">{"(logarithmic)" if is_log else ""}</span></h3>',
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 22}" role="img" aria-label="{escape(title)}">',
-        f'<path class="axis" d="M{LEFT} 4V{HEIGHT}H{WIDTH}" fill="none"/>',
-        f'<text class="soft" x="{LEFT - 6}" y="14" text-anchor="end">{number(finite.max())}</text>',
-        f'<text class="soft" x="{LEFT - 6}" y="{HEIGHT}" text-anchor="end">{number(finite.min())}</text>',
-        f'<text class="soft" x="{LEFT}" y="{HEIGHT + 16}">{steps.min()}</text>',
-        f'<text class="soft" x="{WIDTH}" y="{HEIGHT + 16}" text-anchor="end">{steps.max()}</text>',
-    ]
-    for index, each in enumerate(shown):
-        parts.append(_curve(each, (int(steps.min()), int(steps.max())), (low, high), is_log, "second" if index else ""))
-    key = ' <span style="color:var(--first)">before</span>, <span style="color:var(--second)">after clipping</span>'
-    return "".join([*parts, "</svg>", f'<p class="soft">Norm{key}.</p>' if len(shown) > 1 else ""])
+    paths = [_paths(each, (first, last), (low, high), is_log) for each in (series[:1] if same else series)]
+    return Chart(
+        title=title,
+        is_log=is_log,
+        low=number(finite.min()),
+        high=number(finite.max()),
+        first_step=first,
+        last_step=last,
+        curves=[curve for curve, _ in paths],
+        crosses=[crosses for _, crosses in paths if crosses],
+    )
 
 
-def _curve(series: TimeSeries, steps: tuple[int, int], extent: tuple[float, float], is_log: bool, which: str) -> str:
-    """A line, and a cross on top wherever a value is not finite."""
+def _paths(series: TimeSeries, steps: tuple[int, int], extent: tuple[float, float], is_log: bool) -> tuple[str, str]:
+    """Return the path of a curve, and that of the crosses above it."""
     groups = min(_POINTS, len(series.values))
     starts = np.arange(groups) * len(series.values) // groups
     values = pooled(np.where(np.isfinite(series.values), series.values, np.inf).astype(float), starts)
     across = LEFT + (series.steps[starts] - steps[0]) / max(1, steps[1] - steps[0]) * (WIDTH - LEFT)
     heights = np.log10(np.where(values > 0, values, np.nan)) if is_log else values
     down = HEIGHT - (heights - extent[0]) / (extent[1] - extent[0]) * (HEIGHT - 12)
-    path, pen = [], "M"
+    crosses = "".join(f"M{x:.1f} 1l4 4m-4 0l4-4" for x in across[~np.isfinite(values)].tolist())
+    return "".join(_strokes(across, down)), crosses
+
+
+def _strokes(across: Floats, down: Floats) -> Iterator[str]:
+    """Yield the parts of a path; the pen is lifted over values that are not finite."""
+    is_down = False
     for x, y in zip(across.tolist(), down.tolist(), strict=True):
-        finite = np.isfinite(y)
-        path.append(f"{pen}{x:.1f} {y:.1f}" + ("h.1" if pen == "M" else "") if finite else "")
-        pen = "L" if finite else "M"
-    lost = "".join(f"M{x:.1f} 1l4 4m-4 0l4-4" for x in across[~np.isfinite(values)].tolist())
-    crosses = f'<path d="{lost}" stroke="var(--error)"><title>not finite</title></path>' if lost else ""
-    return f'<path class="curve {which}" d="{"".join(path)}"/>{crosses}'
+        is_finite = bool(np.isfinite(y))
+        if is_finite:
+            yield f"L{x:.1f} {y:.1f}" if is_down else f"M{x:.1f} {y:.1f}h.1"
+        is_down = is_finite

@@ -1,4 +1,4 @@
-"""The depth × time picture with its axes and findings, as SVG."""
+"""Lay out the depth × time picture with its axes and findings, for the template ``pictures.html.j2``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import base64
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
+from gradwatch.views.colours import NOT_FINITE_COLOUR, VIRIDIS, ColourScale
 from gradwatch.views.phrases import layer_of, number, since
-from gradwatch.views.picture import NOT_FINITE, VIRIDIS, Scale, picture_of, png
+from gradwatch.views.picture import picture_of, png
 
-__all__ = ["heatmap", "labels", "legend"]
+__all__ = ["Heatmap", "Legend", "heatmap_of", "labels", "legend_of"]
 
 WIDTH, LEFT, TOP, BOTTOM = 760, 170, 6, 40
 _TALLEST, _LOWEST, _LAYER = 560, 130, 14  # pixels
@@ -24,36 +25,82 @@ _LABEL = 14  # pixels between two names, at least
 _NARROWEST = 4  # pixels: an outline of one step is seen
 
 
-def heatmap(run: Run, scale: Scale) -> str:
-    """Layers from input (top) to output, steps from left to right; findings outlined and numbered as in the list."""
+@dataclass(frozen=True)
+class _LayerName:
+    text: str
+    y: float
+    is_sick: bool
+
+
+@dataclass(frozen=True)
+class _Tick:
+    """A step below the picture; ``anchor`` as SVG has it."""
+
+    step: int
+    x: float
+    anchor: str
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """A rectangle around layers that a finding covers, with the finding's place in the list and its words."""
+
+    index: int
+    words: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Everything that is drawn, in pixels; ``pixels`` is a PNG in base64."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+    bottom: int
+    pixels: str
+    names: Sequence[_LayerName]
+    ticks: Sequence[_Tick]
+    outlines: Sequence[_Outline]
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the colours mean: the ends of the scale, its colours, and the colour of what is not finite."""
+
+    low: str
+    high: str
+    colours: Sequence[str]
+    not_finite: str
+
+
+def heatmap_of(run: Run, scale: ColourScale) -> Heatmap:
+    """Lay out layers from input (top) to output and steps from left to right; findings are outlined and numbered."""
     height = int(np.clip(_LAYER * len(run.layers), _LOWEST, _TALLEST))
-    pixels = base64.b64encode(png(picture_of(run, scale))).decode()
-    parts = [
-        f'<svg viewBox="0 {-TOP} {WIDTH} {TOP + height + BOTTOM}" role="img" aria-label="Gradient norms along time">',
-        f'<image class="pixels" x="{LEFT}" y="0" width="{WIDTH - LEFT}" height="{height}" preserveAspectRatio="none" '
-        f'href="data:image/png;base64,{pixels}"/>',
-        *_names(run, height),
-        *_steps(run, height),
-        *_outlines(run, height),
-        "</svg>",
-    ]
-    return "".join(parts)
-
-
-def legend(scale: Scale) -> str:
-    """What the colours mean."""
-    return (
-        f'<p class="soft">Norm of each layer’s gradient: <span class="key">≤ {number(10**scale.low)} '
-        f'<span class="scale" style="background:linear-gradient(90deg,{",".join(VIRIDIS)})"></span> '
-        f"≥ {number(10**scale.high)};</span> "
-        f'<span class="key"><span class="swatch" style="background:{NOT_FINITE}"></span> not finite (NaN, Inf);</span> '
-        '<span class="key"><span class="swatch"></span> not measured.</span> Numbered outlines are findings. Where '
-        "steps or layers share a pixel, the largest shows.</p>"
+    return Heatmap(
+        width=WIDTH,
+        height=height,
+        left=LEFT,
+        top=TOP,
+        bottom=BOTTOM,
+        pixels=base64.b64encode(png(picture_of(run, scale))).decode(),
+        names=list(_names(run, height)),
+        ticks=list(_ticks(run.steps)),
+        outlines=list(_outlines(run, height)),
     )
 
 
+def legend_of(scale: ColourScale) -> Legend:
+    """Say what the colours mean."""
+    return Legend(number(10**scale.low), number(10**scale.high), VIRIDIS, NOT_FINITE_COLOUR)
+
+
 def labels(names: Sequence[str], most: int = 24) -> list[str]:
-    """Names that fit: without the modules that all are in, where one is too long, and then without their middle."""
+    """Shorten names that are too long: first by the modules that all are in, and then by their middle."""
     shared = 0
     if any(len(name) > most for name in names):
         shared = os.path.commonprefix(list(names)).rfind(".") + 1  # noqa: RUF071 (names, not paths)
@@ -62,45 +109,35 @@ def labels(names: Sequence[str], most: int = 24) -> list[str]:
     return [name if len(name) <= most else f"{name[:half]}…{name[-half:]}" for name in cut]
 
 
-def _names(run: Run, height: int) -> Iterator[str]:
+def _names(run: Run, height: int) -> Iterator[_LayerName]:
     count = len(run.layers)
     every = -(-count * _LABEL // height) if count else 1
     sick, shown = run.sick, labels(run.layers)
     for place in range(0, count, every):
         column = run.order[place]
-        middle = (place + 0.5) * height / count + 4
-        mark = ' class="sick"' if sick[column] else ""
-        yield f'<text{mark} x="{LEFT - 8}" y="{middle:.1f}" text-anchor="end">{escape(shown[column])}</text>'
+        yield _LayerName(shown[column], (place + 0.5) * height / count + 4, bool(sick[column]))
 
 
-def _steps(run: Run, height: int) -> Iterator[str]:
-    steps = run.steps
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0) if len(steps) > 4 else (0.0, 1.0):
-        at = LEFT + share * (WIDTH - LEFT)
+def _ticks(steps: NDArray[np.int64]) -> Iterator[_Tick]:
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0) if len(steps) > 4 else (0.0, 1.0)
+    for share in shares if len(steps) else ():
         anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-        step = steps[round(share * (len(steps) - 1))] if len(steps) else ""
-        yield f'<text class="soft" x="{at:.0f}" y="{height + 16}" text-anchor="{anchor}">{step}</text>'
-    yield f'<text class="soft" x="{(LEFT + WIDTH) / 2}" y="{height + 34}" text-anchor="middle">step</text>'
+        yield _Tick(int(steps[round(share * (len(steps) - 1))]), LEFT + share * (WIDTH - LEFT), anchor)
 
 
-def _outlines(run: Run, height: int) -> Iterator[str]:
+def _outlines(run: Run, height: int) -> Iterator[_Outline]:
     for index, (finding, ended) in enumerate(zip(run.findings, run.ended, strict=True), start=1):
         if ended and len(run.steps) and finding.last_step < run.steps[0]:
             continue  # over before the picture begins
         left, right = _across(run.steps, finding, ended)
-        words = escape(f"{index}. {finding.kind} in {layer_of(finding)}, {since(finding, ended)}")
+        words = f"{index}. {finding.kind} in {layer_of(finding)}, {since(finding, ended)}"
         for first, last in _stretches(_places(run, finding)):
             top, bottom = (place * height / len(run.layers) for place in (first, last + 1))
-            box = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
-            yield (
-                f'<g><title>{words}</title><rect class="halo" {box}/><rect class="outline" {box}/>'
-                f'<rect {box} fill="transparent"/>'
-                f'<text class="mark" x="{left + 5:.1f}" y="{top + 13:.1f}">{index}</text></g>'
-            )
+            yield _Outline(index, words, left, top, right - left, bottom - top)
 
 
 def _across(steps: NDArray[np.int64], finding: Finding, ended: bool) -> tuple[float, float]:
-    """Left and right edge, from the row that first tells of the finding."""
+    """Return left and right edge, from the first row after the finding's onset."""
     if not len(steps):
         return LEFT, WIDTH
     first = int(np.searchsorted(steps, finding.step))
@@ -111,7 +148,7 @@ def _across(steps: NDArray[np.int64], finding: Finding, ended: bool) -> tuple[fl
 
 
 def _places(run: Run, finding: Finding) -> list[int]:
-    """Of a finding of the whole run, all."""
+    """Return the places along depth of the layers that ``finding`` covers; all for one of the whole run."""
     covered = {finding.layer, *finding.layers} - {""}
     if not covered:
         return list(range(len(run.layers)))
@@ -119,7 +156,7 @@ def _places(run: Run, finding: Finding) -> list[int]:
 
 
 def _stretches(places: list[int]) -> Iterator[tuple[int, int]]:
-    """(first, last) of each run of neighbours."""
+    """Yield (first, last) of each stretch of neighbours."""
     cuts = [0, *(index for index in range(1, len(places)) if places[index] != places[index - 1] + 1), len(places)]
     for begin, end in itertools.pairwise(cuts):
         if begin < end:
