@@ -414,7 +414,7 @@ def test_a_model_whose_parts_are_called_is_seen_from_its_first_step_on(tracker):
     assert len(watcher_of(tracker).history) == 3
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded,.use.of.fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_leaves_its_parents_files_alone(tracker):
     model = Net()
     train(model)
