@@ -1,14 +1,17 @@
 """The demonstration and the examples run as a user runs them, and show what they promise."""
 
+import dataclasses
+import functools
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from gradwatch.cli import demonstration
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -18,6 +21,24 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@functools.cache
+def by_hand(learning_rate, seed):
+    """The findings of the two-layer network; several tests ask for the same ones."""
+    return load("two_layer_net").train_by_hand(learning_rate, seed)[1]
+
+
+@functools.cache
+def demonstrated(network):
+    """(findings, losses) of a network of the demonstration."""
+    losses = []
+
+    def loss(outputs, classes):
+        losses.append(network.loss(outputs, classes))
+        return losses[-1]
+
+    return demonstration.train(dataclasses.replace(network, loss=loss), 300, None), losses
 
 
 def first_nonfinite(learning_rate, seed):
@@ -42,7 +63,7 @@ def first_nonfinite(learning_rate, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("learning_rate", [1e-6, 1e-5, 1e-4, 1e-3])
 def test_two_layer_net_is_judged_as_it_is(learning_rate, seed):
-    _, findings = load("two_layer_net").train_by_hand(learning_rate, seed)
+    findings = by_hand(learning_rate, seed)
     if learning_rate == 1e-6:
         assert findings == []
         return
@@ -60,36 +81,26 @@ def test_two_layer_net_is_judged_as_it_is(learning_rate, seed):
 @pytest.mark.parametrize("learning_rate", load("two_layer_net").LEARNING_RATES)
 def test_autograd_reports_what_the_hand_written_gradients_do(learning_rate):
     program = load("two_layer_net")
-    by_hand, by_autograd = (train(learning_rate, 1)[1] for train in (program.train_by_hand, program.train_by_autograd))
-    assert program.summary(by_hand) == program.summary(by_autograd)
+    _, by_autograd = program.train_by_autograd(learning_rate, 1)
+    assert program.summary(by_hand(learning_rate, 1)) == program.summary(by_autograd)
 
 
 @pytest.mark.parametrize("network", demonstration.NETWORKS, ids=lambda network: network.name)
 def test_each_network_of_the_demonstration_has_its_sickness(network):
-    findings = demonstration.train(network, 300, None)
+    findings, _ = demonstrated(network)
     kinds = [finding.kind for finding in findings]
     expected = {"healthy": [], "exploding": ["exploding", "nonfinite"]}.get(network.name, [network.name])
     assert kinds == expected
 
 
 def test_the_healthy_network_of_the_demonstration_learns():
-    torch.manual_seed(0)
-    losses = []
-    network = demonstration.NETWORKS[0]
-    kept = demonstration.Network(
-        network.name,
-        network.what,
-        network.model,
-        network.optimizer,
-        lambda outputs, classes: losses.append(network.loss(outputs, classes)) or losses[-1],
-    )
-    demonstration.train(kept, 300, None)
+    _, losses = demonstrated(demonstration.NETWORKS[0])
     assert losses[-1] < 0.2 * losses[0]
 
 
 @pytest.mark.process
 def test_the_demonstration_ends_with_the_tensorboard_command(tmp_path):
-    command = [sys.executable, "-W", "error", "-m", "gradwatch.cli.demonstration", "runs"]
+    command = [sys.executable, "-W", "error", "-m", "gradwatch", "demo", "--steps", "20"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "Now look: tensorboard --logdir runs"
     assert run.stderr == ""
