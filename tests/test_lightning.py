@@ -245,6 +245,7 @@ def test_a_fit_resumed_from_a_checkpoint_goes_on_counting(pl, tmp_path):
     assert second.findings[0].last_step == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 5, 8, 11, 14])
 @pytest.mark.parametrize("clip", [None, "auto"])
 def test_a_fit_cut_at_any_batch_finds_what_the_uncut_one_finds(pl, tmp_path, cut, clip):

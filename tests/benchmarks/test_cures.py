@@ -22,6 +22,7 @@ def first_loss(form):
     return form.loss_fn(output, targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deep_sigmoid", "attention_at_a_thousandth", "functional_sigmoid_far_below"])
 def test_a_form_trains_what_the_program_trains(name):
     form = form_of(PROGRAMS[name], 3)

@@ -117,6 +117,7 @@ def test_tables_are_written_between_the_markers_alone(tmp_path):
         table.write("| new |", page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sigmoids_of_width_16", "one_bad_pixel", "rate_of_nothing", "ascends", "hinge_satisfied"]
 )

@@ -336,6 +336,7 @@ def sound(runs):
     return [content for path in (runs / "sick").iterdir() for content in records(path)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_written_beneath_sound_checksums_is_shown_or_refused(sound, tmp_path, data):

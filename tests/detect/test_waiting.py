@@ -58,6 +58,7 @@ def told(run, thresholds, *, waits):
     return events, waited
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thresholds", THRESHOLDS.values(), ids=THRESHOLDS)
 @pytest.mark.parametrize("seed", range(60))
 def test_waiting_changes_no_event_and_delays_none(seed, thresholds):

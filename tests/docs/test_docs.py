@@ -66,6 +66,7 @@ def test_a_page_without_python_is_no_program():
     assert program_of("# A page\n\n```bash\nls\n```\n") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["findings", "watcher.attach", "lightning", "prescription"])
 def test_examples_in_docstrings_hold(name):
     module = importlib.import_module(f"gradwatch.{name}")

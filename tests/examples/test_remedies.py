@@ -43,6 +43,7 @@ def rows_of(table):
     return re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE) + re.findall(r"^\*\*(.+)\*\*", table, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_page_has_the_rows_that_the_example_trains(family, example, tmp_path):
     lines = example(family).main()
@@ -74,6 +75,7 @@ def test_the_page_names_what_the_code_takes_for_granted():
     assert f"```python\n{PRELUDE}```\n" in PAGE
 
 
+@pytest.mark.slow
 def test_the_names_of_a_picture_are_those_of_the_table(example, tmp_path):
     lines = example("residual").main()
     tables = (tmp_path / "runs" / "remedies" / "residual").glob("*/names.json")

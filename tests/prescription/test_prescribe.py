@@ -67,6 +67,7 @@ def sequences():
     return list(zip(x.split(32), y.split(32), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_model", [lambda: stack(8, nn.Sigmoid), Functional], ids=["modules", "functions"])
 def test_deep_sigmoids_are_cured(make_model):
     found = gradwatch.prescribe(make_model, descent(0.1), classes(), F.cross_entropy, seeds=1, budget_seconds=8)
@@ -80,6 +81,7 @@ def test_deep_sigmoids_are_cured(make_model):
     assert found.controls["do nothing"] == (0.0, pytest.approx(found.best.baseline_loss))
 
 
+@pytest.mark.slow
 def test_an_exploding_recurrent_network_is_cured():
     found = gradwatch.prescribe(LongMemory, descent(0.05), sequences(), F.mse_loss, seeds=2, budget_seconds=7)
     assert found.best is not None, str(found)

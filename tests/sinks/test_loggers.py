@@ -95,6 +95,7 @@ def test_a_tensorboard_logger_beside_files_of_ones_own_gets_the_findings_as_text
     assert all(line.startswith("    ") for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_wandb_offline_gets_the_count_and_a_table(pl, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

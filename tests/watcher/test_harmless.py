@@ -183,6 +183,7 @@ def assert_same_bits(left, expected):
 # (a) nothing is changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_name", "optimizer_name"), ZOO)
 def test_a_watched_run_leaves_every_bit_that_an_unwatched_one_leaves(model_name, optimizer_name, tmp_path):
     bare, bare_optimizer = made(model_name, optimizer_name)
@@ -463,6 +464,7 @@ def test_every_function_that_the_issue_names_is_made_to_fail():
     assert {"scale_", "Measurement.clip_"} <= set(CALLED_BY_CLIPPING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLED)
 def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch, caplog, tmp_path):
     model, optimizer = made("mlp", "adam")
@@ -476,6 +478,7 @@ def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch,
     assert_warned_once(caplog, faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", {**CALLED, **CALLED_BY_CLIPPING})
 def test_a_fault_under_clipping_warns_once_and_training_goes_on(name, monkeypatch, caplog, tmp_path):
     faults = []
@@ -568,6 +571,7 @@ def is_deep_inside(name):
     return part in ("origin", "operations", "trace", "activations", "detect", "sinks", "remedies", "report", "findings")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOOPS)
 @pytest.mark.parametrize("name", sorted(name for name in CALLED if "write" not in name and not is_deep_inside(name)))
 def test_a_fault_stops_no_other_kind_of_loop(kind, name, monkeypatch):
