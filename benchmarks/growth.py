@@ -42,8 +42,8 @@ class Held:
         """Of all that gradwatch does at one update."""
         self.watcher.observe_loss(1.0)
         begin = time.perf_counter()
-        self.watcher.before_update(self.optimizer)
-        self.watcher.after_update(self.optimizer)
+        self.watcher._loop.before_update(self.optimizer)
+        self.watcher._loop.after_update(self.optimizer)
         return time.perf_counter() - begin
 
 

@@ -202,8 +202,8 @@ def said_by_gradwatch(training: Training, how: str) -> str:
     """The cause of the first ``nonfinite`` finding."""
     with gradwatch.watch(training.model, training.optimizers, trace_nonfinite=how == "trace") as watcher:
         if how != "default":
-            watcher._steps.replay.remove()  # as where an update cannot wait for it
-            watcher._steps.replay = None
+            watcher._loop.origins.replay.remove()  # as where an update cannot wait for it
+            watcher._loop.origins.replay = None
         for number in range(training.steps):
             training.step(number, watcher.observe_loss)
             found = [finding for finding in watcher.findings if finding.kind == "nonfinite"]

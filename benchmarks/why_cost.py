@@ -75,10 +75,11 @@ def stepper(make: Callable[[], tuple[nn.Module, Tensor]], way: str) -> Callable[
 
 
 def _blind(watcher: gradwatch.Watcher) -> None:
-    for part in (watcher._steps.replay, watcher._steps.activations):
+    loop = watcher._loop
+    for part in (loop.origins.replay, loop.steps.activations):
         assert part is not None
         part.remove()
-    watcher._steps.replay = watcher._steps.activations = None
+    loop.origins.replay = loop.steps.activations = None
 
 
 def ratio(times: dict[str, list[float]], way: str, base: str) -> str:

@@ -1,7 +1,6 @@
-"""The callback for Lightning: translates its hooks into the watcher's verbs.
+"""The callback for Lightning: it translates the hooks of a ``Trainer`` into the verbs of a watched loop.
 
-Enters: a ``Trainer`` of ``lightning.pytorch`` or ``pytorch_lightning``. Leaves: calls of ``Watcher``. Its only
-arithmetic undoes what Lightning did to the loss.
+It serves ``lightning.pytorch`` and ``pytorch_lightning``. Its only arithmetic undoes what Lightning did to the loss.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from gradwatch.measure import layers as layer_table
 from gradwatch.sinks import Sink
 from gradwatch.sinks.loggers import Loggers, is_a
 from gradwatch.sinks.tags import LAYER_TAGS
-from gradwatch.watcher import Watcher
-from gradwatch.watcher.options import OnNonFinite
+from gradwatch.watcher import WatchedLoop, Watcher
+from gradwatch.watcher.options import OnNonFinite, Options
 
 __all__ = ["GradWatch"]
 
 
 def _callback_bases() -> tuple[type, ...]:
-    """``Callback`` of every Lightning that is installed: each Trainer and CLI accepts only its own."""
+    """Return ``Callback`` of every Lightning that is installed: each Trainer and CLI accepts only its own."""
     bases: list[type] = []
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
@@ -46,7 +45,7 @@ def _callback_bases() -> tuple[type, ...]:
 
 
 class GradWatch(*_callback_bases()):  # type: ignore[misc]
-    """Watches every optimizer step of a ``Trainer``.
+    """A callback that watches every optimizer step of a ``Trainer``.
 
     Figures are those of ``on_before_optimizer_step``: fully accumulated and unscaled, before clipping. The loss is the
     one that ``training_step`` returned, averaged over accumulated batches. The totals also go through ``self.log`` as
@@ -95,10 +94,11 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         super().__init__()
         policy_of(clip)  # a bad value is refused where it is written, not when the fit begins
         self.watcher: Watcher | None = None
+        self._loop: WatchedLoop | None = None
         self._log_dir, self._sinks, self._layer_scalars = log_dir, sinks, layer_scalars
         self._clip, self._log_every_n_steps = clip, log_every_n_steps
         self._include, self._exclude, self._trace_nonfinite = include, exclude, trace_nonfinite
-        self._options: dict[str, Any] = {
+        self._options: Options = {
             "clip": clip,
             "on_nonfinite": on_nonfinite,
             "thresholds": thresholds,
@@ -122,39 +122,42 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
                 "both clip. Set one of them: remove gradient_clip_val to let gradwatch clip."
             )
         self._close()
-        layers = layer_table.of_model(pl_module, self._include, self._exclude)
         steps = trainer.log_every_n_steps if self._log_every_n_steps is None else self._log_every_n_steps
-        sinks = [*self._own_sinks(trainer), *self._sinks]
-        self.watcher = Watcher(layers, sinks, log_every_n_steps=max(1, steps), **self._options)
-        self.watcher.attach(trainer.optimizers, sees_gradients=False)
-        self.watcher.trace({"": pl_module}, every_call=self._trace_nonfinite)
-        self.watcher.look_at_activations({"": pl_module})
-        if (scaler := _scaler_of(trainer)) is not None:
-            self.watcher.use_scaler(scaler, sees_gradients=False)
+        self._loop = WatchedLoop(
+            layer_table.of_model(pl_module, self._include, self._exclude),
+            [*self._own_sinks(trainer), *self._sinks],
+            {**self._options, "log_every_n_steps": max(1, steps)},
+            models={"": pl_module},
+            optimizers=trainer.optimizers,
+            scaler=_scaler_of(trainer),
+            trace_nonfinite=self._trace_nonfinite,
+            sees_gradients=False,
+        )
+        self.watcher = Watcher(self._loop)
         if self._restored is not None:
             self.watcher.load_state_dict(self._restored)
             self._restored = None
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        if self.watcher is None:
+        if self._loop is None:
             return
-        self.watcher.follow_loss(loss)
+        self._loop.follow_loss(loss)
         loss = loss.detach()
         if (scaler := _scaler_of(trainer)) is not None:
             loss = loss / scaler.scale(torch.ones((), device=loss.device))
         if pl_module.automatic_optimization:
             loss = loss * trainer.accumulate_grad_batches
-        self.watcher.observe_loss(loss)
+        self._loop.observe_loss(loss)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
-        if self.watcher is None:
+        if self._loop is None:
             return
         optimizer = getattr(optimizer, "optimizer", optimizer)
         # LBFGS evaluates its closure several times an update; with a scaler, which refuses it, an update that is still
         # under way is one that the scaler left out
-        again = _scaler_of(trainer) is None and self.watcher.is_updating(optimizer)
-        self.watcher.before_update(optimizer, again=again, scale=_scale_still_held(trainer, optimizer))
-        if (totals := self.watcher.totals(optimizer)) is not None:
+        again = _scaler_of(trainer) is None and bool(self._loop.is_updating(optimizer))
+        self._loop.before_update(optimizer, again=again, scale=_scale_still_held(trainer, optimizer))
+        if (totals := self._loop.totals(optimizer)) is not None:
             names = ("grad_norm_total", "grad_norm_clipped_total")
             values = {name: total.float() for name, total in zip(names, totals, strict=True)}
             pl_module.log_dict(values, logger=bool(trainer.loggers) and not self._writes_totals)
@@ -177,7 +180,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
             self.watcher.close()
 
     def _own_sinks(self, trainer: Any) -> list[Sink]:
-        """TensorBoard files, and the findings for every logger whose files these are not."""
+        """Return a sink of TensorBoard files, and one of findings for every logger whose files these are not."""
         shared = [logger for logger in trainer.loggers if self._log_dir is None and is_a(logger, "TensorBoardLogger")]
         others = [logger for logger in trainer.loggers if logger not in shared[:1]]
         self._writes_totals = bool(shared)  # else self.log would write the same tags once more
@@ -199,7 +202,7 @@ def _scaler_of(trainer: Any) -> GradScaler | None:
 
 
 def _scale_still_held(trainer: Any, optimizer: Optimizer) -> Tensor | None:
-    """The loss scale, for fused optimizers: they unscale in their own step, and Lightning leaves it to them."""
+    """Return the loss scale of a fused optimizer: it unscales in its own step, and Lightning leaves that to it."""
     scaler = _scaler_of(trainer)
     if scaler is None or not _torch.unscales_itself(optimizer):
         return None

@@ -228,7 +228,7 @@ def test_renewed_policies_share_no_history():
 
 def test_a_saved_state_goes_on_as_the_original():
     original, restored = _fed([1.0, 2.0, 1.5]), clip.auto()
-    restored.state.update({name: value.clone() for name, value in original.state.items()})
+    restored.averages.restore(original.averages.state())
     totals = [1.0, 50.0, 2.0]
     assert totals_after(restored, totals) == totals_after(original, totals)
 

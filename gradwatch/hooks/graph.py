@@ -1,8 +1,6 @@
-"""Nodes of an autograd graph: which there are, and what they have saved for the backward pass.
+"""Walk an autograd graph upstream: its nodes, their operations' names, and what they have saved.
 
-Enters: what a tensor was made by (``grad_fn``). Leaves: nodes in the order in which they ran, their operations' names
-and saved tensors. Knows nothing of what is looked for. Marks in a node's ``metadata`` tell where a walk ends: whoever
-holds a node holds its graph.
+Marks in a node's ``metadata`` tell where a walk ends, since whoever holds a node holds its whole graph.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ LEAF = "torch::autograd::AccumulateGrad"
 
 
 def upstream_nodes(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
-    """At most ``most`` nodes that ``outputs`` were made by, in the order in which they ran.
+    """Return at most ``most`` nodes that ``outputs`` were made by, these among them, in the order in which they ran.
 
-    None of ``outputs`` or behind them that bears ``mark`` is among them, nor what lies behind such a one.
+    The walk stops at nodes that bear ``mark``: neither they nor their inputs are returned.
     """
     found: set[Any] = set()
     ahead = deque(outputs)
@@ -35,12 +33,12 @@ def upstream_nodes(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
 
 
 def operation_of(node: Any) -> str:
-    """``"logsoftmax"`` for ``LogSoftmaxBackward0``."""
+    """Return the name of a node's operation: ``"logsoftmax"`` for ``LogSoftmaxBackward0``."""
     return str(node.name()).rstrip("0123456789").removesuffix("Backward").lower()
 
 
 def saved_by(node: Any, name: str) -> Any:
-    """What ``node`` keeps under ``name``; None where nothing, or not any more."""
+    """Return what ``node`` keeps under ``name``; None where it keeps nothing there, or does no longer."""
     with contextlib.suppress(RuntimeError):  # freed, or changed in place since
         return _torch.saved_tensor(node, name)
     return None

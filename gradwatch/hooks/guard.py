@@ -1,7 +1,7 @@
-"""What keeps us from getting in the way of anyone's training.
+"""Keep faults of our own away from anyone's training.
 
-Enters: a method that torch or an integration calls. Leaves: the same method, whose faults are logged and end there, or
-whose many short-lived objects set off no garbage collection.
+What only observes runs inside a ``Guard``, block by block. What acts on the training (clipping, skipping, raising)
+never ends there: ``otherwise`` puts a plain way beside it, which acts where the fast one failed.
 """
 
 from __future__ import annotations
@@ -10,62 +10,202 @@ import functools
 import gc
 import logging
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from gradwatch.findings import NonFiniteError
 
-__all__ = ["UnwatchableError", "harmless", "without_collecting"]
+__all__ = [
+    "REST_AFTER",
+    "Guard",
+    "Guarded",
+    "UnwatchableError",
+    "harmless",
+    "observing",
+    "otherwise",
+    "without_collecting",
+]
+
+REST_AFTER = 3
+"""Faults in a row after which a block rests: one may be the batch's fault, three are ours and would cost every step."""
+
+_logger = logging.getLogger("gradwatch")
 
 
 class UnwatchableError(RuntimeError):
-    """The loop does something that no watcher can make sense of: meant for the user."""
+    """The error of a loop that no watcher can make sense of; it is meant for the user."""
 
 
-class Fallible(Protocol):
-    """Has a note of which of its methods have failed."""
+_FOR_THE_USER = (NonFiniteError, UnwatchableError)
 
-    broken: set[str]
-
-
-S = TypeVar("S", bound=Fallible)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def harmless(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
-    """A fault inside is logged once, and that part rests from then on: it returns None.
+class Guard:
+    """The guard around what only observes: a fault ends there, and the next step tries again.
 
-    ``NonFiniteError`` and ``UnwatchableError`` are no faults: they are meant for the user, and pass.
+    Blocks are named, and each counts its own faults. A block that failed is left out for the rest of the step. A fault
+    is logged with its traceback the first time that its block fails. After ``REST_AFTER`` faults in a row the block
+    rests for good, which is logged as well. Errors that are meant for the user pass.
+
+    Attributes:
+        step: a count that whoever makes steps raises at each; blocks that failed try again then.
     """
 
-    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        if method.__name__ in self.broken:
+    def __init__(self) -> None:
+        self.step = 0
+        self._faults: dict[str, tuple[int, int]] = {}  # block → (faults in a row, step of the last)
+        self._logged: set[str] = set()
+
+    def run(self, block: str, observe: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """Return what ``observe`` returns; None where it fails, or where its ``block`` is left out."""
+        if self._faults and self.leaves_out(block):
             return None
         try:
-            return method(self, *args, **kwargs)
-        except (NonFiniteError, UnwatchableError):
+            result = observe(*args, **kwargs)
+        except _FOR_THE_USER:
             raise
         except Exception:
-            self.broken.add(method.__name__)
-            logging.getLogger("gradwatch").warning(
-                "gradwatch: a fault in gradwatch itself (%s); training goes on without this part of it. "
+            self.note_fault(block)
+            return None
+        if self._faults:
+            self._faults.pop(block, None)
+        return result
+
+    def leaves_out(self, block: str) -> bool:
+        """Return whether ``block`` failed at this step, or rests."""
+        in_a_row, step = self._faults.get(block, (0, -1))
+        return in_a_row >= REST_AFTER or step == self.step
+
+    def rests(self, block: str) -> bool:
+        """Return whether ``block`` failed so often in a row that it is not tried any more."""
+        return self._faults.get(block, (0, -1))[0] >= REST_AFTER
+
+    def note_fault(self, block: str) -> None:
+        """Count the exception that is being handled against ``block``, and log what the user should know."""
+        in_a_row = self._faults.get(block, (0, -1))[0] + 1
+        self._faults[block] = in_a_row, self.step
+        if block not in self._logged:
+            self._logged.add(block)
+            _logger.warning(
+                "gradwatch: a fault in gradwatch itself (%s); training goes on, and the next step tries again. "
                 "Please report it with these lines:",
-                method.__name__.strip("_"),
+                block,
                 exc_info=True,
             )
-            return None
+        if in_a_row == REST_AFTER:
+            _logger.warning(
+                "gradwatch: a fault in gradwatch itself (%s) came %d times in a row; this part rests from now on, "
+                "training goes on.",
+                block,
+                in_a_row,
+            )
 
-    functools.update_wrapper(guarded, method)
+    def note_success(self, block: str) -> None:
+        """Forget the faults of ``block``: the next one is the first in a row again."""
+        self._faults.pop(block, None)
+
+
+class Guarded(Protocol):
+    """An object whose methods are guarded."""
+
+    @property
+    def guard(self) -> Guard: ...
+
+
+S = TypeVar("S", bound=Guarded)
+Method = Callable[Concatenate[S, P], R]
+
+
+def observing(block: str) -> Callable[[Method[S, P, R]], Callable[Concatenate[S, P], R | None]]:
+    """Decorate a method that only observes: it runs as ``block`` of its object's guard."""
+
+    def decorate(method: Method[S, P, R]) -> Callable[Concatenate[S, P], R | None]:
+        @functools.wraps(method)
+        def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+            guard = self.guard
+            if guard._faults and guard.leaves_out(block):
+                return None
+            try:  # not by Guard.run, so that a fault there ends here as well
+                result = method(self, *args, **kwargs)
+            except _FOR_THE_USER:
+                raise
+            except Exception:
+                guard.note_fault(block)
+                return None
+            if guard._faults:
+                guard.note_success(block)
+            return result
+
+        return guarded
+
+    return decorate
+
+
+def otherwise(
+    block: str, plainly: Method[S, P, R]
+) -> Callable[[Method[S, P, R]], Callable[Concatenate[S, P], R | None]]:
+    """Decorate a method that acts on the training: where it fails, ``plainly`` acts.
+
+    The method must act last: whatever may fail in it comes before. Its faults are logged and counted as those of
+    ``block``; where that rests, ``plainly`` acts at once. A fault of ``plainly`` itself is logged, and ends there.
+    """
+
+    def decorate(method: Method[S, P, R]) -> Callable[Concatenate[S, P], R | None]:
+        @functools.wraps(method)
+        def acting(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+            guard = self.guard
+            if not (guard._faults and guard.rests(block)):
+                try:
+                    result = method(self, *args, **kwargs)
+                except _FOR_THE_USER:
+                    raise
+                except Exception:
+                    guard.note_fault(block)
+                else:
+                    if guard._faults:
+                        guard.note_success(block)
+                    return result
+            try:
+                return plainly(self, *args, **kwargs)
+            except _FOR_THE_USER:
+                raise
+            except Exception:
+                guard.note_fault(f"{block}, the plain way")
+                return None
+
+        return acting
+
+    return decorate
+
+
+def harmless(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R | None]:
+    """Decorate a method that only observes, of an object without a guard: it gets one of its own.
+
+    Such an object knows no steps, so every call is tried until three in a row have failed.
+    """
+    block = method.__name__.strip("_")
+
+    @functools.wraps(method)
+    def guarded(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        guard = self.__dict__.get("_own_guard")
+        if guard is None:
+            guard = self.__dict__["_own_guard"] = Guard()
+        guard.step += 1
+        return guard.run(block, method, self, *args, **kwargs)
+
     return guarded
 
 
 def without_collecting(method: Callable[P, R]) -> Callable[P, R]:
-    """Python's garbage collector rests while ``method`` runs, since it counts objects that are gone before it ends.
+    """Decorate what measures: Python's garbage collector pauses while it runs.
 
-    Thousands of views and nodes at a sampled step would set it off several times, and now and then for a full
-    collection: 0.2 s in a process that has transformers loaded.
+    The collector counts objects that are gone before the measurement ends. Thousands of views and nodes at a sampled
+    step would set it off several times, and now and then for a full collection: 0.2 s in a process that has
+    transformers loaded. Sinks and users' functions never run inside: what they leave behind is theirs to collect.
     """
 
+    @functools.wraps(method)
     def undisturbed(*args: P.args, **kwargs: P.kwargs) -> R:
         if not gc.isenabled():
             return method(*args, **kwargs)
@@ -75,5 +215,4 @@ def without_collecting(method: Callable[P, R]) -> Callable[P, R]:
         finally:
             gc.enable()
 
-    functools.update_wrapper(undisturbed, method)
     return undisturbed

@@ -1,8 +1,8 @@
-"""Listens to the calls of a module, unseen by its copies, pickles, exports and scripts.
+"""Listen to the calls of a module, unseen by its copies, pickles, exports and scripts.
 
-Enters: a module. Leaves: what it is given and returns, in training. Hooks would do the same at three prices: a pickle
-holds them, a script refuses them, and a compiled graph is compiled again once they are gone. So this sits where
-``Module.compile`` sits: in what a call goes through and every copy leaves behind.
+Hooks would do the same at three prices: a pickle holds them, a script refuses them, and a compiled graph is compiled
+again once they are gone. So this sits where ``Module.compile`` sits: in what a call goes through and every copy leaves
+behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Leave = Callable[[Any, Any], None]
 
 
 class _Listened:
-    """What a module is called through, once someone listens to it."""
+    """The way through which a module is called once someone listens to it."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)  # the module holds this, and would else wait for the garbage collector
@@ -33,8 +33,7 @@ class _Listened:
         if torch.compiler.is_compiling():
             return _torch.call_plainly(self._module(), args, kwargs)  # type: ignore[arg-type]
         called = _torch.calling_module()  # DataParallel's replicas keep the attribute
-        is_in_training = torch.is_grad_enabled() and not _torch.in_backward()
-        if called is not self._module() or not is_in_training or _torch.is_tracing():
+        if called is not self._module() or not _is_in_training():
             return _torch.call_plainly(called, args, kwargs)
         began = [(enter(args, kwargs), leave) for enter, leave in self.listeners]
         output = None
@@ -46,33 +45,41 @@ class _Listened:
         return output
 
 
+def _is_in_training() -> bool:
+    """Return whether gradients are recorded, outside a backward pass and a trace; False where that cannot be told."""
+    try:
+        return torch.is_grad_enabled() and not _torch.in_backward() and not _torch.is_tracing()
+    except Exception:  # the model runs all the same, unheard
+        return False
+
+
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of ``module`` itself are compiled or scripted."""
+    """Return whether calls of ``module`` itself are compiled or scripted."""
     if isinstance(module, torch.jit.ScriptModule) or _torch.compiled_part_of(module) is not None:
         return True
     return not isinstance(_torch.compiled_call_of(module), _Listened | None)
 
 
 def anything_is_compiled() -> bool:
-    """Whether ``torch.compile`` has compiled anything in this process."""
+    """Return whether ``torch.compile`` has compiled anything in this process."""
     return _torch.compiled_graphs() > 0
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Every tensor of what a module is given or returns."""
+    """Return every tensor of what a module is given or returns."""
     if isinstance(tree, Tensor):  # most often; a walk through a tree costs ten times as much
         return [tree]
     return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] | None:
-    """Around each call of ``module`` in training: ``leave(enter(args, kwargs), output)``.
+    """Call ``leave(enter(args, kwargs), output)`` around each call of ``module`` in training.
 
-    A call that raises leaves with None. Not listened to: what is compiled or traced, what runs without gradients, and
-    what a checkpoint computes again within the backward pass.
+    ``output`` is None for a call that raises. Calls that are compiled or traced, that run without gradients, or that a
+    checkpoint repeats within the backward pass, are not listened to.
 
     Returns:
-        What ends it; None where the module is compiled or scripted.
+        A function that ends it; None where the module is compiled or scripted.
     """
     if is_compiled(module):
         return None

@@ -1,8 +1,7 @@
-"""When an optimizer is about to update, and when it has.
+"""Notice when an optimizer is about to update, and when it has updated.
 
-Enters: optimizers, or none, in which case those that own watched parameters are found as they step. Leaves: calls
-``before(optimizer, loss)`` once its gradients are ready and ``after(optimizer)`` once it has updated. Knows nothing of
-what happens in them.
+``before(optimizer, loss)`` is called once the gradients are ready, ``after(optimizer)`` once the weights have changed.
+Optimizers are given, or found as they step because they own a watched parameter.
 """
 
 from __future__ import annotations
@@ -19,33 +18,62 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradwatch import _torch
-from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.guard import Guard, observing, otherwise
 
 __all__ = ["StepHooks", "follow_scaler", "learning_rate_of", "parameters_of"]
 
 
 class Before(Protocol):
-    """Called once an optimizer's gradients are ready; ``again`` marks a further evaluation of the same closure."""
+    """A function called once an optimizer's gradients are ready; ``again``: its closure was evaluated once more."""
 
     def __call__(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None: ...
 
 
-After = Callable[[Optimizer], None]
+After = Callable[[Optimizer], object]
+HookResult = tuple[tuple[Any, ...], dict[str, Any]] | None
+"""What torch's pre-hook may return: other arguments for the step, or None for those it was called with."""
 
 _STEP = _torch.code_around_steps()
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All that ``optimizer`` updates, group by group."""
+    """Return all that ``optimizer`` updates, group by group."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def learning_rate_of(optimizer: Optimizer) -> float | None:
-    """The largest of its groups' rates; None where one has none, or where it would have to be fetched from a device."""
+    """Return the largest of its groups' rates; None where one has none, or where one must wait for it."""
     rates = [group.get("lr") for group in optimizer.param_groups]
-    if not rates or not all(isinstance(r, int | float) or (isinstance(r, Tensor) and r.is_cpu) for r in rates):
+    are_at_hand = [isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.is_cpu) for rate in rates]
+    if not rates or not all(are_at_hand):
         return None
     return max(float(rate) for rate in rates if rate is not None)
+
+
+def _enter_plainly(hooks: StepHooks, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
+    """Have an update acted on that could not be followed. Nested steps are not told apart.
+
+    It shares no function with the way that failed.
+    """
+    plainly = hooks.act_plainly
+    if plainly is None:
+        return None
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        plainly(optimizer, None)
+        return None
+    evaluations = 0
+
+    def evaluate() -> Any:
+        nonlocal evaluations
+        loss = closure()
+        evaluations += 1
+        plainly(optimizer, loss, again=evaluations > 1)
+        return loss
+
+    if len(args) > 1:
+        return (args[0], evaluate, *args[2:]), kwargs
+    return args, {**kwargs, "closure": evaluate}
 
 
 class StepHooks:
@@ -58,10 +86,15 @@ class StepHooks:
     each of its evaluations with the loss it returned; without a closure ``before`` gets None.
 
     Args:
-        before: called with the optimizer and the closure's loss once the gradients are ready.
+        before: called with the optimizer and the closure's loss once the gradients are ready; None: nobody asks.
         after: called with the optimizer once it has updated.
         optimizers: those to watch; None for every one that ``owns`` says yes to.
-        owns: whether any of an optimizer's parameters is watched.
+        owns: returns whether any of an optimizer's parameters is watched.
+        guard: takes the faults of what follows steps.
+        act_plainly: called in place of ``before`` where following a step has failed; None where nothing acts.
+
+    Attributes:
+        guard, act_plainly: as given.
     """
 
     def __init__(
@@ -70,36 +103,34 @@ class StepHooks:
         after: After,
         optimizers: Sequence[Optimizer] | None,
         owns: Callable[[Sequence[Tensor]], bool],
+        guard: Guard | None = None,
+        act_plainly: Before | None = None,
     ) -> None:
+        self.guard, self.act_plainly = guard or Guard(), act_plainly
         self._before, self._after, self._owns = before, after, owns
         self._running: list[Optimizer] = []
-        self.broken: set[str] = set()
         # a compiled optimizer.step would trace them, and compile anew for each count that they change
         enter, leave = torch.compiler.disable(self._enter), torch.compiler.disable(self._leave)
         if optimizers is None:
             self._handles = [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
-        else:
-            self._handles = [
-                handle
-                for optimizer in optimizers
-                for handle in (
-                    optimizer.register_step_pre_hook(enter),
-                    optimizer.register_step_post_hook(leave),
-                )
-            ]
+            return
+        self._handles = []
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(enter))
+            self._handles.append(optimizer.register_step_post_hook(leave))
 
     def remove(self) -> None:
-        """Takes every hook off again; twice is fine."""
+        """Take every hook off again; twice is fine."""
         while self._handles:
             self._handles.pop().remove()
 
-    @harmless
-    def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    @otherwise("noticing an update", _enter_plainly)
+    def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
         try:
-            parameters = parameters_of(optimizer)
+            _ = optimizer.param_groups
         except Exception:  # a stranger's optimizer that cannot be asked what it holds is none of ours
             return None
-        if not self._owns(parameters):
+        if not self._owns(parameters_of(optimizer)):
             return None
         if self._running:
             self._running = self._still_running(sys._getframe())
@@ -115,7 +146,7 @@ class StepHooks:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
 
-    @harmless
+    @observing("noticing the end of an update")
     def _leave(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         if optimizer not in self._running:
             return
@@ -124,7 +155,7 @@ class StepHooks:
             self._after(optimizer)
 
     def _still_running(self, hook: FrameType) -> list[Optimizer]:
-        """Those whose step is on the stack around the one that called ``hook``."""
+        """Return those whose step is on the stack around the one that called ``hook``."""
         on_stack: list[Optimizer] = []
         frame: FrameType | None = hook
         while frame is not None:
@@ -150,15 +181,15 @@ class StepHooks:
 def follow_scaler(
     scaler: GradScaler, steps_of: Callable[[Optimizer], int | None], left_out: Callable[[Optimizer], None]
 ) -> Callable[[], None]:
-    """Has ``left_out`` called where ``scaler.step(optimizer)`` found an Inf and never called ``optimizer.step``.
+    """Call ``left_out`` whenever ``scaler.step(optimizer)`` found an Inf and never called ``optimizer.step``.
 
     Args:
         scaler: whose ``step`` is followed, on this instance alone.
-        steps_of: how many steps of an optimizer were seen so far, None where nobody knows.
+        steps_of: returns how many steps of an optimizer were seen so far, None where nobody knows.
         left_out: called with an optimizer whose step was left out.
 
     Returns:
-        What gives the scaler its own ``step`` back.
+        A function that gives the scaler its own ``step`` back.
     """
     step = scaler.step
 

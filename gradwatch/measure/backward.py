@@ -65,24 +65,22 @@ class BackwardPass:
 
     Args:
         layers: the table to put in order.
+        measures_ends: also measure where a backward pass ends. Never done under ``torch.distributed``, which averages
+            afterwards.
     """
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, layers: Layers, *, measures_ends: bool = True) -> None:
         self._layers = layers
         self._arrived: dict[int, int] = {}  # column → version of its gradient, in order of first arrival
         self._handles: dict[int, RemovableHandle] = {}
-        self._can_measure = self._measures = self._was_changed = False
+        self._can_measure = self._measures = measures_ends and not _averages_later()
+        self._was_changed = False
         self._is_queued = False
         self.broken: set[str] = set()
         self._at_end: AtEnd | None = None
         for column, tensor in enumerate(layers.tensors):
             if tensor.requires_grad and tensor.is_leaf and not is_lazy(tensor):
                 self._handles[column] = tensor.register_post_accumulate_grad_hook(self._hook_of(column))
-
-    def measure_ends(self) -> None:
-        """Also measures where the backward pass ends. Not under ``torch.distributed``, which averages afterwards."""
-        self._can_measure = not _averages_later()
-        self._measures = self._can_measure
 
     def settle(self, columns: Collection[int]) -> bool:
         """The first backward pass of ``columns`` is over: puts them in order, and keeps one hook of theirs.

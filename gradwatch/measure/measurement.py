@@ -32,13 +32,10 @@ from gradwatch.measure.layer_figures import (
     weight_figures,
 )
 from gradwatch.measure.layers import Layers
-from gradwatch.measure.report import Floats, Origin, StepReport
+from gradwatch.measure.report import Floats, StepReport
 from gradwatch.measure.samples import WeightSample, sample_weights, update_ratios
 
 __all__ = ["Measurement", "StepPlan"]
-
-FindOrigin = Callable[[float | None, list[str]], Origin | None]
-"""(loss, names of the layers whose gradients hold NaN or Inf) → where it came from."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,10 @@ class _HostFigures:
 
 
 class Measurement:
-    """One attempted update under way: measured when constructed, reported when the update is made.
+    """One attempted update under way: norms and total when constructed, reported when the update is made.
 
-    The methods are called in this order, the first three where they apply: ``add_activations``, ``clip_`` or
-    ``mark_skipped``, ``follow_update``, ``send``, ``report``.
+    The methods are called in this order, the first four where they apply: ``measure_figures``, ``add_activations``,
+    ``clip_`` or ``mark_skipped``, ``follow_update``, ``send``, ``report``.
 
     Args:
         plan: which step, and what to measure.
@@ -89,8 +86,6 @@ class Measurement:
         gradients: n tensors.
         losses: observed for this step: 0-dim tensors or numbers.
         scale: () a loss scale that the gradients still hold; None where they hold none.
-        earlier: the measurement before, in a loop without an optimizer. Nobody says there when an update is made, so
-            how far it moved the weights is seen one step later, and told in this report.
         at_end: magnitudes from the end of the backward pass, where the loop has changed the gradients since.
         scale_at_end: () a loss scale that the gradients held then.
     """
@@ -103,7 +98,6 @@ class Measurement:
         gradients: Sequence[Tensor],
         losses: Sequence[Tensor | float],
         scale: Tensor | None = None,
-        earlier: Measurement | None = None,
         at_end: AtEnd | None = None,
         scale_at_end: Tensor | None = None,
     ) -> None:
@@ -116,18 +110,30 @@ class Measurement:
         self._clipped_total = self._now.total
         self._is_skipped = False
         self._is_sampled = plan.sampled
-        self._weight_nonfinite = self._count_corrupt_weights()
-        self._figures = self._measure_layers()
-        self._entries = self._take_histogram_entries() if plan.entries else {}
+        self._weight_nonfinite: NDArray[np.int64] | None = None
+        self._figures: dict[str, Tensor] = {}
+        self._entries: dict[str, list[Floats | None]] = {}
         self._weights_before: WeightSample | None = None
+        self._copy: HostCopy | None = None
+
+    def measure_figures(self, earlier: Measurement | None = None) -> None:
+        """Measure what the plan asks for beyond norms and total.
+
+        Args:
+            earlier: the measurement before, in a loop without an optimizer. Nobody says there when an update is made,
+                so how far it moved the weights is seen one step later, and is part of this report.
+        """
+        plan, columns = self.plan, self._columns
+        self._weight_nonfinite = self._count_corrupt_weights()
+        if plan.figures:
+            self._figures = self._measure_layers()
+        if plan.entries:
+            self._entries = self._take_histogram_entries()
         if "update_ratio" in plan.figures:
-            self._weights_before = sample_weights(columns.watched, columns.select(gradients))
+            self._weights_before = sample_weights(columns.watched, columns.select(self._gradients))
         if earlier is not None and earlier._columns is columns:
             self._figures |= earlier._update_ratios()
             self._is_sampled = self._is_sampled or earlier.plan.sampled
-        self._copy: HostCopy | None = None
-        self._finders: list[FindOrigin] = []
-        self._origin: Origin | None = None
 
     @cached_property
     def is_finite(self) -> bool:
@@ -147,12 +153,10 @@ class Measurement:
         """The loss of the step. Waits for the device."""
         return None if self._loss is None else float(self._loss)
 
-    def trace_back(self, find: FindOrigin, *, now: bool) -> None:
-        """Has ``find`` say where a NaN or Inf came from: now, or once the figures are on the host."""
-        if not now:
-            self._finders.append(find)
-        elif self._origin is None:
-            self._origin = find(self.loss, self._sick_layers(self.magnitudes.nonfinite.numpy(force=True)))
+    def sick_layers(self) -> list[str]:
+        """Return the names of the layers whose gradients hold NaN or Inf. Waits for the device."""
+        nonfinite = self._columns.spread(self.magnitudes.nonfinite.numpy(force=True), absent=0)
+        return [self._layers.names[column] for column in np.flatnonzero(nonfinite)]
 
     def add_activations(self, figures: Mapping[str, tuple[list[int], Tensor]]) -> None:
         """Add {figure: (n columns, their (n,) values)} of the step's forward pass."""
@@ -161,6 +165,10 @@ class Measurement:
     def clip_(self, clip_: Callable[[Sequence[Tensor], statistics.Magnitudes], Tensor]) -> None:
         """Clip the gradients in place by ``clip_``, as ``gradwatch.clip.Policy`` defines it."""
         self._clipped_total = clip_(self._gradients, self._now)
+
+    def forget_clipped_total(self) -> None:
+        """Report the total norm after clipping as NaN: something else clips."""
+        self._clipped_total = torch.full_like(self._clipped_total, torch.nan)
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Return the () total norms before and after clipping, on the device."""
@@ -191,9 +199,7 @@ class Measurement:
         """Return the step on the host. Waits for the copy."""
         arrived = self._read()
         plan, columns = self.plan, self._columns
-        has_nonfinite = bool(arrived.nonfinite.any())
-        is_overflow = plan.has_scaler and has_nonfinite
-        is_sick = has_nonfinite or (arrived.loss is not None and not math.isfinite(arrived.loss))
+        is_overflow = plan.has_scaler and bool(arrived.nonfinite.any())
         return StepReport(
             step=plan.step,
             optimizer=plan.optimizer,
@@ -214,7 +220,6 @@ class Measurement:
             figures={name: columns.place(values) for name, values in arrived.figures.items()},
             weight_nonfinite=self._weight_nonfinite,
             learning_rate=plan.learning_rate,
-            origin=self._find_origin(arrived.nonfinite, arrived.loss) if is_sick else None,
             entries=self._entries,
         )
 
@@ -276,13 +281,6 @@ class Measurement:
             loss=float(values["loss"][0]) if "loss" in values else self.loss,
             figures={name: values[name] for name in self._figures},
         )
-
-    def _find_origin(self, nonfinite: Floats, loss: float | None) -> Origin | None:
-        found = (find(loss, self._sick_layers(nonfinite)) for find in self._finders)
-        return self._origin or next((origin for origin in found if origin is not None), None)
-
-    def _sick_layers(self, nonfinite: Floats) -> list[str]:
-        return [self._layers.names[column] for column in np.flatnonzero(self._columns.spread(nonfinite, absent=0))]
 
 
 def _before_change(

@@ -131,8 +131,8 @@ class OptimizerTracker:
         if trained is None or self.is_in_child or not scaler.is_enabled():
             return None
         self._watch(trained)
-        if trained.watcher is not None:
-            trained.watcher.use_scaler(scaler, sees_gradients=False)
+        if trained.loop is not None:
+            trained.loop.use_scaler(scaler, sees_gradients=False)
         return trained.steps_of.get(optimizer, 0)
 
     @harmless
@@ -140,36 +140,36 @@ class OptimizerTracker:
         trained = self._of[optimizer]
         if trained is not None and trained.steps_of.get(optimizer, 0) == seen:
             self._before(optimizer)
-            if trained.watcher is not None:
-                trained.watcher.after_update(optimizer, is_made=False)
+            if trained.loop is not None:
+                trained.loop.after_update(optimizer, is_made=False)
 
     def _before(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
         trained = self._find(optimizer)
         if trained is None:
             return
         self._watch(trained)
-        watcher = trained.watcher
+        loop = trained.loop
         if not again:
             trained.count(optimizer)
-        if watcher is None or watcher.is_closed:
+        if loop is None or loop.is_closed:
             return
         if not again:
             values = self._losses.take(optimizer)
             for value in values:
-                watcher.observe_loss(value)
+                loop.observe_loss(value)
             trained.note_loss(bool(values) or loss is not None)
             if (graph := self._losses.take_graph()) is not None:
-                watcher.follow_loss(graph)
+                loop.follow_loss(graph)
         try:
-            watcher.before_update(optimizer, loss, again=again)
+            loop.before_update(optimizer, loss, again=again)
         except UnwatchableError as error:
             trained.give_up(error)
 
     def _after(self, optimizer: Optimizer) -> None:
         self._losses.take(optimizer)  # those of a closure's further evaluations are none of the next step's
         trained = self._of.get(optimizer)
-        if trained is not None and trained.watcher is not None:
-            trained.watcher.after_update(optimizer)
+        if trained is not None and trained.loop is not None:
+            trained.loop.after_update(optimizer)
 
     def _rest(self) -> None:
         """In a forked child: its parent's files are not its own."""

@@ -15,7 +15,7 @@ from gradwatch.hooks.module_calls import listen
 from gradwatch.scripts.models import name_of, roots_of, tensor_names
 from gradwatch.scripts.summary import SummarySink
 from gradwatch.sinks.log import logger
-from gradwatch.watcher import Watcher, watch, watch_tensors, watcher_of
+from gradwatch.watcher import WatchedLoop, loop_of, loop_of_model, loop_of_tensors
 
 if TYPE_CHECKING:
     from gradwatch.sinks.tensorboard import TensorBoard
@@ -37,14 +37,14 @@ class WatchedModel:
         name: of the model, or of several, joined.
         optimizers: those that are alive.
         steps_of: attempted updates of each.
-        watcher: None before it is watched, and where someone else watches it.
+        loop: the watched loop; None before it is watched, and where someone else watches it.
         summary: None before it is watched.
     """
 
     def __init__(self, parameters: Sequence[Tensor], frame: FrameType, taken: set[str]) -> None:
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.steps_of: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self.watcher: Watcher | None = None
+        self.loop: WatchedLoop | None = None
         self.summary: SummarySink | None = None
         self._stop: list[Callable[[], None]] = []
         roots, bare = roots_of(parameters)
@@ -61,7 +61,7 @@ class WatchedModel:
         """Has ``begin`` called within the first forward pass in training."""
 
         def enter(args: Any, kwargs: Any) -> None:
-            begin(self)  # whose watcher listens too from here on, and hears this very call
+            begin(self)  # whose loop listens too from here on, and hears this very call
 
         for model in self._living():
             stop = listen(model, enter, lambda token, output: self.stop_listening())
@@ -74,15 +74,14 @@ class WatchedModel:
 
     def watch(self, log_dir: Path | None, clip: float | str | None, *, has_prefix: bool) -> None:
         """Attaches a watcher, unless the program has one of its own."""
-        if (own := watcher_of(self._tensors())) is not None:
+        if (own := loop_of(self._tensors())) is not None:
             self.summary = SummarySink(self.name, whose="the program's own watcher")
             own.add_sink(self.summary)
             return
         files = None if log_dir is None else _event_files(log_dir)
         self.summary = SummarySink(self.name, files)
         try:
-            self.watcher = self._watcher(has_prefix, clip=clip, sinks=[*([files] if files else []), self.summary])
-            self.watcher.advises = False  # the script is not to be changed; the summary says what was missing
+            self.loop = self._watched_loop(has_prefix, clip=clip, sinks=[*([files] if files else []), self.summary])
         except (TypeError, ValueError) as error:  # a model on the meta device, say
             self.give_up(error)
 
@@ -103,24 +102,22 @@ class WatchedModel:
         if self.summary is not None:
             self.summary.whose, self.summary.files = "nobody", None
         self.close()
-        self.watcher = None
 
     def close(self) -> None:
         """Lets go of the model."""
         self.stop_listening()
-        if self.watcher is not None:
-            self.watcher.close()
-            self.watcher = None
+        if self.loop is not None:
+            self.loop.close()
+            self.loop = None
 
-    def _watcher(self, has_prefix: bool, **options: Any) -> Watcher:
+    def _watched_loop(self, has_prefix: bool, **options: Any) -> WatchedLoop:
+        # the script is not to be changed, so nothing is advised; the summary says what was missing
         if self._bare:
             living = {name: tensor for name, known in self._bare.items() if (tensor := known()) is not None}
-            watcher = watch_tensors(living, **options)
-            watcher.attach(())
-            return watcher
+            return loop_of_tensors(living, advises=False, **options)
         models = {name: model for name, known in self._models.items() if (model := known()) is not None}
         only = next(iter(models.values())) if len(models) == 1 and not has_prefix else None
-        return watch(models if only is None else only, (), **options)
+        return loop_of_model(models if only is None else only, (), advises=False, **options)
 
     def _living(self) -> Iterator[nn.Module]:
         return (model for known in self._models.values() if (model := known()) is not None)

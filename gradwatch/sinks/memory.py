@@ -49,16 +49,15 @@ class History:
     Args:
         layers: P names.
         length: how many steps are held.
-        refresh: called before anything is read: appends what waits to be.
 
     Attributes:
         layers: as given.
         steps: (S,) int64.
     """
 
-    def __init__(self, layers: tuple[str, ...], length: int, refresh: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, layers: tuple[str, ...], length: int) -> None:
         self.layers = layers
-        self._length, self._seen, self._refresh = length, 0, refresh
+        self._length, self._seen = length, 0
         self._rings: dict[str, NDArray[np.generic]] = {}
 
     def append(self, report: StepReport) -> None:
@@ -80,13 +79,11 @@ class History:
         return self["step"]  # type: ignore[return-value]
 
     def __len__(self) -> int:
-        self._refresh()
         return min(self._seen, self._length)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         if name not in _ALL:
             raise KeyError(f"history[{name!r}]: expected one of {', '.join(_ALL)}.")
-        self._refresh()
         dtype, absent, _ = _ALL[name]
         if name not in self._rings:
             width = (len(self.layers),) if name in _PER_LAYER else ()

@@ -1,9 +1,10 @@
 """Join the other rooms: attach to a model, keep the order and the cadence of its steps.
 
-Enters: a model and its optimizers. Leaves: findings, a history, files. Does no arithmetic.
+It does no arithmetic. ``WatchedLoop`` is what integrations call, ``Watcher`` what users see of it.
 """
 
-from gradwatch.watcher.attach import watch, watch_tensors
-from gradwatch.watcher.watcher import Watcher, watcher_of
+from gradwatch.watcher.attach import loop_of_model, loop_of_tensors, watch, watch_tensors
+from gradwatch.watcher.watched_loop import WatchedLoop, loop_of
+from gradwatch.watcher.watcher import Watcher
 
-__all__ = ["Watcher", "watch", "watch_tensors", "watcher_of"]
+__all__ = ["WatchedLoop", "Watcher", "loop_of", "loop_of_model", "loop_of_tensors", "watch", "watch_tensors"]

@@ -1,4 +1,4 @@
-"""``watch`` and ``watch_tensors``: what a user has → a watcher attached to it."""
+"""Attach a watcher to what a user has: a model, several models, or bare tensors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from gradwatch.measure.layers import Selection
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.tags import LAYER_TAGS
-from gradwatch.watcher.options import OnNonFinite, Options
+from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
+from gradwatch.watcher.watched_loop import WatchedLoop
 from gradwatch.watcher.watcher import Watcher
 
-__all__ = ["watch", "watch_tensors"]
+__all__ = ["loop_of_model", "loop_of_tensors", "watch", "watch_tensors"]
 
-_watchers: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watcher]] = weakref.WeakKeyDictionary()
+_loops: weakref.WeakKeyDictionary[nn.Module, weakref.ref[WatchedLoop]] = weakref.WeakKeyDictionary()
 
 
 def watch(
@@ -47,7 +48,7 @@ def watch(
     sinks: Sequence[Sink] = (),
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Watcher:
-    """Watches every update of ``model``; the training loop stays as it is.
+    """Watch every update of ``model``; the training loop stays as it is.
 
     Args:
         model: a module, or ``{name: module}`` for several (a GAN).
@@ -88,39 +89,28 @@ def watch(
         >>> watcher.findings
         []
     """
-    layers = layer_table.of_model(model, include, exclude)
-    optimizers = None if optimizer is None else _listed(optimizer)
-    if scaler is not None and not isinstance(scaler, GradScaler):
-        raise TypeError(f"scaler: expected torch.amp.GradScaler, found {type(scaler).__name__}.")
-    watcher = Watcher(
-        layers,
-        [*_tensorboard(log_dir, layer_scalars), *sinks],
-        clip=clip,
-        on_nonfinite=on_nonfinite,
-        log_every_n_steps=log_every_n_steps,
-        thresholds=thresholds,
-        layer_scalars=layer_scalars,
-        histograms=histograms,
-        history=history,
-        on_finding=on_finding,
+    options: Options = {
+        "clip": clip,
+        "on_nonfinite": on_nonfinite,
+        "log_every_n_steps": log_every_n_steps,
+        "thresholds": thresholds,
+        "layer_scalars": layer_scalars,
+        "histograms": histograms,
+        "history": history,
+        "on_finding": on_finding,
+    }
+    loop = loop_of_model(
+        model,
+        optimizer,
+        log_dir=log_dir,
+        scaler=scaler,
+        include=include,
+        exclude=exclude,
+        trace_nonfinite=trace_nonfinite,
+        sinks=sinks,
+        **options,
     )
-    for each in optimizers or ():
-        if not watcher.owns(parameters_of(each)):
-            watcher.close()
-            raise ValueError(
-                f"optimizer: this {type(each).__name__} owns none of the {len(layers)} watched parameters. "
-                "Give it model.parameters() of the model that is watched."
-            )
-    models = [model] if isinstance(model, nn.Module) else list(model.values())
-    for root in models:
-        _replace_watcher(root, watcher)
-    watcher.attach(optimizers)
-    named = {"": model} if isinstance(model, nn.Module) else model
-    watcher.trace(named, every_call=trace_nonfinite)
-    watcher.look_at_activations(named)
-    if scaler is not None:
-        watcher.use_scaler(scaler)
-    return watcher
+    return Watcher(loop)
 
 
 def watch_tensors(
@@ -132,7 +122,7 @@ def watch_tensors(
     sinks: Sequence[Sink] = (),
     **options: Unpack[Options],
 ) -> Watcher:
-    """Watches bare tensors whose gradients are computed by hand.
+    """Watch bare tensors whose gradients are computed by hand.
 
     Hand the gradients over before each update: ``watcher.step(grads={"w1": g1}, loss=loss)``. With ``clip`` they are
     clipped in place. Under ``on_nonfinite="skip"`` nobody can skip for you: see ``watcher.history["skipped"]``.
@@ -153,9 +143,85 @@ def watch_tensors(
         >>> watcher.history["grad_norm"].shape
         (3, 1)
     """
+    loop = loop_of_tensors(
+        tensors, log_dir=log_dir, include=include, exclude=exclude, sinks=sinks, measures_ends=False, **options
+    )
+    return Watcher(loop)
+
+
+def loop_of_model(
+    model: nn.Module | Mapping[str, nn.Module],
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    *,
+    log_dir: str | Path | None = None,
+    scaler: GradScaler | None = None,
+    include: Selection | None = None,
+    exclude: Selection | None = None,
+    trace_nonfinite: bool = False,
+    sinks: Sequence[Sink] = (),
+    advises: bool = True,
+    **options: Unpack[Options],
+) -> WatchedLoop:
+    """Return the loop behind the ``Watcher`` that ``watch`` returns for the same keywords; for integrations.
+
+    Args:
+        advises: as for ``WatchedLoop``; all else as for ``watch``.
+
+    Raises:
+        TypeError, ValueError: as ``watch``.
+    """
+    layers = layer_table.of_model(model, include, exclude)
+    optimizers = None if optimizer is None else _listed(optimizer)
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise TypeError(f"scaler: expected torch.amp.GradScaler, found {type(scaler).__name__}.")
+    refuse_bad_options({**DEFAULTS, **options})
+    for each in optimizers or ():
+        if not any(layers.column(parameter) is not None for parameter in parameters_of(each)):
+            raise ValueError(
+                f"optimizer: this {type(each).__name__} owns none of the {len(layers)} watched parameters. "
+                "Give it model.parameters() of the model that is watched."
+            )
+    models = {"": model} if isinstance(model, nn.Module) else model
+    for root in models.values():
+        _close_earlier(root)
+    loop = WatchedLoop(
+        layers,
+        [*_tensorboard(log_dir, options.get("layer_scalars", LAYER_TAGS[:3])), *sinks],
+        options,
+        models=models,
+        optimizers=optimizers,
+        scaler=scaler,
+        trace_nonfinite=trace_nonfinite,
+        advises=advises,
+    )
+    for root in models.values():
+        _loops[root] = weakref.ref(loop)
+    return loop
+
+
+def loop_of_tensors(
+    tensors: Mapping[str, Tensor],
+    *,
+    log_dir: str | Path | None = None,
+    include: Selection | None = None,
+    exclude: Selection | None = None,
+    sinks: Sequence[Sink] = (),
+    measures_ends: bool = True,
+    advises: bool = True,
+    **options: Unpack[Options],
+) -> WatchedLoop:
+    """Return the loop behind the ``Watcher`` that ``watch_tensors`` returns for the same keywords; for integrations.
+
+    Args:
+        measures_ends, advises: as for ``WatchedLoop``; all else as for ``watch_tensors``.
+
+    Raises:
+        TypeError, ValueError: as ``watch_tensors``.
+    """
     layers = layer_table.of_tensors(tensors, include, exclude)
     scalars = options.get("layer_scalars", LAYER_TAGS[:3])
-    return Watcher(layers, [*_tensorboard(log_dir, scalars), *sinks], **options)
+    files = _tensorboard(log_dir, scalars)
+    return WatchedLoop(layers, [*files, *sinks], options, measures_ends=measures_ends, advises=advises)
 
 
 def _tensorboard(log_dir: str | Path | None, layer_scalars: bool | Sequence[str]) -> list[Sink]:
@@ -174,10 +240,10 @@ def _listed(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     return optimizers
 
 
-def _replace_watcher(model: nn.Module, watcher: Watcher) -> None:
-    earlier = _watchers.get(model, lambda: None)()
-    if earlier is not None and not earlier._closed:
+def _close_earlier(model: nn.Module) -> None:
+    """Close the watcher that ``model`` has, if it has one, and say so."""
+    earlier = _loops.get(model, lambda: None)()
+    if earlier is not None and not earlier.is_closed:
         logger.warning("gradwatch: this model is already watched; the earlier watcher is closed.")
         with contextlib.suppress(Exception):
             earlier.close()
-    _watchers[model] = weakref.ref(watcher)

@@ -1,7 +1,6 @@
-"""States as numbers, strings and tensors, which ``torch.load(weights_only=True)`` accepts, and back.
+"""Turn nested dicts and lists with numpy arrays into numbers, strings and tensors, and back.
 
-Enters: nested dicts and lists with numpy arrays in them. Leaves: the same with tensors. Knows nothing of what they
-mean.
+``torch.load(weights_only=True)`` accepts those.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _ARRAY = "numpy array"  # marks what must become an array again, since clip poli
 
 
 def pack(value: Any) -> Any:
-    """Arrays → marked tensors, copied; numpy numbers → Python's."""
+    """Return ``value`` with marked tensors in place of arrays, copied, and Python's numbers in place of numpy's."""
     if isinstance(value, dict):
         return {name: pack(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -28,7 +27,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """The reverse of ``pack``; tuples come back as lists."""
+    """Return what ``pack`` was given; tuples come back as lists."""
     if isinstance(value, dict):
         if set(value) == {_ARRAY}:
             return value[_ARRAY].numpy(force=True).copy()  # loaded onto a GPU, perhaps

@@ -1,4 +1,4 @@
-"""What a watcher holds in memory → a ``Run``, as if it had been read from event files, and that as HTML."""
+"""Show what a watcher holds in memory as HTML, as if it had been read from event files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["html_of"]
 
 
 def html_of(layers: Layers, processor: ReportProcessor) -> str:
-    """The last steps as a picture and all findings as a table; everything has arrived on the host."""
+    """Return the last steps as a picture and all findings as a table; everything has arrived on the host."""
     return in_notebook(_run_of(layers, processor))
 
 
@@ -22,7 +22,7 @@ def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
     history = processor.history
     norms, steps = history["grad_norm"].astype(np.float32), history.steps
     highest = np.where(history["nonfinite"].astype(bool), np.float32(np.inf), norms)
-    findings = tuple(processor.findings() or ())
+    findings, ended = tuple(processor.findings()), processor.ended
     return Run(
         name="",
         layers=layers.names,
@@ -35,7 +35,7 @@ def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
         },
         curves=_totals(history),
         findings=findings,
-        ended=tuple(processor.has_ended(finding) for finding in findings),
+        ended=tuple(finding in ended for finding in findings),
         skipped_steps=processor.skipped_steps,
         written_at=0.0,
         problems=(),
@@ -43,7 +43,7 @@ def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
 
 
 def _totals(history: History) -> dict[str, TimeSeries]:
-    """The total norm of each optimizer."""
+    """Return the total norm of each optimizer."""
     optimizer, curves = history["optimizer"], {}
     with np.errstate(over="ignore"):  # beyond float32 it is Inf here
         total = history["grad_norm_total"].astype(np.float32)

@@ -1,4 +1,4 @@
-"""The keywords that every way of watching shares, and what is wrong with a value."""
+"""The keywords that every way of watching shares, and the refusal of bad values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ DEFAULTS: Options = {
 
 
 def refuse_bad_options(options: Options) -> None:
-    """
+    """Refuse values that make no sense.
+
     Raises:
         TypeError, ValueError: naming the keyword, what was found and what was expected.
     """

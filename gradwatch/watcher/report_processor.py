@@ -1,131 +1,163 @@
-"""The half of the walk on the host: what becomes of a step once its figures have left the device."""
+"""The half of the walk on the host: a step's figures have arrived, and become history, findings and rows."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 from gradwatch.findings import Finding, NonFiniteError
-from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.guard import Guard
 from gradwatch.measure.measurement import Measurement
 from gradwatch.measure.report import StepReport
 from gradwatch.sinks.memory import History
-from gradwatch.watcher.optimizer_track import Cadence, OptimizerTrack
+from gradwatch.watcher.cadence import Cadence
+from gradwatch.watcher.optimizer_track import OptimizerTrack
+from gradwatch.watcher.origin_finder import OriginFinder, StepOrigin
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 
-__all__ = ["ReportProcessor"]
+__all__ = ["ReportProcessor", "SentStep"]
 
 
 LONGEST_WAIT = 9
-"""Steps that may wait to be looked at: in a row they cost a third of what they cost one by one, between two steps that
+"""Steps that may wait to be examined: in a row they cost a third of what they cost one by one, between two steps that
 have used the processor's caches for something else. The tenth is sampled, most often."""
+
+
+class SentStep(NamedTuple):
+    """A step whose figures are on their way to the host.
+
+    Attributes:
+        track: of its optimizer.
+        measurement: the figures.
+        origin: what the step has left behind, should its NaN or Inf be asked about; None where nobody noted it.
+    """
+
+    track: OptimizerTrack
+    measurement: Measurement
+    origin: StepOrigin | None
 
 
 class ReportProcessor:
     """Steps that have arrived on the host: their history, their findings, their rows.
 
-    Off the CPU a step is taken in once the next one was sent, so that nobody waits for the device. A step at which
-    nothing can open or end, by its total norm and its loss, waits for those after it; all are taken in in their order.
+    Off the CPU a step is processed once the next one was sent, so that nobody waits for the device. A step at which
+    nothing can open or end, by its total norm and its loss, waits for those after it. Steps are processed in their
+    order. Each block is guarded by itself: where detecting fails, rows are still written.
 
     Args:
         names: of the layers.
         length: of the history.
-        dispatcher: take rows and findings.
+        dispatcher: takes rows and findings.
         cadence: says which steps are logged.
+        origins: says where a NaN or Inf came from.
+        guard: takes the faults.
 
     Attributes:
         history: the last steps.
         skipped_steps: how many steps made no update.
     """
 
-    def __init__(self, names: tuple[str, ...], length: int, dispatcher: SinkDispatcher, cadence: Cadence) -> None:
-        self.history, self.skipped_steps = History(names, length, self.drain), 0
-        self.broken: set[str] = set()
-        self._dispatcher, self._cadence = dispatcher, cadence
-        self._under_way: deque[tuple[OptimizerTrack, Measurement]] = deque()
-        self._waiting: deque[tuple[OptimizerTrack, Measurement]] = deque(
-            maxlen=2 * LONGEST_WAIT
-        )  # should taking in fail
-        self._updates: list[OptimizerTrack] = []
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        length: int,
+        dispatcher: SinkDispatcher,
+        cadence: Cadence,
+        origins: OriginFinder,
+        guard: Guard,
+    ) -> None:
+        self.history, self.skipped_steps = History(names, length), 0
+        self._dispatcher, self._cadence, self._origins, self._guard = dispatcher, cadence, origins, guard
+        self._under_way: deque[SentStep] = deque()
+        self._waiting: deque[SentStep] = deque()
+        self._tracks: list[OptimizerTrack] = []
         self._ended: list[Finding] = []
 
-    def follow(self, updates: OptimizerTrack) -> None:
-        """The findings of ``updates``, open ones of a resumed run among them, are told from now on."""
-        self._updates.append(updates)
+    def follow(self, track: OptimizerTrack) -> None:
+        """List the findings of ``track``, open ones of a resumed run among them, from now on."""
+        self._tracks.append(track)
 
-    def add(self, updates: OptimizerTrack, measurement: Measurement) -> None:
-        """``measurement`` was sent to the host; takes in those that have arrived."""
-        self._under_way.append((updates, measurement))
-        while self._under_way and (measurement.device.type == "cpu" or len(self._under_way) > 1):
+    def retire(self, track: OptimizerTrack) -> None:
+        """End the findings of an optimizer that is gone: no step of it can end them any more."""
+        self.drain()
+        self._ended += self._guard.run("open findings", track.detectors.open_findings) or []
+        self._tracks.remove(track)
+
+    def add(self, sent: SentStep) -> None:
+        """Take a step that was sent to the host, and process those that have arrived."""
+        self._under_way.append(sent)
+        while self._under_way and (sent.measurement.device.type == "cpu" or len(self._under_way) > 1):
             self._waiting.append(self._under_way.popleft())
-            if not self._may_wait(*self._waiting[-1]):
+            if not self._guard.run("waiting", self._may_wait, self._waiting[-1]):
                 self._catch_up()
 
     def drain(self) -> None:
-        """Takes in all steps; waits for what is still on the device."""
+        """Process all steps; wait for what is still on the device."""
         self._waiting += self._under_way
         self._under_way.clear()
         self._catch_up()
 
-    @harmless
     def findings(self) -> list[Finding]:
-        """Snapshots of all that have arrived, by onset."""
-        still_open = [finding for updates in self._updates for finding in updates.detectors.open_findings()]
-        return sorted([*self._ended, *still_open], key=lambda finding: (finding.step, finding.raised_step))
+        """Return snapshots of all findings that have arrived, by onset."""
+        found = list(self._ended)
+        for track in self._tracks:
+            found += self._guard.run("open findings", track.detectors.open_findings) or []
+        return sorted(found, key=lambda finding: (finding.step, finding.raised_step))
 
-    def has_ended(self, finding: Finding) -> bool:
-        """Whether ``finding``, one of ``findings()``, is over."""
-        return finding in self._ended
+    @property
+    def ended(self) -> tuple[Finding, ...]:
+        """Return the findings that are over."""
+        return tuple(self._ended)
 
-    def raise_nonfinite(self, step: int) -> None:
+    def error_of(self, step: int, layer: str = "") -> NonFiniteError:
+        """Return the error that a sick ``step`` is to raise, from its finding if there is one.
+
+        Args:
+            step: the latest one.
+            layer: a sick one, where no detector says more.
         """
-        Raises:
-            NonFiniteError: always, from what was found.
-        """
-        finding = next((f for f in reversed(self.findings() or []) if f.kind == "nonfinite"), None)
-        if finding is None:  # the detectors rest after a fault
-            raise NonFiniteError("", step, f"a gradient or the loss of step {step} is NaN or Inf.")
-        raise NonFiniteError(finding.layer, step, finding.message)
+        for finding in reversed(self._guard.run("open findings", self.findings) or []):
+            if finding.kind == "nonfinite":
+                return NonFiniteError(finding.layer, step, finding.message)
+        where = f"the gradient of {layer}" if layer else "a gradient or the loss"
+        return NonFiniteError(layer, step, f"{where} is NaN or Inf at step {step}.")
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run goes on from, beside what each ``OptimizerTrack`` knows."""
-        return {"skipped_steps": self.skipped_steps, "ended": [finding.as_dict() for finding in self._ended]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what ``state`` returned."""
-        self.skipped_steps = state["skipped_steps"]
-        self._ended = [Finding.from_dict(saved) for saved in state["ended"]]
+    def restore(self, skipped_steps: int, ended: tuple[Finding, ...]) -> None:
+        """Go on from a cut run, whose files are continued."""
+        self.skipped_steps, self._ended = skipped_steps, list(ended)
         self._dispatcher.go_on()
 
-    @harmless
-    def _may_wait(self, updates: OptimizerTrack, measurement: Measurement) -> bool:
-        plan, waiting = measurement.plan, len(self._waiting)
+    def _may_wait(self, sent: SentStep) -> bool:
+        plan, waiting = sent.measurement.plan, len(self._waiting)
         if plan.sampled or self._cadence.is_logged(plan.update) or waiting > LONGEST_WAIT:
             return False
-        return updates.detectors.may_wait(waiting, *measurement.outline())
+        return sent.track.detectors.may_wait(waiting, *sent.measurement.outline())
 
-    @harmless
     def _catch_up(self) -> None:
         while self._waiting:
-            self._take_in(*self._waiting.popleft())
+            self._process(self._waiting.popleft())
 
-    def _take_in(self, updates: OptimizerTrack, measurement: Measurement) -> None:
-        report = measurement.report()
-        self.history.append(report)
+    def _process(self, sent: SentStep) -> None:
+        report = self._guard.run("report", sent.measurement.report)
+        if report is None:
+            return
+        if not report.is_finite:
+            origin = self._guard.run("origin", self._origins.origin_of, report, sent.origin)
+            report = replace(report, origin=origin)
         self.skipped_steps += report.skipped
-        self._detect(updates, report)
-        self._write(updates, report)
+        self._guard.run("history", self.history.append, report)
+        self._guard.run("detecting", self._detect, sent.track, report)
+        self._guard.run("writing", self._write, sent.track, report)
 
-    @harmless
-    def _detect(self, updates: OptimizerTrack, report: StepReport) -> None:
-        for event in updates.detectors.observe(report):
+    def _detect(self, track: OptimizerTrack, report: StepReport) -> None:
+        for event in track.detectors.observe(report):
             if event.ended:
                 self._ended.append(event.finding)
             self._dispatcher.write_finding(event)
 
-    @harmless
-    def _write(self, updates: OptimizerTrack, report: StepReport) -> None:
-        updates.rows.add(report)
+    def _write(self, track: OptimizerTrack, report: StepReport) -> None:
+        track.rows.add(report)
         if self._cadence.is_logged(report.update):
-            band = updates.detectors.band(report)
-            self._dispatcher.write_row(updates.rows.build(report, self.skipped_steps, band))
+            band = self._guard.run("band", track.detectors.band, report)
+            self._dispatcher.write_row(track.rows.build(report, self.skipped_steps, band))

@@ -1,4 +1,4 @@
-"""Where rows and findings leave the watcher: sinks and ``on_finding``, none of which may stop the training."""
+"""Hand rows and findings to the sinks and to ``on_finding``, none of which may stop the training."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ __all__ = ["SinkDispatcher"]
 
 
 class SinkDispatcher:
-    """The sinks, the log among them, and the user's callback; one that raises is left out with one warning."""
+    """The sinks, the log among them, and the user's callback; one that raises is left out with one warning.
+
+    Args:
+        sinks: the user's, and ours.
+        on_finding: called with each finding as it opens.
+    """
 
     def __init__(self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None) -> None:
         self._sinks, self._on_finding = [*sinks, Log()], on_finding
 
     def add(self, sink: Sink) -> None:
-        """``sink`` is one of them from now on."""
+        """Hand everything to ``sink``, too, from now on."""
         self._sinks.append(sink)
 
     def write_row(self, row: Row) -> None:
-        """To every sink."""
+        """Hand ``row`` to every sink."""
         self._each("write_row", row)
 
     def write_finding(self, event: Event) -> None:
-        """To every sink; to ``on_finding`` where it opens."""
+        """Hand a finding to every sink; to ``on_finding``, too, where it opens."""
         self._each("write_finding", event.finding, event.ended)
         if event.ended or self._on_finding is None:
             return
@@ -39,17 +44,17 @@ class SinkDispatcher:
             logger.warning("gradwatch: on_finding raised; it is not called again, training goes on.", exc_info=True)
 
     def flush(self) -> None:
-        """Every sink."""
+        """Flush every sink."""
         self._each("flush")
 
     def close(self) -> None:
-        """Flushes and closes every sink; twice is fine."""
+        """Flush and close every sink; twice is fine."""
         self._each("flush")
         self._each("close")
         self._sinks = []
 
     def go_on(self) -> None:
-        """The run was cut and goes on: its files are continued."""
+        """Continue the files of a run that was cut."""
         for sink in self._sinks:
             if hasattr(sink, "continues"):
                 sink.continues = True

@@ -1,37 +1,107 @@
-"""The half of the walk beside the device: an update is about to be made; measures, clips, decides."""
+"""The half of the walk beside the device: an update is about to be made; measure it, then clip, skip or raise."""
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections import deque
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
-from gradwatch.explain.origin import inferred_origin
-from gradwatch.explain.replay import Replay
-from gradwatch.explain.trace import Trace
 from gradwatch.findings import Clue, Kind, NonFiniteError, Thresholds
-from gradwatch.hooks.guard import harmless, without_collecting
+from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.measure import statistics
 from gradwatch.measure.activations import Activations
-from gradwatch.measure.backward import BackwardPass
+from gradwatch.measure.backward import AtEnd, BackwardPass
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers
-from gradwatch.measure.measurement import Measurement
-from gradwatch.measure.report import Origin
+from gradwatch.measure.measurement import Measurement, StepPlan
 from gradwatch.remedies import Case, advise
 from gradwatch.sinks.log import logger
-from gradwatch.watcher.optimizer_track import Cadence, OptimizerTrack
+from gradwatch.watcher import plain_acts
+from gradwatch.watcher.attempt import Attempt
+from gradwatch.watcher.cadence import Cadence
+from gradwatch.watcher.optimizer_track import OptimizerTrack
 from gradwatch.watcher.options import OnNonFinite
-from gradwatch.watcher.report_processor import ReportProcessor
+from gradwatch.watcher.origin_finder import OriginFinder
+from gradwatch.watcher.report_processor import ReportProcessor, SentStep
+from gradwatch.watcher.state import TrackState
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "begin_plainly"]
+
+
+def begin_plainly(steps: Steps, attempt: Attempt, *, again: bool = False) -> None:
+    """Act on an update whose step could not be begun: count it if nobody has, then skip it, raise or clip."""
+    losses = _losses_of_failed_step(steps, again=again)
+    track = steps._by_hand if attempt.optimizer is None else steps._tracks.get(attempt.optimizer)
+    _act_plainly(steps, track, attempt, losses, again=again)
+
+
+def _act_plainly(
+    steps: Steps,
+    track: OptimizerTrack | None,
+    attempt: Attempt,
+    losses: Sequence[Tensor | float],
+    *,
+    again: bool = False,
+) -> None:
+    """Skip an update, raise or clip, without any of our measurements."""
+    current = None if track is None else track.current
+    may_refuse = not again or steps.on_nonfinite == "raise"  # a later evaluation cannot be skipped
+    if may_refuse and plain_acts.must_not_update(attempt, losses, steps.on_nonfinite):
+        if current is None:
+            steps.processor.skipped_steps += not again
+        else:
+            current.mark_skipped()
+        if steps.on_nonfinite == "raise":
+            raise _plain_error(steps, attempt)
+        for parameter in attempt.parameters:
+            parameter.grad = None
+    else:
+        _clip_plainly(steps, track, attempt, current)
+
+
+def _clip_plainly(steps: Steps, track: OptimizerTrack | None, attempt: Attempt, current: Measurement | None) -> None:
+    """Clip as torch does; a policy of the user's own may fail at that, too, and then nothing is clipped."""
+    policy = steps.policy if track is None else track.policy
+    if policy is None:
+        return
+    if current is not None:
+        current.forget_clipped_total()
+    try:
+        plain_acts.clip_attempt_plainly_(attempt, policy)
+    except Exception as error:
+        steps.warn_once(
+            "unclipped",
+            f"clip={policy.description} failed ({type(error).__name__}: {error}): the gradients of step "
+            f"{steps.count - 1} are not clipped, and those of later steps neither where it fails again.",
+        )
+
+
+def _plain_error(steps: Steps, attempt: Attempt) -> NonFiniteError:
+    sick, step = plain_acts.first_nonfinite(attempt), steps.count - 1
+    names = [name for name, tensor in zip(steps.layers.names, steps.layers.tensors, strict=True) if tensor is sick]
+    where = f"the gradient of {names[0]}" if names else "a gradient or the loss"
+    return NonFiniteError("".join(names), step, f"{where} is NaN or Inf at step {step}.")
+
+
+def _losses_of_failed_step(steps: Steps, *, again: bool) -> Sequence[Tensor | float]:
+    """Return the losses of the step that failed, which is counted from here on."""
+    if again:
+        steps.losses = []
+        return ()
+    losses, steps.undecided = steps.undecided, None
+    if losses is None:  # it failed before it was counted
+        losses, steps.losses = steps.losses, []
+        steps.count += 1
+        steps.guard.step += 1
+    return losses
 
 
 class Steps:
@@ -39,22 +109,22 @@ class Steps:
 
     Args:
         layers: the table.
-        backward: what the backward pass tells.
+        backward: what the backward pass has shown.
         processor: takes each step once it was measured.
         cadence: what to measure when.
         policy: how to clip; each optimizer gets its own copy.
         on_nonfinite: as in ``gradwatch.watch``.
         thresholds: what counts as sick.
+        origins: notes what a step leaves behind, should its NaN or Inf be asked about.
+        activations: measures the forward passes of sampled steps; None where no module is watched.
+        guard: takes the faults of what only observes.
 
     Attributes:
+        layers, processor, policy, on_nonfinite, activations, guard: as given.
         count: of steps so far.
         losses: observed for the coming step.
+        undecided: the losses of a step that was counted, but neither clipped nor skipped yet; None between steps.
         saw_loss: whether any step had one.
-        scaler: decides about updates, if there is one.
-        modules: those without parts, as ``gradwatch.measure.layers.leaf_modules`` names them.
-        activations: looks at the forward passes of sampled steps.
-        replay: can run a step again.
-        trace: looks at every module, if that is wanted.
     """
 
     def __init__(
@@ -66,208 +136,282 @@ class Steps:
         policy: Policy | None,
         on_nonfinite: OnNonFinite,
         thresholds: Thresholds,
+        origins: OriginFinder,
+        activations: Activations | None,
+        guard: Guard,
     ) -> None:
+        self.layers, self.processor, self.guard = layers, processor, guard
+        self.policy, self.on_nonfinite = policy, on_nonfinite
         self.count = 0
         self.losses: list[Tensor | float] = []
+        self.undecided: list[Tensor | float] | None = None
         self.saw_loss = False
-        self.scaler: GradScaler | None = None
-        self.modules: tuple[tuple[str, bool], ...] = ()
-        self.activations: Activations | None = None
-        self.replay: Replay | None = None
-        self.trace: Trace | None = None
-        self.broken: set[str] = set()
-        self._layers, self._backward, self._processor, self._cadence = layers, backward, processor, cadence
-        self._policy, self._on_nonfinite, self._thresholds = policy, on_nonfinite, thresholds
-        self._updates: dict[int | None, OptimizerTrack] = {}
-        self._restored: deque[dict[str, Any]] = deque()
-        self._said: set[str] = set()
+        self._backward, self._cadence, self._thresholds = backward, cadence, thresholds
+        self._origins, self.activations = origins, activations
+        self._tracks: weakref.WeakKeyDictionary[Optimizer, OptimizerTrack] = weakref.WeakKeyDictionary()
+        self._by_hand: OptimizerTrack | None = None  # of a loop without an optimizer
+        self._all_tracks: list[OptimizerTrack] = []  # those of optimizers that are gone among them, until they retire
+        self._tracks_made = 0
+        self._restored: deque[TrackState] = deque()
+        self._warned_about: set[str] = set()
 
-    def updates_of(self, key: int | None) -> OptimizerTrack:
-        """What lives across the updates of one optimizer, None for a loop without one; made at first sight."""
-        if key not in self._updates:
-            detectors = Detectors(self._layers, self._thresholds, self._advise)
-            policy = None if self._policy is None else self._policy.renew()
-            updates = self._updates[key] = OptimizerTrack(len(self._updates), detectors, policy)
-            self._processor.follow(updates)
-            if self._restored:
-                updates.restore(self._restored.popleft())
-        return self._updates[key]
+    def track_of(self, optimizer: Optimizer | None) -> OptimizerTrack:
+        """Return what lives across the updates of ``optimizer``, None for a loop without one; made at first sight."""
+        return self.known(optimizer) or self._new_track(optimizer)
 
-    def known(self, key: int | None) -> OptimizerTrack | None:
-        """As ``updates_of``, None where it was not seen yet."""
-        return self._updates.get(key)
+    def known(self, optimizer: Optimizer | None) -> OptimizerTrack | None:
+        """Return the same, None where it was not seen yet."""
+        return self._by_hand if optimizer is None else self._tracks.get(optimizer)
 
-    @harmless
-    def take_in_by_hand(self, gradients: dict[int, Tensor]) -> None:
-        """A step of a loop without an optimizer: {column: gradient}; its update is seen at the next one."""
-        parameters = [self._layers.tensors[column] for column in gradients]
-        self.begin(None, parameters, list(gradients.values()), False)
-        if (updates := self.known(None)) is not None:
-            updates.earlier = updates.current
-            self.finish(updates, is_made=False)
+    @otherwise("beginning a step", begin_plainly)
+    def begin(self, attempt: Attempt, *, again: bool = False) -> None:
+        """Measure an update that is about to be made; then skip it, raise or clip, as the user asked.
 
-    @harmless
-    @without_collecting
-    def begin(
-        self,
-        key: int | None,
-        parameters: list[Tensor],
-        gradients: list[Tensor] | None,
-        again: bool,
-        scale: Tensor | None = None,
-        has_scaler: bool = False,
-        rate: float | None = None,
-    ) -> None:
-        updates = self.updates_of(key)
-        updates.use(parameters, self._layers)
-        all_gradients = [p.grad for p in parameters] if gradients is None else gradients
-        placement = updates.placement(all_gradients, self._layers)
-        gradients = [gradient for gradient in all_gradients if gradient is not None]
-        if again and updates.current is not None:
+        Args:
+            attempt: the update.
+            again: its closure was evaluated once more (LBFGS): it is counted and measured already.
+
+        Raises:
+            NonFiniteError: under ``on_nonfinite="raise"``.
+        """
+        track = self.track_of(attempt.optimizer)
+        if again:
             self.losses = []  # the step has its loss, that of the first evaluation
-            self._evaluate_again(updates, gradients, placement)
+            self._evaluate_again(track, attempt)
             return
-        self.finish(updates)
-        is_changed, at_end = self._backward.before_change(updates.watched, has_cycled=updates.is_settled)
-        if is_changed:
-            self._say_that_the_loop_clips(updates.policy, is_seen_past=at_end is not None)
-        updates.is_settled = updates.is_settled or self._backward.settle(updates.watched)
-        is_clipped = is_changed and at_end is None
-        plan = updates.plan(self.count, self._cadence, has_scaler, is_clipped, rate)
-        updates.current = Measurement(
-            plan,
-            self._layers,
-            placement,
-            gradients,
-            self.losses,
-            scale,
-            updates.earlier,
-            at_end,
-            None if at_end is None or not has_scaler else self._loss_scale(gradients),
-        )
-        self._trace_back(updates, updates.current)
-        self._look_at_activations(updates, updates.current)
-        self.saw_loss = self.saw_loss or bool(self.losses)
+        self.guard.step += 1
+        losses = self.undecided = self.losses
         self.losses = []
+        self.saw_loss = self.saw_loss or bool(losses)
+        step, update = self.count, track.count
         self.count += 1
-        updates.count += 1
-        self._decide(updates, updates.current)
+        track.count += 1
+        self.finish(track)
+        track.current = self.guard.run("measuring", self._measure, track, attempt, step, update, losses)
+        if track.current is not None:
+            self._look_closer(track, track.current)
+        self._decide(track, attempt, track.current, losses)
+        self.undecided = None
 
-    @harmless
-    @without_collecting
-    def finish(self, updates: OptimizerTrack, is_made: bool = True) -> None:
-        """The update is made, or soon will be: sends the figures to the host, and reads those that have arrived."""
-        current, updates.current = updates.current, None
+    def finish(self, track: OptimizerTrack, is_made: bool = True) -> None:
+        """Send the figures of an update to the host, and process those that have arrived."""
+        current, track.current = track.current, None
         if current is None:
             return
+        origin, track.origin = track.origin, None
         if is_made:
-            current.follow_update()
-        current.send()
-        self._processor.add(updates, current)
+            self.guard.run("update ratios", self._follow_update, current)
+        self.guard.run("copying", current.send)
+        self.guard.run("processing", self.processor.add, SentStep(track, current, origin))
 
-    @harmless
+    def wait_for_next(self, track: OptimizerTrack) -> None:
+        """Send the figures of an update whose making nobody reports: it is seen at the next one."""
+        track.earlier = track.current
+        self.finish(track, is_made=False)
+
     def drain(self) -> None:
-        """Finishes what is under way, and waits for the device."""
-        for updates in self._updates.values():
-            self.finish(updates)
-        self._processor.drain()
+        """Finish what is under way, and wait for the device."""
+        for track in self._all_tracks:
+            self.finish(track)
+        self.guard.run("processing", self.processor.drain)
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
-        return {
-            "step": self.count,
-            "updates": [updates.state() for updates in self._updates.values()] + list(self._restored),
-        }
+    def state(self) -> tuple[TrackState, ...]:
+        """Return what is known of each optimizer that lives, in order of first sight."""
+        self._retire_gone()
+        return (*(track.state() for track in self._all_tracks), *self._restored)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what ``state`` returned; optimizers take their own in the order of first sight."""
-        self.count = state["step"]
-        self._restored = deque(state["updates"])
-        for updates in self._updates.values():
+    def restore(self, count: int, tracks: Sequence[TrackState]) -> None:
+        """Go on from a cut run; optimizers take their own in the order of first sight.
+
+        Raises:
+            ValueError: where one of ``tracks`` cannot be read.
+        """
+        for state in tracks:  # some may be taken much later, and are refused now
+            self._make_track().restore(state)
+        self.count = count
+        self._restored = deque(tracks)
+        for track in self._all_tracks:
             if self._restored:
-                updates.restore(self._restored.popleft())
+                track.restore(self._restored.popleft())
 
-    def _evaluate_again(self, updates: OptimizerTrack, gradients: list[Tensor], placement: GradientColumns) -> None:
-        """A closure was evaluated once more within one update: its gradients are clipped, or raise."""
-        if not gradients or (updates.policy is None and self._on_nonfinite != "raise"):
+    def _new_track(self, optimizer: Optimizer | None) -> OptimizerTrack:
+        self._retire_gone()
+        track = self._make_track()
+        if self._restored:
+            track.restore(self._restored.popleft())
+        if optimizer is None:
+            self._by_hand = track
+        else:
+            self._tracks[optimizer] = track
+        self._tracks_made += 1
+        self._all_tracks.append(track)
+        self.processor.follow(track)
+        return track
+
+    def _make_track(self) -> OptimizerTrack:
+        detectors = Detectors(self.layers, self._thresholds, self._advise)
+        return OptimizerTrack(self._tracks_made, detectors, None if self.policy is None else self.policy.renew())
+
+    def _retire_gone(self) -> None:
+        """Let go of the tracks of optimizers that are gone."""
+        living = {id(track) for track in (*self._tracks.values(), self._by_hand)}
+        for track in [track for track in self._all_tracks if id(track) not in living]:
+            self.finish(track)
+            self._all_tracks.remove(track)
+            self.processor.retire(track)
+
+    @without_collecting
+    def _measure(
+        self, track: OptimizerTrack, attempt: Attempt, step: int, update: int, losses: Sequence[Tensor | float]
+    ) -> Measurement:
+        track.use(attempt.parameters, self.layers)
+        columns = track.columns(attempt.gradients, self.layers)
+        gradients = [gradient for gradient in attempt.gradients if gradient is not None]
+        is_changed, at_end = self.guard.run("clipping of the loop", self._compare_with_backward, track) or (False, None)
+        scale_at_end = None
+        if at_end is not None and attempt.has_scaler and attempt.scaler is not None:
+            scale_at_end = attempt.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))
+        plan = StepPlan(
+            step=step,
+            optimizer=track.index,
+            update=update,
+            sampled=self._cadence.is_sampled(update),
+            figures=self._cadence.figures(update),
+            entries=self._cadence.histograms and self._cadence.is_logged(update),
+            has_scaler=attempt.has_scaler,
+            already_clipped=is_changed and at_end is None,
+            learning_rate=attempt.learning_rate,
+        )
+        return Measurement(plan, self.layers, columns, gradients, losses, attempt.scale, at_end, scale_at_end)
+
+    def _compare_with_backward(self, track: OptimizerTrack) -> tuple[bool, AtEnd | None]:
+        """Return whether the loop changed its gradients since the backward pass, and what they were where it ended."""
+        is_changed, at_end = self._backward.before_change(track.watched, has_cycled=track.is_settled)
+        if is_changed:
+            self._warn_that_the_loop_clips(track.policy, is_seen_past=at_end is not None)
+        track.is_settled = track.is_settled or self._backward.settle(track.watched)
+        return is_changed, at_end
+
+    def _look_closer(self, track: OptimizerTrack, current: Measurement) -> None:
+        """Measure what is beyond norms; each block by itself, so that one fault leaves the others their figures."""
+        earlier, track.earlier = track.earlier, None
+        self.guard.run("figures", self._measure_figures, current, earlier)
+        track.origin = self.guard.run(
+            "origin",
+            self._origins.note_step,
+            current,
+            was_seen_whole=track.is_settled,
+            begins_to_be_sick=track.begins_to_be_sick,
+        )
+        self.guard.run("activations", self._measure_activations, current)
+
+    @without_collecting
+    def _measure_figures(self, current: Measurement, earlier: Measurement | None) -> None:
+        current.measure_figures(earlier)
+
+    @without_collecting
+    def _measure_activations(self, current: Measurement) -> None:
+        """Take those of this step's forward pass, if it was sampled; from now on those of the next, if it will be."""
+        if self.activations is None:
             return
-        magnitudes = statistics.measure(gradients)
-        if self._on_nonfinite == "raise" and bool(magnitudes.nonfinite.any()):
-            counts = placement.spread(magnitudes.nonfinite.numpy(force=True).astype(float), absent=0)
-            sick = np.flatnonzero(counts).tolist()
-            layer = self._layers.names[max(sick, key=lambda c: self._layers.depth[c])] if sick else ""
-            message = f"a later evaluation of the closure of step {self.count - 1} made NaN or Inf in {layer}."
-            raise NonFiniteError(layer, self.count - 1, message)
-        if updates.policy is not None:
-            updates.policy.clip_(gradients, magnitudes)
+        if current.plan.sampled:
+            current.add_activations(self.activations.take() or {})
+        if self._cadence.is_sampled(current.plan.update + 1):
+            self.activations.begin()
 
-    @harmless
-    def _look_at_activations(self, updates: OptimizerTrack, current: Measurement) -> None:
-        """Those of this step's forward pass, if it was sampled; from now on those of the next one, if it will be."""
-        if self.activations is not None:
-            if current.plan.sampled:
-                current.add_activations(self.activations.take() or {})
-            if self._cadence.is_sampled(current.plan.update + 1):
-                self.activations.begin()
+    @without_collecting
+    def _follow_update(self, current: Measurement) -> None:
+        current.follow_update()
 
-    @harmless
-    def _trace_back(self, updates: OptimizerTrack, current: Measurement) -> None:
-        """Where a NaN or Inf came from: from running the step again where the update can wait, else from the trace."""
-        can_wait = current.device.type == "cpu" or self._on_nonfinite != "report"
-        if self.replay is not None:
-            if can_wait and not current.is_finite and not current.is_overflow and updates.begins_to_be_sick():
-                current.trace_back(self.replay.origin, now=True)
-            self.replay.forget(was_seen_whole=updates.is_settled)
-        if self.trace is not None:
-            current.trace_back(partial(self.trace.origin, self.trace.take() or ()), now=False)
-        current.trace_back(partial(self._infer, current.device), now=False)
+    def _decide(
+        self,
+        track: OptimizerTrack,
+        attempt: Attempt,
+        current: Measurement | None,
+        losses: Sequence[Tensor | float],
+    ) -> None:
+        """Skip the update, raise, or clip. Each acts last, so that whatever fails before has changed nothing."""
+        if current is None:
+            _act_plainly(self, track, attempt, losses)
+            return
+        is_refused = self.guard.run("finiteness", self._is_refused, attempt, current)
+        if is_refused is None:
+            _act_plainly(self, track, attempt, losses)
+        elif is_refused:
+            self._refuse(track, attempt, current)
+        elif track.policy is not None:
+            self._clip_(track, attempt, current)
 
-    def _infer(self, device: torch.device, loss: float | None, sick_layers: list[str]) -> Origin:
-        return inferred_origin(self._layers, self.modules, self._how_to_see(device), loss, sick_layers)
+    def _is_refused(self, attempt: Attempt, current: Measurement) -> bool:
+        """Return whether no update is to be made; waits for the device where the user asked for that."""
+        if self.on_nonfinite == "report" or attempt.has_scaler:
+            return False  # a scaler that finds no gradients ends the run with an error
+        return not current.is_finite
 
-    def _how_to_see(self, device: torch.device) -> str:
-        """What would name the module, where it could not be observed."""
-        if self.trace is None and self.replay is not None and not self.replay.was_called:
-            return "not seen: this loop calls parts of the model, which are looked at from its second step on"
-        if self.trace is not None:
-            return "not seen: what is compiled, scripted or sharded is not looked at; run it as it is to be told"
-        if self.replay is not None and device.type == "cpu":
-            return "not seen: the step could not be run again as it was; trace_nonfinite=True looks at every call"
-        return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'
+    def _refuse(self, track: OptimizerTrack, attempt: Attempt, current: Measurement) -> None:
+        current.mark_skipped()
+        if self.on_nonfinite == "raise":
+            self.finish(track)
+            self.guard.run("processing", self.processor.drain)
+            error = self.processor.error_of(current.plan.step)
+            self.undecided = None
+            raise error
+        for parameter in attempt.parameters:
+            parameter.grad = None
 
-    def _decide(self, updates: OptimizerTrack, current: Measurement) -> None:
-        """Whether the update is made, and how far."""
-        skips_itself = current.plan.has_scaler  # a scaler that finds no gradients ends the run with an error
-        if self._on_nonfinite != "report" and not skips_itself and not current.is_finite:
-            current.mark_skipped()
-            if self._on_nonfinite == "raise":
-                self.finish(updates)
-                self._processor.drain()
-                self._processor.raise_nonfinite(current.plan.step)
-            for parameter in updates.parameters:
-                parameter.grad = None
-        elif updates.policy is not None:
-            current.clip_(updates.policy.clip_)
+    @otherwise("clipping", _clip_plainly)
+    def _clip_(self, track: OptimizerTrack | None, attempt: Attempt, current: Measurement | None) -> None:
+        if track is not None and track.policy is not None and current is not None:
+            current.clip_(track.policy.clip_)
+
+    def _evaluate_again(self, track: OptimizerTrack, attempt: Attempt) -> None:
+        """Clip the gradients of a later evaluation within one update, or raise."""
+        gradients = [gradient for gradient in attempt.gradients if gradient is not None]
+        if not gradients or (track.policy is None and self.on_nonfinite != "raise"):
+            return
+        magnitudes = statistics.measure(gradients, attempt.scale)
+        if self.on_nonfinite == "raise" and not math.isfinite(magnitudes.total):
+            columns = track.columns(attempt.gradients, self.layers)
+            self._refuse_nonfinite(columns, magnitudes)
+        if track.policy is not None:
+            track.policy.clip_(gradients, magnitudes)
+
+    def _refuse_nonfinite(self, columns: GradientColumns, magnitudes: statistics.Magnitudes) -> None:
+        """
+        Raises:
+            NonFiniteError: where an entry is not finite; the norm alone may have overflowed.
+        """
+        if not bool(magnitudes.nonfinite.any()):
+            return
+        counts = columns.spread(magnitudes.nonfinite.numpy(force=True).astype(float), absent=0)
+        sick = np.flatnonzero(counts).tolist()
+        layer = self.layers.names[max(sick, key=lambda column: self.layers.depth[column])] if sick else ""
+        step = self.count - 1
+        raise NonFiniteError(
+            layer, step, f"a later evaluation of the closure of step {step} made NaN or Inf in {layer}."
+        )
 
     def _advise(self, kind: Kind, columns: list[int], rate: float | None, clues: frozenset[Clue]) -> tuple[str, ...]:
-        return advise(Case(kind, self._layers, columns, self._policy is not None, rate, clues))
+        return advise(Case(kind, self.layers, columns, self.policy is not None, rate, clues))
 
-    def _loss_scale(self, gradients: list[Tensor]) -> Tensor | None:
-        return None if self.scaler is None else self.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))
+    def warn_once(self, about: str, message: str) -> None:
+        """Log ``message``, unless something was logged ``about`` the same."""
+        if about not in self._warned_about:
+            self._warned_about.add(about)
+            logger.warning("gradwatch: %s", message)
 
-    def _say_that_the_loop_clips(self, policy: Policy | None, *, is_seen_past: bool) -> None:
-        """Once, where both clip; once, where the gradients before the loop's clipping are not known."""
-        if policy is not None and "both" not in self._said:
-            self._said.add("both")
-            logger.warning(
-                "gradwatch: this loop changes its gradients between backward() and step() (clip_grad_norm_?), and "
-                "clip=%s clips what is left. Keep one of them.",
-                policy.description,
+    def _warn_that_the_loop_clips(self, policy: Policy | None, *, is_seen_past: bool) -> None:
+        """Warn where both clip, and where the gradients before the loop's own clipping are not known."""
+        if policy is not None:
+            self.warn_once(
+                "both clip",
+                "this loop changes its gradients between backward() and step() (clip_grad_norm_?), and "
+                f"clip={policy.description} clips what is left. Keep one of them.",
             )
-        if not is_seen_past and policy is None and "missed" not in self._said:
-            self._said.add("missed")
-            logger.warning(
-                "gradwatch: the gradients of step %d were already clipped, or changed otherwise, between backward() "
-                "and step(); its figures are those after (history['already_clipped']). Use clip=… here instead.",
-                self.count,
+        elif not is_seen_past:
+            self.warn_once(
+                "clipped before",
+                f"the gradients of step {self.count - 1} were already clipped, or changed otherwise, between "
+                "backward() and step(); its figures are those after (history['already_clipped']). "
+                "Use clip=… here instead.",
             )

@@ -131,8 +131,8 @@ PROGRAMS = {
 
 def by_trace_alone(watcher):
     """As where the update cannot wait for a replay: on another device, under ``on_nonfinite="report"``."""
-    watcher._steps.replay.remove()
-    watcher._steps.replay = None
+    watcher._loop.origins.replay.remove()
+    watcher._loop.origins.replay = None
 
 
 def watched(model, loss_of, x, how="trace"):
@@ -353,7 +353,7 @@ def test_calls_that_no_update_follows_are_not_kept():
             model(batch)
         del batch
         assert sum(kept() is not None for kept in batches) <= 8
-        assert len(watcher._steps.trace._calls) <= 64 * 7
+        assert len(watcher._loop.origins.trace._calls) <= 64 * 7
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec")

@@ -20,6 +20,7 @@ from gradwatch.scripts import optimizer_tracker
 from gradwatch.scripts.models import roots_of
 from gradwatch.scripts.optimizer_tracker import OptimizerTracker
 from gradwatch.scripts.summary import summary_text
+from gradwatch.watcher import Watcher
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def train(model, steps=3, optimizer=None):
 
 
 def watcher_of(tracker, which=0):
-    return tracker._trained[which].watcher
+    return Watcher(tracker._trained[which].loop)
 
 
 def tags(directory):

@@ -35,8 +35,8 @@ def operations_of_an_update(watcher, optimizer, parameters):
         parameter.grad = torch.ones(3)
     watcher.observe_loss(1.0)
     with Counting() as counting:
-        watcher.before_update(optimizer)
-        watcher.after_update(optimizer)
+        watcher._loop.before_update(optimizer)
+        watcher._loop.after_update(optimizer)
     return counting.counts
 
 
@@ -145,8 +145,8 @@ def collections_of_an_update(watcher, optimizer):
     note = lambda phase, _: runs.append(phase)
     gc.collect()
     gc.callbacks.append(note)
-    watcher.before_update(optimizer)
-    watcher.after_update(optimizer)
+    watcher._loop.before_update(optimizer)
+    watcher._loop.after_update(optimizer)
     gc.callbacks.remove(note)
     return runs.count("start")
 

@@ -1,0 +1,124 @@
+"""Where the NaN or Inf of a step came from: asked of ``explain/``, as much as this run allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradwatch.explain.origin import ModuleCall, inferred_origin
+from gradwatch.explain.replay import Replay
+from gradwatch.explain.trace import Trace
+from gradwatch.hooks.guard import Guard
+from gradwatch.measure.layers import Layers, leaf_modules
+from gradwatch.measure.measurement import Measurement
+from gradwatch.measure.report import Origin, StepReport
+
+__all__ = ["OriginFinder", "StepOrigin"]
+
+
+@dataclass(frozen=True)
+class StepOrigin:
+    """What one step has left behind for whoever asks where its NaN or Inf came from.
+
+    Attributes:
+        device_type: of the gradients.
+        observed: what running the step again has shown; None where it was not run again, or showed nothing.
+        calls: of every module in this step, where they are traced.
+    """
+
+    device_type: str
+    observed: Origin | None
+    calls: Sequence[ModuleCall]
+
+
+class OriginFinder:
+    """The ways to find where a NaN or Inf came from: run the step again, trace every call, or infer it.
+
+    A sick step is run again before its update, where the update can wait for that: on the CPU, and where
+    ``on_nonfinite`` reads a flag from the device anyway.
+
+    Args:
+        layers: the table.
+        models: {name: module}, as watched; empty for bare tensors.
+        traces_calls: look at what every module is given and returns, which needs nothing to wait.
+        can_always_wait: whether the update waits for the device in any case.
+        guard: takes the faults.
+
+    Attributes:
+        replay, trace: None where the run does not allow the one, or the user does not want the other.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        models: Mapping[str, nn.Module],
+        *,
+        traces_calls: bool,
+        can_always_wait: bool,
+        guard: Guard,
+    ) -> None:
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._layers, self._can_always_wait, self._guard = layers, can_always_wait, guard
+        self._modules = [leaf for name, model in models.items() for leaf in leaf_modules(model, name)]
+        # one rank must not run a step by itself
+        self.replay = None if is_distributed or not models else guard.run("replay", Replay, models)
+        self.trace = guard.run("trace", Trace, models) if traces_calls else None
+
+    def observe_loss(self, loss: Tensor) -> None:
+        """Take the loss before its backward pass: the operations that made it are in its graph."""
+        if self.replay is not None:
+            self._guard.run("replay", self.replay.observe_loss, loss)
+
+    def note_step(
+        self, current: Measurement, *, was_seen_whole: bool, begins_to_be_sick: Callable[[int], bool]
+    ) -> StepOrigin:
+        """Return what there is to know of the step that was just measured, and forget it here.
+
+        Args:
+            current: the step.
+            was_seen_whole: nobody began to watch in the midst of it.
+            begins_to_be_sick: notes a sick update of the same optimizer; returns whether its sickness is a new one.
+        """
+        observed = None
+        if self.replay is not None:
+            if self._may_replay(current) and begins_to_be_sick(current.plan.update):
+                observed = self.replay.origin(current.loss, current.sick_layers())
+            self.replay.forget(was_seen_whole=was_seen_whole)
+        calls = [] if self.trace is None else self.trace.take() or []
+        return StepOrigin(current.device.type, observed, calls)
+
+    def origin_of(self, report: StepReport, step: StepOrigin | None) -> Origin:
+        """Return where the NaN or Inf of ``report`` came from, by the best evidence that ``step`` holds."""
+        if step is not None and step.observed is not None:
+            return step.observed
+        sick_layers = [self._layers.names[column] for column in np.flatnonzero(report.nonfinite)]
+        if step is not None and self.trace is not None:
+            traced = self.trace.origin(step.calls, report.loss, sick_layers)
+            if traced is not None:
+                return traced
+        how_to_see = self._how_to_see("cpu" if step is None else step.device_type)
+        return inferred_origin(self._layers, self._modules, how_to_see, report.loss, sick_layers)
+
+    def remove(self) -> None:
+        """Listen no more; twice is fine."""
+        for part in (self.replay, self.trace):
+            if part is not None:
+                part.remove()
+
+    def _may_replay(self, current: Measurement) -> bool:
+        can_wait = self._can_always_wait or current.device.type == "cpu"
+        return can_wait and not current.is_finite and not current.is_overflow
+
+    def _how_to_see(self, device_type: str) -> str:
+        """Return what would name the module, where it could not be observed."""
+        if self.trace is None and self.replay is not None and not self.replay.was_called:
+            return "not seen: this loop calls parts of the model, which are looked at from its second step on"
+        if self.trace is not None:
+            return "not seen: what is compiled, scripted or sharded is not looked at; run it as it is to be told"
+        if self.replay is not None and device_type == "cpu":
+            return "not seen: the step could not be run again as it was; trace_nonfinite=True looks at every call"
+        return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'

@@ -1,0 +1,98 @@
+"""The state of a watcher in a checkpoint: typed, with a version, refused clearly where it cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradwatch.findings import Finding
+from gradwatch.watcher import checkpoint
+
+__all__ = ["VERSION", "TrackState", "WatcherState"]
+
+VERSION = 2
+"""The version of a watcher's state. It grows when older states can no longer be read."""
+
+_RESUME = "Resume without it: the watcher then begins anew, and the training goes on all the same."
+
+
+@dataclass(frozen=True)
+class TrackState:
+    """What is known of one optimizer.
+
+    Attributes:
+        updates: how many it has attempted.
+        detectors: what the detectors remember, as they give it.
+        clip: the averages of its clipping policy, empty where it has none.
+    """
+
+    updates: int
+    detectors: dict[str, Any]
+    clip: dict[str, Tensor | int]
+
+
+@dataclass(frozen=True)
+class WatcherState:
+    """What a resumed run goes on from.
+
+    Attributes:
+        layers: names of the watched layers.
+        step: attempted updates of all optimizers.
+        skipped_steps: how many of them made no update.
+        ended: findings that are over.
+        tracks: of each optimizer, in order of first sight.
+    """
+
+    layers: tuple[str, ...]
+    step: int
+    skipped_steps: int
+    ended: tuple[Finding, ...]
+    tracks: tuple[TrackState, ...]
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return numbers, strings and tensors, which ``torch.load(weights_only=True)`` accepts."""
+        tracks = [{"updates": track.updates, "detectors": track.detectors, "clip": track.clip} for track in self.tracks]
+        plain: dict[str, Any] = checkpoint.pack(
+            {
+                "version": VERSION,
+                "layers": list(self.layers),
+                "step": self.step,
+                "skipped_steps": self.skipped_steps,
+                "ended": [finding.as_dict() for finding in self.ended],
+                "optimizers": tracks,
+            }
+        )
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> WatcherState:
+        """Return the state that ``as_plain`` made ``plain`` of.
+
+        Raises:
+            ValueError: where it made no such thing: what was expected, what was found, and what to do.
+        """
+        if not isinstance(plain, Mapping) or "version" not in plain:
+            found = f"the keys {sorted(map(str, plain))}" if isinstance(plain, Mapping) else type(plain).__name__
+            raise ValueError(f"load_state_dict: expected what state_dict() returned, found {found}. {_RESUME}")
+        if plain["version"] != VERSION:
+            raise ValueError(
+                f"load_state_dict: expected a state of version {VERSION}, found version {plain['version']!r}, which "
+                f"another gradwatch has saved. {_RESUME}"
+            )
+        try:
+            values = checkpoint.unpack(dict(plain))
+            return cls(
+                layers=tuple(values["layers"]),
+                step=int(values["step"]),
+                skipped_steps=int(values["skipped_steps"]),
+                ended=tuple(Finding.from_dict(saved) for saved in values["ended"]),
+                tracks=tuple(TrackState(t["updates"], t["detectors"], t["clip"]) for t in values["optimizers"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"load_state_dict: expected a whole state of version {VERSION}, found one that cannot be read "
+                f"({type(error).__name__}: {error}). {_RESUME}"
+            ) from error

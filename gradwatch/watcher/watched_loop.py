@@ -1,0 +1,381 @@
+"""A training loop as gradwatch sees it: what integrations call. ``Watcher`` is its public face."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from gradwatch import _torch
+from gradwatch.clip import policy_of
+from gradwatch.findings import Finding, Thresholds
+from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
+from gradwatch.hooks.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
+from gradwatch.measure.activations import Activations
+from gradwatch.measure.backward import BackwardPass
+from gradwatch.measure.layers import Layers
+from gradwatch.sinks import Sink
+from gradwatch.sinks.log import logger
+from gradwatch.sinks.memory import History
+from gradwatch.sinks.tags import layer_tags
+from gradwatch.watcher.attempt import Attempt
+from gradwatch.watcher.cadence import Cadence
+from gradwatch.watcher.optimizer_track import OptimizerTrack
+from gradwatch.watcher.options import DEFAULTS, Options, refuse_bad_options
+from gradwatch.watcher.origin_finder import OriginFinder
+from gradwatch.watcher.report_processor import ReportProcessor
+from gradwatch.watcher.sink_dispatcher import SinkDispatcher
+from gradwatch.watcher.state import WatcherState
+from gradwatch.watcher.steps import Steps, begin_plainly
+
+__all__ = ["WatchedLoop", "loop_of"]
+
+
+def _before_update_plainly(
+    loop: WatchedLoop, optimizer: Optimizer, loss: object = None, *, again: bool = False, scale: Tensor | None = None
+) -> None:
+    """Act on an update whose preparation failed. It shares no function with the way that failed."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    watched = set(map(id, loop.layers.tensors))
+    if not any(id(parameter) in watched for parameter in parameters):
+        return
+    if isinstance(loss, Tensor | float) and not loop.steps.losses and not again:
+        loop.steps.losses = [loss] if isinstance(loss, float) or loss.numel() == 1 else []
+    scaler = loop.scaler
+    has_scaler = hasattr(optimizer, "found_inf") or (scaler is not None and scaler.is_enabled())
+    scale = getattr(optimizer, "grad_scale", None) if scale is None else scale
+    gradients = [parameter.grad for parameter in parameters]
+    begin_plainly(loop.steps, Attempt(optimizer, parameters, gradients, scale, has_scaler), again=again)
+
+
+def _observe_loss_plainly(loop: WatchedLoop, loss: Tensor | float) -> None:
+    loop.steps.losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
+def _take_in_plainly(loop: WatchedLoop, gradients: Mapping[int, Tensor]) -> None:
+    parameters = [loop.layers.tensors[column] for column in gradients]
+    begin_plainly(loop.steps, Attempt(None, parameters, list(gradients.values())))
+
+
+class WatchedLoop:
+    """The updates of a loop from the hooks to the sinks; complete, and attached, once it is made.
+
+    Args:
+        layers: the table.
+        sinks: take rows and findings.
+        options: the keywords that every way of watching shares.
+        models: {name: module}, as watched; empty for bare tensors.
+        optimizers: those to hook; None finds those that own a watched parameter as they step.
+        scaler: decides about updates, if there is one.
+        trace_nonfinite: look at what every module is given and returns.
+        sees_gradients: False where an integration calls ``before_update`` itself, also for what a scaler leaves out.
+        measures_ends: also measure where a backward pass ends, for loops that clip by themselves; False where no
+            backward pass is expected.
+        advises: whether ``close`` says what the loop should have handed over; not where nobody is to change the loop.
+
+    Attributes:
+        layers, scaler: as given.
+        guard: takes the faults of what only observes.
+        steps: the half of the walk beside the device.
+        processor: the half on the host.
+        origins: says where a NaN or Inf came from.
+        activations: measures forward passes; None where no module is watched.
+        is_closed: whether ``close`` was called.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        sinks: Sequence[Sink],
+        options: Options,
+        *,
+        models: Mapping[str, nn.Module] | None = None,
+        optimizers: Sequence[Optimizer] | None = (),
+        scaler: GradScaler | None = None,
+        trace_nonfinite: bool = False,
+        sees_gradients: bool = True,
+        measures_ends: bool = True,
+        advises: bool = True,
+    ) -> None:
+        wanted: Options = {**DEFAULTS, **options}
+        refuse_bad_options(wanted)
+        row_figures = frozenset(layer_tags(wanted["layer_scalars"])) - {"grad_norm"}
+        cadence = Cadence(wanted["log_every_n_steps"], row_figures, wanted["histograms"])
+        self.layers, self.guard = layers, Guard()
+        self.scaler: GradScaler | None = None
+        self._advises, self.is_closed = advises, False
+        self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"])
+        backward = BackwardPass(layers, measures_ends=measures_ends)
+        self.origins = OriginFinder(
+            layers,
+            models or {},
+            traces_calls=trace_nonfinite,
+            can_always_wait=wanted["on_nonfinite"] != "report",
+            guard=self.guard,
+        )
+        self.activations = None if not models else self.guard.run("activations", Activations, models, layers)
+        self.processor = ReportProcessor(
+            layers.names, wanted["history"], self._dispatcher, cadence, self.origins, self.guard
+        )
+        self.steps = Steps(
+            layers,
+            backward,
+            self.processor,
+            cadence,
+            policy_of(wanted["clip"]),
+            wanted["on_nonfinite"],
+            wanted["thresholds"] or Thresholds(),
+            self.origins,
+            self.activations,
+            self.guard,
+        )
+        self._undo: dict[str, Callable[[], object]] = {"backward": backward.remove, "origins": self.origins.remove}
+        if self.activations is not None:
+            self._undo["activations"] = self.activations.remove
+        for optimizer in optimizers or ():
+            self.steps.track_of(optimizer)  # in the order given, whichever steps first
+        before = self.before_update if sees_gradients else None
+        act_plainly = self._act_plainly if sees_gradients else None
+        hooks = StepHooks(before, self.after_update, optimizers, self.owns, self.guard, act_plainly)
+        self._undo["optimizers"] = hooks.remove
+        if scaler is not None:
+            self.use_scaler(scaler, sees_gradients=sees_gradients)
+        _open_loops.add(self)
+        weakref.finalize(self, self._dispatcher.close).atexit = False  # dropped unclosed, as in a notebook
+
+    # an update
+
+    @otherwise("preparing an update", _before_update_plainly)
+    def before_update(
+        self, optimizer: Optimizer, loss: object = None, *, again: bool = False, scale: Tensor | None = None
+    ) -> None:
+        """Measure the gradients of ``optimizer``, which are ready; then skip its update, raise or clip, as asked.
+
+        Args:
+            optimizer: the one that is about to update.
+            loss: what its closure returned; counts where no loss was observed.
+            again: the closure was evaluated once more within one update (LBFGS): only clips.
+            scale: () a loss scale that the gradients still hold; None asks the optimizer, where a ``GradScaler``
+                leaves it for a fused one.
+
+        Raises:
+            NonFiniteError: under ``on_nonfinite="raise"``.
+            RuntimeError: inside a backward pass.
+        """
+        if _torch.in_backward():
+            raise UnwatchableError(
+                f"gradwatch: this {type(optimizer).__name__} steps inside the backward pass (one optimizer for each "
+                "parameter, in a gradient hook), where no step has all its gradients yet. Step after backward(), or "
+                "train without gradwatch."
+            )
+        if not again and not self.steps.losses and _is_single(loss):
+            self.observe_loss(loss)  # type: ignore[arg-type]
+        parameters = parameters_of(optimizer)
+        attempt = Attempt(
+            optimizer,
+            parameters,
+            [parameter.grad for parameter in parameters],
+            _torch.scale_left_on(optimizer) if scale is None else scale,
+            _torch.uses_scaler(optimizer) or (self.scaler is not None and self.scaler.is_enabled()),
+            self.scaler,
+            learning_rate_of(optimizer),
+        )
+        self.steps.begin(attempt, again=again)
+
+    @observing("finishing an update")
+    def after_update(self, optimizer: Optimizer, *, is_made: bool = True) -> None:
+        """Take in that ``optimizer`` has updated, or that a scaler has left its update out."""
+        if (track := self.steps.known(optimizer)) is not None:
+            self.steps.finish(track, is_made)
+
+    @otherwise("preparing an update", _take_in_plainly)
+    def take_in(self, gradients: Mapping[int, Tensor]) -> None:
+        """Take in a step of a loop without an optimizer: {column: gradient}; its update is seen at the next one."""
+        parameters = [self.layers.tensors[column] for column in gradients]
+        self.steps.begin(Attempt(None, parameters, list(gradients.values())))
+        self.guard.run("finishing an update", self._wait_for_next)
+
+    @otherwise("observing a loss", _observe_loss_plainly)
+    def observe_loss(self, loss: Tensor | float) -> None:
+        """Take a loss of the coming update, before or after its backward pass; several are averaged."""
+        if isinstance(loss, Tensor):
+            self.follow_loss(loss)
+            loss = loss.detach()
+        self.steps.losses.append(loss)
+
+    @observing("graph of the loss")
+    def follow_loss(self, loss: Tensor) -> None:
+        """Look at the graph of ``loss`` before its backward pass: its operations, and where they are flat."""
+        self.guard.run("origin", self.origins.observe_loss, loss)
+        if self.activations is not None:
+            self.guard.run("activations", self.activations.observe_loss, loss)
+
+    def use_scaler(self, scaler: GradScaler, *, sees_gradients: bool = True) -> None:
+        """Let ``scaler`` decide about updates; its loss scale is no fault, and what it leaves out counts as skipped.
+
+        Args:
+            scaler: the loop's.
+            sees_gradients: False where an integration calls ``before_update`` itself, also for what is left out.
+        """
+        self.scaler = scaler
+        if sees_gradients:
+            self._undo["scaler"] = follow_scaler(scaler, self._count_of, self._leave_out)
+
+    @observing("updates under way")
+    def is_updating(self, optimizer: Optimizer) -> bool:
+        """Return whether the gradients of ``optimizer`` were taken in and its update has not followed yet."""
+        return self._current_of(optimizer) is not None
+
+    @observing("totals")
+    def totals(self, optimizer: Optimizer) -> tuple[Tensor, Tensor] | None:
+        """Return the () total norms of the update under way, before and after clipping, on the device."""
+        track = self._current_of(optimizer)
+        return None if track is None or track.current is None else track.current.totals()
+
+    def owns(self, parameters: Sequence[Tensor]) -> bool:
+        """Return whether any of ``parameters`` is watched."""
+        return any(self.layers.column(parameter) is not None for parameter in parameters)
+
+    # what was seen
+
+    @observing("listing findings")
+    def findings(self) -> list[Finding]:
+        """Return snapshots of all findings so far, by onset; wait for figures still on the device."""
+        self.drain()
+        return self.processor.findings()
+
+    def history(self) -> History:
+        """Return the last steps; wait for figures still on the device."""
+        self.drain()
+        return self.processor.history
+
+    @observing("draining")
+    def drain(self) -> None:
+        """Finish what is under way, and wait for the device."""
+        self.steps.drain()
+
+    def flush(self) -> None:
+        """Write everything that was seen so far, so that it is safe."""
+        self.drain()
+        self._dispatcher.flush()
+
+    def add_sink(self, sink: Sink) -> None:
+        """Hand to ``sink`` what comes from now on."""
+        self._dispatcher.add(sink)
+
+    @observing("drawing for a notebook")
+    def as_html(self) -> str:
+        """Return what a notebook shows: the last steps as a picture, the findings as a table."""
+        from gradwatch.watcher.notebook import html_of  # loaded where a notebook asks for it
+
+        self.drain()
+        return html_of(self.layers, self.processor)
+
+    @observing("saving the state")
+    def state_as_plain(self) -> dict[str, Any]:
+        """Return what a resumed run goes on from, as numbers, strings and tensors."""
+        self.drain()
+        state = WatcherState(
+            layers=self.layers.names,
+            step=self.steps.count,
+            skipped_steps=self.processor.skipped_steps,
+            tracks=self.steps.state(),
+            ended=self.processor.ended,
+        )
+        return state.as_plain()
+
+    def restore(self, state: WatcherState) -> None:
+        """Go on from ``state`` as if never stopped.
+
+        Raises:
+            ValueError: where it is one of another model, or a step was seen already.
+        """
+        if self.steps.count:
+            raise ValueError(
+                f"load_state_dict: call it before the first step; this watcher has seen {self.steps.count}."
+            )
+        if state.layers != self.layers.names:
+            differ = sorted(set(state.layers) ^ set(self.layers.names))[:3] or "their order"
+            raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
+        self.steps.restore(state.step, state.tracks)
+        self.processor.restore(state.skipped_steps, state.ended)
+
+    def close(self) -> None:
+        """Take every hook off, flush and close the sinks; twice is fine."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        _open_loops.discard(self)
+        for name, undo in self._undo.items():
+            try:
+                undo()
+            except Exception:
+                self.guard.note_fault(f"closing: {name}")
+        self.drain()
+        if self._advises:
+            self._say_what_was_missing()
+        self._dispatcher.close()
+
+    # the small things
+
+    def _act_plainly(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
+        _before_update_plainly(self, optimizer, loss, again=again)
+
+    def _current_of(self, optimizer: Optimizer) -> OptimizerTrack | None:
+        track = self.steps.known(optimizer)
+        return track if track is not None and track.current is not None else None
+
+    def _wait_for_next(self) -> None:
+        if (track := self.steps.known(None)) is not None:
+            self.steps.wait_for_next(track)
+
+    @observing("updates left out")
+    def _leave_out(self, optimizer: Optimizer) -> None:
+        if self.owns(parameters_of(optimizer)):
+            self.before_update(optimizer)
+            self.after_update(optimizer, is_made=False)
+
+    @observing("counting updates")
+    def _count_of(self, optimizer: Optimizer) -> int:
+        track = self.steps.known(optimizer)
+        return 0 if track is None else track.count
+
+    def _say_what_was_missing(self) -> None:
+        if self.steps.count == 0:
+            logger.warning(
+                "gradwatch: no step was seen. Was the optimizer given to watch() the one that steps? "
+                "A loop without a torch.optim optimizer calls watcher.step() itself."
+            )
+        elif not self.steps.saw_loss:
+            logger.warning(
+                "gradwatch: no loss was seen, so a loss that is NaN, flat or unstable was not looked for. "
+                "Call watcher.observe_loss(loss) in the loop."
+            )
+
+
+def _is_single(loss: object) -> bool:
+    return loss.numel() == 1 if isinstance(loss, Tensor) else isinstance(loss, float)
+
+
+_open_loops: weakref.WeakSet[WatchedLoop] = weakref.WeakSet()
+# a forked child has no thread that writes files, and would wait for one for ever; they are its parent's to close
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_open_loops.clear)
+
+
+def loop_of(parameters: Sequence[Tensor]) -> WatchedLoop | None:
+    """Return the open loop that watches any of ``parameters``."""
+    return next((loop for loop in list(_open_loops) if loop.owns(parameters)), None)
+
+
+@atexit.register
+def _close_open_loops() -> None:
+    """Close what a script has left open, so that it loses nothing."""
+    for loop in list(_open_loops):
+        loop.close()
