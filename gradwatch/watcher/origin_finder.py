@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradwatch.explain.origin import ModuleCall, inferred_origin
+from gradwatch.explain.call_summary import ModuleCall
+from gradwatch.explain.origin import inferred_origin
 from gradwatch.explain.replay import Replay
 from gradwatch.explain.trace import Trace
 from gradwatch.hooks.guard import Guard
