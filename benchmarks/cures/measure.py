@@ -20,8 +20,8 @@ from benchmarks.detection.program import Program
 from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.race import Candidate
 from gradwatch.prescription.ranking import Trial
-from gradwatch.prescription.setup import NotApplicableError
 from gradwatch.prescription.treatments import code_of, name_of
+from gradwatch.remedies import NotApplicableError
 
 RESULTS = Path("benchmarks/cures/measured.jsonl")
 PRESCRIBED, FRESH = 200, (301, 302, 303)

@@ -21,9 +21,9 @@ from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.problem import Problem
 from gradwatch.prescription.race import Candidate
 from gradwatch.prescription.ranking import is_cured, main_kind
-from gradwatch.prescription.setup import NotApplicableError
 from gradwatch.prescription.treatments import name_of
-from gradwatch.prescription.trial import LONGEST, Run, run
+from gradwatch.prescription.trial import LONGEST, TrialRun, run
+from gradwatch.remedies import NotApplicableError
 
 RESULTS = Path("benchmarks/cures/searched.jsonl")
 SCREEN, CONFIRM = 100, (101, 102)
@@ -91,7 +91,7 @@ def cures(program: Program, candidate: Candidate, seed: int, kind: str, form: Fo
 
 
 @functools.lru_cache(maxsize=8)
-def untreated(form: Form, seed: int) -> Run:
+def untreated(form: Form, seed: int) -> TrialRun:
     """The run without a treatment, made once."""
     return run(problem_of(form), (), seed, LONGEST)
 
@@ -102,7 +102,7 @@ def problem_of(form: Form) -> Problem:
     return Problem.of(form.make_model, form.make_optimizer, form.batches, form.loss_fn)
 
 
-def sickness(untreated: Run) -> Kind | None:
+def sickness(untreated: TrialRun) -> Kind | None:
     """The kind that ``prescribe`` would set out to cure."""
     return main_kind(untreated) if untreated.findings else None
 

@@ -18,12 +18,12 @@ from torch.optim import Optimizer
 from gradwatch.prescription import outcome
 from gradwatch.prescription.fitting import candidates
 from gradwatch.prescription.outcome import Prescription
-from gradwatch.prescription.problem import Batch, Problem
+from gradwatch.prescription.problem import ArgumentError, ArgumentValueError, Batch, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
 from gradwatch.prescription.ranking import Trial, main_kind, rank
 from gradwatch.prescription.treatments import name_of
-from gradwatch.prescription.trial import LONGEST, Run, run
+from gradwatch.prescription.trial import LONGEST, TrialRun, run
 
 __all__ = ["Prescription", "Trial", "prescribe"]
 
@@ -87,7 +87,7 @@ def prescribe(
     folder = None if log_dir is None else Path(log_dir)
     deadline = begin + budget_seconds
 
-    def try_one(candidate: Candidate, seed: int, steps: int) -> Run:
+    def try_one(candidate: Candidate, seed: int, steps: int) -> TrialRun:
         stop_at = kind if candidate else None
         return run(
             problem, candidate, seed, steps, deadline, stop_at=stop_at, log_dir=_run_folder(folder, candidate, seed)
@@ -118,9 +118,9 @@ def prescribe(
     return Prescription(ranking, note, findings, outcome.controls(tried, baselines, kind), reasons, first.steps)
 
 
-def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> list[Run]:
+def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> list[TrialRun]:
     """Untreated runs, seed after seed, up to the first that shows anything; the last one may not be whole."""
-    done: list[Run] = []
+    done: list[TrialRun] = []
     for seed in range(seeds):
         now = time.perf_counter()
         try:
@@ -128,12 +128,9 @@ def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder
                 problem, (), seed, LONGEST, begin + budget,
                 enough=(now + SHARE * budget, begin + MOST * budget), log_dir=_run_folder(folder, (), seed),
             )  # fmt: skip
+        except ArgumentError:
+            raise
         except Exception as error:
-            is_told = isinstance(error, (TypeError, ValueError)) and str(error).startswith(
-                ("make_", "batches", "loss_fn")
-            )
-            if is_told:
-                raise
             raise RuntimeError(_cannot(error)) from error
         done.append(latest)
         if latest.findings or not latest.is_whole:
@@ -154,7 +151,7 @@ def _is_explained(candidate: Candidate, reasons: Mapping[str, str]) -> bool:
     return name_of(candidate) in reasons or any(treatment.remedy in reasons for treatment in candidate)
 
 
-def _length(untreated: Run, budget: float) -> int:
+def _length(untreated: TrialRun, budget: float) -> int:
     """Updates of a trial: those of the untreated run, or what it would have made, had its loss stayed finite."""
     if not untreated.is_hopeless:
         return untreated.steps
@@ -170,6 +167,6 @@ def _run_folder(folder: Path | None, candidate: Candidate, seed: int) -> Path | 
 
 def _refuse_bad_numbers(seeds: int, budget: float) -> None:
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-        raise ValueError(f"seeds={seeds!r}: expected a whole number, 1 or more.")
+        raise ArgumentValueError(f"seeds={seeds!r}: expected a whole number, 1 or more.")
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
-        raise ValueError(f"budget_seconds={budget!r}: expected a finite number of seconds above 0.")
+        raise ArgumentValueError(f"budget_seconds={budget!r}: expected a finite number of seconds above 0.")

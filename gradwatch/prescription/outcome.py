@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradwatch.findings import Finding
-from gradwatch.prescription import words
+from gradwatch.prescription.outcome_table import figure, kinds, table
 from gradwatch.prescription.race import Candidate
 from gradwatch.prescription.ranking import Trial, is_cured, kinds_of
-from gradwatch.prescription.trial import FEWEST, Run
+from gradwatch.prescription.trial import FEWEST, TrialRun
 
 __all__ = ["Prescription", "controls", "none_fits", "nothing_sick", "sentence", "too_little"]
 
@@ -50,9 +50,9 @@ class Prescription:
     def __str__(self) -> str:
         parts = [self.note]
         if self.ranking:
-            parts.append(words.table(self.ranking, self.controls))
+            parts.append(table(self.ranking, self.controls))
         if self.best is not None:
-            parts.append(f"The change (one of the model belongs before its optimizer is made):\n\n{self.best.code}")
+            parts.append(f"The change, to paste:\n\n{self.best.code}")
         if self.not_applicable:
             singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
             parts.append("\n".join(["Not tried, or not in full:", *singles]))
@@ -60,7 +60,7 @@ class Prescription:
 
 
 def controls(
-    tried: Mapping[Candidate, Sequence[Run]], baselines: Mapping[int, Run], kind: str
+    tried: Mapping[Candidate, Sequence[TrialRun]], baselines: Mapping[int, TrialRun], kind: str
 ) -> dict[str, tuple[float, float]]:
     """What doing nothing and chance come to; nothing where nothing was tried."""
     if not tried:
@@ -75,11 +75,11 @@ def controls(
 def sentence(ranking: Sequence[Trial], kind: str) -> str:
     """Whether the first of a ranking cures."""
     best = ranking[0]
-    untreated = f"where the untreated run ends at {words.figure(best.baseline_loss)}"
+    untreated = f"where the untreated run ends at {figure(best.baseline_loss)}"
     if best.cured:
-        still = f" Still found with it: {words.kinds(best.findings)}." if best.findings else ""
+        still = f" Still found with it: {kinds(best.findings)}." if best.findings else ""
         return (
-            f"{kind} is cured by {best.remedy} on {_seeds(len(best.seeds))}: held-out loss {words.figure(best.loss)} "
+            f"{kind} is cured by {best.remedy} on {_seeds(len(best.seeds))}: held-out loss {figure(best.loss)} "
             f"{untreated}.{still}"
         )
     nothing = f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it"
@@ -88,18 +88,18 @@ def sentence(ranking: Sequence[Trial], kind: str) -> str:
         return f"{nothing}; with {gone} of them the finding was gone."
     found = "there" if kind in kinds_of(best.findings) else "gone"
     return (
-        f"{nothing}. Nearest came {best.remedy}: the finding was {found}, held-out loss {words.figure(best.loss)} "
+        f"{nothing}. Nearest came {best.remedy}: the finding was {found}, held-out loss {figure(best.loss)} "
         f"{untreated}. A cure has to be better by a tenth than that and than an untrained model."
     )
 
 
-def nothing_sick(baselines: Mapping[int, Run]) -> str:
+def nothing_sick(baselines: Mapping[int, TrialRun]) -> str:
     """Where no untreated run raised a finding."""
     first = next(iter(baselines.values()))
     seen = f"{first.steps} updates on {_seeds(len(baselines))} raised no finding"
     lost = next((run for run in baselines.values() if not math.isfinite(run.after)), None)
     if lost is None:
-        losses = f"{words.figure(first.before)} → {words.figure(first.after)}"
+        losses = f"{figure(first.before)} → {figure(first.after)}"
         return f"Nothing was sick: {seen}, held-out loss {losses}. Nothing was tried."
     before = "before it was" if math.isfinite(lost.before) else "nor was it before"
     return (
@@ -118,7 +118,7 @@ def none_fits(kind: str) -> str:
     return f"No remedy against {kind} could be tried: each one is in .not_applicable, with the reason."
 
 
-def too_little(budget: float, untreated: Run) -> str:
+def too_little(budget: float, untreated: TrialRun) -> str:
     """Where no remedy was tried to the end; ``untreated`` may not be whole."""
     return (
         f"budget_seconds={budget:g} was too small: an untreated run of {FEWEST} updates and one trial did not fit. "
@@ -126,7 +126,7 @@ def too_little(budget: float, untreated: Run) -> str:
     )
 
 
-def _would_do(budget: float, untreated: Run) -> str:
+def _would_do(budget: float, untreated: TrialRun) -> str:
     """About how many seconds would; nothing where what was seen does not tell."""
     one = untreated.seconds_around + max(FEWEST, untreated.steps) * untreated.seconds_per_step
     seconds = RUNS * one

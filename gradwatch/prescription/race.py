@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from gradwatch.prescription.ranking import kinds_of, score_of
-from gradwatch.prescription.setup import NotApplicableError
 from gradwatch.prescription.treatments import Treatment, name_of
-from gradwatch.prescription.trial import FEWEST, Run
+from gradwatch.prescription.trial import FEWEST, TrialRun
+from gradwatch.remedies import NotApplicableError
 
 __all__ = ["race"]
 
@@ -25,20 +25,20 @@ ROOM = 2  # first runs are at least so many times as long as the finding took to
 SLOWER = 1.5  # a treated step against an untreated one, for the plan alone: the deadline is kept by the clock
 
 Candidate = tuple[Treatment, ...]
-Try = Callable[[Candidate, int, int], Run]
+Try = Callable[[Candidate, int, int], TrialRun]
 """(treatments, seed, steps) → its run; without treatments the untreated one."""
 
 
 def race(
     candidates: Sequence[Candidate],
     try_one: Try,
-    baselines: dict[int, Run],
+    baselines: dict[int, TrialRun],
     seeds: Sequence[int],
     length: int,
     kind: str,
     deadline: float,
     advance: Callable[[float], None],
-) -> tuple[dict[Candidate, list[Run]], dict[str, str]]:
+) -> tuple[dict[Candidate, list[TrialRun]], dict[str, str]]:
     """Runs the race.
 
     Args:
@@ -55,7 +55,7 @@ def race(
         The whole runs of each that took part and raised on no seed, without a first one that was shorter where there
         are others; why remedies that have none could not be tried, and what of others could not be done.
     """
-    whole: dict[Candidate, list[Run]] = {}
+    whole: dict[Candidate, list[TrialRun]] = {}
     shortened = False
     barred: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -92,7 +92,7 @@ def race(
 
 
 def _is_sick_too(
-    seed: int, first: Run, length: int, try_one: Try, baselines: dict[int, Run], kind: str, until: float
+    seed: int, first: TrialRun, length: int, try_one: Try, baselines: dict[int, TrialRun], kind: str, until: float
 ) -> bool:
     """Runs the untreated model under this seed; where it shows nothing or raises, or time is short, it judges none."""
     if time.perf_counter() + 2 * _seconds(first, length) > until:
@@ -108,7 +108,7 @@ def _is_sick_too(
 
 def _tried(
     candidate: Candidate, seed: int, steps: int, try_one: Try, barred: dict[str, str], failed: dict[str, str]
-) -> Run | None:
+) -> TrialRun | None:
     """Its run; None where there is nothing for it to change in this model, or where it fails, as others need not."""
     if any(treatment.remedy in barred for treatment in candidate):
         return None
@@ -127,13 +127,13 @@ def _end_of_round(deadline: float, rounds: int) -> float:
     return now + (deadline - now) / sum(KEPT**-round_ for round_ in range(rounds))
 
 
-def _affordable(baseline: Run, length: int, onset: int, tried: int, until: float) -> int:
+def _affordable(baseline: TrialRun, length: int, onset: int, tried: int, until: float) -> int:
     """Updates of the first runs: ``length``, or fewer, so that all are tried, but enough to see the finding come."""
     training = (until - time.perf_counter()) / tried - baseline.seconds_around
     affordable = training / (SLOWER * baseline.seconds_per_step)
     return min(length, max(ROOM * onset, length // SHORTEST, math.floor(affordable)))
 
 
-def _seconds(untreated: Run, steps: int) -> float:
+def _seconds(untreated: TrialRun, steps: int) -> float:
     """What a run of so many updates takes, if treated ones take as long."""
     return untreated.seconds_around + steps * untreated.seconds_per_step

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.treatments import Treatment, code_of, name_of
-from gradwatch.prescription.trial import FEWEST, Run
+from gradwatch.prescription.trial import FEWEST, TrialRun
 
 __all__ = ["MARGIN", "Trial", "is_cured", "kinds_of", "main_kind", "rank", "score_of"]
 
@@ -57,12 +57,12 @@ class Trial:
     code: str = field(repr=False)
 
 
-def main_kind(untreated: Run) -> Kind:
+def main_kind(untreated: TrialRun) -> Kind:
     """What there is to cure: of what was found, what was an error, and came first."""
     return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
 
 
-def is_cured(run: Run, baseline: Run, kind: str) -> bool:
+def is_cured(run: TrialRun, baseline: TrialRun, kind: str) -> bool:
     """Whether ``run`` is what the untreated ``baseline`` of the same seed should have been."""
     has_error = any(finding.severity == "error" for finding in run.findings)
     is_gone = kind not in kinds_of(run.findings) and not has_error
@@ -76,7 +76,9 @@ def is_better(loss: float, than: float) -> bool:
     return not math.isfinite(than) or loss <= than - MARGIN * abs(than)
 
 
-def score_of(runs: Sequence[Run], baselines: Mapping[int, Run], kind: str) -> tuple[float, float, float, float]:
+def score_of(
+    runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], kind: str
+) -> tuple[float, float, float, float]:
     """What is least for the best, first to last.
 
     Seeds not cured; seeds still sick; those that show anything that the untreated run shows; mean loss (infinite where
@@ -96,7 +98,9 @@ def kinds_of(findings: Iterable[Finding]) -> set[str]:
     return {finding.kind for finding in findings}
 
 
-def rank(tried: Mapping[tuple[Treatment, ...], Sequence[Run]], baselines: Mapping[int, Run], kind: str) -> list[Trial]:
+def rank(
+    tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]], baselines: Mapping[int, TrialRun], kind: str
+) -> list[Trial]:
     """Best first: cures, those that leave nothing of what was found, those that got further in the race, by loss.
 
     Of several strengths of one remedy the best stands for all. The simplest of those next to the best comes first.
@@ -119,7 +123,9 @@ def _is_near(score: tuple[float, ...], best: tuple[float, ...]) -> bool:
     return score[:-1] == best[:-1] and not is_better(best[-1], score[-1])
 
 
-def _trial(treatments: tuple[Treatment, ...], runs: Sequence[Run], baselines: Mapping[int, Run], cured: bool) -> Trial:
+def _trial(
+    treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], cured: bool
+) -> Trial:
     losses = [run.after for run in runs]
     seconds = statistics.fmean(run.seconds_per_step for run in runs)
     is_comparable = all(
@@ -137,5 +143,5 @@ def _trial(treatments: tuple[Treatment, ...], runs: Sequence[Run], baselines: Ma
         loss_interval=(min(losses), max(losses)),
         seeds=tuple(run.seed for run in runs),
         cost=seconds / untreated if untreated and is_comparable else math.nan,
-        code="".join([*partly, code_of(treatments, runs[0].given)]),
+        code="".join([*partly, code_of(treatments)]),
     )

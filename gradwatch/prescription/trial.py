@@ -1,8 +1,4 @@
-"""One short, watched run of a treated model.
-
-Enters: a problem, treatments, a seed. Leaves: what was found, the loss on held-out batches before and after, the time a
-step took. The generators of torch, numpy and random are as they were.
-"""
+"""Make one short, watched run of a treated model. The generators of torch, numpy and random are as they were."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,13 +21,15 @@ from torch.optim import Optimizer
 
 from gradwatch.explain.replica import as_it_was
 from gradwatch.findings import Finding
-from gradwatch.prescription.problem import Problem, apart, given
-from gradwatch.prescription.setup import NotApplicableError, Setup
+from gradwatch.prescription.problem import Problem, copy_loss
 from gradwatch.prescription.training import forward, held_out_losses, stepper
 from gradwatch.prescription.treatments import Treatment
-from gradwatch.watcher import Watcher, watch
+from gradwatch.prescription.trial_program import TrialProgram
+from gradwatch.remedies import NotApplicableError
+from gradwatch.remedies.safe_modes import unused_modes
+from gradwatch.watcher import Watcher
 
-__all__ = ["FEWEST", "LONGEST", "Run", "run"]
+__all__ = ["FEWEST", "LONGEST", "TrialRun", "run"]
 
 LONGEST = 300  # updates: a few hundred
 FEWEST = 30  # updates: the detectors' patience is ten, and a loss takes some to move
@@ -41,21 +39,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one run showed.
+class TrialRun:
+    """The outcome of one run.
 
     Attributes:
-        seed: that it began under.
-        steps: updates that it made.
-        before: loss on the held-out batches of the model as it was made and treated.
-        after: the same as it was trained.
+        seed: of every generator at its beginning.
+        steps: how many updates it made.
+        before: loss on the held-out batches of the treated model, before training.
+        after: the same after training.
         findings: the watcher's.
         seconds_per_step: of the training loop.
-        is_whole: whether it came to its end before the deadline.
-        is_hopeless: whether it ended early, its loss not finite for ``HOPELESS`` updates, or raising an error.
-        not_done: what of the treatments could not be done, or not by their code, and why; empty where all could.
-        given: how the model is given a batch's inputs ``x``, as Python writes it.
-        seconds_around: that a treated run takes beside the loop: to make a model and to judge it on held-out batches.
+        is_whole: it came to its end before the deadline.
+        is_hopeless: it ended early, since its loss was not finite for ``HOPELESS`` updates, or raised an error.
+        not_done: what of the treatments could not be done, or not by their code, and why; empty if all could.
+        seconds_around: what a treated run takes beside the loop, to make a model and to compute held-out losses.
     """
 
     seed: int
@@ -67,7 +64,6 @@ class Run:
     is_whole: bool
     is_hopeless: bool = False
     not_done: str = ""
-    given: str = "x"
     seconds_around: float = 0.0
 
 
@@ -81,15 +77,15 @@ def run(
     enough: tuple[float, float] = (math.inf, math.inf),
     stop_at: str | None = None,
     log_dir: Path | None = None,
-) -> Run:
-    """Trains a fresh model for ``steps`` updates.
+) -> TrialRun:
+    """Train a fresh model for ``steps`` updates.
 
     Args:
         problem: what is trained.
-        treatments: changes made first, in this order.
+        treatments: changes made to the training program, in this order.
         seed: of every generator.
         steps: updates at most.
-        deadline: on ``time.perf_counter``: the run is broken off there, and not whole.
+        deadline: on ``time.perf_counter``: the run is broken off there, and is not whole.
         enough: on the same clock: a run that has made ``FEWEST`` updates by then ends there, and is whole; the first if
             something was found, the second if nothing was.
         stop_at: a kind of finding: the run ends, whole, as soon as one of it or of severity ``error`` is raised, since
@@ -97,77 +93,74 @@ def run(
         log_dir: where its TensorBoard files go; None writes none.
 
     Raises:
-        NotApplicableError: where a treatment fits nothing in this model.
+        NotApplicableError: if a treatment fits nothing in this model.
     """
     recipe = _Recipe(problem, treatments, seed, steps)
-    until = _Until(steps, deadline, enough, stop_at)
-    calls = 1 if problem.hands_out else 2  # of make_model: the first time it is seen whether it makes another
+    until = _EndOfRun(steps, deadline, enough, stop_at)
+    calls = 1 if problem.hands_out else 2  # of make_model: the first time it is asked for two, to compare them
     with as_it_was(), _silent():
-        setup, making = _timed(recipe.make)
-        optimizer = problem.fresh_optimizer(setup.model, setup.loss_fn)
-        before, judging = _timed(lambda: recipe.untrained_loss(setup, deadline))
+        program, making = _timed(recipe.make)
+        optimizer = problem.fresh_optimizer(program.model, program.loss_fn)
+        before, judging = _timed(lambda: recipe.untrained_loss(program, deadline))
         _seed(seed + 1)
-        with watch(setup.model, optimizer, clip=setup.clip, log_dir=log_dir, on_finding=until.raised.append) as watcher:
-            step = stepper(setup, optimizer, watcher.observe_loss)
+        with program.watch(optimizer, log_dir, until.raised.append) as watcher:
+            step = stepper(program, optimizer, watcher.observe_loss)
             (made, is_hopeless), training = _timed(lambda: _loop(step, recipe, optimizer, watcher, until))
             findings = tuple(watcher.findings)
-        if not all(mode.called for mode in setup.modes):  # known no earlier: a branch may be taken late
+        if any(unused_modes(program.loss_fn)):  # known only now, since a branch may be taken late
             raise NotApplicableError("neither the model nor its loss calls, by name, what it would answer")
-        after, judging_again = _timed(lambda: recipe.trained_loss(setup, deadline))
-    return Run(
+        after, judging_again = _timed(lambda: recipe.trained_loss(program, deadline))
+    return TrialRun(
         seed, made, before, after, findings,
         seconds_per_step=training / max(made, 1),
         is_whole=time.perf_counter() <= deadline,
         is_hopeless=is_hopeless,
-        not_done="; ".join(setup.not_done),
-        given=given(setup.model, setup.batches[0][0]),
+        not_done="; ".join(program.not_done),
         seconds_around=making / calls + max(judging, judging_again),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a run's setup is made, and made once more."""
+    """The way in which a run's training program is made, and made once more."""
 
     problem: Problem
     treatments: tuple[Treatment, ...]
     seed: int
     steps: int
 
-    def make(self) -> Setup:
+    def make(self) -> TrialProgram:
         _seed(self.seed)
-        batches = list(self.problem.training[: self.steps])  # no treatment looks at one that is not reached
-        setup = Setup(self.problem.fresh_model(), batches, apart(self.problem.loss_fn))
-        for treatment in self.treatments:
-            treatment.change(setup)
-        return setup
+        batches = self.problem.training[: self.steps]  # no treatment needs one that is not reached
+        model = self.problem.fresh_model()
+        return TrialProgram(model, batches, copy_loss(self.problem.loss_fn), self.treatments)
 
-    def untrained_loss(self, setup: Setup, deadline: float) -> float:
-        """On held-out batches, before the run, which begins with the loss as it is.
+    def untrained_loss(self, program: TrialProgram, deadline: float) -> float:
+        """Return the mean held-out loss before the run, computed by a copy of the loss: one may count its calls.
 
-        Those of which a fresh, untreated model has no finite loss judge no other, if there are any that do.
+        Without treatments, held-out batches whose loss is not finite are dropped for good, unless that would drop all.
         """
-        losses = held_out_losses(self.problem, replace(setup, loss_fn=apart(setup.loss_fn)), deadline)
-        judging = [math.isfinite(loss) for loss in losses]
-        if self.treatments or not any(judging):
+        losses = held_out_losses(self.problem, program, deadline, copy_loss(program.loss_fn))
+        are_finite = [math.isfinite(loss) for loss in losses]
+        if self.treatments or not any(are_finite):
             return statistics.fmean(losses)
-        self.problem.held_out[:] = itertools.compress(self.problem.held_out, judging)
-        return statistics.fmean(itertools.compress(losses, judging))
+        self.problem.held_out[:] = itertools.compress(self.problem.held_out, are_finite)
+        return statistics.fmean(itertools.compress(losses, are_finite))
 
-    def trained_loss(self, setup: Setup, deadline: float) -> float:
-        """On held-out batches; NaN where training led the model to where this raises."""
+    def trained_loss(self, program: TrialProgram, deadline: float) -> float:
+        """Return the mean held-out loss; NaN if training led the model to where its loss raises."""
         try:
-            return statistics.fmean(held_out_losses(self.problem, setup, deadline))
+            return statistics.fmean(held_out_losses(self.problem, program, deadline))
         except Exception:
             if not self.does_untrained(lambda fresh: held_out_losses(self.problem, fresh, deadline)):
                 raise
         return math.nan
 
-    def does_untrained(self, attempt: Callable[[Setup], object]) -> bool:
-        """Whether the same model, untrained, gets through ``attempt``.
+    def does_untrained(self, attempt: Callable[[TrialProgram], object]) -> bool:
+        """Return whether the same model, untrained, gets through ``attempt``.
 
-        If so, what a trained one raised is what training did to it: a loss that refuses NaN, say. If not, it is a fault
-        of the model or of the batch.
+        If so, an error of the trained one comes from training: a loss that refuses NaN, say. If not, the model or the
+        batch is at fault.
         """
         try:
             attempt(self.make())
@@ -177,8 +170,8 @@ class _Recipe:
 
 
 @dataclass(frozen=True)
-class _Until:
-    """When a run ends, and what it has shown so far; the fields as ``run`` takes them."""
+class _EndOfRun:
+    """The conditions under which a run ends, and what it has shown so far; the fields are those of ``run``."""
 
     steps: int
     deadline: float
@@ -193,9 +186,9 @@ class _Until:
 
 
 def _loop(
-    step: Callable[[int], float], recipe: _Recipe, optimizer: Optimizer, watcher: Watcher, until: _Until
+    step: Callable[[int], float], recipe: _Recipe, optimizer: Optimizer, watcher: Watcher, until: _EndOfRun
 ) -> tuple[int, bool]:
-    """(updates made, whether it was given up since the loss stayed NaN or Inf, or there was none)."""
+    """Return (updates made, whether the run was given up since its loss stayed NaN or Inf, or raised)."""
     lost = 0
     for number in range(until.steps):
         if lost >= HOPELESS:
@@ -214,7 +207,7 @@ def _loop(
 
 
 def _update_without_gradients(optimizer: Optimizer, watcher: Watcher) -> None:
-    """What a loss that raises is to the watcher: an update whose loss is NaN."""
+    """Show the watcher a loss that raises as an update whose loss is NaN."""
     watcher.observe_loss(math.nan)
     optimizer.zero_grad()
     optimizer.step()
@@ -238,7 +231,7 @@ def _seed(seed: int) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """What a trial finds is told in the ranking, not line by line."""
+    """Log nothing of gradwatch meanwhile: the ranking says what a trial finds."""
     logger = logging.getLogger("gradwatch")
     refuse = lambda record: False
     logger.addFilter(refuse)

@@ -1,53 +1,72 @@
-"""Say what to do about a finding, best remedy first.
+"""Say what to do about a finding, best remedy first, and do it: ``from gradwatch.remedies import init_he_``.
 
-Enters: a ``Case``, which is a kind, the table of layers and what the cause says. Leaves: sentences, each with the name
-of its remedy in brackets; ``LIBRARY`` has all remedies. Knows nothing of figures, and loads no torch.
+The functions that change a model, its batches or its loss load torch on first use. The rest loads none.
 """
 
 from __future__ import annotations
 
-from gradwatch.remedies import (
-    activations,
-    clipping,
-    data,
-    initialisation,
-    learning_rate,
-    lipschitz,
-    normalisation,
-    precision,
-    recurrent,
-    redesign,
-    residual,
-    safe_forms,
-)
+import importlib
+from typing import TYPE_CHECKING
+
 from gradwatch.remedies.case import Case
 from gradwatch.remedies.choice import fitting
-from gradwatch.remedies.remedy import PRELUDE, Remedy
+from gradwatch.remedies.library import FAMILIES, LIBRARY
+from gradwatch.remedies.remedy import PRELUDE, Change, NotApplicableError, PartlyAppliedWarning, Remedy, code_of
 
-__all__ = ["FAMILIES", "LIBRARY", "PRELUDE", "Case", "Remedy", "advise", "fitting", "name_of"]
+if TYPE_CHECKING:
+    from gradwatch.remedies.activation_modules import replace_activations_, use_maxout_
+    from gradwatch.remedies.batches import Scaling, clean_batches, scale_batches, split_batches
+    from gradwatch.remedies.depth import add_residuals_, remove_layers_
+    from gradwatch.remedies.initialisation import (
+        init_depth_scaled_,
+        init_he_,
+        init_lecun_,
+        init_orthogonal_,
+        init_xavier_,
+    )
+    from gradwatch.remedies.normalisation import insert_norms_
+    from gradwatch.remedies.precision import use_mixed_precision_
+    from gradwatch.remedies.recurrence import replace_rnns_, truncate_backprop_
+    from gradwatch.remedies.safe_forms import (
+        masked_softmax,
+        safe_acos,
+        safe_atanh,
+        safe_divide,
+        safe_exp,
+        safe_log,
+        safe_log1p,
+        safe_norm,
+        safe_pow,
+        safe_sqrt,
+        unmask_full_rows,
+    )
+    from gradwatch.remedies.safe_modes import SafeDivision, SafeLog, SafeSoftmax, SafeSqrt
+    from gradwatch.remedies.slope_limits import add_spectral_norms_, gradient_penalty
 
-FAMILIES: dict[str, tuple[Remedy, ...]] = {
-    "learning_rate": learning_rate.REMEDIES,
-    "data": data.REMEDIES,
-    "safe_forms": safe_forms.REMEDIES,
-    "clipping": clipping.REMEDIES,
-    "initialisation": initialisation.REMEDIES,
-    "normalisation": normalisation.REMEDIES,
-    "activations": activations.REMEDIES,
-    "residual": residual.REMEDIES,
-    "recurrent": recurrent.REMEDIES,
-    "precision": precision.REMEDIES,
-    "redesign": redesign.REMEDIES,
-    "lipschitz": lipschitz.REMEDIES,
-}
-"""Remedies by family, which is a file here, one in ``examples/remedies/`` and a heading of docs/remedies.md.
+__all__ = [
+    "FAMILIES", "LIBRARY", "PRELUDE", "Case", "Change", "NotApplicableError", "PartlyAppliedWarning", "Remedy",
+    "SafeDivision", "SafeLog", "SafeSoftmax", "SafeSqrt", "Scaling", "add_residuals_", "add_spectral_norms_", "advise",
+    "clean_batches", "code_of", "fitting", "gradient_penalty", "init_depth_scaled_", "init_he_", "init_lecun_",
+    "init_orthogonal_", "init_xavier_", "insert_norms_", "masked_softmax", "name_of", "remove_layers_",
+    "replace_activations_", "replace_rnns_", "safe_acos", "safe_atanh", "safe_divide", "safe_exp", "safe_log",
+    "safe_log1p", "safe_norm", "safe_pow", "safe_sqrt", "scale_batches", "split_batches", "truncate_backprop_",
+    "unmask_full_rows", "use_maxout_", "use_mixed_precision_",
+]  # fmt: skip
 
-First those that leave the model as it is, then those that change its weights, its layers, all of it: the order in which
-``gradwatch.prescribe`` tries what no finding has advised.
-"""
-
-LIBRARY: dict[str, Remedy] = {remedy.name: remedy for family in FAMILIES.values() for remedy in family}
-"""Every remedy by name."""
+_FUNCTIONS = {
+    "activation_modules": ("replace_activations_", "use_maxout_"),
+    "batches": ("Scaling", "clean_batches", "scale_batches", "split_batches"),
+    "depth": ("add_residuals_", "remove_layers_"),
+    "initialisation": ("init_depth_scaled_", "init_he_", "init_lecun_", "init_orthogonal_", "init_xavier_"),
+    "normalisation": ("insert_norms_",),
+    "precision": ("use_mixed_precision_",),
+    "recurrence": ("replace_rnns_", "truncate_backprop_"),
+    "safe_forms": ("masked_softmax", "safe_acos", "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p",
+                   "safe_norm", "safe_pow", "safe_sqrt", "unmask_full_rows"),
+    "safe_modes": ("SafeDivision", "SafeLog", "SafeSoftmax", "SafeSqrt"),
+    "slope_limits": ("add_spectral_norms_", "gradient_penalty"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _FUNCTIONS.items() for name in names}
 
 
 def advise(case: Case) -> tuple[str, ...]:
@@ -58,3 +77,15 @@ def advise(case: Case) -> tuple[str, ...]:
 def name_of(advice: str) -> str:
     """The name of the remedy that a sentence of ``advise`` speaks of."""
     return advice.rpartition("(")[2].rstrip(")")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradwatch.remedies' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"gradwatch.remedies.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,64 +1,136 @@
-"""Initialisation: neither signal nor gradient changes its size from layer to layer."""
+"""Draw the weights of a model anew: He, Xavier, LeCun, orthogonal, scaled by depth.
 
-from gradwatch.findings import KINDS
-from gradwatch.remedies.pasted import drawn
-from gradwatch.remedies.remedy import Remedy
-
-REMEDIES = (
-    Remedy(
-        name="xavier",
-        title="Xavier initialisation",
-        advice="Xavier initialisation of {where}, biases 0",
-        applies="vanishing, saturated or exploding from the start, behind tanh, softsign or nothing; no "
-        "help to deep sigmoids",
-        kinds=KINDS,
-        why="Var(w) = 2/(fan_in + fan_out): between what keeps the signal and what keeps the gradient, where f′(0) = 1",
-        source="Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks",
-        code=drawn("nn.init.xavier_uniform_(weight)"),
-        cost="none",
-    ),
-    Remedy(
-        name="he",
-        title="He initialisation",
-        advice="He initialisation of {where}, biases 0",
-        applies="vanishing or exploding from the start in deep stacks of ReLUs; dead from the start",
-        kinds=KINDS,
-        why="Var(w) = 2/fan_in: a ReLU halves the mean square, and 2 makes up for it. PyTorch's own "
-        "nn.Linear has 1/(3·fan_in), "
-        "so that each ReLU layer hands on a sixth of the mean square",
-        source="He et al. 2015, arXiv:1502.01852",
-        code=drawn('nn.init.kaiming_normal_(weight, nonlinearity="relu")', "nn.init.xavier_normal_(weight)"),
-        cost="none",
-    ),
-    Remedy(
-        name="orthogonal",
-        title="Orthogonal initialisation",
-        advice="orthogonal initialisation of {where}",
-        applies="vanishing along time (recurrent weights) or depth (tanh, linear); no help where updates are too large",
-        kinds=("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled"),
-        why="WᵀW = I: ‖Wᵀg‖ = ‖g‖ for every g, so that T steps keep the norm where λᵀ would take or blow it up",
-        source="Saxe, McClelland and Ganguli 2013, arXiv:1312.6120",
-        code="""\
-rectifies = any(isinstance(part, (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU)) for part in model.modules())
-gain = 2**0.5 if rectifies else 1.0
+All of them set biases to 0, normalisations to scale 1 and shift 0, and recurrent weights to orthogonal blocks.
 """
-        + drawn("nn.init.orthogonal_(weight, gain)", "nn.init.orthogonal_(weight)"),
-        cost="a QR decomposition per weight, once",
-    ),
-    Remedy(
-        name="depth-scaled",
-        title="Initialisation scaled by depth",
-        advice="the last weight of each residual branch divided by √(2·number of blocks), or begun at 0",
-        applies="exploding or unstable in residual networks and transformers without normalisation on the main path",
-        kinds=("vanishing", "exploding", "nonfinite", "stalled"),
-        why="Var(x_L) = Var(x₀)·(1 + s²)ᴸ: s = 1/√L keeps it below e, s = 1 makes it 2ᴸ",
-        source="Radford et al. 2019 (GPT-2); Zhang, Dauphin and Ma 2019, Fixup, arXiv:1901.09321",
-        code=drawn("nn.init.xavier_uniform_(weight)")
-        + """\
-same = [part for part in model.modules() if type(part) in kinds and part.weight.shape[0] == part.weight.shape[1]]
-for part in same:  # or, where a residual branch has several, its last alone
-    part.weight.data /= len(same) ** 0.5
-""",
-        cost="none",
-    ),
-)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwatch.remedies.forward_pass import LAYERS, NORMS, layer_calls
+from gradwatch.remedies.remedy import NotApplicableError
+
+__all__ = ["init_depth_scaled_", "init_he_", "init_lecun_", "init_orthogonal_", "init_xavier_"]
+
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+Draw = Callable[[Tensor, bool], object]
+"""(weight, whether its layer is hidden): draws the weight in place."""
+
+
+def init_he_(model: nn.Module, x: Any) -> None:
+    """Draw hidden weights from N(0, 2/fan_in), which keeps the mean square through ReLUs, and the last by Xavier.
+
+    He et al. 2015, arXiv:1502.01852.
+
+    Args:
+        model: is changed in place.
+        x: the inputs of one batch, to see which layer is called last.
+
+    Raises:
+        NotApplicableError: if the model has no layer of a known type.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.ReLU(), torch.nn.Linear(400, 2))
+        >>> init_he_(model, torch.randn(3, 400))
+        >>> round(model[0].weight.std().item() / (2 / 400) ** 0.5, 1)
+        1.0
+    """
+    _redraw_(
+        model,
+        x,
+        lambda weight, is_hidden: (
+            nn.init.kaiming_normal_(weight, nonlinearity="relu") if is_hidden else nn.init.xavier_normal_(weight)
+        ),
+    )
+
+
+def init_xavier_(model: nn.Module, x: Any) -> None:
+    """Draw weights from U(±√(6 / (fan_in + fan_out))), which suits functions of slope 1 at 0.
+
+    Glorot and Bengio 2010. Arguments and errors are those of ``init_he_``.
+    """
+    _redraw_(model, x, lambda weight, _: nn.init.xavier_uniform_(weight))
+
+
+def init_lecun_(model: nn.Module, x: Any) -> None:
+    """Draw weights from N(0, 1/fan_in), the fixed point of SELU.
+
+    Klambauer et al. 2017, arXiv:1706.02515. Arguments and errors are those of ``init_he_``.
+    """
+    _redraw_(model, x, lambda weight, _: nn.init.kaiming_normal_(weight, nonlinearity="linear"))
+
+
+def init_orthogonal_(model: nn.Module, x: Any) -> None:
+    """Draw orthogonal weights, WᵀW = I; hidden ones times √2 if the model has rectifiers.
+
+    Saxe, McClelland and Ganguli 2013, arXiv:1312.6120. Arguments and errors are those of ``init_he_``.
+    """
+    rectifies = any(isinstance(module, (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU)) for module in model.modules())
+    gain = math.sqrt(2) if rectifies else 1.0
+    _redraw_(model, x, lambda weight, is_hidden: nn.init.orthogonal_(weight, gain if is_hidden else 1.0))
+
+
+def init_depth_scaled_(model: nn.Module, x: Any) -> None:
+    """Draw weights as ``init_xavier_`` does, then divide those of the L layers that keep their width by √L.
+
+    As GPT-2 does with its residual branches (Radford et al. 2019). Arguments are those of ``init_he_``.
+
+    Raises:
+        NotApplicableError: if no layer keeps its width.
+    """
+    init_xavier_(model, x)
+    same = [call.module for call in layer_calls(model, x) if call.keeps_shape]
+    if not same:
+        raise NotApplicableError("no layer returns the shape that it was given")
+    with torch.no_grad():
+        for layer in same:
+            layer.get_parameter("weight").div_(math.sqrt(len(same)))
+
+
+@torch.no_grad()
+def _redraw_(model: nn.Module, x: Any, draw: Draw) -> None:
+    modules = list(model.modules())
+    if not any(isinstance(module, (*LAYERS, *RECURRENT, nn.MultiheadAttention)) for module in modules):
+        raise NotApplicableError("no linear, convolutional, recurrent or attention layer was found")
+    calls = layer_calls(model, x)
+    last = calls[-1].module if calls else None
+    for module in modules:
+        if isinstance(module, LAYERS):
+            _redraw_layer_(module, draw, is_hidden=module is not last)
+        elif isinstance(module, RECURRENT):
+            _redraw_recurrent_(module, draw)
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            draw(module.in_proj_weight, False)
+        elif isinstance(module, NORMS):
+            module.reset_parameters()
+
+
+def _redraw_layer_(module: Any, draw: Draw, is_hidden: bool) -> None:
+    weight, bias = module.weight.detach().clone(), module.bias
+    draw(weight, is_hidden)
+    if isinstance(module.weight, nn.Parameter):
+        module.weight.copy_(weight)
+    else:  # A parametrized weight (weight normalisation, say) is set through its parametrization.
+        module.weight = weight
+    if isinstance(bias, nn.Parameter):
+        nn.init.zeros_(bias)
+
+
+def _redraw_recurrent_(module: nn.Module, draw: Draw) -> None:
+    """Make each gate's square block orthogonal and biases 0, but 1 for an LSTM's forget gate: it begins open."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if "weight_hh" in name:
+            for block in parameter.split(parameter.shape[1]):
+                nn.init.orthogonal_(block)
+        elif "bias" not in name:
+            draw(parameter, True)
+        else:
+            nn.init.zeros_(parameter)
+            if isinstance(module, (nn.LSTM, nn.LSTMCell)) and "bias_ih" in name:
+                quarter = len(parameter) // 4
+                parameter[quarter : 2 * quarter] = 1.0

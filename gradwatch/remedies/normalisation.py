@@ -1,59 +1,69 @@
-"""Normalisation: each layer hands on values of unit variance."""
+"""Insert normalisations after hidden layers, so that each activation function is given values of unit variance."""
 
-from gradwatch.findings import KINDS
-from gradwatch.remedies.pasted import normalised
-from gradwatch.remedies.remedy import Remedy
+from __future__ import annotations
 
-_BATCH_NORM = """\
-class OfRows(nn.BatchNorm1d):
-    def forward(self, x):  # what is (N, time, features) stays as it is: layer normalisation is for that
-        return super().forward(x) if x.ndim == 2 else x
+import itertools
+from typing import Any, Literal
+
+from torch import nn
+
+from gradwatch import _torch
+from gradwatch.remedies.forward_pass import CONVOLUTIONS, NORMS, LayerCall, layer_calls, replace_
+from gradwatch.remedies.remedy import NotApplicableError
+
+__all__ = ["insert_norms_"]
+
+_BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # dimensions of a convolution
 
 
-def batch_norm(layer):
-    if isinstance(layer, nn.Linear):
-        return OfRows(layer.out_features)
-    return getattr(nn, f"BatchNorm{layer.weight.ndim - 2}d")(layer.out_channels)
+def insert_norms_(model: nn.Module, x: Any, kind: Literal["batch", "layer", "rms"] = "batch") -> None:
+    """Insert y = γ(x − μ)/σ + β after each hidden layer that has no normalisation yet, before its activation function.
+
+    ``"batch"``: over the batch (arXiv:1502.03167). ``"layer"``: over the units of a sample (arXiv:1607.06450), of
+    convolutions over all channels. ``"rms"``: without the mean (arXiv:1910.07467). Linear layers of (N, time, features)
+    get no batch normalisation, convolutions no RMS normalisation.
+
+    Args:
+        model: is changed in place, before its optimizer is made: the norms have weights.
+        x: the inputs of one batch, to see which layers are called and with which shapes.
+        kind: of normalisation.
+
+    Raises:
+        NotApplicableError: if there is no such layer.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> insert_norms_(model, torch.randn(3, 4), "layer")
+        >>> [type(part).__name__ for part in model[0]]
+        ['Linear', 'LayerNorm']
+    """
+    normalised = _normalised_layers(model)
+    hidden = [call for call in layer_calls(model, x)[:-1] if call.name and call.name not in normalised]
+    norms = [(call, norm) for call in hidden if (norm := _norm_for(call, kind)) is not None]
+    if not norms:
+        raise NotApplicableError(f"no hidden layer was found that {kind} normalisation could follow")
+    for call, norm in norms:
+        weight = next(call.module.parameters())
+        replace_(model, call.name, nn.Sequential(call.module, norm.to(weight.device, weight.dtype)))
 
 
-"""
+def _norm_for(call: LayerCall, kind: str) -> nn.Module | None:
+    if isinstance(call.module, CONVOLUTIONS):
+        channels = call.module.out_channels
+        batch_norm = _BATCH_NORMS[len(call.module.kernel_size)]
+        return {"batch": batch_norm(channels), "layer": nn.GroupNorm(1, channels)}.get(kind)
+    width = call.output_shape[-1]
+    if kind == "batch":
+        return nn.BatchNorm1d(width) if len(call.output_shape) == 2 else None
+    return nn.LayerNorm(width) if kind == "layer" else nn.RMSNorm(width)
 
-REMEDIES = (
-    Remedy(
-        name="batch-norm",
-        title="Batch normalisation",
-        advice="batch normalisation ({batch_norm}) {between}",
-        applies="vanishing, saturated, exploding or unstable; convolutions and linear layers, with "
-        "batches of 16 or more; behind linear layers of (N, time, features) layer normalisation",
-        kinds=KINDS,
-        why="y = γ(x − μ_B)/σ_B + β over the batch: whatever the weights' scale, inputs of the next "
-        "function have variance γ²",
-        source="Ioffe and Szegedy 2015, arXiv:1502.03167",
-        code=normalised("batch_norm(layer)", before=_BATCH_NORM),
-        cost="two vectors a layer; samples of a batch depend on one another; train() and eval() differ",
-    ),
-    Remedy(
-        name="layer-norm",
-        title="Layer normalisation",
-        advice="layer normalisation {between}",
-        applies="vanishing, saturated or exploding; transformers, recurrent networks, small batches",
-        kinds=KINDS,
-        why="y = γ(x − μ)/σ + β over the units of one sample: the same at any batch size",
-        source="Ba, Kiros and Hinton 2016, arXiv:1607.06450",
-        code=normalised(
-            "nn.LayerNorm(layer.out_features) if isinstance(layer, nn.Linear) else nn.GroupNorm(1, layer.out_channels)"
-        ),
-        cost="two vectors a layer, and a reduction per sample",
-    ),
-    Remedy(
-        name="rms-norm",
-        title="RMS normalisation",
-        advice="RMS normalisation {between}",
-        applies="as layer normalisation, in transformers; weaker before a sigmoid, since the mean stays",
-        kinds=KINDS,
-        why="y = γx/√(mean(x²)): the scale alone is taken out",
-        source="Zhang and Sennrich 2019, arXiv:1910.07467",
-        code=normalised("nn.RMSNorm(layer.out_features)", "nn.Linear"),
-        cost="one vector a layer, and a reduction per sample",
-    ),
-)
+
+def _normalised_layers(model: nn.Module) -> set[str]:
+    """Return the names of the layers that a normalisation follows directly in an ``nn.Sequential``."""
+    found = set()
+    for prefix, container in model.named_modules():
+        if isinstance(container, nn.Sequential):
+            for (key, _), (_, following) in itertools.pairwise(_torch.own_modules(container).items()):
+                if isinstance(following, NORMS):
+                    found.add(f"{prefix}.{key}".lstrip("."))
+    return found

@@ -1,26 +1,41 @@
-"""Half precision: small gradients that float16 cannot hold."""
+"""Mixed precision in place of weights in half precision."""
 
-from gradwatch.remedies.remedy import Remedy
+from __future__ import annotations
 
-REMEDIES = (
-    Remedy(
-        name="loss-scaling",
-        title="Loss scaling",
-        advice="loss scaling (torch.amp.GradScaler), or bfloat16, which needs none",
-        applies="vanishing, stalled or nonfinite under float16; no help where the forward pass itself overflows",
-        kinds=("vanishing", "nonfinite", "stalled"),
-        why="∇(S·l) = S·∇l: what lay below float16's smallest 6·10⁻⁸ is lifted above it, and divided by S in float32",
-        source="Micikevicius et al. 2017, Mixed precision training, arXiv:1710.03740",
-        code="""\
-model.float()  # half precision for what is computed, not for the weights
-scaler = torch.amp.GradScaler("cpu")  # on a GPU "cuda", here and below
-watcher = gradwatch.watch(model, optimizer, scaler=scaler)
-with torch.autocast("cpu", dtype=torch.float16):
-    loss = loss_fn(model(x), y)
-scaler.scale(loss).backward()
-scaler.step(optimizer)
-scaler.update()
-""",
-        cost="one multiplication; a step skipped whenever the scale was too high",
-    ),
-)
+import torch
+from torch import nn
+
+from gradwatch.remedies.forward_pass import run_within_
+from gradwatch.remedies.remedy import NotApplicableError
+
+__all__ = ["use_mixed_precision_"]
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def use_mixed_precision_(model: nn.Module) -> torch.amp.GradScaler:
+    """Hold weights in float32, compute the forward pass in half precision as before, and return a scaler of the loss.
+
+    ∇(S·l) = S·∇l: what lies below float16's smallest number, 6·10⁻⁸, is lifted above it, and divided by S in float32.
+    Micikevicius et al. 2017, arXiv:1710.03740. The scaler of a bfloat16 model does nothing, since bfloat16 has the
+    range of float32.
+
+    Args:
+        model: is changed in place, before its optimizer is made.
+
+    Raises:
+        NotApplicableError: if no weight is in half precision.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2).half()
+        >>> scaler = use_mixed_precision_(model)
+        >>> model.weight.dtype, model(torch.randn(3, 4)).dtype, scaler.is_enabled()
+        (torch.float32, torch.float16, True)
+    """
+    held = [(each.device.type, each.dtype) for each in model.parameters() if each.dtype in HALF]
+    if not held:
+        raise NotApplicableError("no weight is in half precision")
+    device, dtype = held[0]
+    model.float()
+    run_within_(model, torch.autocast(device, dtype))
+    return torch.amp.GradScaler(device, enabled=dtype == torch.float16)

@@ -1,81 +1,148 @@
-"""Safe forms of operations whose value or slope has no bound."""
+"""Compute log, exp, sqrt, norm, division and softmax with finite values and finite slopes everywhere.
 
-from gradwatch.remedies.remedy import Remedy
+Inside the domain each is the plain function; at its edge it is bounded.
+"""
 
-REMEDIES = (
-    Remedy(
-        name="safe-log",
-        title="A safe logarithm",
-        advice="logsumexp, log_softmax, logsigmoid or cross_entropy in place of exp and log, or a clamp on what goes "
-        "into them",
-        applies="nonfinite from a logarithm or from an exponential that overflows, in the loss or in a module",
-        kinds=("exploding", "nonfinite"),
-        why="log′(p) = 1/p: −∞ at 0, NaN below; eˣ is Inf in float32 from x = 89. log softmax(x) = x − logsumexp(x) "
-        "has a slope within ±1, takes no log of 0 and no eˣ above 1",
-        source="Blanchard, Higham and Higham 2021, Accurately computing the log-sum-exp and softmax functions",
-        code="""\
+from __future__ import annotations
+
 import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "masked_softmax", "safe_acos", "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p", "safe_norm",
+    "safe_pow", "safe_sqrt", "unmask_full_rows",
+]  # fmt: skip
+
+REACH = 0.9  # of the largest exponent: what is computed from the result, a sum say, has some room
+LEAST = 1e-6  # far above the float32 rounding of 1 (1e-7), far below what matters in a probability or a distance
 
 
-def safe_log(p):  # for each logarithm; better, where exp is behind it: torch.logsumexp, F.log_softmax, F.cross_entropy
-    return p.clamp(min=1e-6).log()
+def safe_log(x: Tensor) -> Tensor:
+    """Return log(max(x, 1e-6)), whose slope is 0 below 1e-6: log′(x) = 1/x is ∞ at 0.
+
+    Better where the argument comes from exp: ``logsumexp``, ``log_softmax``, ``logsigmoid``, ``cross_entropy``
+    (Blanchard, Higham and Higham 2021).
+
+    Example:
+        >>> safe_log(torch.tensor([0.0, 1.0]))
+        tensor([-13.8155,   0.0000])
+    """
+    return above(x).log()
 
 
-def safe_exp(x):  # for each exponential; 80 is a tenth below where float32 overflows
-    return x.clamp(max=0.9 * math.log(torch.finfo(x.dtype).max)).exp()
-""",
-        cost="none; a clamp passes no gradient below it",
-    ),
-    Remedy(
-        name="safe-sqrt",
-        title="A safe square root",
-        advice="an epsilon inside the square root or norm: (x.square().sum() + 1e-6).sqrt()",
-        applies="nonfinite from sqrt, norm, std or cdist, most of all in the backward pass with a finite loss",
-        kinds=("nonfinite",),
-        why="√′(x) = 1/(2√x) is ∞ at 0, and ∞ · 0 in the chain rule is NaN; √(x + ε) has a slope of at most 1/(2√ε)",
-        source="PyTorch documentation, autograd mechanics: gradients of non-differentiable functions",
-        code="""\
-def safe_sqrt(x):  # for each root, power below 1; safe_sqrt(x.var(0)) for x.std(0)
-    return x.clamp(min=1e-6).sqrt()
+def safe_log1p(x: Tensor) -> Tensor:
+    """Return log(1 + x) with x kept above −1 + 1e-6."""
+    return x.clamp(min=-1 + LEAST).log1p()
 
 
-def safe_norm(x, dim=-1):  # for each norm; of x[:, None] - y for cdist; a clamp to ±(1 - 1e-6) before acos and atanh
-    return (x.square().sum(dim) + 1e-12).sqrt()
-""",
-        cost="a bias of at most √ε",
-    ),
-    Remedy(
-        name="safe-division",
-        title="A safe division",
-        advice="keep the divisor away from 0: x / y.clamp(min=1e-6)",
-        applies="nonfinite from a division, a reciprocal or a negative power; a mean over what may be empty",
-        kinds=("exploding", "nonfinite"),
-        why="∂(x/y)/∂y = −x/y²: at 0 ÷ 0 NaN. torch.where after the division hides the value, not the "
-        "slope: ∞ · 0 is NaN",
-        source="PyTorch issue 36923 (NaN through torch.where)",
-        code="""\
-def safe_divide(a, b):  # for each division; torch.where after it hides the value, not the slope
-    return a / torch.where(b.abs() < 1e-6, torch.where(b < 0, -1e-6, 1e-6), b)
-""",
-        cost="none",
-    ),
-    Remedy(
-        name="masked-softmax",
-        title="A safe masked softmax",
-        advice="never mask a whole row of a softmax: leave one entry, or fill with a large finite number",
-        applies="nonfinite from a softmax or attention over a row that is masked entirely (padding alone)",
-        kinds=("nonfinite", "saturated"),
-        why="softmax(−∞, …, −∞) = 0 ÷ 0. Filled with a finite m it is uniform, and multiplied by the mask 0",
-        source="PyTorch issue 41508 (nn.MultiheadAttention under full masks)",
-        code="""\
-def safe_softmax(scores, dim=-1):  # of scores that are -inf where they are masked: rows with nothing left become 0
-    hidden = (scores == -torch.inf).all(dim, keepdim=True)
-    return scores.masked_fill(hidden, 0.0).softmax(dim).masked_fill(hidden, 0.0)
+def safe_exp(x: Tensor) -> Tensor:
+    """Return eˣ with x kept below where it overflows: in float32 below 0.9 · 88.7.
+
+    Example:
+        >>> safe_exp(torch.tensor(1000.0)).isfinite()
+        tensor(True)
+    """
+    return x.clamp(max=REACH * math.log(torch.finfo(x.dtype).max)).exp() if x.is_floating_point() else x.exp()
 
 
-def safe_mask(mask):  # of -inf, for nn.MultiheadAttention (add one of padding to it): such a row is not masked at all
-    return mask.masked_fill((mask == -torch.inf).all(-1, keepdim=True), 0.0)
-""",
-        cost="one multiplication",
-    ),
-)
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Return √max(x, 1e-6): √′(x) = 1/(2√x) is ∞ at 0, and ∞ · 0 in the chain rule is NaN.
+
+    ``safe_sqrt(x.var(0))`` takes the place of ``x.std(0)``.
+
+    Example:
+        >>> x = torch.zeros(3, requires_grad=True)
+        >>> safe_sqrt(x).sum().backward()
+        >>> x.grad
+        tensor([0., 0., 0.])
+    """
+    return above(x).sqrt()
+
+
+def safe_norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    """Return √(Σx² + 1e-12), whose slope at 0 is 0; other norms than the Euclidean one as torch has them.
+
+    ``safe_norm(x[:, None] - y, dim=-1)`` takes the place of ``torch.cdist(x, y)``.
+
+    Example:
+        >>> safe_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), dim=1)
+        tensor([5.0000e+00, 1.0000e-06])
+    """
+    if p not in (2, 2.0, None, "fro"):
+        return torch.norm(x, p, dim, keepdim)
+    dims = tuple(range(x.ndim)) if dim is None else dim
+    return (x.square().sum(dims, keepdim=keepdim) + LEAST**2).sqrt()
+
+
+def safe_pow(x: Any, power: Any) -> Any:
+    """Return xᵖ with x kept above 1e-6, unless p is a whole number above 0."""
+    is_whole = isinstance(power, int) or (isinstance(power, float) and power.is_integer())
+    return torch.pow(x if is_whole and power > 0 else above(x), power)
+
+
+def safe_acos(x: Tensor) -> Tensor:
+    """Return arccos(x) with x kept within ±(1 − 1e-6), since its slope is infinite at ±1."""
+    return x.clamp(-1 + LEAST, 1 - LEAST).acos()
+
+
+def safe_atanh(x: Tensor) -> Tensor:
+    """Return artanh(x) with x kept within ±(1 − 1e-6)."""
+    return x.clamp(-1 + LEAST, 1 - LEAST).atanh()
+
+
+def safe_divide(a: Any, b: Any, **named: Any) -> Tensor:
+    """Return a / b with |b| at least 1e-6, on the side of 0 where b is.
+
+    ``torch.where`` after a plain division hides the value, not the slope: ∞ · 0 is NaN (PyTorch issue 36923).
+
+    Example:
+        >>> safe_divide(torch.zeros(2), torch.tensor([0.0, 2.0]))
+        tensor([0., 0.])
+    """
+    return torch.div(a, away_from_zero(b), **named)
+
+
+def masked_softmax(scores: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a softmax of scores that are −inf where they are masked; rows that are masked entirely become 0, not 0/0.
+
+    Example:
+        >>> masked_softmax(torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf]]))
+        tensor([[1., 0.],
+                [0., 0.]])
+    """
+    hidden = fully_masked(scores, dim)
+    return scores.masked_fill(hidden, 0.0).softmax(dim, dtype=dtype).masked_fill(hidden, 0.0)
+
+
+def unmask_full_rows(mask: Tensor) -> Tensor:
+    """Return a mask of 0 and −inf in which rows that are masked entirely are not masked at all.
+
+    For ``nn.MultiheadAttention``; add a mask of padding to it first (PyTorch issue 41508).
+
+    Example:
+        >>> unmask_full_rows(torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf]]))
+        tensor([[0., -inf],
+                [0., 0.]])
+    """
+    return mask.masked_fill(fully_masked(mask), 0.0)
+
+
+def fully_masked(scores: Tensor, dim: int = -1) -> Tensor:
+    """Return True for each row along ``dim`` that holds nothing but −inf, with that dimension kept."""
+    return (scores == -torch.inf).all(dim, keepdim=True)
+
+
+def above(x: Any) -> Any:
+    """Return x kept above ``LEAST``; numbers that are no tensors as they are."""
+    return x.clamp(min=LEAST) if isinstance(x, Tensor) else x
+
+
+def away_from_zero(x: Any) -> Any:
+    """Return x with a magnitude of at least ``LEAST``; complex tensors and plain numbers as they are."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        return x
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())  # counts may be 0
+    return torch.where(x.abs() < LEAST, torch.where(x < 0, -LEAST, LEAST).to(x.dtype), x)

@@ -11,7 +11,7 @@ from benchmarks.detection.bare import start
 from benchmarks.detection.program import PROGRAMS
 from gradwatch.prescription import treatments
 from gradwatch.prescription.fitting import everything
-from gradwatch.prescription.trial import Run
+from gradwatch.prescription.trial import TrialRun
 from gradwatch.remedies import name_of
 
 
@@ -120,7 +120,7 @@ def test_seeds_on_which_nothing_was_sick_are_in_no_share():
 
 
 def test_nothing_is_judged_on_a_seed_on_which_nothing_is_sick(monkeypatch):
-    monkeypatch.setattr(search, "untreated", lambda form, seed: Run(seed, 300, 1.0, 0.1, (), 1e-3, True))
+    monkeypatch.setattr(search, "untreated", lambda form, seed: TrialRun(seed, 300, 1.0, 0.1, (), 1e-3, True))
     shares = measure.fresh(PROGRAMS["line_through_eight_points"], 5, None, everything()[0])
     assert shares == {"first": None, "always": None, "random": None}
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import gradwatch
 from gradwatch.prescription import outcome, ranking
-from gradwatch.prescription.trial import Run
+from gradwatch.prescription.trial import TrialRun
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -259,7 +259,7 @@ def test_a_budget_that_is_too_small_is_called_so():
     ],
 )
 def test_a_budget_that_is_too_small_says_what_would_do(steps, seconds_per_step, seconds_around, said):
-    seen = Run(0, steps, 1.0, math.nan, (), seconds_per_step, False, seconds_around=seconds_around)
+    seen = TrialRun(0, steps, 1.0, math.nan, (), seconds_per_step, False, seconds_around=seconds_around)
     assert f"did not fit. {said}Give more, or smaller batches." in outcome.too_little(20, seen)
 
 
@@ -474,7 +474,7 @@ def finding(kind, severity="error"):
 
 
 def a_run(after, *findings, before=1.0, seed=0):
-    return Run(seed, 300, before, after, findings, 1e-3, True)
+    return TrialRun(seed, 300, before, after, findings, 1e-3, True)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ import pytest
 from gradwatch.findings import Finding
 from gradwatch.prescription import ranking
 from gradwatch.prescription.race import FINALISTS, race
-from gradwatch.prescription.setup import NotApplicableError
 from gradwatch.prescription.treatments import Treatment
-from gradwatch.prescription.trial import Run
+from gradwatch.prescription.trial import TrialRun
+from gradwatch.remedies import Change, NotApplicableError
 
 SICK = Finding("vanishing", "error", "w", ("w",), 5, 14, 20, 1.0, 1.0, "", "")
 
 
 def named(name, strength=""):
-    return (Treatment(name, f"{name}{strength}", lambda setup: None, strength),)
+    return (Treatment(name, Change("after the optimizer is made", f"{name}{strength}"), strength),)
 
 
 CANDIDATES = [named(f"r{place:02}") for place in range(27)]
@@ -33,11 +33,11 @@ class Tries:
     def __call__(self, candidate, seed, steps):
         self.calls.append((candidate and candidate[0].remedy, seed, steps))
         if not candidate:
-            return Run(
+            return TrialRun(
                 seed, steps, 10.0, 10.0, (SICK,), self.seconds_per_step, True, seconds_around=self.seconds_around
             )
         loss = (int(candidate[0].remedy[1:]) + 1) / 100
-        return Run(seed, steps, math.nan, loss, (), self.seconds_per_step, True)
+        return TrialRun(seed, steps, math.nan, loss, (), self.seconds_per_step, True)
 
 
 def raced(tries, candidates=CANDIDATES, seeds=(0, 1, 2), seconds=60.0, length=300):
@@ -78,7 +78,7 @@ def test_a_seed_on_which_nothing_is_sick_judges_no_remedy():
 
     def lucky(candidate, seed, steps):
         run = tries(candidate, seed, steps)
-        return Run(seed, steps, 10.0, 0.5, (), 1e-9, True) if not candidate and seed == 1 else run
+        return TrialRun(seed, steps, 10.0, 0.5, (), 1e-9, True) if not candidate and seed == 1 else run
 
     whole, _, baselines = raced(lucky)
     assert set(baselines) == {0, 2}
@@ -181,21 +181,23 @@ def test_a_strength_that_raises_bars_neither_the_others_nor_pairs():
 
 def test_of_several_strengths_the_best_stands_for_all():
     weak, strong = named("r03", "-1"), named("r03", "-2")
-    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
     runs = {
-        weak: [Run(0, 300, math.nan, 5.0, (), 1e-3, True)],
-        strong: [Run(0, 300, math.nan, 4.0, (), 2e-3, True)],
+        weak: [TrialRun(0, 300, math.nan, 5.0, (), 1e-3, True)],
+        strong: [TrialRun(0, 300, math.nan, 4.0, (), 2e-3, True)],
     }
     (trial,) = ranking.rank(runs, baseline, "vanishing")
-    assert (trial.code, trial.loss, trial.baseline_loss, trial.cured) == ("r03-2", 4.0, 10.0, True)
+    assert (trial.code, trial.loss, trial.baseline_loss, trial.cured) == (
+        "# after the optimizer is made\nr03-2\n", 4.0, 10.0, True,
+    )  # fmt: skip
     assert trial.cost == pytest.approx(2.0)
 
 
 def test_cures_come_first_then_those_that_got_further_then_the_lower_loss():
-    baseline = {seed: Run(seed, 300, 10.0, 10.0, (SICK,), 1e-3, True) for seed in range(2)}
+    baseline = {seed: TrialRun(seed, 300, 10.0, 10.0, (SICK,), 1e-3, True) for seed in range(2)}
 
     def runs(*losses, sick=()):
-        return [Run(seed, 300, math.nan, loss, sick, 1e-3, True) for seed, loss in enumerate(losses)]
+        return [TrialRun(seed, 300, math.nan, loss, sick, 1e-3, True) for seed, loss in enumerate(losses)]
 
     tried = {
         named("a"): runs(0.1, sick=(SICK,)),
@@ -209,31 +211,31 @@ def test_cures_come_first_then_those_that_got_further_then_the_lower_loss():
 
 def test_what_leaves_nothing_of_the_findings_comes_before_what_leaves_some():
     other = dataclasses.replace(SICK, kind="dead", severity="warning")
-    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK, other), 1e-3, True)}
+    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK, other), 1e-3, True)}
     tried = {
-        named("leaves"): [Run(0, 300, 10.0, 0.1, (other,), 1e-3, True)],
-        named("clean"): [Run(0, 300, 10.0, 1.0, (), 1e-3, True)],
+        named("leaves"): [TrialRun(0, 300, 10.0, 0.1, (other,), 1e-3, True)],
+        named("clean"): [TrialRun(0, 300, 10.0, 1.0, (), 1e-3, True)],
     }
     found = ranking.rank(tried, baseline, "vanishing")
     assert [(trial.remedy, trial.cured) for trial in found] == [("clean", True), ("leaves", True)]
 
 
 def test_the_simplest_of_those_next_to_the_best_comes_first():
-    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
     losses = {named("a") + named("b"): 1.0, named("a"): 1.05, named("b"): 1.02, named("c"): 1.2}
-    tried = {each: [Run(0, 300, 10.0, loss, (), 1e-3, True)] for each, loss in losses.items()}
+    tried = {each: [TrialRun(0, 300, 10.0, loss, (), 1e-3, True)] for each, loss in losses.items()}
     found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing")]
     assert found == ["b", "a", "a + b", "c"]
 
 
 def test_the_cost_of_a_step_is_told_where_both_runs_were_whole_ones():
-    baseline = {0: Run(0, 300, 10.0, math.nan, (SICK,), 4e-3, True, is_hopeless=True)}
-    (trial,) = ranking.rank({named("a"): [Run(0, 300, 10.0, 1.0, (), 1e-3, True)]}, baseline, "vanishing")
+    baseline = {0: TrialRun(0, 300, 10.0, math.nan, (SICK,), 4e-3, True, is_hopeless=True)}
+    (trial,) = ranking.rank({named("a"): [TrialRun(0, 300, 10.0, 1.0, (), 1e-3, True)]}, baseline, "vanishing")
     assert math.isnan(trial.cost)
 
 
 def test_what_a_code_cannot_do_stands_above_it():
-    baseline = {0: Run(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
-    runs = [Run(0, 300, 10.0, 1.0, (), 1e-3, True, not_done="forward calls tanh by name")]
+    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    runs = [TrialRun(0, 300, 10.0, 1.0, (), 1e-3, True, not_done="forward calls tanh by name")]
     (trial,) = ranking.rank({named("a"): runs}, baseline, "vanishing")
-    assert trial.code == "# forward calls tanh by name\na"
+    assert trial.code == "# forward calls tanh by name\n# after the optimizer is made\na\n"

@@ -1,5 +1,7 @@
 """The library of remedies, and which of them a finding is given."""
 
+import doctest
+import importlib
 import math
 from typing import get_args
 
@@ -9,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradwatch
+from gradwatch import remedies
 from gradwatch.findings import KINDS, Clue
 from gradwatch.measure.layers import of_model, of_tensors
-from gradwatch.remedies import FAMILIES, LIBRARY, PRELUDE, Case, advise, fitting, name_of
+from gradwatch.remedies import FAMILIES, LIBRARY, PRELUDE, Case, NotApplicableError, advise, fitting, name_of
 
 KEYS = {
     "fewer-layers", "smaller-batches", "truncated-bptt", "lstm-gru", "weight-regularisation", "relu", "leaky-relu",
@@ -40,10 +43,41 @@ def test_what_a_remedy_says_is_complete(remedy):
     assert set(remedy.kinds) <= set(KINDS)
 
 
+MADE_SICK = {
+    "scaled-inputs": "batches = [(100 * x, y) for x, y in batches]\n",
+    "clean-data": "batches[0][0][3, 2] = torch.nan\n",
+    "lstm-gru": "model.add_module('reader', nn.RNN(5, 5))\n",
+    "truncated-bptt": "model.add_module('reader', nn.LSTM(5, 5))\n",
+    "loss-scaling": "model.half()\n",
+    "fewer-layers": "model.insert(2, nn.Linear(32, 32)).insert(3, nn.Sigmoid())\n",
+}
+"""What a program has to which these remedies apply; to that of ``PRELUDE`` they do not."""
+
+
 @pytest.mark.parametrize("name", LIBRARY)
-def test_its_code_runs(name):
+def test_its_code_runs_or_says_why_it_does_not_apply(name):
     torch.manual_seed(0)
-    exec(compile(PRELUDE + LIBRARY[name].code, name, "exec"), {})
+    if name in MADE_SICK:
+        with pytest.raises(NotApplicableError):
+            exec(compile(PRELUDE + LIBRARY[name].code, name, "exec"), {})
+    exec(compile(PRELUDE + MADE_SICK.get(name, "") + LIBRARY[name].code, name, "exec"), {})
+
+
+FUNCTIONS = ["activation_modules", "batches", "depth", "initialisation", "normalisation", "precision", "recurrence",
+             "safe_forms", "safe_modes", "slope_limits"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_in_docstrings_hold(name):
+    module = importlib.import_module(f"gradwatch.remedies.{name}")
+    failures, tried = doctest.testmod(module, extraglobs={"torch": torch, "__name__": "__main__"})
+    assert (failures, tried > 0) == (0, True)
+
+
+def test_a_function_that_there_is_not_is_answered_with_those_that_there_are():
+    with pytest.raises(AttributeError, match=r"no attribute 'init_hee_'; it has .*init_he_"):
+        _ = remedies.init_hee_
+    assert set(remedies.__all__) == set(dir(remedies))
 
 
 # which of them

@@ -1,8 +1,7 @@
-"""The rows of a batch: what all its tensors begin with, which of them are broken, and the batch without those.
+"""Find the rows of a batch, the items that all its tensors begin with, and leave out those that are broken.
 
-Enters: a batch, (inputs, targets), each of any structure. Leaves: how large each row is; the same of fewer rows. Knows
-nothing of models. A batch whose tensors do not begin with the same number of items counts as one row: it stays whole,
-or goes.
+A batch is (inputs, targets), each of any structure. One whose tensors do not begin with the same number of items counts
+as a single row: it stays whole, or goes.
 """
 
 from __future__ import annotations
@@ -14,14 +13,17 @@ from torch import Tensor
 
 from gradwatch import _torch
 
-__all__ = ["kept", "largest_entries", "length_of"]
+__all__ = ["Batch", "keep_rows", "largest_entries", "length_of"]
+
+Batch = tuple[Any, Any]
+"""(inputs, targets), each a tensor or a structure of tensors."""
 
 
-def length_of(batch: tuple[Any, Any]) -> int | None:
-    """How many items each leaf of (inputs, targets) begins with.
+def length_of(batch: Batch) -> int | None:
+    """Return how many items each leaf of (inputs, targets) begins with.
 
     None where they differ, or one is a number or no tensor. None, too, where one of several inputs is square: it
-    relates the items to each other, as the adjacency matrix of a graph beside its nodes.
+    relates the items to each other, as the adjacency matrix of a graph does beside the nodes.
     """
     lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in _torch.tree_leaves(batch)}
     length = lengths.pop() if len(lengths) == 1 else None
@@ -30,10 +32,10 @@ def length_of(batch: tuple[Any, Any]) -> int | None:
     return None if relates else length
 
 
-def largest_entries(batch: tuple[Any, Any]) -> Tensor:
-    """(rows,) float64, on the CPU: the largest magnitude among each row's real numbers, 0 where it has none.
+def largest_entries(batch: Batch) -> Tensor:
+    """Return the largest magnitude among each row's real numbers, (rows,) float64 on the CPU; 0 for a row without any.
 
-    Not finite iff one of them is not.
+    An entry is not finite iff one of the row's numbers is not.
     """
     length = length_of(batch)
     rows = 1 if length is None else length
@@ -42,8 +44,8 @@ def largest_entries(batch: tuple[Any, Any]) -> Tensor:
     return torch.stack(sizes).amax(0) if sizes else torch.zeros(rows, dtype=torch.float64)
 
 
-def kept(batch: Any, sound: Tensor) -> Any | None:
-    """``batch`` with those rows alone that are ``sound``; itself where all are, None where none is."""
+def keep_rows(batch: Batch, sound: Tensor) -> Any | None:
+    """Return ``batch`` with the rows that are ``sound``: the same object if all are, None if none is."""
     if sound.all():
         return batch
     return _torch.tree_map(lambda leaf: leaf[sound], batch) if sound.any() else None

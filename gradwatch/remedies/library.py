@@ -1,0 +1,544 @@
+"""The library of remedies: for each one its text and the lines that make its change, family by family.
+
+The lines call functions of ``gradwatch.remedies`` or are an idiom of torch. Trials of ``gradwatch.prescribe`` execute
+them, so that there is no second definition of what a remedy does.
+"""
+
+from __future__ import annotations
+
+from gradwatch.findings import KINDS
+from gradwatch.remedies.remedy import Change, Place, Remedy
+
+__all__ = ["FAMILIES", "LIBRARY"]
+
+_MODEL: Place = "before the optimizer is made"
+_OPTIMIZER: Place = "after the optimizer is made"
+_LOSS: Place = "before loss.backward()"
+_STEP: Place = "after optimizer.step()"
+
+
+def _rate_times(factor: float) -> Change:
+    lines = f"""\
+for group in optimizer.param_groups:  # before a scheduler is made, since that starts from the rate that it finds
+    group["lr"] *= {factor:g}"""
+    return Change(_OPTIMIZER, lines)
+
+
+def _activation(module: str) -> Change:
+    return Change(_MODEL, f"replace_activations_(model, x, {module})", ("replace_activations_",))
+
+
+def _safe(mode: str, by_hand: str) -> Change:
+    return Change(_MODEL, f"loss_fn = {mode}().around_(model, loss_fn)  # or by hand: {by_hand}", (mode,))
+
+
+def _watch(clip: str, comment: str = "") -> Change:
+    return Change(_OPTIMIZER, f"watcher = gradwatch.watch(model, optimizer, clip={clip}){comment}")
+
+
+def _init(function: str) -> Change:
+    return Change(_MODEL, f"{function}(model, x)", (function,))
+
+
+def _norm(kind: str) -> Change:
+    return Change(_MODEL, f'insert_norms_(model, x, "{kind}")', ("insert_norms_",))
+
+
+_LEARNING_RATE = (
+    Remedy(
+        name="lower-learning-rate",
+        title="A lower learning rate",
+        advice="a lower learning rate{lower}",
+        applies="exploding, unstable, dead, or NaN after the loss grew",
+        kinds=KINDS,
+        why="w ← w − lr·g converges on a curvature λ for lr < 2/λ, and grows by |1 − lr·λ| a step beyond it",
+        source="LeCun et al. 1998, Efficient backprop",
+        change=_rate_times(0.1),
+        strengths={factor: _rate_times(factor) for factor in (0.1, 0.01, 1e-3, 1e-4)},
+        cost="more steps to the same loss",
+    ),
+    Remedy(
+        name="higher-learning-rate",
+        title="A higher learning rate",
+        advice="a higher learning rate{higher}; look first whether its schedule begins at 0, whether the optimizer was "
+        "given this model's parameters, and whether the loss depends on the output (no detach, no argmax)",
+        applies="stalled; no help against vanishing",
+        kinds=("vanishing", "dead", "saturated", "stalled"),
+        why="the update |Δw| = lr·|g|: below 2⁻²⁴·|w| it is rounded away in float32, and below 2⁻⁹·|w| in bfloat16",
+        source="Smith 2015 (to find the range), arXiv:1506.01186",
+        change=_rate_times(10),
+        strengths={factor: _rate_times(factor) for factor in (10, 100)},
+        cost="none; a rate that is too high explodes",
+    ),
+    Remedy(
+        name="warm-up",
+        title="Learning rate warm-up",
+        advice="a learning rate that warms up over the first {warm_up} steps",
+        applies="exploding or unstable in the first steps only: Adam, transformers, large batches; no help where the "
+        "rate itself is too high",
+        kinds=("exploding", "nonfinite", "dead", "saturated", "unstable"),
+        why="lr(t) = lr·min(1, t/T): curvature is highest, and Adam's averages least certain, in the first steps",
+        source="Goyal et al. 2017, arXiv:1706.02677; Liu et al. 2019, arXiv:1908.03265",
+        change=Change(
+            _OPTIMIZER,
+            "warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))\n"
+            "optimizer.register_step_post_hook(lambda *_: warm_up.step())  # after each optimizer.step()",
+        ),
+        cost="T slower steps",
+    ),
+)
+
+_DATA = (
+    Remedy(
+        name="scaled-inputs",
+        title="Scaled inputs and targets",
+        advice="inputs (and targets of a regression) scaled to mean 0 and variance 1",
+        applies="exploding, saturated or dead in the first layers; unstable regressions",
+        kinds=KINDS,
+        why="∂²L/∂W₁² ∝ E[x²]: inputs 16 times as large allow 1/256 of the learning rate",
+        source="LeCun et al. 1998, Efficient backprop",
+        change=Change(
+            _MODEL,
+            "batches, scaling = scale_batches(batches, model)\n"
+            "# what comes later needs the same figures: scaling.outputs(model(scaling.inputs(x)))",
+            ("scale_batches",),
+        ),
+        cost="one pass over the data; the figures must be kept with the model",
+    ),
+    Remedy(
+        name="clean-data",
+        title="Clean data",
+        advice="leave out the broken rows of the batch",
+        applies="nonfinite from the input of the model, or from a batch that has no finite loss",
+        kinds=("exploding", "nonfinite"),
+        why="x·w with one NaN is NaN, and one sample's NaN is every weight's after the mean over the batch",
+        source="–",
+        change=Change(_MODEL, "batches = clean_batches(batches, model, loss_fn)", ("clean_batches",)),
+        cost='one pass over the data, once; on_nonfinite="skip" loses a whole batch instead',
+    ),
+)
+
+_SAFE_FORMS = (
+    Remedy(
+        name="safe-log",
+        title="A safe logarithm",
+        advice="logsumexp, log_softmax, logsigmoid or cross_entropy in place of exp and log, or a clamp on what goes "
+        "into them",
+        applies="nonfinite from a logarithm or from an exponential that overflows, in the loss or in a module",
+        kinds=("exploding", "nonfinite"),
+        why="log′(p) = 1/p: −∞ at 0, NaN below; eˣ is Inf in float32 from x = 89. log softmax(x) = x − logsumexp(x) "
+        "has a slope within ±1, takes no log of 0 and no eˣ above 1",
+        source="Blanchard, Higham and Higham 2021, Accurately computing the log-sum-exp and softmax functions",
+        change=_safe("SafeLog", "safe_log(p), safe_exp(x), F.log_softmax"),
+        cost="none; a clamp passes no gradient below it",
+    ),
+    Remedy(
+        name="safe-sqrt",
+        title="A safe square root",
+        advice="an epsilon inside the square root or norm: (x.square().sum() + 1e-6).sqrt()",
+        applies="nonfinite from sqrt, norm, std or cdist, most of all in the backward pass with a finite loss",
+        kinds=("nonfinite",),
+        why="√′(x) = 1/(2√x) is ∞ at 0, and ∞ · 0 in the chain rule is NaN; √(x + ε) has a slope of at most 1/(2√ε)",
+        source="PyTorch documentation, autograd mechanics: gradients of non-differentiable functions",
+        change=_safe("SafeSqrt", "safe_sqrt(x), safe_norm(x), safe_pow(x, p)"),
+        cost="a bias of at most √ε",
+    ),
+    Remedy(
+        name="safe-division",
+        title="A safe division",
+        advice="keep the divisor away from 0: x / y.clamp(min=1e-6)",
+        applies="nonfinite from a division, a reciprocal or a negative power; a mean over what may be empty",
+        kinds=("exploding", "nonfinite"),
+        why="∂(x/y)/∂y = −x/y²: at 0 ÷ 0 NaN. torch.where after the division hides the value, not the slope: ∞ · 0 is "
+        "NaN",
+        source="PyTorch issue 36923 (NaN through torch.where)",
+        change=_safe("SafeDivision", "safe_divide(a, b)"),
+        cost="none",
+    ),
+    Remedy(
+        name="masked-softmax",
+        title="A safe masked softmax",
+        advice="never mask a whole row of a softmax: leave one entry, or fill with a large finite number",
+        applies="nonfinite from a softmax or attention over a row that is masked entirely (padding alone)",
+        kinds=("nonfinite", "saturated"),
+        why="softmax(−∞, …, −∞) = 0 ÷ 0. Filled with a finite m it is uniform, and multiplied by the mask 0",
+        source="PyTorch issue 41508 (nn.MultiheadAttention under full masks)",
+        change=_safe("SafeSoftmax", "masked_softmax(scores), unmask_full_rows(mask)"),
+        cost="one multiplication",
+    ),
+)
+
+_CLIPPING = (
+    Remedy(
+        name="clip-norm",
+        title="Clip gradients by norm",
+        advice="clip gradients by norm: clip=1.0",
+        applies="exploding or unstable; recurrent networks above all; no help against vanishing, or against NaN made "
+        "by one operation",
+        kinds=("vanishing", "exploding", "nonfinite", "dead", "saturated", "unstable"),
+        why="g ← g · min(1, c/‖g‖): the direction stays, and no update of plain descent is longer than lr · c",
+        source="Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063",
+        change=_watch("1.0", "\n# without gradwatch, in each step: nn.utils.clip_grad_norm_(model.parameters(), 1.0)"),
+        cost="one pass over the gradients, which watching makes anyway; a threshold to choose",
+    ),
+    Remedy(
+        name="clip-value",
+        title="Clip gradients by value",
+        advice="clip each gradient entry: clip=gradwatch.clip.by_value(0.1)",
+        applies="exploding where a few entries are huge (rare embedding rows, outliers)",
+        kinds=("exploding", "nonfinite", "unstable"),
+        why="gᵢ ← max(−c, min(c, gᵢ)): each entry for itself, so that the direction changes",
+        source="Mikolov 2012, Statistical language models based on neural networks",
+        change=_watch("gradwatch.clip.by_value(0.1)"),
+        cost="one more pass over the gradients; the direction is no longer that of descent",
+    ),
+    Remedy(
+        name="clip-adaptive",
+        title="Adaptive clipping",
+        advice='clip spikes against the run\'s own history: clip="auto"',
+        applies="exploding by rare spikes, or where nobody knows a threshold; the first step is never clipped",
+        kinds=("exploding", "nonfinite", "unstable"),
+        why="a norm with z = (‖g‖ − μ)/σ > 2.5 is brought down to μ + σ · 2.5²/z, with running μ and σ",
+        source="Kumar et al. 2025, ZClip, arXiv:2504.02507; by unit: Brock et al. 2021, arXiv:2102.06171",
+        change=_watch('"auto"'),
+        cost="as by norm; no threshold",
+    ),
+)
+
+_INITIALISATION = (
+    Remedy(
+        name="xavier",
+        title="Xavier initialisation",
+        advice="Xavier initialisation of {where}, biases 0",
+        applies="vanishing, saturated or exploding from the start, with tanh, softsign or no function; no help to deep "
+        "sigmoids",
+        kinds=KINDS,
+        why="Var(w) = 2/(fan_in + fan_out): between what keeps the signal and what keeps the gradient, where f′(0) = 1",
+        source="Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks",
+        change=_init("init_xavier_"),
+        cost="none",
+    ),
+    Remedy(
+        name="he",
+        title="He initialisation",
+        advice="He initialisation of {where}, biases 0",
+        applies="vanishing or exploding from the start in deep stacks of ReLUs; dead from the start",
+        kinds=KINDS,
+        why="Var(w) = 2/fan_in: a ReLU halves the mean square, and 2 makes up for it. PyTorch's own nn.Linear has "
+        "1/(3·fan_in), so that each ReLU layer passes on a sixth of the mean square",
+        source="He et al. 2015, arXiv:1502.01852",
+        change=_init("init_he_"),
+        cost="none",
+    ),
+    Remedy(
+        name="orthogonal",
+        title="Orthogonal initialisation",
+        advice="orthogonal initialisation of {where}",
+        applies="vanishing along time (recurrent weights) or depth (tanh, linear); no help where updates are too large",
+        kinds=("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled"),
+        why="WᵀW = I: ‖Wᵀg‖ = ‖g‖ for every g, so that T steps keep the norm where λᵀ would take or blow it up",
+        source="Saxe, McClelland and Ganguli 2013, arXiv:1312.6120",
+        change=_init("init_orthogonal_"),
+        cost="a QR decomposition per weight, once",
+    ),
+    Remedy(
+        name="depth-scaled",
+        title="Initialisation scaled by depth",
+        advice="the last weight of each residual branch divided by √(2·number of blocks), or begun at 0",
+        applies="exploding or unstable in residual networks and transformers without normalisation on the main path",
+        kinds=("vanishing", "exploding", "nonfinite", "stalled"),
+        why="Var(x_L) = Var(x₀)·(1 + s²)ᴸ: s = 1/√L keeps it below e, s = 1 makes it 2ᴸ",
+        source="Radford et al. 2019 (GPT-2); Zhang, Dauphin and Ma 2019, Fixup, arXiv:1901.09321",
+        change=_init("init_depth_scaled_"),
+        cost="none",
+    ),
+)
+
+_NORMALISATION = (
+    Remedy(
+        name="batch-norm",
+        title="Batch normalisation",
+        advice="batch normalisation ({batch_norm}) {between}",
+        applies="vanishing, saturated, exploding or unstable; convolutions and linear layers, with batches of 16 or "
+        "more; for linear layers of (N, time, features) take layer normalisation",
+        kinds=KINDS,
+        why="y = γ(x − μ_B)/σ_B + β over the batch: whatever the weights' scale, inputs of the next function have "
+        "variance γ²",
+        source="Ioffe and Szegedy 2015, arXiv:1502.03167",
+        change=_norm("batch"),
+        cost="two vectors a layer; samples of a batch depend on one another; train() and eval() differ",
+    ),
+    Remedy(
+        name="layer-norm",
+        title="Layer normalisation",
+        advice="layer normalisation {between}",
+        applies="vanishing, saturated or exploding; transformers, recurrent networks, small batches",
+        kinds=KINDS,
+        why="y = γ(x − μ)/σ + β over the units of one sample: the same at any batch size",
+        source="Ba, Kiros and Hinton 2016, arXiv:1607.06450",
+        change=_norm("layer"),
+        cost="two vectors a layer, and a reduction per sample",
+    ),
+    Remedy(
+        name="rms-norm",
+        title="RMS normalisation",
+        advice="RMS normalisation {between}",
+        applies="as layer normalisation, in transformers; weaker before a sigmoid, since the mean stays",
+        kinds=KINDS,
+        why="y = γx/√(mean(x²)): the scale alone is taken out",
+        source="Zhang and Sennrich 2019, arXiv:1910.07467",
+        change=_norm("rms"),
+        cost="one vector a layer, and a reduction per sample",
+    ),
+)
+
+_ACTIVATIONS = (
+    Remedy(
+        name="relu",
+        title="ReLU",
+        advice="ReLU in place of {functions}, with He initialisation",
+        applies="vanishing or saturated, in a stack of several layers with sigmoid or tanh",
+        kinds=("vanishing", "saturated", "stalled"),
+        why="f(x) = max(0, x), f′(x) = 1 for x > 0: L layers multiply the gradient by 1 where they are active; L "
+        "sigmoids by 0.25ᴸ at most",
+        source="Glorot, Bordes and Bengio 2011, Deep sparse rectifier neural networks",
+        change=_activation("nn.ReLU()"),
+        cost="none; units may die, and a deep stack still fades unless its weights are He's (`he`)",
+    ),
+    Remedy(
+        name="leaky-relu",
+        title="Leaky ReLU",
+        advice="leaky ReLU in place of {functions}: its slope is never 0",
+        applies="dead, with ReLU; vanishing, with sigmoid or tanh",
+        kinds=("vanishing", "nonfinite", "dead", "saturated", "stalled"),
+        why="f(x) = max(αx, x), f′(x) ≥ α > 0: a unit far below zero still passes on α times its gradient",
+        source="Maas, Hannun and Ng 2013, Rectifier nonlinearities improve neural network acoustic models",
+        change=_activation("nn.LeakyReLU(0.1)"),
+        cost="none",
+    ),
+    Remedy(
+        name="prelu",
+        title="PReLU",
+        advice="PReLU in place of {functions}: it learns the slope below zero",
+        applies="dead, with ReLU, where a slope of 0.1 is too little; convolutional networks",
+        kinds=("vanishing", "dead"),
+        why="f(x) = max(0, x) + a·min(0, x) with a learnt, 0.25 at first; ∂f/∂a = min(0, x)",
+        source="He et al. 2015, Delving deep into rectifiers, arXiv:1502.01852",
+        change=_activation("nn.PReLU()"),
+        cost="a parameter per function or per unit; leave it out of weight decay",
+    ),
+    Remedy(
+        name="elu",
+        title="ELU",
+        advice="ELU in place of {functions}: smooth, with a mean near zero",
+        applies="dead, with ReLU; vanishing in a stack of ReLUs",
+        kinds=("vanishing", "dead", "saturated"),
+        why="f(x) = x for x > 0, α(eˣ − 1) below; f′ = f + α there: activations average near 0, so that the next layer "
+        "sees no bias shift",
+        source="Clevert, Unterthiner and Hochreiter 2015, arXiv:1511.07289",
+        change=_activation("nn.ELU()"),
+        cost="an exponential an entry",
+    ),
+    Remedy(
+        name="selu",
+        title="SELU, with its initialisation",
+        advice="SELU in place of {functions}, weights of variance 1/fan_in, no normalisation",
+        applies="vanishing in a plain stack of linear layers that cannot have normalisation",
+        kinds=("vanishing", "dead", "saturated", "stalled"),
+        why="f(x) = λ·ELU(x) with λ = 1.0507, α = 1.6733: mean 0 and variance 1 are a fixed point of the layer if "
+        "Var(w) = 1/fan_in",
+        source="Klambauer et al. 2017, Self-normalizing neural networks, arXiv:1706.02515",
+        change=Change(
+            _MODEL,
+            "replace_activations_(model, x, nn.SELU())\ninit_lecun_(model, x)",
+            ("replace_activations_", "init_lecun_"),
+        ),
+        cost="an exponential an entry; inputs must be standardised, dropout must be AlphaDropout",
+    ),
+    Remedy(
+        name="gelu",
+        title="GELU (or SiLU)",
+        advice="GELU or SiLU in place of {functions}",
+        applies="vanishing or dead; the usual choice in transformers",
+        kinds=("vanishing", "dead", "saturated"),
+        why="f(x) = x·Φ(x): steep for x > 0 like ReLU, and f′(x) is 0 nowhere but at one point, so that few units die",
+        source="Hendrycks and Gimpel 2016, arXiv:1606.08415",
+        change=_activation("nn.GELU()"),
+        cost="an error function an entry",
+    ),
+    Remedy(
+        name="maxout",
+        title="Maxout",
+        advice="maxout in place of {functions}: the largest of k linear functions never saturates",
+        applies="vanishing or dead, in linear layers that may grow k times",
+        kinds=("vanishing", "dead", "saturated"),
+        why="f(x) = maxⱼ(wⱼ·x + bⱼ): f′ is one of the wⱼ, so that some piece always passes the gradient",
+        source="Goodfellow et al. 2013, Maxout networks, arXiv:1302.4389",
+        change=Change(_MODEL, "use_maxout_(model)", ("use_maxout_",)),
+        cost="k times the weights and the multiplications",
+    ),
+)
+
+_RESIDUAL = (
+    Remedy(
+        name="residual",
+        title="Residual connections",
+        advice="residual connections around {where}",
+        applies="vanishing in deep stacks of layers of one width",
+        kinds=("vanishing", "dead", "saturated", "stalled"),
+        why="y = x + f(x), ∂y/∂x = 1 + f′(x): a product over L layers contains a path of factor 1, however small each "
+        "f′ is",
+        source="He et al. 2015, arXiv:1512.03385; in this order: He et al. 2016, arXiv:1603.05027",
+        change=Change(_MODEL, "add_residuals_(model, x)", ("add_residuals_",)),
+        cost="one addition a block; the widths must agree; activations grow with depth unless branches are scaled",
+    ),
+)
+
+_RECURRENT = (
+    Remedy(
+        name="lstm-gru",
+        title="LSTM or GRU",
+        advice="LSTM or GRU in place of the plain RNN",
+        applies="vanishing or exploding in a plain RNN",
+        kinds=("vanishing", "exploding", "nonfinite", "saturated", "stalled"),
+        why="cₜ = fₜ∘cₜ₋₁ + iₜ∘c̃ₜ, ∂cₜ/∂cₜ₋₁ = fₜ: a gate that learns to stay near 1, where the RNN multiplies by "
+        "Wᵀ·tanh′ each step",
+        source="Hochreiter and Schmidhuber 1997; Cho et al. 2014, arXiv:1406.1078",
+        change=Change(_MODEL, "replace_rnns_(model)", ("replace_rnns_",)),
+        cost="four times the weights and multiplications (GRU: three)",
+    ),
+    Remedy(
+        name="truncated-bptt",
+        title="Truncated backpropagation through time",
+        advice="truncated backpropagation through time: detach the state every few dozen steps",
+        applies="exploding or vanishing over long sequences, in any recurrent network; no help where the state itself "
+        "grows",
+        kinds=("vanishing", "exploding", "nonfinite"),
+        why="∂L/∂W = Σₜ over the last k steps alone: the product has at most k factors, and what lies further back is "
+        "not learnt",
+        source="Williams and Peng 1990; Werbos 1990",
+        change=Change(_MODEL, "truncate_backprop_(model, steps=10)", ("truncate_backprop_",)),
+        cost="less memory; dependencies longer than k are lost",
+    ),
+)
+
+_PRECISION = (
+    Remedy(
+        name="loss-scaling",
+        title="Loss scaling",
+        advice="loss scaling (torch.amp.GradScaler), or bfloat16, which needs none",
+        applies="vanishing, stalled or nonfinite under float16; no help where the forward pass itself overflows",
+        kinds=("vanishing", "nonfinite", "stalled"),
+        why="∇(S·l) = S·∇l: what lies below float16's smallest 6·10⁻⁸ is lifted above it, and divided by S in float32",
+        source="Micikevicius et al. 2017, Mixed precision training, arXiv:1710.03740",
+        change=Change(
+            _MODEL,
+            "scaler = use_mixed_precision_(model)\n"
+            "# in place of loss.backward(): scaler.scale(loss).backward()\n"
+            "# in place of optimizer.step(): scaler.step(optimizer), then scaler.update()",
+            ("use_mixed_precision_",),
+        ),
+        cost="one multiplication; a step skipped whenever the scale was too high",
+    ),
+)
+
+_REDESIGN = (
+    Remedy(
+        name="fewer-layers",
+        title="Fewer layers",
+        advice="fewer layers",
+        applies="vanishing or exploding along depth, where the task does not need the depth",
+        kinds=("vanishing", "exploding", "dead", "saturated"),
+        why="‖∂L/∂x₀‖ ≤ Πₗ‖Jₗ‖·‖∂L/∂x_L‖: with L halved, a factor qᴸ becomes its square root",
+        source="Bengio, Simard and Frasconi 1994, Learning long-term dependencies with gradient descent is difficult",
+        change=Change(_MODEL, "remove_layers_(model, x)", ("remove_layers_",)),
+        cost="less to compute, and less that it can express",
+    ),
+    Remedy(
+        name="smaller-batches",
+        title="Smaller batches",
+        advice="smaller batches (where the loss is a sum over them)",
+        applies="exploding or unstable, if the loss is summed over the batch; hardly any help where it is averaged",
+        kinds=("exploding", "nonfinite", "unstable"),
+        why="∇Σᵢ lᵢ = B·mean(∇l): a sum makes the step B times as long; of a mean only the noise changes, by 1/√B",
+        source="Goyal et al. 2017 (the rate goes with the batch), arXiv:1706.02677",
+        change=Change(_MODEL, "batches = split_batches(batches, parts=4)", ("split_batches",)),
+        cost="more steps an epoch, less of the machine used, noisier gradients",
+    ),
+    Remedy(
+        name="weight-regularisation",
+        title="Weight regularisation",
+        advice="weight regularisation: loss + α‖W‖² (optimizer's weight_decay)",
+        applies="exploding where weights grow slowly over the run; no help within the few steps of a divergence",
+        kinds=("exploding", "dead", "saturated", "unstable"),
+        why="loss + α‖W‖²: each update shrinks W by 2·lr·α, and with it the factor ‖W‖ that every layer adds",
+        source="Krogh and Hertz 1991; for RNNs Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063",
+        change=Change(
+            _LOSS, "loss = loss + 1e-3 * sum(weight.square().sum() for weight in model.parameters() if weight.ndim > 1)"
+        ),
+        cost="one pass over the weights; another α to choose",
+    ),
+)
+
+_LIPSCHITZ = (
+    Remedy(
+        name="spectral-norm",
+        title="Spectral normalisation",
+        advice="spectral normalisation of the critic's layers",
+        applies="exploding or unstable critics and discriminators",
+        kinds=("exploding", "nonfinite", "unstable"),
+        why="W ← W/σ₁(W): each layer stretches by at most 1, so that |f(x) − f(y)| ≤ ‖x − y‖ through any ReLU stack",
+        source="Miyato et al. 2018, arXiv:1802.05957",
+        change=Change(_MODEL, "add_spectral_norms_(model, x)", ("add_spectral_norms_",)),
+        cost="a power iteration per layer and forward pass",
+    ),
+    Remedy(
+        name="gradient-penalty",
+        title="Gradient penalty",
+        advice="a gradient penalty on the critic",
+        applies="exploding or unstable critics that have no batch normalisation",
+        kinds=("exploding", "nonfinite", "unstable"),
+        why="loss + λ·(‖∇ₓ̂ f(x̂)‖ − 1)² with x̂ between a real and a made sample: slope 1 is learnt, not forced",
+        source="Gulrajani et al. 2017, arXiv:1704.00028",
+        change=Change(_LOSS, "loss = loss + 10 * gradient_penalty(model, x)", ("gradient_penalty",)),
+        cost="a second backward pass per step of the critic",
+    ),
+    Remedy(
+        name="weight-clipping",
+        title="Weight clipping",
+        advice="weights of the critic clamped after each update",
+        applies="exploding critics, where nothing better can be had",
+        kinds=("exploding",),
+        why="wᵢ ← max(−c, min(c, wᵢ)): bounded weights bound the slope, with c = 0.01 often so far that gradients "
+        "vanish",
+        source="Arjovsky, Chintala and Bottou 2017, arXiv:1701.07875",
+        change=Change(
+            _STEP,
+            "with torch.no_grad():\n    for parameter in model.parameters():\n        parameter.clamp_(-0.1, 0.1)",
+        ),
+        cost="one pass over the weights; a critic that can express less",
+    ),
+)
+
+FAMILIES: dict[str, tuple[Remedy, ...]] = {
+    "learning_rate": _LEARNING_RATE,
+    "data": _DATA,
+    "safe_forms": _SAFE_FORMS,
+    "clipping": _CLIPPING,
+    "initialisation": _INITIALISATION,
+    "normalisation": _NORMALISATION,
+    "activations": _ACTIVATIONS,
+    "residual": _RESIDUAL,
+    "recurrent": _RECURRENT,
+    "precision": _PRECISION,
+    "redesign": _REDESIGN,
+    "lipschitz": _LIPSCHITZ,
+}
+"""Remedies by family, which is a file in ``examples/remedies/`` and a heading of docs/remedies.md.
+
+First those that leave the model as it is, then those that change its weights, its layers, all of it: the order in which
+``gradwatch.prescribe`` tries what no finding has advised.
+"""
+
+LIBRARY: dict[str, Remedy] = {remedy.name: remedy for family in FAMILIES.values() for remedy in family}
+"""Every remedy by name."""
