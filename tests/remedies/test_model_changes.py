@@ -108,7 +108,9 @@ def test_a_sigmoid_at_the_end_stays_and_a_relu_at_the_end_goes():
     assert isinstance(rectified[1], nn.LeakyReLU)
 
 
-@pytest.mark.parametrize("end", [torch.sigmoid, torch.Tensor.tanh, F.softplus, nn.Sigmoid()], ids=str)
+@pytest.mark.parametrize(
+    "end", [torch.sigmoid, torch.Tensor.tanh, F.softplus, nn.Sigmoid()], ids=["sigmoid", "tanh", "softplus", "module"]
+)
 def test_what_forward_calls_behind_its_last_layer_stays_and_the_rest_goes(end):
     class Ends(Custom):
         def forward(self, x):
