@@ -157,6 +157,7 @@ def test_settings_act():
     assert plain < learn(60, "warm-up").after < learn(30).after
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_run_tells_what_it_took_beside_its_loop():
     def make_model():
         time.sleep(0.1)
