@@ -18,7 +18,10 @@ export default defineConfig([
     extends: ['js/recommended'],
     linterOptions: {reportUnusedDisableDirectives: 'error'},
     rules: {
+      complexity: ['error', 10], // as in Python
+      'consistent-return': 'error',
       eqeqeq: 'error',
+      'no-console': 'error',
       'no-implicit-globals': 'error',
       'no-restricted-properties': [
         'error',

@@ -106,12 +106,17 @@ export function levels(values, scale) {
   for (let index = 0; index < values.length; index++) {
     const value = values[index];
     if (value !== value) continue; // NaN: not measured
-    if (value === Infinity || value === -Infinity) {
-      result[index] = NOT_FINITE;
-      continue;
-    }
-    const at = span > 0 ? ((isLinear ? value : Math.log10(value)) - low) / span : 0.5;
-    result[index] = 1 + Math.round((SHADES - 1) * (at > 1 ? 1 : at > 0 ? at : 0));
+    if (value === Infinity || value === -Infinity) result[index] = NOT_FINITE;
+    else result[index] = levelAt(span > 0 ? ((isLinear ? value : Math.log10(value)) - low) / span : 0.5);
   }
   return result;
+}
+
+/**
+ * Returns the level of a place on the scale. Below its lower end, and for the logarithm of a negative number, it is 1.
+ *
+ * @param {number} at
+ */
+function levelAt(at) {
+  return 1 + Math.round((SHADES - 1) * (at > 1 ? 1 : at > 0 ? at : 0));
 }

@@ -13,12 +13,16 @@ import {showProfile} from './profile.js';
 /** @import {Neighbours} from './findings.js' */
 /** @import {Panel} from './panel.js' */
 
+/** @typedef {Pick<App, 'state' | 'panels' | 'view'>} Chosen as it was when the details were asked for. */
+
+/** @typedef {{destroy: () => void}} Destroyable */
+
 const NEIGHBOURS = 3; // on either side
 
 /** @type {WeakMap<HTMLElement, object>} the latest question, by container. */
 const asked = new WeakMap();
 
-/** @type {WeakMap<HTMLElement, {destroy: () => void}[]>} the charts that are drawn, by container. */
+/** @type {WeakMap<HTMLElement, Destroyable[]>} the charts that are drawn, by container. */
 const charts = new WeakMap();
 
 /**
@@ -31,10 +35,10 @@ export async function showDetails(container, app) {
   const question = {};
   asked.set(container, question);
   const isLatest = () => asked.get(container) === question;
-  const {state, panels, view} = app; // as they are now: the app can change them while an answer is awaited
+  const chosen = {state: app.state, panels: app.panels, view: app.view}; // they can change while an answer is awaited
   try {
     const card = await cardOf(app);
-    if (isLatest()) await fill(container, app, {state, panels, view}, card, isLatest);
+    if (isLatest()) await fill(container, app, chosen, card, isLatest);
   } catch (error) {
     if (!isLatest()) return;
     container.replaceChildren(element('p', {className: 'error', role: 'alert'}, messageOf(error)));
@@ -44,30 +48,55 @@ export async function showDetails(container, app) {
 /**
  * @param {HTMLElement} container
  * @param {App} app
- * @param {Pick<App, 'state' | 'panels' | 'view'>} chosen
+ * @param {Chosen} chosen
  * @param {HTMLElement | null} card
  * @param {() => boolean} isLatest
  */
-async function fill(container, app, {state, panels, view}, card, isLatest) {
-  const {layer, step} = state;
-  const ofLayer = layer !== null && panels.length ? section(`Layer: ${layer}`) : null;
-  const ofStep = step !== null && panels.length ? section(`Step ${step}`) : null;
+async function fill(container, app, chosen, card, isLatest) {
+  const {layer, step} = chosen.panels.length ? chosen.state : {layer: null, step: null};
+  const [ofLayer, ofStep] = [element('div', {className: 'body'}), element('div', {className: 'body'})];
+  const parts = [
+    card,
+    layer === null ? null : section(`Layer: ${layer}`, ofLayer),
+    step === null ? null : section(`Step ${step}`, ofStep),
+  ];
   for (const chart of charts.get(container) ?? []) chart.destroy();
-  /** @type {{destroy: () => void}[]} */
+  /** @type {Destroyable[]} */
   const made = [];
   charts.set(container, made); // the next call destroys what this one has drawn by then
-  container.replaceChildren(...[card, ofLayer?.element, ofStep?.element].filter((part) => part instanceof Node));
-  const hover = (/** @type {number | null} */ at) => app.hover(at);
-  if (layer !== null && ofLayer && view)
-    made.push(...(await showLayer(ofLayer.body, layer, panels, state, view, hover, isLatest)));
-  if (step !== null && ofStep && app.statistic && isLatest())
-    made.push(...(await showProfile(ofStep.body, step, panels, app.statistic, state, isLatest)));
+  container.replaceChildren(...parts.filter((part) => part !== null));
+  if (layer !== null) made.push(...(await chartsOfLayer(ofLayer, layer, app, chosen, isLatest)));
+  if (step !== null) made.push(...(await chartsOfStep(ofStep, step, app, chosen, isLatest)));
 }
 
-/** @param {string} title */
-function section(title) {
-  const body = element('div', {className: 'body'});
-  return {element: element('section', {className: 'card', 'aria-label': title}, element('h2', {}, title), body), body};
+/**
+ * @param {HTMLElement} body
+ * @param {string} layer
+ * @param {App} app
+ * @param {Chosen} chosen
+ * @param {() => boolean} isLatest
+ */
+async function chartsOfLayer(body, layer, app, {state, panels, view}, isLatest) {
+  return view ? showLayer(body, layer, panels, state, view, (step) => app.hover(step), isLatest) : [];
+}
+
+/**
+ * @param {HTMLElement} body
+ * @param {number} step
+ * @param {App} app
+ * @param {Chosen} chosen
+ * @param {() => boolean} isLatest
+ */
+async function chartsOfStep(body, step, {statistic}, {state, panels}, isLatest) {
+  return statistic && isLatest() ? showProfile(body, step, panels, statistic, state, isLatest) : [];
+}
+
+/**
+ * @param {string} title
+ * @param {HTMLElement} body
+ */
+function section(title, body) {
+  return element('section', {className: 'card', 'aria-label': title}, element('h2', {}, title), body);
 }
 
 /**

@@ -58,26 +58,24 @@ export function showLabels(container, boxes, rowView, height, selected, on) {
  * @param {number | undefined} selected
  * @param {Choices} on
  */
-function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, selected, on) {
+function button(box, top, bottom, perRow, selected, on) {
+  const {node, level, isGroup, isCollapsed} = box;
+  const left = level * MODULE_WIDTH;
   const hasInner = isGroup && !isCollapsed && innerShows(node, perRow);
-  const isSelected = !isGroup && node.layers[0] === selected;
-  const count = counted(node.layers.length, 'layer');
   const made = element(
     'button',
     {
       role: 'treeitem',
       tabIndex: -1,
-      className: `label${isGroup ? ' module' : ''}${isCollapsed ? ' collapsed' : ''}`,
-      title: isGroup ? `${node.path}: ${count}. Click to ${isCollapsed ? 'open' : 'close'}.` : node.path,
+      className: ['label', isGroup && 'module', isCollapsed && 'collapsed'].filter(Boolean).join(' '),
       'aria-level': String(level + 1),
-      'aria-label': isGroup ? `${node.path}, ${count}` : node.path,
-      'aria-selected': String(isSelected),
-      data: {path: `${node.path}${isGroup ? '.' : ''}`},
+      'aria-selected': String(!isGroup && node.layers[0] === selected),
+      ...namesOf(box),
       style: {
         top: `${top}px`,
         height: `${bottom - top}px`,
-        left: `${level * MODULE_WIDTH}px`,
-        width: hasInner ? `${MODULE_WIDTH}px` : `calc(100% - ${level * MODULE_WIDTH}px)`,
+        left: `${left}px`,
+        width: hasInner ? `${MODULE_WIDTH}px` : `calc(100% - ${left}px)`,
       },
       onclick: () => (isGroup ? on.toggle(node.path) : on.pick(node.layers[0])),
       onkeydown: (event) => moveFocus(event, made, isGroup, isCollapsed),
@@ -86,6 +84,21 @@ function button({node, level, isGroup, isCollapsed}, top, bottom, perRow, select
   );
   if (isGroup) made.setAttribute('aria-expanded', String(!isCollapsed));
   return made;
+}
+
+/**
+ * Returns the tooltip of a box, its name for screen readers, and its key.
+ *
+ * @param {Box} box
+ */
+function namesOf({node: {path, layers}, isGroup, isCollapsed}) {
+  if (!isGroup) return {title: path, 'aria-label': path, data: {path}};
+  const count = counted(layers.length, 'layer');
+  return {
+    title: `${path}: ${count}. Click to ${isCollapsed ? 'open' : 'close'}.`,
+    'aria-label': `${path}, ${count}`,
+    data: {path: `${path}.`}, // a layer can have the name of a module
+  };
 }
 
 /**
