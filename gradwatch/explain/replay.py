@@ -29,7 +29,7 @@ from gradwatch.explain.origin import conclusion
 from gradwatch.explain.recorded_call import LARGEST_GRADIENT, OUTPUT, RecordedCall, record_call, record_output, repeat
 from gradwatch.explain.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.explain.trace import Trace
-from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen
 from gradwatch.measure.report import Origin
 
@@ -45,13 +45,15 @@ class Replay:
     Args:
         models: {name: module}. Those compiled or scripted are not remembered, nor is anything under
             ``torch.distributed``, where a rank by itself must not run a step.
+        guard: takes the faults.
 
     Attributes:
+        guard: as given.
         was_called: True once any of them was called.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
-        self.broken: set[str] = set()
+    def __init__(self, models: Mapping[str, nn.Module], guard: Guard | None = None) -> None:
+        self.guard = guard or Guard()
         self.was_called = False
         self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
         self._calls: deque[RecordedCall] = deque(maxlen=MOST_CALLS)
@@ -61,7 +63,7 @@ class Replay:
         self._undo: list[Callable[[], None]] = []
         self._listen()
 
-    @harmless
+    @observing("replay: calls")
     def forget(self, *, was_seen_whole: bool = True) -> None:
         """Forget the calls of a step, whose update is now made.
 
@@ -92,7 +94,7 @@ class Replay:
         self._undo.clear()
         self._calls.clear()
 
-    @harmless
+    @observing("replay")
     def origin(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
         """Run the calls since the last update again, and return where their NaN or Inf came from.
 
@@ -108,8 +110,7 @@ class Replay:
         parameters = []
         for replica in replicas.values():
             parameters += [parameter for parameter in replica.parameters() if parameter.requires_grad]
-        trace = Trace(replicas, keeps_all=True)
-        trace.broken = self.broken  # a fault of its own warns once, not once a replay
+        trace = Trace(replicas, self.guard, keeps_all=True)
         with Operations(trace.module_under_way) as operations:
             batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
         found = observed_origin(trace.take() or [], loss, layers_at_fault)
@@ -161,14 +162,14 @@ class Replay:
             if stop is not None:
                 self._undo.append(stop)
 
-    @harmless
+    @observing("replay: calls")
     def _enter(self, name: str, args: Any, kwargs: Any) -> RecordedCall | None:
         if self._under_way is not None and self._under_way.name != name:
             return None  # a child, called by its parent
         self._under_way = record_call(name, args, kwargs)
         return self._under_way
 
-    @harmless
+    @observing("replay: calls")
     def _leave(self, call: RecordedCall | None, output: Any) -> None:
         if call is None:
             return
@@ -178,7 +179,7 @@ class Replay:
         self._calls.append(call)
         record_output(call, output, self._hold)
 
-    @harmless
+    @observing("replay: calls")
     def _hold(self, held: list[Tensor | None], gradient: Tensor) -> None:
         held.append(gradient if gradient.numel() <= LARGEST_GRADIENT else None)
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from gradwatch import _torch
 from gradwatch.explain.call_summary import ModuleCall, TensorSummary
 from gradwatch.explain.origin import origin_of
-from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import listen
 from gradwatch.measure.report import Origin
 
@@ -33,11 +33,15 @@ class Trace:
 
     Args:
         models: {name: module}.
+        guard: takes the faults.
         keeps_all: keep any number of calls, where somebody takes them soon.
+
+    Attributes:
+        guard: as given.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], *, keeps_all: bool = False) -> None:
-        self.broken: set[str] = set()
+    def __init__(self, models: Mapping[str, nn.Module], guard: Guard | None = None, *, keeps_all: bool = False) -> None:
+        self.guard = guard or Guard()
         self._under_way: list[ModuleCall] = []
         self._summaries: dict[int, tuple[weakref.ref[Tensor], int, TensorSummary]] = {}
         self._on_leaves: list[RemovableHandle] = []
@@ -45,12 +49,12 @@ class Trace:
         most = None if keeps_all else MOST_PASSES * max(1, len(self._undo))
         self._calls: deque[ModuleCall] = deque(maxlen=most)
 
-    @harmless
+    @observing("trace: origin")
     def origin(self, calls: Sequence[ModuleCall], loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
         """Return where a NaN or Inf of a step with these calls came from, as ``origin_of``."""
         return origin_of(calls, loss, layers_at_fault)
 
-    @harmless
+    @observing("trace: taking")
     def take(self) -> list[ModuleCall]:
         """Return the calls since the last time, in the order in which they ended, and forget them."""
         calls = list(self._calls)
@@ -80,7 +84,7 @@ class Trace:
             for part, child in module.named_children():
                 yield from self._listen(f"{name}.{part}".lstrip("."), child)
 
-    @harmless
+    @observing("trace: calls")
     def _enter(self, name: str, kind: str, is_builtin: bool, args: Any, kwargs: Any) -> ModuleCall:
         tensors = _tensors((args, kwargs))
         is_outermost = not self._under_way
@@ -96,7 +100,7 @@ class Trace:
         self._under_way.append(call)
         return call
 
-    @harmless
+    @observing("trace: calls")
     def _leave(self, call: ModuleCall | None, output: Any) -> None:
         if call in self._under_way:
             del self._under_way[self._under_way.index(call) :]  # calls after it raised, and never returned
@@ -124,7 +128,7 @@ class Trace:
         if tensor.is_leaf:  # it outlives the step
             self._on_leaves.append(handle)
 
-    @harmless
+    @observing("trace: calls")
     def _note(self, gradients: list[tuple[Tensor, Tensor]], gradient: Tensor) -> None:
         if _has_entries(gradient):
             gradients.append(_extremes(gradient))

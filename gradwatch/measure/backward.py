@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch import _torch
-from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import anything_is_compiled
 from gradwatch.measure import statistics
 from gradwatch.measure.layers import Layers
@@ -67,16 +67,19 @@ class BackwardPass:
         layers: the table to put in order.
         measures_ends: also measure where a backward pass ends. Never done under ``torch.distributed``, which averages
             afterwards.
+        guard: takes the faults.
+
+    Attributes:
+        guard: as given.
     """
 
-    def __init__(self, layers: Layers, *, measures_ends: bool = True) -> None:
-        self._layers = layers
+    def __init__(self, layers: Layers, guard: Guard | None = None, *, measures_ends: bool = False) -> None:
+        self._layers, self.guard = layers, guard or Guard()
         self._arrived: dict[int, int] = {}  # column → version of its gradient, in order of first arrival
         self._handles: dict[int, RemovableHandle] = {}
         self._can_measure = self._measures = measures_ends and not _averages_later()
         self._was_changed = False
         self._is_queued = False
-        self.broken: set[str] = set()
         self._at_end: AtEnd | None = None
         for column, tensor in enumerate(layers.tensors):
             if tensor.requires_grad and tensor.is_leaf and not is_lazy(tensor):
@@ -111,7 +114,8 @@ class BackwardPass:
             self._layers.sort(together)
 
     def before_change(self, columns: Collection[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
-        """Whether the gradients of ``columns`` changed since the backward pass, and if so their magnitudes at its end.
+        """Return whether gradients of ``columns`` changed since the backward pass, and then their magnitudes there.
+
 
         None for the latter, too, where nobody measured there: the first such change. Under ``torch.distributed``
         averaging over the ranks is such a change, so that nobody can tell.
@@ -120,6 +124,7 @@ class BackwardPass:
             columns: the watched ones of the optimizer that is about to update.
             has_cycled: this optimizer has updated before, so that every optimizer of the loop had its turn.
         """
+        self._is_queued = False  # a backward pass that failed at its end is followed again
         arrived = () if _averages_later() else [column for column in self._arrived if column in columns]
         is_changed = any(map(self._has_changed, arrived))
         at_end = self._at_end if is_changed else None
@@ -144,7 +149,7 @@ class BackwardPass:
 
         return note
 
-    @harmless
+    @observing("backward pass: arrival")
     def _arrive(self, column: int, tensor: Tensor) -> None:
         if tensor.grad is not None:
             self._arrived[column] = _torch.version_of(tensor.grad)
@@ -152,7 +157,7 @@ class BackwardPass:
             self._is_queued = True
             _torch.call_after_backward(self._end)
 
-    @harmless
+    @observing("backward pass: end")
     def _end(self) -> None:
         """Called by autograd, where nobody catches what we raise. Where this fails, figures are those at the update."""
         self._at_end = None

@@ -66,8 +66,8 @@ class OriginFinder:
         self._layers, self._can_always_wait, self._guard = layers, can_always_wait, guard
         self._modules = [leaf for name, model in models.items() for leaf in leaf_modules(model, name)]
         # one rank must not run a step by itself
-        self.replay = None if is_distributed or not models else guard.run("replay", Replay, models)
-        self.trace = guard.run("trace", Trace, models) if traces_calls else None
+        self.replay = None if is_distributed or not models else guard.run("replay", Replay, models, guard)
+        self.trace = guard.run("trace", Trace, models, guard) if traces_calls else None
 
     def observe_loss(self, loss: Tensor) -> None:
         """Take the loss before its backward pass: the operations that made it are in its graph."""

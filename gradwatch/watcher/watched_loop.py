@@ -111,7 +111,7 @@ class WatchedLoop:
         self.scaler: GradScaler | None = None
         self._advises, self.is_closed = advises, False
         self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"])
-        backward = BackwardPass(layers, measures_ends=measures_ends)
+        backward = BackwardPass(layers, self.guard, measures_ends=measures_ends)
         self.origins = OriginFinder(
             layers,
             models or {},

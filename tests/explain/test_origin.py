@@ -228,7 +228,7 @@ def test_a_fault_in_the_trace_warns_once_and_training_goes_on(monkeypatch, caplo
     findings = watched(between(Does(torch.log)), mean_square, torch.randn(8, 4))
     assert [finding.kind for finding in findings] == ["nonfinite"]
     assert "observed" not in findings[0].cause
-    assert caplog.text.count("a fault in gradwatch itself (origin)") == 1
+    assert caplog.text.count("a fault in gradwatch itself (trace: origin)") == 1
 
 
 def test_passes_without_gradients_and_recomputed_ones_are_not_looked_at():
