@@ -1,7 +1,6 @@
 # Every target sets itself up: the first run makes .venv, later ones are quick.
 PYTHON ?= python3
 BIN := .venv/bin
-CONSTRAINTS ?= --constraint constraints.txt # `make quick CONSTRAINTS=` in a fresh clone takes the newest of everything
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process a core; each one imports torch
 
 OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
@@ -76,7 +75,7 @@ bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium;
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # What checks the front end. `--ignore-scripts`: no package runs anything while it is installed.
@@ -96,9 +95,9 @@ node_modules/.package-lock.json: package.json package-lock.json
 	touch $@
 
 .venv/bench: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 .venv/docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
