@@ -21,7 +21,6 @@ from gradwatch.findings import Finding, Thresholds
 from gradwatch.measure import layers as layer_table
 from gradwatch.sinks import Sink
 from gradwatch.sinks.loggers import Loggers, is_a
-from gradwatch.sinks.tags import LAYER_TAGS
 from gradwatch.watcher import WatchedLoop, Watcher
 from gradwatch.watcher.options import OnNonFinite, Options
 
@@ -61,7 +60,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         exclude: those to leave out.
         thresholds: what counts as sick.
         trace_nonfinite: as in ``gradwatch.watch``.
-        layer_scalars: per-layer tags to write; True all, False none.
+        layer_scalars: names of per-layer TensorBoard tags to write besides the packed rows; True all eight, False none.
         histograms: also write histograms.
         history: how many steps ``watcher.history`` holds.
         sinks: further sinks.
@@ -85,7 +84,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         exclude: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
         thresholds: Thresholds | None = None,
         trace_nonfinite: bool = False,
-        layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3],
+        layer_scalars: bool | Sequence[str] = False,
         histograms: bool = False,
         history: int = 512,
         sinks: Sequence[Sink] = (),

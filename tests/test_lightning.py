@@ -117,7 +117,7 @@ def test_watching_leaves_the_weights_bit_for_bit(pl, tmp_path):
 
 def test_nan_is_found_and_reported_through_the_trainers_own_writer(pl, tmp_path):
     logger = importlib.import_module(f"{pl.__name__}.loggers").TensorBoardLogger(tmp_path, name="run")
-    callback = GradWatch(log_every_n_steps=2)
+    callback = GradWatch(log_every_n_steps=2, layer_scalars=["grad_norm"])
     fit(pl, module_of(pl, spoil=5), callback, tmp_path, logger=logger)
     assert [(f.kind, f.layer, f.step) for f in callback.findings] == [("nonfinite", "net.2.bias", 5)]
     assert len(list(tmp_path.rglob("events*"))) == 1

@@ -11,6 +11,7 @@ from torch import nn
 
 import gradwatch
 from gradwatch.event_files.format import TOTALS
+from gradwatch.event_files.reader import read_runs
 from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tensorboard import TensorBoard
 from tests.event_files.test_records import framed
@@ -60,6 +61,12 @@ def train(log_dir, steps=12, learning_rate=0.01, spoil=None, **options):
             optimizer.step()
             optimizer.zero_grad()
     return watcher
+
+
+def layers_in(directory):
+    """Names of the layers whose gradients were logged in ``directory`` itself."""
+    runs = {run.name: run for run in read_runs(directory)}
+    return runs[str(directory)].layers
 
 
 def event(step=0, **values):

@@ -1,10 +1,10 @@
-"""Which scalars of each layer there are, and which of them somebody asks for. Loads no TensorBoard."""
+"""Name the scalars of each layer, and say which of them somebody asks for. Loads no TensorBoard."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["LAYER_TAGS", "layer_tags"]
+__all__ = ["LAYER_TAGS", "layer_tags", "logged_figures"]
 
 LAYER_TAGS = (
     "grad_norm",
@@ -20,7 +20,7 @@ LAYER_TAGS = (
 
 
 def layer_tags(layer_scalars: bool | Sequence[str]) -> tuple[str, ...]:
-    """The tags that ``layer_scalars`` names.
+    """Return the tags that ``layer_scalars`` names.
 
     Raises:
         ValueError: for a name that is not in ``LAYER_TAGS``.
@@ -31,3 +31,12 @@ def layer_tags(layer_scalars: bool | Sequence[str]) -> tuple[str, ...]:
     if unknown := [name for name in named if name not in LAYER_TAGS]:
         raise ValueError(f"layer_scalars: {unknown[0]!r} is none of {', '.join(LAYER_TAGS)}; True writes all of them.")
     return named
+
+
+def logged_figures(layer_scalars: bool | Sequence[str]) -> frozenset[str]:
+    """Return the figures to measure at every logged step: those that ``layer_scalars`` names, and those of packed rows.
+
+    Raises:
+        ValueError: for a name that is not in ``LAYER_TAGS``.
+    """
+    return frozenset(layer_tags(layer_scalars)) - {"grad_norm"} | {"weight_norm", "update_ratio"}

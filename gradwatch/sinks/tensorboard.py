@@ -24,7 +24,7 @@ from gradwatch.measure.report import Floats
 from gradwatch.sinks import Row
 from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.log import logger
-from gradwatch.sinks.tags import LAYER_TAGS, layer_tags
+from gradwatch.sinks.tags import layer_tags
 
 __all__ = ["TensorBoard"]
 
@@ -35,13 +35,15 @@ _METADATA = SummaryMetadata(
     data_class=2,  # DATA_CLASS_TENSOR
 )
 _HISTOGRAM_BINS = 64
-_LAYOUT = {
-    "gradwatch": {
-        "total gradient norm, before and after clipping": ["Multiline", ["^grad_norm_(clipped_)?total"]],
-        "gradient norm of each layer": ["Multiline", ["^grad_norm/"]],
-        "update ratio of each layer": ["Multiline", ["^update_ratio/"]],
-        "weight norm of each layer": ["Multiline", ["^weight_norm/"]],
-    }
+_TOTAL_CHARTS = {
+    "total gradient norm, before and after clipping": "^grad_norm_(clipped_)?total",
+    "loss": "^loss",
+    "learning rate": "^learning_rate",
+}
+_LAYER_CHARTS = {
+    "grad_norm": "gradient norm of each layer",
+    "update_ratio": "update ratio of each layer",
+    "weight_norm": "weight norm of each layer",
 }
 
 
@@ -72,7 +74,7 @@ class TensorBoard:
         ValueError: for a name that is not in ``LAYER_TAGS``.
     """
 
-    def __init__(self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3]) -> None:
+    def __init__(self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = False) -> None:
         self._tags = layer_tags(layer_scalars)
         self.continues = False
         self.opened: Path | None = None
@@ -121,7 +123,7 @@ class TensorBoard:
             assert self._directory is not None
             self.opened = self._directory if self.continues else _without_run(self._directory)
             self._writer = SummaryWriter(str(self.opened))
-            self._writer.add_custom_scalars(_LAYOUT)
+            self._writer.add_custom_scalars(_layout(self._tags))
         return self._writer
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:
@@ -130,8 +132,11 @@ class TensorBoard:
         yield f"grad_norm_total{which}", report.grad_norm_total
         yield f"grad_norm_clipped_total{which}", report.grad_norm_clipped_total
         yield "skipped_steps", row.skipped_steps
+        prefix = "" if self._directory is not None else format.PREFIX  # a writer's owner may have a "loss", too
         if report.loss is not None:
-            yield f"gradwatch/loss{which}", report.loss
+            yield f"{prefix}loss{which}", report.loss
+        if report.learning_rate is not None:
+            yield f"{prefix}learning_rate{which}", report.learning_rate
         for statistic in self._tags:
             figure = report.grad_norm if statistic == "grad_norm" else row.figures.get(statistic)
             if figure is None:
@@ -165,6 +170,12 @@ class TensorBoard:
         metadata = None if tag in self._described else _METADATA
         self._described.add(tag)
         return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
+
+
+def _layout(tags: Sequence[str]) -> dict[str, dict[str, list[str | list[str]]]]:
+    """Return the charts of the tab "Custom Scalars": title → kind and patterns of tags."""
+    charts = {**_TOTAL_CHARTS, **{title: f"^{tag}/" for tag, title in _LAYER_CHARTS.items() if tag in tags}}
+    return {"gradwatch": {title: ["Multiline", [pattern]] for title, pattern in charts.items()}}
 
 
 def _totals(row: Row) -> Floats:

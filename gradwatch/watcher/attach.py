@@ -19,7 +19,6 @@ from gradwatch.measure import layers as layer_table
 from gradwatch.measure.layers import Selection
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
-from gradwatch.sinks.tags import LAYER_TAGS
 from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
 from gradwatch.watcher.watched_loop import WatchedLoop
 from gradwatch.watcher.watcher import Watcher
@@ -42,7 +41,7 @@ def watch(
     exclude: Selection | None = None,
     thresholds: Thresholds | None = None,
     trace_nonfinite: bool = False,
-    layer_scalars: bool | Sequence[str] = LAYER_TAGS[:3],
+    layer_scalars: bool | Sequence[str] = False,
     histograms: bool = False,
     history: int = 512,
     sinks: Sequence[Sink] = (),
@@ -67,7 +66,7 @@ def watch(
         thresholds: what counts as sick; the defaults need no scale.
         trace_nonfinite: look at what every module is given and returns, so that a ``nonfinite`` finding names the one
             that made it. Compiled and scripted modules are left out.
-        layer_scalars: per-layer tags to write; True all, False none.
+        layer_scalars: names of per-layer TensorBoard tags to write besides the packed rows; True all eight, False none.
         histograms: also write histograms of gradients and weights, of at most 4,096 entries each.
         history: how many steps ``Watcher.history`` holds.
         sinks: further sinks, see ``gradwatch.Sink``.
@@ -186,7 +185,7 @@ def loop_of_model(
         _close_earlier(root)
     loop = WatchedLoop(
         layers,
-        [*_tensorboard(log_dir, options.get("layer_scalars", LAYER_TAGS[:3])), *sinks],
+        [*_tensorboard(log_dir, options.get("layer_scalars", False)), *sinks],
         options,
         models=models,
         optimizers=optimizers,
@@ -219,7 +218,7 @@ def loop_of_tensors(
         TypeError, ValueError: as ``watch_tensors``.
     """
     layers = layer_table.of_tensors(tensors, include, exclude)
-    scalars = options.get("layer_scalars", LAYER_TAGS[:3])
+    scalars = options.get("layer_scalars", False)
     files = _tensorboard(log_dir, scalars)
     return WatchedLoop(layers, [*files, *sinks], options, measures_ends=measures_ends, advises=advises)
 

@@ -9,7 +9,6 @@ from typing_extensions import TypedDict
 
 from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
-from gradwatch.sinks.tags import LAYER_TAGS
 
 __all__ = ["DEFAULTS", "OnNonFinite", "Options", "refuse_bad_options"]
 
@@ -34,7 +33,7 @@ DEFAULTS: Options = {
     "on_nonfinite": "report",
     "log_every_n_steps": 50,
     "thresholds": None,
-    "layer_scalars": LAYER_TAGS[:3],
+    "layer_scalars": False,
     "histograms": False,
     "history": 512,
     "on_finding": None,

@@ -23,7 +23,7 @@ from gradwatch.measure.layers import Layers
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.memory import History
-from gradwatch.sinks.tags import layer_tags
+from gradwatch.sinks.tags import logged_figures
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.cadence import Cadence
 from gradwatch.watcher.optimizer_track import OptimizerTrack
@@ -105,7 +105,7 @@ class WatchedLoop:
     ) -> None:
         wanted: Options = {**DEFAULTS, **options}
         refuse_bad_options(wanted)
-        row_figures = frozenset(layer_tags(wanted["layer_scalars"])) - {"grad_norm"}
+        row_figures = logged_figures(wanted["layer_scalars"])
         cadence = Cadence(wanted["log_every_n_steps"], row_figures, wanted["histograms"])
         self.layers, self.guard = layers, Guard()
         self.scaler: GradScaler | None = None

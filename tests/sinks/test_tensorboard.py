@@ -62,7 +62,7 @@ DOTTED = ("blocks.0.fc1.weight", "head.bias")
 
 def test_per_layer_scalars_are_named_after_statistic_and_parameter(tmp_path):
     reports = with_figures(run_of([[3.0, 4.0], [6.0, 8.0]], layers=DOTTED), 2)
-    events = written(tmp_path, reports)
+    events = written(tmp_path, reports, layer_scalars=LAYER_TAGS[:3])
     assert scalar_tags(events) == TOTALS | {
         f"{statistic}/{name}" for statistic in ("grad_norm", "weight_norm", "update_ratio") for name in DOTTED
     }
@@ -98,11 +98,15 @@ def test_an_unknown_statistic_is_refused_by_name_before_anything_is_written(tmp_
 
 
 def test_figures_are_written_only_where_they_were_measured(tmp_path):
-    assert scalar_tags(written(tmp_path, run_of([[1.0]]))) == TOTALS | {"grad_norm/w0"}
+    assert scalar_tags(written(tmp_path, run_of([[1.0]]), layer_scalars=LAYER_TAGS[:3])) == TOTALS | {"grad_norm/w0"}
+
+
+def test_scalars_of_layers_are_written_on_request_only(tmp_path):
+    assert scalar_tags(written(tmp_path, with_figures(run_of([[1.0]]), 1))) == TOTALS
 
 
 def test_a_nan_gradient_is_written_as_nan_and_an_unmeasured_layer_is_not(tmp_path):
-    events = written(tmp_path, [report([NAN, NAN, 1.0], nonfinite=[2, 0, 0])])
+    events = written(tmp_path, [report([NAN, NAN, 1.0], nonfinite=[2, 0, 0])], layer_scalars="grad_norm")
     assert {tag for tag in scalar_tags(events) if tag.startswith("grad_norm/")} == {"grad_norm/w0", "grad_norm/w2"}
     assert np.isnan(events.Scalars("grad_norm/w0")[0].value)
     assert np.isnan(events.Scalars("grad_norm_total")[0].value)
@@ -194,9 +198,19 @@ def test_a_row_says_what_happened_to_the_whole_run_since_the_last(tmp_path):
     np.testing.assert_array_equal(make_ndarray(event.tensor_proto), np.float32([[0.1], [9.0]]))
 
 
-def test_the_loss_is_a_scalar_of_its_own(tmp_path):
-    events = written(tmp_path, [report([1.0], 0, loss=0.5), report([1.0], 1)])
-    assert series(events, "gradwatch/loss") == [(0, 0.5)]
+def test_loss_and_learning_rate_are_scalars_of_their_own(tmp_path):
+    reports = [report([1.0], 0, loss=0.5, learning_rate=0.25), report([1.0], 1)]
+    events = written(tmp_path / "own", reports)
+    assert series(events, "loss") == [(0, 0.5)]
+    assert series(events, "learning_rate") == [(0, 0.25)]
+    reports = [report([1.0], 2, update=0, optimizer=1, loss=0.5, learning_rate=0.125)]
+    assert {"loss/optimizer_1", "learning_rate/optimizer_1"} <= scalar_tags(written(tmp_path / "second", reports))
+
+
+def test_in_a_writer_of_somebody_elses_the_loss_has_a_name_apart(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        TensorBoard(writer).write_row(row_of([report([1.0], 0, loss=0.5, learning_rate=0.25)]))
+    assert scalar_tags(read(tmp_path)) == TOTALS | {"gradwatch/loss", "gradwatch/learning_rate"}
 
 
 def test_histograms_hold_every_finite_entry_they_were_given(tmp_path):
@@ -276,7 +290,7 @@ def test_rows_are_on_disk_after_flush(tmp_path):
 def test_a_writer_that_is_handed_over_shares_its_file_and_is_not_closed(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("loss", 1.0, 0)
-        sink = TensorBoard(writer)
+        sink = TensorBoard(writer, layer_scalars="grad_norm")
         sink.write_row(row_of(run_of([[1.0]])))
         sink.close()
         assert {"loss", "grad_norm/w0"} <= scalar_tags(read(tmp_path))
@@ -287,7 +301,7 @@ def test_a_writer_that_is_handed_over_shares_its_file_and_is_not_closed(tmp_path
 
 @pytest.mark.parametrize(("told", "verdict"), [([FINDING, FINDING], "nonfinite"), ([], "nothing found")])
 def test_a_directory_of_its_own_gets_a_layout_and_a_verdict(tmp_path, told, verdict):
-    sink = TensorBoard(tmp_path)
+    sink = TensorBoard(tmp_path, layer_scalars=LAYER_TAGS[:3])
     sink.write_row(row_of(run_of([[1.0]])))
     for finding in told:
         sink.write_finding(finding, ended=False)

@@ -434,7 +434,7 @@ def test_user_thresholds_are_honoured_literally():
 
 
 def test_log_dir_holds_scalars_and_findings(tmp_path):
-    watched_run(12, log_dir=tmp_path, log_every_n_steps=5, spoil=(11,))
+    watched_run(12, log_dir=tmp_path, log_every_n_steps=5, spoil=(11,), layer_scalars=["grad_norm"])
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("grad_norm/0.weight")] == [0, 5, 10]
