@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradwatch import clip as clip
-    from gradwatch.findings import KINDS, Finding, NonFiniteError, Thresholds
+    from gradwatch.findings import KINDS, Advice, Finding, NonFiniteError, Thresholds
     from gradwatch.measure.report import StepReport
     from gradwatch.prescription import Prescription, Trial, prescribe
     from gradwatch.sinks import Row, Sink
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "Advice",
     "Finding",
     "JsonLines",
     "Memory",
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "KINDS": "gradwatch.findings",
+    "Advice": "gradwatch.findings",
     "Finding": "gradwatch.findings",
     "JsonLines": "gradwatch.sinks.jsonl",
     "Memory": "gradwatch.sinks.memory",

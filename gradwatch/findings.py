@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
 
-__all__ = ["KINDS", "Clue", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
+__all__ = ["KINDS", "Advice", "Clue", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
 
 Kind = Literal["vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable"]
 Severity = Literal["warning", "error"]
@@ -61,23 +61,42 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Advice:
+    """One remedy that a finding suggests.
+
+    Attributes:
+        name: the key of the remedy, as docs/remedies.md and ``gradwatch.prescribe`` use it: ``"batch-norm"``.
+        text: one sentence that says what to do. ``str()`` gives it.
+    """
+
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Finding:
-    """One sickness of one run, from its onset to its latest sick step. Its identity is (kind, layer, step).
+    """One sickness of one run, from its first sick step to its latest. Its identity is (kind, layer, step).
+
+    ``print(finding)`` shows it in three blocks: what was measured, why, and what to do.
 
     Attributes:
         kind: one of ``KINDS``.
-        severity: ``"error"`` where the run cannot recover by itself, else ``"warning"``.
-        layer: parameter name; ``""`` for the loss or the whole model. For ``nonfinite`` the sick tensor nearest the
-            output, for a stack its worst at onset.
-        layers: every layer that the finding covers, in the model's order.
-        step: first sick step; a step is an attempted update, counted from 0.
-        raised_step: the step at which it was reported, later than ``step`` where patience asks.
-        last_step: latest sick step.
-        value: what was measured when it was raised (see docs/detection.md for the unit of each kind).
-        threshold: what ``value`` was held against, in the same unit.
-        cause: what is known of the reason, from measured figures.
-        message: one line: what was measured, against which threshold, and what to try.
+        severity: ``"error"`` if the run cannot recover by itself, else ``"warning"``.
+        layer: parameter or module name; ``""`` for the loss or the whole model. For ``nonfinite`` it is the sick tensor
+            nearest the output, for several sick layers the worst of them at the first sick step.
+        layers: every layer that the finding covers, in the model's order; ``("",)`` for the whole model.
+        step: first sick step. A step is an attempted update, counted from 0.
+        raised_step: the step at which the finding was raised; later than ``step`` if the rule asks for patience.
+        last_step: latest sick step, also while the finding is open.
+        value: what was measured when it was raised. docs/detection.md gives the unit of each kind.
+        threshold: the limit for ``value``, in the same unit.
+        measured: one sentence that says what was measured.
+        cause: one to three sentences that say what is known of the reason.
         remedies: what to try, best first.
+        ranks: the processes that saw it; ``()`` for a single process.
     """
 
     kind: Kind
@@ -89,18 +108,76 @@ class Finding:
     last_step: int
     value: float
     threshold: float
+    measured: str
     cause: str
-    message: str
-    remedies: tuple[str, ...] = ()
+    remedies: tuple[Advice, ...] = ()
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """One line of at most 160 characters: kind, layer, step, the figure, and where to read more."""
+        figure = _FIGURES[self.kind].format(value=_figure(self.value), threshold=_figure(self.threshold))
+        more = len(set(self.layers) - {self.layer})
+        others = f" (and {more} more {'layer' if more == 1 else 'layers'})" if self.layer and more else ""
+        rest = f" since step {self.step}{others}: {figure}. More: print(finding), gradwatch report"
+        start = f"{self.kind} in "
+        return start + _shortened(self.layer or "the whole run", LONGEST_MESSAGE - len(start) - len(rest)) + rest
+
+    def __str__(self) -> str:
+        """What was measured, why, and what to do: three short blocks."""
+        until = f" to {self.last_step}" if self.last_step > self.step else ""
+        more = len(set(self.layers) - {self.layer})
+        place = f"{self.layer} and {more} more" if self.layer and more else self.layer or "the whole run"
+        blocks = [
+            f"{self.kind} ({self.severity}) in {place}, steps {self.step}{until}\n  {self.measured}",
+            f"Why\n  {self.cause}",
+        ]
+        if self.remedies:
+            blocks.append("What to do\n" + "\n".join(f"  - {advice.text} ({advice.name})" for advice in self.remedies))
+        return "\n\n".join(blocks)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for files and checkpoints."""
-        return asdict(self)
+        """Return plain values for files and checkpoints, ``message`` among them."""
+        return {**asdict(self), "message": self.message}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Finding:
-        """The reverse of ``as_dict``; lists that were tuples, as JSON makes them, become tuples again."""
-        return cls(**{**values, "layers": tuple(values["layers"]), "remedies": tuple(values["remedies"])})
+        """Return the finding whose ``as_dict`` gave ``values``; lists, as JSON makes them, become tuples again."""
+        fields_ = {name: value for name, value in values.items() if name != "message"}
+        return cls(
+            **{
+                **fields_,
+                "layers": tuple(values["layers"]),
+                "remedies": tuple(Advice(each["name"], each["text"]) for each in values["remedies"]),
+                "ranks": tuple(values.get("ranks", ())),
+            }
+        )
+
+
+LONGEST_MESSAGE = 160  # characters: a line of a log on a wide terminal
+
+_FIGURES: Mapping[Kind, str] = {
+    "vanishing": "gradient norm {value}, limit {threshold}",
+    "exploding": "gradient norm {value} times its level, limit {threshold}",
+    "nonfinite": "{value} NaN or Inf entries",
+    "dead": "{value} of its units are dead, limit {threshold}",
+    "saturated": "{value} of its activations are flat, limit {threshold}",
+    "stalled": "the largest change is {value}, limit {threshold}",
+    "unstable": "the loss jumps by {value} times its first value, limit {threshold}",
+}
+"""The figure of a ``message``; docs/detection.md gives the units."""
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def _shortened(name: str, length: int) -> str:
+    """Return ``name`` in at most ``length`` characters; a long one loses its middle."""
+    if len(name) <= length:
+        return name
+    kept = max(length - 1, 2)
+    return f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}"
 
 
 @dataclass(frozen=True)

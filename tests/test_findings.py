@@ -13,7 +13,7 @@ COUNTS = ["patience", "warmup_steps"]
 
 def finding(**changes):
     plain = {"kind": "vanishing", "severity": "warning", "layer": "a", "layers": ("a",), "step": 1, "raised_step": 2}
-    figures = {"last_step": 3, "value": 1e-9, "threshold": 1e-7, "cause": "sigmoid", "message": "a: too little"}
+    figures = {"last_step": 3, "value": 1e-9, "threshold": 1e-7, "measured": "a: too little", "cause": "sigmoid"}
     return Finding(**{**plain, **figures, **changes})
 
 

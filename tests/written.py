@@ -28,8 +28,9 @@ FINDING = {
     "value": 1e3,
     "threshold": 2.0,
     "cause": "a cause",
-    "message": "a message. Why: a cause.",
-    "remedies": ["rest"],
+    "measured": "a measurement.",
+    "remedies": [{"name": "rest", "text": "let it rest"}],
+    "ranks": [],
     "ended": False,
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from gradwatch.detect.background import Background
 from gradwatch.detect.clues import Fact, clues_of
 from gradwatch.detect.symptoms import Detector, Symptoms
-from gradwatch.findings import Clue, Finding, Kind
+from gradwatch.findings import Advice, Clue, Finding, Kind
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import StepReport
 
@@ -20,7 +20,7 @@ __all__ = ["CLEAR_STEPS", "Advise", "Episode", "Event"]
 CLEAR_STEPS = 10
 """Healthy steps that end a finding. A sickness that flickers, sick every few steps, stays one finding."""
 
-Advise = Callable[[Kind, list[int], float | None, frozenset[Clue]], tuple[str, ...]]
+Advise = Callable[[Kind, list[int], float | None, frozenset[Clue]], tuple[Advice, ...]]
 """(kind, covered columns, learning rate, clues) → remedies, best first."""
 
 
@@ -124,7 +124,7 @@ class Episode:
         cause, measured = self._detector.explain(report, column, columns)
         whole = self._detector.covers_whole_run
         facts = self._background.facts(self._detector.kind, report, None if whole else column) or []  # None: broken
-        cause = "; ".join([cause, *(fact.words for fact in facts)])
+        cause = "; ".join([cause, *(fact.words for fact in facts)]) + "."
         remedies = self._remedies(report, [] if whole else columns, facts)
         self._open = Finding(
             kind=self._detector.kind,
@@ -136,13 +136,13 @@ class Episode:
             last_step=report.step,
             value=float(symptoms.value[column]),
             threshold=float(symptoms.threshold[column]),
+            measured=measured,
             cause=cause,
-            message=f"{measured} Why: {cause}." + (f" Try: {'; '.join(remedies[:3])}." if remedies else ""),
             remedies=remedies,
         )
         return Event(self._open, ended=False)
 
-    def _remedies(self, report: StepReport, columns: list[int], facts: Iterable[Fact]) -> tuple[str, ...]:
+    def _remedies(self, report: StepReport, columns: list[int], facts: Iterable[Fact]) -> tuple[Advice, ...]:
         clues = {*clues_of(report), *self._detector.clues(), *(fact.clue for fact in facts if fact.clue is not None)}
         return self._advise(self._detector.kind, columns, report.learning_rate, frozenset(clues))
 

@@ -215,6 +215,10 @@ def _is_list_of(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and len(value) <= _MOST_LAYERS and all(map(is_valid, value))
 
 
+def _is_advice(value: object) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("name")) and _is_text(value.get("text"))
+
+
 def _one_of(known: tuple[str, ...]) -> tuple[Callable[[object], bool], str]:
     return lambda value: isinstance(value, str) and value in known, f"one of {', '.join(known)}"
 
@@ -233,8 +237,9 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "last_step": _STEP,
     "value": _NUMBER,
     "threshold": _NUMBER,
+    "measured": _TEXT,
     "cause": _TEXT,
-    "message": _TEXT,
-    "remedies": _TEXTS,
+    "remedies": (_is_list_of(_is_advice), "a list of objects with name and text"),
+    "ranks": (_is_list_of(_is_count), "a list of ranks: whole numbers from 0"),
     "ended": (lambda value: isinstance(value, bool), "true or false"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gradwatch.event_files.run import FindingEvent, LayerTable
+from gradwatch.findings import Advice
 
 __all__ = ["legible", "legible_event", "legible_table"]
 
@@ -32,7 +33,7 @@ def legible_event(event: FindingEvent) -> FindingEvent:
             layer=legible(finding.layer),
             layers=tuple(map(legible, finding.layers)),
             cause=legible(finding.cause),
-            message=legible(finding.message),
-            remedies=tuple(map(legible, finding.remedies)),
+            measured=legible(finding.measured),
+            remedies=tuple(Advice(legible(each.name), legible(each.text)) for each in finding.remedies),
         ),
     )

@@ -38,7 +38,7 @@ def candidates(kind: Kind, findings: Sequence[Finding] = ()) -> list[tuple[Treat
     First what those of ``findings`` that are of this kind advise, in their order, then the rest of the library: a slow
     model is tried on the first of them alone. Strengths far from the user's own come last among singles.
     """
-    advised = (remedies.name_of(advice) for found in findings if found.kind == kind for advice in found.remedies)
+    advised = (advice.name for found in findings if found.kind == kind for advice in found.remedies)
     order = (name for name in dict.fromkeys([*advised, *remedies.LIBRARY]) if kind in remedies.LIBRARY[name].kinds)
     places = {name: place for place, name in enumerate(order)}
     singles = sorted((t for t in TREATMENTS if t.remedy in places), key=lambda t: (_is_extreme(t), places[t.remedy]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from gradwatch.findings import Advice
 from gradwatch.remedies.case import Case
 from gradwatch.remedies.choice import fitting
 from gradwatch.remedies.library import FAMILIES, LIBRARY
@@ -47,7 +48,7 @@ __all__ = [
     "FAMILIES", "LIBRARY", "PRELUDE", "Case", "Change", "NotApplicableError", "PartlyAppliedWarning", "Remedy",
     "SafeDivision", "SafeLog", "SafeSoftmax", "SafeSqrt", "Scaling", "add_residuals_", "add_spectral_norms_", "advise",
     "clean_batches", "code_of", "fitting", "gradient_penalty", "init_depth_scaled_", "init_he_", "init_lecun_",
-    "init_orthogonal_", "init_xavier_", "insert_norms_", "masked_softmax", "name_of", "remove_layers_",
+    "init_orthogonal_", "init_xavier_", "insert_norms_", "masked_softmax", "remove_layers_",
     "replace_activations_", "replace_rnns_", "safe_acos", "safe_atanh", "safe_divide", "safe_exp", "safe_log",
     "safe_log1p", "safe_norm", "safe_pow", "safe_sqrt", "scale_batches", "split_batches", "truncate_backprop_",
     "unmask_full_rows", "use_maxout_", "use_mixed_precision_",
@@ -69,14 +70,9 @@ _FUNCTIONS = {
 _HOME = {name: module for module, names in _FUNCTIONS.items() for name in names}
 
 
-def advise(case: Case) -> tuple[str, ...]:
-    """What a finding says under "what to try": those that fit the sick layers and the cause, best first."""
-    return tuple(f"{LIBRARY[name].advice.format(**case.words)} ({name})" for name in fitting(case))
-
-
-def name_of(advice: str) -> str:
-    """The name of the remedy that a sentence of ``advise`` speaks of."""
-    return advice.rpartition("(")[2].rstrip(")")
+def advise(case: Case) -> tuple[Advice, ...]:
+    """Return the remedies that fit the sick layers and the cause, best first."""
+    return tuple(Advice(name, LIBRARY[name].advice.format(**case.words)) for name in fitting(case))
 
 
 def __getattr__(name: str) -> object:

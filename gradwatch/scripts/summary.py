@@ -90,7 +90,10 @@ def _lines(summary: SummarySink, *, is_only: bool) -> Iterator[str]:
     which = "" if is_only else f"{summary.name}: "
     yield f"gradwatch: {which}{steps}, {count}{whose}{_where(summary.log_dir)}"
     for each in findings[:MOST_LINES]:
-        yield f"  {each.kind} in {each.layer or 'the whole run'} since step {each.step}: {each.message}"
+        yield f"  {each.kind} in {each.layer or 'the whole run'} since step {each.step}: {each.measured}"
+        yield f"    Why: {each.cause}"
+        if each.remedies:
+            yield f"    Try first: {each.remedies[0]} ({each.remedies[0].name})"
     if len(findings) > MOST_LINES:
         yield f"  and {len(findings) - MOST_LINES} more"
     if not (summary.saw_loss or summary.whose):

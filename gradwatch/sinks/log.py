@@ -41,9 +41,7 @@ class Log:
             logger.log(logging.WARNING, "gradwatch: %s in %s ended: last seen at step %d (since step %d).",
                        finding.kind, name, finding.last_step, finding.step)  # fmt: skip
         else:
-            logger.log(
-                level, "gradwatch: %s in %s since step %d: %s", finding.kind, name, finding.step, finding.message
-            )
+            logger.log(level, "gradwatch: %s", finding.message)
 
     def flush(self) -> None:
         pass

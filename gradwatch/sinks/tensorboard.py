@@ -227,8 +227,8 @@ def _in_words(finding: Finding, ended: bool) -> str:
     layer = f"`{finding.layer.replace('`', '')}`" if finding.layer else "the whole run"
     if ended:
         return f"**{finding.kind}** in {layer} ended: steps {finding.step} to {finding.last_step}."
-    remedies = "".join(f"\n* {remedy}" for remedy in finding.remedies)
+    remedies = "".join(f"\n* {advice.text} (`{advice.name}`)" for advice in finding.remedies)
     return (
-        f"**{finding.kind}** ({finding.severity}) in {layer} since step {finding.step}\n\n{finding.message}\n\n"
-        f"Cause: {finding.cause}.\n\nWhat to try:\n{remedies}"
+        f"**{finding.kind}** ({finding.severity}) in {layer} since step {finding.step}\n\n{finding.measured}\n\n"
+        f"Cause: {finding.cause}\n\nWhat to try:\n{remedies}"
     )

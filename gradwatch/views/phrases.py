@@ -18,7 +18,6 @@ __all__ = [
     "counted",
     "facts",
     "layer_of",
-    "measured",
     "number",
     "onset",
     "since",
@@ -69,11 +68,6 @@ def layer_of(finding: Finding) -> str:
         return "the whole run"
     more = len(set(finding.layers) - {finding.layer})
     return f"{finding.layer} and {more} more" if more else finding.layer
-
-
-def measured(finding: Finding) -> str:
-    """Say what was measured."""
-    return finding.message.partition(" Why: ")[0]
 
 
 def since(finding: Finding, ended: bool) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
-from gradwatch.views.phrases import changes, facts, layer_of, measured, number, onset, since, verdict
+from gradwatch.views.phrases import changes, facts, layer_of, number, onset, since, verdict
 from gradwatch.views.profile import lengths, pooled, profile_of
 
 __all__ = ["in_terminal"]
@@ -79,9 +79,9 @@ def _titled(title: str) -> Text:
 def _finding(finding: Finding, ended: bool) -> RenderableType:
     kind = (finding.kind, STYLES[finding.severity])
     head = Text.assemble("\n", kind, f" ({finding.severity}) in {layer_of(finding)}, {since(finding, ended)}")
-    body = [Text(measured(finding)), Text(f"Cause: {finding.cause}.")]
+    body = [Text(finding.measured), Text(f"Cause: {finding.cause}")]
     body += [Text("What to try:")] if finding.remedies else []
-    body += [Text(f"• {remedy}") for remedy in finding.remedies]
+    body += [Text(f"• {advice.text} ({advice.name})") for advice in finding.remedies]
     return Group(head, Padding(Group(*body), (0, 0, 0, 2)))
 
 

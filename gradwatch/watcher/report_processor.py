@@ -119,7 +119,7 @@ class ReportProcessor:
         """
         for finding in reversed(self._guard.run("open findings", self.findings) or []):
             if finding.kind == "nonfinite":
-                return NonFiniteError(finding.layer, step, finding.message)
+                return NonFiniteError(finding.layer, step, str(finding))
         where = f"the gradient of {layer}" if layer else "a gradient or the loss"
         return NonFiniteError(layer, step, f"{where} is NaN or Inf at step {step}.")
 

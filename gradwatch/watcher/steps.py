@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from gradwatch.clip import Policy
 from gradwatch.detect import Detectors
-from gradwatch.findings import Clue, Kind, NonFiniteError, Thresholds
+from gradwatch.findings import Advice, Clue, Kind, NonFiniteError, Thresholds
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.measure import statistics
 from gradwatch.measure.activations import Activations
@@ -391,7 +391,7 @@ class Steps:
             layer, step, f"a later evaluation of the closure of step {step} made NaN or Inf in {layer}."
         )
 
-    def _advise(self, kind: Kind, columns: list[int], rate: float | None, clues: frozenset[Clue]) -> tuple[str, ...]:
+    def _advise(self, kind: Kind, columns: list[int], rate: float | None, clues: frozenset[Clue]) -> tuple[Advice, ...]:
         return advise(Case(kind, self.layers, columns, self.policy is not None, rate, clues))
 
     def warn_once(self, about: str, message: str) -> None:

@@ -12,7 +12,6 @@ from benchmarks.detection.program import PROGRAMS
 from gradwatch.prescription import treatments
 from gradwatch.prescription.fitting import everything
 from gradwatch.prescription.trial import TrialRun
-from gradwatch.remedies import name_of
 
 
 def first_loss(form):
@@ -93,7 +92,7 @@ def test_the_search_tries_everything_once_what_the_findings_advise_first():
     order = search.ordered(search.sickness(found), found.findings)
     assert len(order) == len(set(order))
     assert set(order) == set(everything())
-    advised = [name_of(advice) for each in found.findings if each.kind == "nonfinite" for advice in each.remedies]
+    advised = [advice.name for each in found.findings if each.kind == "nonfinite" for advice in each.remedies]
     assert order[0][0].remedy == advised[0]
 
 

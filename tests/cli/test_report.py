@@ -1,5 +1,6 @@
 """``gradwatch report``: what it prints, what it writes, how it ends."""
 
+import dataclasses
 import json
 import math
 import os
@@ -15,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
+from gradwatch import Finding
 from gradwatch.cli import main
 from gradwatch.event_files.records import records
 from tests.event_files.test_records import framed
 from tests.reports import run_of
 from tests.written import FINDING, TABLE, event, forge, norms, totals, train, write_rows
 
-FIELDS = {"kind", "severity", "layer", "layers", "step", "last_step", "value", "threshold", "cause", "message"}
+FIELDS = {field.name for field in dataclasses.fields(Finding)} | {"message"}
 
 
 def gradwatch(*arguments, **options):
@@ -310,8 +312,8 @@ def test_names_of_hostile_files_are_never_markup(tmp_path):
         "layer": HOSTILE,
         "layers": layers,
         "cause": HOSTILE,
-        "message": HOSTILE,
-        "remedies": [HOSTILE],
+        "measured": HOSTILE,
+        "remedies": [{"name": "rest", "text": HOSTILE}],
     }
     row = event(0, layers={**TABLE, "layers": layers}, grad_norm=norms(1.0, 2.0))
     where = forge(tmp_path / "<b>run", row, event(4, finding=finding))

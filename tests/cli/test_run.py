@@ -1,6 +1,7 @@
 """``gradwatch run`` around real training scripts, each a process of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def side_by_side(directory, *commands):
 
 def summary_of(done):
     lines = done.stderr.splitlines()
-    return [line for line in lines if line.startswith("gradwatch: ") and " step" in line and ("find" in line)]
+    return [line for line in lines if re.match(r"gradwatch: .*\d steps?, (no|\d+) finding", line)]
 
 
 def scalars(directory, tag):

@@ -81,7 +81,7 @@ def test_the_worst_layer_gives_its_name():
 def test_the_message_tries_three_remedies_and_the_finding_carries_all():
     (finding,) = findings(run_of([[0.5]] * 2), LITERAL)
     assert len(finding.remedies) > 3
-    assert finding.message.endswith(f" Try: {'; '.join(finding.remedies[:3])}.")
+    assert str(finding).endswith(f"{finding.remedies[-1]} ({finding.remedies[-1].name})")
 
 
 @pytest.mark.parametrize("warmup", [0, 5, 8])

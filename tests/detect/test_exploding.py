@@ -178,7 +178,7 @@ def test_growth_of_ten_for_three_steps_with_a_rising_loss_is_exploding():
     assert "1e+03" not in finding.cause
     assert "3 of 3 layers" in finding.cause
     assert "the loss is 27" in finding.cause
-    assert f"gradient norm of {finding.layer} is" in finding.message
+    assert f"gradient norm of {finding.layer} is" in finding.measured
 
 
 def test_growing_norms_under_a_falling_loss_are_none():
@@ -230,7 +230,7 @@ def test_a_norm_that_overflows_while_its_entries_are_finite_is_exploding_never_n
     (finding,) = findings(run_of([*STEADY[:step], [1.0, INF, 4.0]], [1.0] * (step + 1)))
     assert (finding.kind, finding.layer, finding.layers, finding.step) == ("exploding", "w1", ("w1",), step)
     assert finding.value == INF
-    assert f"overflows its norm while its entries are still finite at step {step}{level} Why: " in finding.message
+    assert f"overflows its norm while its entries are still finite at step {step}{level}" in finding.measured
 
 
 def test_an_overflow_that_stays_is_never_taken_for_vanishing_elsewhere():
@@ -262,7 +262,7 @@ def test_the_literal_growth_is_the_findings_threshold():
     (finding,) = findings(run_of([*STEADY, [1.0, 10.0, 4.0]]), Thresholds(exploding_growth=4))
     assert (finding.layer, finding.step, finding.threshold) == ("w1", 20, 4.0)
     assert finding.value == pytest.approx(5)
-    assert "5 times its level of 2 (normal: up to 4 times)" in finding.message
+    assert "5 times its level of 2 (normal: up to 4 times)" in finding.measured
 
 
 @pytest.mark.parametrize("patience", [1, 3, 5])

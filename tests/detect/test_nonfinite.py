@@ -29,10 +29,9 @@ def test_nearest_the_output_means_depth_not_registration():
 def test_the_count_of_entries_is_told():
     (finding,) = findings(sick([4, 2, 0]))
     assert (finding.value, finding.threshold) == (2.0, 0.0)
-    assert finding.message.startswith(
-        "2 of 4 gradient entries of w1 are NaN or Inf at step 3, 2 of 3 layers in all. Why: no weight "
-    )
-    assert any(remedy.endswith("(safe-log)") for remedy in finding.remedies)
+    assert finding.measured.startswith("2 of 4 gradient entries of w1 are NaN or Inf at step 3, 2 of 3 layers in all.")
+    assert finding.cause.startswith("no weight ")
+    assert any(advice.name == "safe-log" for advice in finding.remedies)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_the_count_of_entries_is_told():
 def test_the_cause_says_what_went_first(loss, weight_nonfinite, cause):
     weights = None if weight_nonfinite is None else np.array(weight_nonfinite)
     (finding,) = findings(sick([1, 1, 1], loss=loss, weight_nonfinite=weights))
-    assert finding.cause == cause
+    assert finding.cause == f"{cause}."
 
 
 def test_the_first_step_can_be_sick():
@@ -63,7 +62,7 @@ def test_a_loss_that_goes_first_is_a_finding_of_the_whole_run(loss):
     (finding,) = findings(run_of([HEALTHY] * 3, [1.0, 1.0, loss]))
     assert (finding.kind, finding.severity, finding.layer, finding.layers) == ("nonfinite", "error", "", ("",))
     assert (finding.step, finding.value, finding.threshold) == (2, 1.0, 0.0)
-    assert finding.message.startswith(f"the loss is {loss} at step 2, while every gradient is still finite.")
+    assert finding.measured.startswith(f"the loss is {loss} at step 2, while every gradient is still finite.")
 
 
 def test_a_loss_that_turns_with_its_gradients_is_one_finding():

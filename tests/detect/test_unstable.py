@@ -72,7 +72,7 @@ def test_a_loss_that_jumps_again_and_again_is_unstable():
     assert (finding.kind, finding.severity, finding.layer, finding.layers) == ("unstable", "warning", "", ("",))
     assert finding.step == finding.raised_step == 2 * JUMPS - 1
     assert (finding.value, finding.threshold) == (4.0, 1.0)
-    assert "jumped up 6 times in the last 11 steps, by up to 4 times its first value of 1" in finding.message
+    assert "jumped up 6 times in the last 11 steps, by up to 4 times its first value of 1" in finding.measured
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_a_stack_of_fading_layers_is_one_finding():
     assert finding.value == pytest.approx(1e-8)
     assert finding.threshold == pytest.approx(1e-4)
     assert "first 3 weights" in finding.cause
-    assert "1e+08 times less than that of w3" in finding.message
+    assert "1e+08 times less than that of w3" in finding.measured
 
 
 def test_a_healthy_stack_raises_nothing():
@@ -287,7 +287,7 @@ def test_a_model_gone_silent_before_it_learned_is_one_finding_over_all_layers():
     assert finding.layers == ("w0", "w1", "w2", "w3")
     assert (finding.step, finding.raised_step) == (5, 4 + PATIENCE)
     assert finding.threshold == pytest.approx(GONE_RATIO * math.hypot(*HEALTHY[0]))
-    assert "the loss has not improved" in finding.message
+    assert "the loss has not improved" in finding.measured
 
 
 def test_a_model_gone_silent_once_it_learned_raises_nothing():

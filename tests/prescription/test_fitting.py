@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradwatch.findings import KINDS, Finding
+from gradwatch.findings import KINDS, Advice, Finding
 from gradwatch.prescription import fitting
 from gradwatch.remedies import (
     LIBRARY,
@@ -18,7 +18,8 @@ def test_every_kind_has_candidates_each_once(kind):
 
 
 def found(kind, *names):
-    return Finding(kind, "error", "w", ("w",), 0, 0, 0, 1.0, 1.0, "", "", tuple(f"try this ({name})" for name in names))
+    advice = tuple(Advice(name, "try this") for name in names)
+    return Finding(kind, "error", "w", ("w",), 0, 0, 0, 1.0, 1.0, "", "", advice)
 
 
 def test_what_findings_of_the_kind_advise_is_tried_first_then_the_rest_of_the_library():

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradwatch
-from gradwatch import remedies
+from gradwatch import Advice, remedies
 from gradwatch.findings import KINDS, Clue
 from gradwatch.measure.layers import of_model, of_tensors
-from gradwatch.remedies import FAMILIES, LIBRARY, PRELUDE, Case, NotApplicableError, advise, fitting, name_of
+from gradwatch.remedies import FAMILIES, LIBRARY, PRELUDE, Case, NotApplicableError, advise, fitting
 
 KEYS = {
     "fewer-layers", "smaller-batches", "truncated-bptt", "lstm-gru", "weight-regularisation", "relu", "leaky-relu",
@@ -161,19 +161,19 @@ def test_two_sick_layers_of_one_model_are_told_different_things():
     assert set(convolution) != set(linear)
     layers = of_model(model)
     first, second = (advise(Case("saturated", layers, [column])) for column in (0, 2))
-    assert "batch normalisation (BatchNorm2d) before Tanh (batch-norm)" in first
-    assert "batch normalisation (BatchNorm1d) between layers (batch-norm)" in second
+    assert Advice("batch-norm", "batch normalisation (BatchNorm2d) before Tanh") in first
+    assert Advice("batch-norm", "batch normalisation (BatchNorm1d) between layers") in second
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", [mlp(nn.Sigmoid()), CONVOLUTION, LANGUAGE, GATED, TRANSFORMER, GAN])
 def test_every_kind_has_remedies_of_the_library_for_any_model_each_once(kind, model):
     said = advise(Case(kind, of_model(model), [0]))
-    names = [name_of(sentence) for sentence in said]
+    names = [advice.name for advice in said]
     assert names
     assert set(names) <= KEYS
     assert len(set(names)) == len(names)
-    assert not any("{" in sentence for sentence in said)
+    assert not any("{" in advice.text for advice in said)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -242,8 +242,9 @@ def test_residual_connections_are_advised_where_none_are_known():
 
 def test_the_function_behind_a_layer_is_told_by_name():
     model = mlp(nn.Sigmoid(), nn.ReLU(), nn.Tanh())
-    assert any("in place of Sigmoid," in said for said in advise(Case("vanishing", of_model(model), [0])))
-    assert any("in place of Sigmoid and Tanh," in said for said in advise(Case("vanishing", of_model(model), [0, 4])))
+    assert any("in place of Sigmoid," in said.text for said in advise(Case("vanishing", of_model(model), [0])))
+    both = advise(Case("vanishing", of_model(model), [0, 4]))
+    assert any("in place of Sigmoid and Tanh," in advice.text for advice in both)
 
 
 def test_a_function_behind_normalisation_belongs_to_the_layer_before_it():
@@ -253,7 +254,7 @@ def test_a_function_behind_normalisation_belongs_to_the_layer_before_it():
 
 def test_a_known_learning_rate_becomes_a_figure():
     said = advise(Case("exploding", of_model(mlp(nn.ReLU())), [0], rate=0.3))
-    assert "a lower learning rate (0.1 where it is 0.3) (lower-learning-rate)" in said
+    assert Advice("lower-learning-rate", "a lower learning rate (0.1 where it is 0.3)") in said
 
 
 # end to end: the cause of a real run
@@ -281,7 +282,7 @@ def first_remedy(function, loss=lambda outputs: outputs.square().mean(), inputs=
         watcher.observe_loss(value)
         value.backward()
         optimizer.step()
-    return name_of(watcher.findings[0].remedies[0])
+    return watcher.findings[0].remedies[0].name
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_a_broken_row_asks_for_clean_data():
 
 
 def names_of(remedies):
-    return [name_of(remedy) for remedy in remedies]
+    return [advice.name for advice in remedies]
 
 
 def remedies_of(kind, model, steps=25, optimizer=None, inputs=lambda: torch.randn(32, 8), loss_of=None):
@@ -345,19 +346,20 @@ def remedies_of(kind, model, steps=25, optimizer=None, inputs=lambda: torch.rand
 def test_what_was_measured_when_a_finding_opened_decides_too():
     model = mlp(nn.ReLU())
     nn.init.constant_(model[0].bias, -10.0)
-    assert remedies_of("dead", model)[0] == "He initialisation of 0.weight, biases 0 (he)"
+    assert remedies_of("dead", model)[0] == Advice("he", "He initialisation of 0.weight, biases 0")
 
     torch.manual_seed(0)
     model = mlp(nn.Tanh(), nn.Tanh())
     for layer in (model[0], model[2]):
         nn.init.normal_(layer.weight, std=20.0)
-    assert name_of(remedies_of("saturated", model)[0]) == "xavier"
+    assert remedies_of("saturated", model)[0].name == "xavier"
 
 
 def test_a_rate_that_is_known_is_told_with_a_third_of_it():
     model = mlp(nn.ReLU())
     nn.init.constant_(model[0].bias, -10.0)
-    assert "a lower learning rate (0.01 where it is 0.03) (lower-learning-rate)" in remedies_of("dead", model)
+    lower = Advice("lower-learning-rate", "a lower learning rate (0.01 where it is 0.03)")
+    assert lower in remedies_of("dead", model)
 
 
 def test_every_steep_operation_of_a_loss_is_answered():
@@ -374,7 +376,7 @@ def test_an_exponential_of_the_loss_that_overflows_at_once_is_no_matter_of_updat
     remedies = remedies_of(
         "nonfinite", mlp(nn.ReLU()), 1, loss_of=lambda y: -(similar(y).diag() / similar(y).sum(1)).log().mean()
     )
-    assert remedies[0].startswith("logsumexp, log_softmax")
+    assert remedies[0].text.startswith("logsumexp, log_softmax")
     assert not UPDATES & set(names_of(remedies))
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from gradwatch import Advice
 from gradwatch.sinks.jsonl import JsonLines
 from tests.reports import INF, NAN, events, report, run_of
 from tests.sinks.test_memory import row_of
@@ -64,7 +65,7 @@ def test_a_finding_is_one_line_when_it_opens_and_one_when_it_ends(path):
     assert (opened["event"], ended["event"]) == ("opened", "ended")
     assert opened["layers"] == ["w0"]
     assert opened["message"] == said[0].finding.message
-    assert tuple(opened["remedies"]) == said[0].finding.remedies
+    assert tuple(Advice(**each) for each in opened["remedies"]) == said[0].finding.remedies
 
 
 def test_an_infinite_value_of_a_finding_is_null(path):

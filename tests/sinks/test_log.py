@@ -10,7 +10,7 @@ from tests.reports import NAN, findings, report, run_of
 from tests.sinks.test_memory import row_of
 
 (SICK,) = findings([report([NAN, 1.0], 3, nonfinite=[2, 0])])
-FADED = replace(SICK, kind="vanishing", severity="warning", message="100 % gone")
+FADED = replace(SICK, kind="vanishing", severity="warning", layer="100 % gone")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_finding_is_one_line_when_it_opens_and_one_when_it_ends(lines):
     log.write_finding(SICK, ended=False)
     log.write_finding(replace(SICK, last_step=8), ended=True)
     assert [line.getMessage() for line in lines] == [
-        f"gradwatch: nonfinite in w0 since step 3: {SICK.message}",
+        f"gradwatch: {SICK.message}",
         "gradwatch: nonfinite in w0 ended: last seen at step 8 (since step 3).",
     ]
 
@@ -49,7 +49,7 @@ def test_a_finding_without_a_layer_is_of_the_whole_run(lines):
 
 def test_a_percent_sign_in_a_message_is_no_format(lines):
     Log().write_finding(FADED, ended=False)
-    assert lines[0].getMessage().endswith("100 % gone")
+    assert lines[0].getMessage().startswith("gradwatch: vanishing in 100 % gone since step 3")
 
 
 def test_ten_lines_are_the_most_then_a_summary_at_close(lines):
@@ -81,9 +81,16 @@ def test_findings_are_visible_without_any_logging_configuration():
         "from gradwatch.findings import Finding\n"
         "from gradwatch.sinks.log import Log\n"
         "for severity in ('error', 'warning'):\n"
-        "    finding = Finding('exploding', severity, 'w1', ('w1',), 5, 5, 5, 9.0, 2.0, '', 'nine times.')\n"
+        "    finding = Finding('exploding', severity, 'w1', ('w1',), 5, 5, 5, 9.0, 2.0, 'nine times.', '')\n"
         "    Log().write_finding(finding, ended=False)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == ["gradwatch: exploding in w1 since step 5: nine times."] * 2
+    assert (
+        done.stderr.splitlines()
+        == [
+            "gradwatch: exploding in w1 since step 5: gradient norm 9 times its level, limit 2. "
+            "More: print(finding), gradwatch report"
+        ]
+        * 2
+    )
     assert done.stdout == ""

@@ -91,7 +91,7 @@ def test_a_tensorboard_logger_beside_files_of_ones_own_gets_the_findings_as_text
     events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0, "tensors": 0}).Reload()
     assert (events.Scalars(OPEN)[0].step, events.Scalars(OPEN)[0].value) == (5, 1.0)
     text = events.Tensors("gradwatch/findings/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert callback.findings[0].message.partition(" Why")[0] in text
+    assert callback.findings[0].message in text
     assert all(line.startswith("    ") for line in text.splitlines())
 
 

@@ -245,10 +245,10 @@ def test_a_finding_is_text_at_the_step_it_was_raised_and_again_at_its_end(tmp_pa
     (opened_at, opened), (ended_at, ended) = texts(read(tmp_path))
     assert (opened_at, ended_at) == (7, 8)  # of two at one step TensorBoard would keep one
     assert opened.startswith("**nonfinite** (error) in `w1` since step 7\n\n")
-    assert FINDING.message in opened
-    assert f"Cause: {FINDING.cause}." in opened
+    assert FINDING.measured in opened
+    assert f"Cause: {FINDING.cause}\n" in opened
     assert opened.count("\n* ") == len(FINDING.remedies)
-    assert opened.endswith(f"\n* {FINDING.remedies[-1]}")
+    assert opened.endswith(f"\n* {FINDING.remedies[-1]} (`{FINDING.remedies[-1].name}`)")
     assert ended == "**nonfinite** in `w1` ended: steps 7 to 7."
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from gradwatch.findings import Finding
+from gradwatch.findings import Advice, Finding
 from tests.reports import INF, NAN, findings, report, run_of
 from tests.tab_logs import tensorboard_over, wait_until_loaded, write_events, write_run
 from tests.tensorboard_plugin.test_server import HOSTILE, TABLE
@@ -46,8 +46,8 @@ def networks():
 FINDING = Finding(
     kind="nonfinite", severity="error", layer=NAMES[4], layers=(NAMES[4], NAMES[5]), step=30, raised_step=30,
     last_step=30, value=3.0, threshold=0.0, cause="log of zero in blocks.2",
-    message="3 entries are NaN. Why: log of zero in blocks.2. Try: clamp the log.",
-    remedies=("clamp the log",),
+    measured="3 entries are NaN.",
+    remedies=(Advice("safe-log", "clamp the log"),),
 )  # fmt: skip
 
 
@@ -162,8 +162,8 @@ def test_a_click_on_a_finding_goes_to_its_place_and_opens_the_evidence(page, add
     drawn(frame)
     frame.get_by_role("button", name="nonfinite error").click()
     card = frame.get_by_role("region", name="Finding: nonfinite")
-    for text in ("3 entries are NaN", FINDING.cause, FINDING.remedies[0]):
-        assert card.inner_text().count(text) == 1  # the message ends with cause and remedies, which have their places
+    for text in ("3 entries are NaN", FINDING.cause, FINDING.remedies[0].text):
+        assert card.inner_text().count(text) == 1
     expect(card).to_contain_text("since step 30, still open at the last logged step, 39; raised at step 30")
     expect(frame.get_by_role("button", name="nonfinite error")).to_be_focused()  # and not lost with the old list
     expect(card.locator("tr.sick")).to_contain_text(NAMES[4])
@@ -480,10 +480,10 @@ def test_names_from_a_hostile_log_never_become_markup(page, tmp_path):
         **finding.as_dict(),
         "layer": names[0],
         "layers": names,
-        "message": MARKUP,
+        "measured": MARKUP,
         "cause": MARKUP,
     }
-    hostile = Finding.from_dict(values | {"remedies": (MARKUP,)})
+    hostile = Finding.from_dict(values | {"remedies": [{"name": MARKUP, "text": MARKUP}]})
     run = "&lt;b&gt; <b>run"
     write_run(tmp_path / run, reports, [(hostile, False)])
     with served(page, tmp_path) as address:

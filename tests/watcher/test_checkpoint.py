@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradwatch import Finding
+from gradwatch import Advice, Finding
 from gradwatch.watcher.checkpoint import pack, unpack
 
 FINDING = Finding(
@@ -17,9 +17,9 @@ FINDING = Finding(
     last_step=9,
     value=float("inf"),
     threshold=1e3,
+    measured="head.weight: too much",
     cause="the learning rate",
-    message="head.weight: too much",
-    remedies=("clip=1.0",),
+    remedies=(Advice("clip-norm", "clip=1.0"),),
 )
 
 

@@ -41,9 +41,10 @@
  * @property {number} last_step
  * @property {number | null} value
  * @property {number | null} threshold
+ * @property {string} measured
  * @property {string} message
  * @property {string} cause
- * @property {string[]} remedies
+ * @property {{name: string, text: string}[]} remedies
  * @property {boolean} ended
  */
 

@@ -100,7 +100,7 @@ export function findingCard(run, finding, lastLogged, neighbours) {
     'section',
     {className: 'card', 'aria-label': `Finding: ${finding.kind}`},
     element('h2', {}, `${finding.kind} in ${finding.layer || 'the whole run'}`),
-    element('p', {}, finding.message.split(' Why: ')[0]),
+    element('p', {}, finding.measured),
     element(
       'dl',
       {},
@@ -114,7 +114,7 @@ export function findingCard(run, finding, lastLogged, neighbours) {
     element('h3', {}, 'Cause'),
     element('p', {}, finding.cause),
     element('h3', {}, 'What to try'),
-    element('ol', {}, ...finding.remedies.map((remedy) => element('li', {}, remedy))),
+    element('ol', {}, ...finding.remedies.map((remedy) => element('li', {}, `${remedy.text} (${remedy.name})`))),
     neighbours && neighbourTable(neighbours),
   );
 }
