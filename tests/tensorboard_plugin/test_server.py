@@ -140,9 +140,10 @@ def test_histograms_of_all_steps_share_an_axis(tmp_path):
 
 
 def test_a_finding_is_told_once_as_it_last_stood(tmp_path):
-    write_run(tmp_path, run_of([[1.0, 2.0]]), [(FINDING, False), (replace(FINDING, last_step=9, value=INF), True)])
+    last = replace(FINDING, last_step=9, value=INF)
+    write_run(tmp_path, run_of([[1.0, 2.0]]), [(FINDING, False), (last, True)])
     content = Tab(tmp_path).get("findings", run=".").content
-    expected = json.loads(json.dumps({**FINDING.as_dict(), "last_step": 9, "value": None, "ended": True}))
+    expected = json.loads(json.dumps({**last.as_dict(), "value": None, "ended": True}))
     assert content == {"findings": [expected], "problems": []}
 
 
@@ -254,7 +255,7 @@ def test_steps_that_no_run_has_are_refused(tmp_path, step, code):
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": -1}, {"step": True}, {"value": "high"}, {"layers": "all"}, {"severity": "bad"}, {"message": "m" * 99999},
+    [{"step": -1}, {"step": True}, {"value": "high"}, {"layers": "all"}, {"severity": "bad"}, {"measured": "m" * 99999},
      {"remedies": [1]}, {"ended": None}, {"kind": None}, {"last_step": 1e9}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
