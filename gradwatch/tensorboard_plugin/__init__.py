@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loader"]
 
-OLDEST = (2, 21)  # the oldest TensorBoard that starts without pkg_resources, and that the tab was tried on
+OLDEST = (2, 16)  # the oldest TensorBoard that the tab is tested on: docs/compatibility.md
 
 _logger = logging.getLogger("gradwatch")
 
@@ -42,7 +42,8 @@ def _load(context: Any) -> Any:
     from tensorboard.version import VERSION
 
     if tuple(int(part) for part in VERSION.split(".")[:2]) < OLDEST:
-        raise RuntimeError(f"expected TensorBoard 2.21 or newer, found {VERSION}. Run: pip install -U tensorboard")
+        oldest = ".".join(map(str, OLDEST))
+        raise RuntimeError(f"expected TensorBoard {oldest} or newer, found {VERSION}. Run: pip install -U tensorboard")
     from gradwatch.tensorboard_plugin.plugin import GradWatchPlugin
 
     return GradWatchPlugin(context)

@@ -405,9 +405,9 @@ def test_tensorboard_starts_without_the_tab_where_something_is_broken(monkeypatc
 
 
 def test_an_older_tensorboard_starts_without_the_tab_and_says_why(monkeypatch, caplog):
-    monkeypatch.setattr("tensorboard.version.VERSION", "2.20.0")
+    monkeypatch.setattr("tensorboard.version.VERSION", "2.15.2")
     assert Loader().load(types.SimpleNamespace()) is None
-    assert "expected TensorBoard 2.21 or newer, found 2.20.0. Run: pip install -U tensorboard" in caplog.text
+    assert "expected TensorBoard 2.16 or newer, found 2.15.2. Run: pip install -U tensorboard" in caplog.text
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(None, 0), ({"scalars": 5}, 0), ({"gradwatch": 100}, 100)])
