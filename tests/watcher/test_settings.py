@@ -593,6 +593,7 @@ def compiler():
 backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 
 
+@pytest.mark.slow
 @backends
 @pytest.mark.parametrize("on_nonfinite", ["report", "skip"])
 @pytest.mark.parametrize("watch_first", [True, False], ids=["watched first", "compiled first"])
@@ -619,6 +620,7 @@ def test_a_compiled_model_is_compiled_once_and_gives_its_own_figures(compiler, b
     assert_same(watched.state(), bare.state())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own
 @backends
 @pytest.mark.parametrize("found", [False, True], ids=["given", "found"])
