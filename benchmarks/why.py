@@ -289,7 +289,7 @@ def main() -> None:
                 _add(counts, f"{title}: module said to be unknown", True)
                 continue
             right = names_module(cause, case.module) if evidence == "observed" else names_inferred(cause, case.module)
-            told = re.search(case.words, cause) is not None
+            told = re.search(case.words, cause, re.IGNORECASE) is not None
             _add(counts, f"{title}, {evidence}: module", right)
             _add(counts, f"{title}: cause", told)
             if arguments.tell and how != "trace" and not (right and told):

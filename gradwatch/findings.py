@@ -115,26 +115,55 @@ class Finding:
 
     @property
     def message(self) -> str:
-        """One line of at most 160 characters: kind, layer, step, the figure, and where to read more."""
-        figure = _FIGURES[self.kind].format(value=_figure(self.value), threshold=_figure(self.threshold))
-        more = len(set(self.layers) - {self.layer})
-        others = f" (and {more} more {'layer' if more == 1 else 'layers'})" if self.layer and more else ""
-        rest = f" since step {self.step}{others}: {figure}. More: print(finding), gradwatch report"
-        start = f"{self.kind} in "
-        return start + _shortened(self.layer or "the whole run", LONGEST_MESSAGE - len(start) - len(rest)) + rest
+        """One line of at most 160 characters: kind, layer, step, the figure, and where to read more.
+
+        It leaves room for a logger to put a name in front of it. A long name of a layer loses its middle.
+        """
+        start, rest = f"{self.kind} in ", f" since step {self.step}: {self._figure}. More: print(finding)"
+        return start + _shortened(_printable(self._place), _LONGEST_MESSAGE - len(start) - len(rest)) + rest
 
     def __str__(self) -> str:
-        """What was measured, why, and what to do: three short blocks."""
-        until = f" to {self.last_step}" if self.last_step > self.step else ""
-        more = len(set(self.layers) - {self.layer})
-        place = f"{self.layer} and {more} more" if self.layer and more else self.layer or "the whole run"
-        blocks = [
-            f"{self.kind} ({self.severity}) in {place}, steps {self.step}{until}\n  {self.measured}",
-            f"Why\n  {self.cause}",
-        ]
+        """Three short blocks: what was measured, why, and what to do."""
+        blocks = [f"What: {self.kind} ({self.severity}) in {self._place_and_others}, {self._time}\n  {self.measured}"]
+        if self.cause:
+            blocks.append(f"Why:\n  {self.cause}")
         if self.remedies:
-            blocks.append("What to do\n" + "\n".join(f"  - {advice.text} ({advice.name})" for advice in self.remedies))
+            first = [f"  - {advice.text} ({advice.name})" for advice in self.remedies[:_SHOWN_REMEDIES]]
+            names = ", ".join(advice.name for advice in self.remedies[_SHOWN_REMEDIES:])
+            blocks.append(
+                "\n".join(["What to do:", *first, *([f"  Or, further down the list: {names}"] if names else [])])
+            )
         return "\n\n".join(blocks)
+
+    @property
+    def _place(self) -> str:
+        return self.layer or "the whole run"
+
+    @property
+    def _place_and_others(self) -> str:
+        others = len(set(self.layers) - {self.layer})
+        if not self.layer or not others:
+            return self._place
+        return f"{self._place} and {others} other {'layer' if others == 1 else 'layers'}"
+
+    @property
+    def _time(self) -> str:
+        steps = f"step {self.step}" if self.last_step <= self.step else f"steps {self.step} to {self.last_step}"
+        if not self.ranks:
+            return steps
+        return f"{steps}, {'rank' if len(self.ranks) == 1 else 'ranks'} {', '.join(map(str, self.ranks))}"
+
+    @property
+    def _figure(self) -> str:
+        """What was measured, in a few words for ``message``."""
+        if self.kind == "exploding" and not math.isfinite(self.value):
+            return "its gradient norm overflows"
+        if self.kind == "nonfinite" and not self.layer:
+            return "the loss is NaN or Inf"
+        if self.kind == "nonfinite" and self.value == 1:
+            return "at least 1 gradient entry is NaN or Inf"  # off the CPU nobody counts further
+        words = {"value": _number(self.value), "percent": _number(100 * self.value), "limit": _number(self.threshold)}
+        return _FIGURES[self.kind].format(**words, percent_limit=_number(100 * self.threshold))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for files and checkpoints, ``message`` among them."""
@@ -154,26 +183,33 @@ class Finding:
         )
 
 
-LONGEST_MESSAGE = 160  # characters: a line of a log on a wide terminal
+_LONGEST_MESSAGE = 149  # characters: with "gradwatch: " in front of it a line of 160
+_SHOWN_REMEDIES = 3  # what acts on the cause comes first; of the others names are enough
 
 _FIGURES: Mapping[Kind, str] = {
-    "vanishing": "gradient norm {value}, limit {threshold}",
-    "exploding": "gradient norm {value} times its level, limit {threshold}",
-    "nonfinite": "{value} NaN or Inf entries",
-    "dead": "{value} of its units are dead, limit {threshold}",
-    "saturated": "{value} of its activations are flat, limit {threshold}",
-    "stalled": "the largest change is {value}, limit {threshold}",
-    "unstable": "the loss jumps by {value} times its first value, limit {threshold}",
+    "vanishing": "gradient norm {value}, normal above {limit}",
+    "exploding": "gradient norm {value} times its level, normal up to {limit}",
+    "nonfinite": "{value} gradient entries are NaN or Inf",
+    "dead": "{percent}% of its units are dead, normal below {percent_limit}%",
+    "saturated": "{percent}% of its activations are flat, normal below {percent_limit}%",
+    "stalled": "the largest change is {value}, normal above {limit}",
+    "unstable": "the loss jumps by {value} times its first value, normal up to {limit}",
 }
 """The figure of a ``message``; docs/detection.md gives the units."""
 
 
-def _figure(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "not finite"
+def _number(value: float) -> str:
+    """Return three digits, and all digits of a whole number that has few."""
+    return f"{value:,.0f}" if abs(value) < 1e9 and value == round(value) else f"{value:.3g}"
+
+
+def _printable(name: str) -> str:
+    """Return ``name`` without line breaks and other characters that would not stay on one line."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _shortened(name: str, length: int) -> str:
-    """Return ``name`` in at most ``length`` characters; a long one loses its middle."""
+    """Return ``name`` in at most ``length`` characters, three or more; a long one loses its middle."""
     if len(name) <= length:
         return name
     kept = max(length - 1, 2)

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from gradwatch.detect import Detectors, Event
-from gradwatch.detect.symptoms import Detector, Symptoms
+from gradwatch.detect.detector import Detector, DetectorResult
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.measure.layers import Layers, of_tensors
 from gradwatch.measure.report import StepReport
-from gradwatch.remedies import Case, advise
 from gradwatch.watcher import checkpoint
+from gradwatch.watcher.diagnosis import Diagnosis, FindingUpdate
 
 NAN, INF = math.nan, math.inf
 
@@ -46,22 +45,19 @@ def run_of(rows: Iterable[Sequence[float]], losses: Iterable[float | None] | Non
     return [report(norms, step, loss, **rest) for step, (norms, loss) in enumerate(zip(rows, losses, strict=True))]
 
 
-def detectors(layers: Layers, thresholds: Thresholds | None = None) -> Detectors:
-    def advice(kind, columns, rate, clues):
-        return advise(Case(kind, layers, columns, rate=rate, clues=clues))
-
-    return Detectors(layers, thresholds or Thresholds(), advice)
+def diagnosis(layers: Layers, thresholds: Thresholds | None = None) -> Diagnosis:
+    return Diagnosis(layers, thresholds or Thresholds(), clips=False)
 
 
 def events(
     reports: Sequence[StepReport], thresholds: Thresholds | None = None, layers: Layers | None = None, cut: int = 0
-) -> list[Event]:
+) -> list[FindingUpdate]:
     """What every detector says of a run; at ``cut`` they are saved as a checkpoint and others go on from it."""
     layers = layers or table(len(reports[0].grad_norm))
-    watching = detectors(layers, thresholds)
+    watching = diagnosis(layers, thresholds)
     said = [event for step in reports[:cut] for event in watching.observe(step)]
     saved = checkpoint.unpack(checkpoint.pack(watching.state()))
-    watching = detectors(layers, thresholds)
+    watching = diagnosis(layers, thresholds)
     watching.restore(saved)
     return said + [event for step in reports[cut:] for event in watching.observe(step)]
 
@@ -79,19 +75,19 @@ def kinds(
     return [finding.kind for finding in findings(reports, thresholds, layers)]
 
 
-def examine_all(detector: Detector, reports: Iterable[StepReport]) -> list[Symptoms | None]:
+def examine_all(detector: Detector, reports: Iterable[StepReport]) -> list[DetectorResult | None]:
     return [detector.examine(step) for step in reports]
 
 
-def sick_columns(symptoms: Symptoms | None) -> set[int] | None:
-    return None if symptoms is None else set(np.flatnonzero(symptoms.sick).tolist())
+def sick_columns(result: DetectorResult | None) -> set[int] | None:
+    return None if result is None else set(np.flatnonzero(result.sick).tolist())
 
 
-def onsets(symptoms: Symptoms | None) -> dict[int, int] | None:
+def onsets(result: DetectorResult | None) -> dict[int, int] | None:
     """Onset of each sick column."""
-    if symptoms is None:
+    if result is None:
         return None
-    return {column: int(symptoms.onset[column]) for column in np.flatnonzero(symptoms.sick).tolist()}
+    return {column: int(result.onset[column]) for column in np.flatnonzero(result.sick).tolist()}
 
 
 def random_walks(seed: int, steps: int, count: int) -> tuple[list[list[float]], list[float]]:

@@ -1,17 +1,22 @@
 """``exploding``: a gradient norm that outgrows its layer's own history, or overflows while its entries are finite.
 
-Works on log10 norms, so that the scale of loss and gradients plays no part. Each layer, and the total, has a running
-level; what stands above level + margin is evidence, in decades, and adds up from step to step (Page's CUSUM, 1954).
+The rule works on log10 of the norms, so that the scale of loss and gradients plays no part. Each layer, and the total,
+has a running level. The part of a norm above level + margin is evidence, in decades, and adds up from step to step
+(Page's CUSUM, 1954).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwatch.detect.loss_level import loss_suffers, new_loss_level
-from gradwatch.detect.symptoms import Detector, Symptoms, healthy
+from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
+from gradwatch.detect.loss_level import LossLevel, loss_suffers
+from gradwatch.detect.wording import times
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
@@ -27,10 +32,57 @@ FIRST_STEPS = 10
 NEGLIGIBLE = 0.1  # times the first total: without a loss, what is below has converged
 OUTGROWN = 1e4  # times the largest of the first steps, three steps in a row: enough without a loss, however slowly
 IN_A_ROW = 3
+LONGEST_PROVEN = 16  # steps for which the bound of ``may_wait`` holds
 WORSE = 0.5  # share by which the loss must have risen since the evidence began; after a change of task it only falls
 
 
-class Exploding(Detector):
+@dataclass
+class ExplodingState:
+    """What ``Exploding`` remembers; arrays have an entry for each of P layers, and a last one for the total.
+
+    Attributes:
+        count: usable norms so far.
+        level: running mean of log10 of the norm.
+        spread: running mean of the distance from it, in decades.
+        evidence: decades above the margin, added up.
+        onset: the step at which the evidence began to gather.
+        first_peak: the largest norm of the first ten steps.
+        outgrown: steps in a row above ``OUTGROWN`` times that.
+        first_total: the first total norm.
+        loss: the level of the loss.
+        loss_at_onset: the loss of the step at which the total's evidence began to gather.
+        goes_on: whether the loss has risen further since then, or the evidence came at once.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    count: NDArray[np.int64]
+    level: Floats
+    spread: Floats
+    evidence: Floats
+    onset: NDArray[np.int64]
+    first_peak: Floats
+    outgrown: NDArray[np.int64]
+    first_total: float = 0.0
+    loss: LossLevel = field(default_factory=LossLevel)
+    loss_at_onset: float | None = None
+    goes_on: bool = False
+
+    @classmethod
+    def of(cls, columns: int) -> ExplodingState:
+        """Return a state that has seen nothing."""
+        return cls(
+            count=np.zeros(columns, dtype=np.int64),
+            level=np.zeros(columns),
+            spread=np.zeros(columns),
+            evidence=np.zeros(columns),
+            onset=np.zeros(columns, dtype=np.int64),
+            first_peak=np.zeros(columns),
+            outgrown=np.zeros(columns, dtype=np.int64),
+        )
+
+
+class Exploding(Detector[ExplodingState]):
     """Growth of a layer's norm against its own level. ``value`` and ``threshold`` are that growth as a factor.
 
     By default a layer is sick above its margin once it has gathered ``EVIDENCE`` decades, while the total has evidence
@@ -44,40 +96,27 @@ class Exploding(Detector):
     kind = "exploding"
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
-        super().__init__()
+        columns = len(layers) + 1  # the last one is the total
+        super().__init__(ExplodingState.of(columns))
         self._layers = layers
         self._literal = thresholds.exploding_growth
         self.patience = thresholds.patience or 1
-        columns = len(layers) + 1  # the last one is the total
         self._norm, self._healthy = np.zeros(columns), healthy(len(layers))
-        self._memory = {
-            "count": np.zeros(columns, dtype=np.int64),
-            "level": np.zeros(columns),
-            "spread": np.zeros(columns),
-            "evidence": np.zeros(columns),
-            "onset": np.zeros(columns, dtype=np.int64),
-            "first_peak": np.zeros(columns),
-            "first_total": 0.0,
-            "outgrown": np.zeros(columns, dtype=np.int64),
-            "loss": new_loss_level(),
-            "loss_at_onset": None,  # of the total's evidence
-            "goes_on": False,  # since then
-        }
-        self._usual: Floats = np.zeros(0)  # what this step was held against, for explain
+        self._usual: Floats = np.zeros(0)  # what this step was compared with, for explain
         self._threshold: Floats = np.zeros(0)
 
-    def examine(self, report: StepReport) -> Symptoms | None:
-        suffers = None if report.loss is None else loss_suffers(self._memory["loss"], report.loss)
+    def examine(self, report: StepReport) -> DetectorResult | None:
+        suffers = None if report.loss is None else loss_suffers(self._state.loss, report.loss)
         if not report.gradients_are_finite:
-            return None  # whoever exploded is beyond telling; nonfinite takes over
+            return None  # no norm can be compared with a NaN; nonfinite takes over
         norm = self._norm
         norm[:-1], norm[-1] = report.grad_norm, report.grad_norm_total
-        level, margin = self._memory["level"].copy(), self._margin()
-        known = self._memory["count"][:-1] > 0
+        level, margin = self._state.level.copy(), self._margin()
+        known = self._state.count[:-1] > 0
         deviation = self._learn(report.step, norm, margin, asks=suffers is None)[:-1]
         goes_on = self._goes_on(report.step, report.loss)
         overflow = np.isinf(report.grad_norm)
-        if self._literal is None and not overflow.any() and not self._memory["evidence"].any():
+        if self._literal is None and not overflow.any() and not self._state.evidence.any():
             outgrown = self._outgrown(suffers)
             if not outgrown.any():
                 return self._healthy
@@ -91,116 +130,130 @@ class Exploding(Detector):
             sick = self._has_evidence(suffers and goes_on, report.grad_norm_total) & (growth > threshold)
             outgrown = self._outgrown(suffers) & ~sick
             sick, threshold = sick | outgrown, np.where(outgrown, OUTGROWN, threshold)
-            self._usual = np.where(outgrown, self._memory["first_peak"][:-1], self._usual)
+            self._usual = np.where(outgrown, self._state.first_peak[:-1], self._usual)
             growth = np.divide(report.grad_norm, self._usual, out=growth, where=outgrown)
         self._threshold = threshold
         value = np.where(overflow, np.inf, growth)
         # a sick layer may have turned sick some steps ago; one that overflows without warning does so now
-        gathering = self._memory["evidence"][:-1] > 0
-        onset = np.where(gathering, self._memory["onset"][:-1], report.step)
-        return Symptoms(sick | overflow, np.where(np.isfinite(value), value, 1e300), value, threshold, onset)
+        gathering = self._state.evidence[:-1] > 0
+        onset = np.where(gathering, self._state.onset[:-1], report.step)
+        return DetectorResult(sick | overflow, np.where(np.isfinite(value), value, 1e300), value, threshold, onset)
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
-        """Without evidence in the total there is none in any layer: it must stay below what gathers some.
+        """Allow steps whose total gathers no evidence, wherever its level and margin have moved meanwhile.
 
-        While steps wait, the total's level and its spread may have fallen, each by a share of 1/30 a step.
+        Bound: no layer is sick without evidence in the total, and none overflows under a finite total. The total
+        gathers evidence above level + margin, where margin = max(MARGIN, SPREADS · spread). A norm that lies t margins
+        from the level, cut to |t| ≤ 1, moves level + margin by (t + 3|t| − 1) · margin / 30 or by t · margin / 30,
+        which is at least −margin / 30. The margin itself grows by at most a fifteenth in a step. So in w steps
+        level + margin falls by at most ((16/15)^w − 1) / 2 first margins. Subtracted here are 1 − (29/30)^w + w/30 of
+        them, which is more for every w up to ``LONGEST_PROVEN``.
         """
-        memory = self._memory
-        if self._literal is not None or memory["count"][-1] < HORIZON or memory["evidence"][-1] > 0 or total <= 0:
+        ours = self._state
+        has_settled = ours.count[-1] >= HORIZON and ours.evidence[-1] <= 0
+        if self._literal is not None or not has_settled or total <= 0 or waiting > LONGEST_PROVEN:
             return False
-        if loss is None and total > OUTGROWN * memory["first_peak"][-1]:
+        if loss is None and total > OUTGROWN * ours.first_peak[-1]:
             return False
-        margin = max(MARGIN, SPREADS * memory["spread"][-1])
+        margin = max(MARGIN, SPREADS * ours.spread[-1])
         kept = (1 - 1 / HORIZON) ** waiting
-        return bool(math.log10(total) <= memory["level"][-1] + (kept - waiting / HORIZON) * margin)
+        return bool(math.log10(total) <= ours.level[-1] + (kept - waiting / HORIZON) * margin)
 
     def ceiling(self) -> Floats:
-        """(P,) norm above which each layer outgrows its level, as learned so far; NaN where none was measured."""
+        """Return (P,) norms above which each layer outgrows its level; NaN where none was measured."""
         margin = self._margin() if self._literal is None else np.log10(self._literal)
         with np.errstate(over="ignore"):
-            return np.where(self._memory["count"] > 0, 10.0 ** (self._memory["level"] + margin), np.nan)[:-1]
+            return np.where(self._state.count > 0, 10.0 ** (self._state.level + margin), np.nan)[:-1]
 
-    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
+        loss = "" if report.loss is None else f", and the loss is {report.loss:.4g}"
+        count = len(self._layers)
+        if count == 1:
+            grown = "The gradient norm of the only layer outgrows its level"
+        elif len(covered) == 1:
+            grown = f"The gradient norm of 1 of {count} layers outgrows its level"
+        else:
+            grown = f"The gradient norms of {len(covered)} of {count} layers outgrow their level"
+        return Evidence(self._measured(report, column), (f"{grown}{loss}.",))
+
+    def _measured(self, report: StepReport, column: int) -> str:
         name, norm, usual = self._layers.names[column], report.grad_norm[column], self._usual[column]
         if np.isinf(norm):
             level = "" if np.isnan(usual) else f"; its level was {usual:.3g}"
-            measured = (
-                f"the gradient of {name} overflows its norm while its entries are still finite at step "
+            return (
+                f"The gradient of {name} overflows its norm while its entries are still finite at step "
                 f"{report.step}{level}."
             )
-        else:
-            measured = (
-                f"the gradient norm of {name} is {norm:.3g} at step {report.step}, {norm / usual:.3g} times its level "
-                f"of {usual:.3g} (normal: up to {self._threshold[column]:.3g} times)."
-            )
-        loss = "" if report.loss is None else f", and the loss is {report.loss:.4g}"
-        return f"gradient norms of {len(covered)} of {len(self._layers)} layers outgrow their level{loss}", measured
+        return (
+            f"The gradient norm of {name} is {norm:.3g} at step {report.step}, {times(norm, usual)} its level of "
+            f"{usual:.3g} (normal: up to {self._threshold[column]:.3g} times)."
+        )
 
     def _learn(self, step: int, norm: Floats, margin: Floats, *, asks: bool) -> Floats:
-        """Decades of each norm above its level, 0 where there is none; then takes the norm into level and evidence.
+        """Return the decades of each norm above its level, 0 where there is none; then learn from the norm.
 
         Args:
             asks: whether it matters if norms outgrow their first steps, as it does where no loss is observed.
         """
-        memory = self._memory
+        ours = self._state
         usable = np.isfinite(norm) & (norm > 0)
         log = np.log10(norm if usable.all() else np.where(usable, norm, 1.0))
-        first = usable & (memory["count"] == 0)
+        first = usable & (ours.count == 0)
         if first.any():
-            memory["level"][first] = log[first]
+            ours.level[first] = log[first]
             if first[-1]:
-                memory["first_total"] = float(norm[-1])
-        deviation = np.where(usable, log - memory["level"], 0.0)
+                ours.first_total = float(norm[-1])
+        deviation = np.where(usable, log - ours.level, 0.0)
         self._compare_with_first(norm, usable, asks=asks)
         self._gather(step, usable, deviation - margin)
-        rate = usable / np.minimum(memory["count"] + 1, HORIZON)
+        rate = usable / np.minimum(ours.count + 1, HORIZON)
         taken = np.minimum(np.maximum(deviation, -margin), margin)  # a spike must not become the new normal
-        memory["level"] += rate * taken
-        memory["spread"] += rate * (np.abs(taken) - memory["spread"])
-        memory["count"] += usable
+        ours.level += rate * taken
+        ours.spread += rate * (np.abs(taken) - ours.spread)
+        ours.count += usable
         return deviation
 
-    def _gather(self, step: int, usable: np.ndarray, excess: Floats) -> None:
-        evidence, onset = self._memory["evidence"], self._memory["onset"]
+    def _gather(self, step: int, usable: NDArray[np.bool_], excess: Floats) -> None:
+        evidence, onset = self._state.evidence, self._state.onset
         begins = usable & (evidence <= 0) & (excess > 0)
         if not begins.any() and not evidence.any():
             return
         onset[begins] = step
         evidence[:] = np.where(usable, np.maximum(0.0, evidence + excess), evidence)
 
-    def _compare_with_first(self, norm: Floats, usable: np.ndarray, *, asks: bool) -> None:
-        memory = self._memory
-        early = usable & (memory["count"] < FIRST_STEPS)
+    def _compare_with_first(self, norm: Floats, usable: NDArray[np.bool_], *, asks: bool) -> None:
+        ours = self._state
+        early = usable & (ours.count < FIRST_STEPS)
         if early.any():
-            memory["first_peak"][early] = np.maximum(memory["first_peak"], norm)[early]
+            ours.first_peak[early] = np.maximum(ours.first_peak, norm)[early]
         if not asks:
-            memory["outgrown"][:] = 0
+            ours.outgrown[:] = 0
             return
-        outgrows = usable & ~early & (norm > OUTGROWN * memory["first_peak"])
-        if outgrows.any() or memory["outgrown"].any():
-            memory["outgrown"] = np.where(outgrows, memory["outgrown"] + 1, np.where(usable, 0, memory["outgrown"]))
+        outgrows = usable & ~early & (norm > OUTGROWN * ours.first_peak)
+        if outgrows.any() or ours.outgrown.any():
+            ours.outgrown = np.where(outgrows, ours.outgrown + 1, np.where(usable, 0, ours.outgrown))
 
     def _margin(self) -> Floats:
-        return np.maximum(MARGIN, SPREADS * self._memory["spread"])
+        return np.maximum(MARGIN, SPREADS * self._state.spread)
 
-    def _has_evidence(self, suffers: bool | None, total: float) -> np.ndarray:
-        evidence = self._memory["evidence"]
+    def _has_evidence(self, suffers: bool | None, total: float) -> NDArray[np.bool_]:
+        evidence = self._state.evidence
         if suffers is None:
-            is_large = total > NEGLIGIBLE * self._memory["first_total"]
+            is_large = total > NEGLIGIBLE * self._state.first_total
             return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0) & is_large
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
 
     def _goes_on(self, step: int, loss: float | None) -> bool:
-        """Whether the evidence came at once, or the loss rose further since it began; stays so until it begins anew."""
-        memory = self._memory
-        before = memory["loss_at_onset"]
-        if memory["onset"][-1] == step:
-            memory["loss_at_onset"] = loss
-            memory["goes_on"] = loss is None or bool((memory["evidence"][:-1] >= EVIDENCE).any())
+        """Return True if the evidence came at once, or the loss has risen further since the evidence began."""
+        ours = self._state
+        before = ours.loss_at_onset
+        if ours.onset[-1] == step:
+            ours.loss_at_onset = loss
+            ours.goes_on = loss is None or bool((ours.evidence[:-1] >= EVIDENCE).any())
         elif loss is not None and before is not None:
-            memory["goes_on"] |= loss < 0 or not loss - before <= WORSE * abs(before)
-        return bool(memory["goes_on"])
+            ours.goes_on |= loss < 0 or not loss - before <= WORSE * abs(before)
+        return bool(ours.goes_on)
 
-    def _outgrown(self, suffers: bool | None) -> np.ndarray:
-        lasting = self._memory["outgrown"] >= IN_A_ROW
+    def _outgrown(self, suffers: bool | None) -> NDArray[np.bool_]:
+        lasting = self._state.outgrown >= IN_A_ROW
         return lasting[:-1] & lasting[-1] & (suffers is None)

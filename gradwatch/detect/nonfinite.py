@@ -1,15 +1,18 @@
 """``nonfinite``: NaN or Inf in a gradient or in the loss.
 
-Evidence is the entries themselves, never a norm, so one sick step is enough and no threshold is involved.
+The entries themselves are judged, never a norm, so one sick step is enough and there is no threshold.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from gradwatch.detect.symptoms import Detector, Symptoms, healthy, whole_run
+from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy, whole_run
+from gradwatch.detect.wording import count_of
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import StepReport
 
@@ -18,96 +21,144 @@ __all__ = ["NonFiniteGradient", "NonFiniteLoss"]
 PERSISTS = 20  # overflows in a row under a gradient scaler: halved as often, a scale of 65,536 is below 1
 
 
-class NonFiniteGradient(Detector):
+@dataclass
+class GradientState:
+    """What ``NonFiniteGradient`` remembers.
+
+    Attributes:
+        overflows: overflows in a row under a gradient scaler.
+        since: the step of the first of them.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    overflows: int = 0
+    since: int = 0
+
+
+class NonFiniteGradient(Detector[GradientState]):
     """NaN or Inf entries in a gradient; ``value`` is their number, the finding's layer the one nearest the output."""
 
     kind = "nonfinite"
     severity = "error"
 
     def __init__(self, layers: Layers) -> None:
-        super().__init__()
+        super().__init__(GradientState())
         self._layers, self._healthy = layers, healthy(len(layers))
-        self._memory = {"overflows": 0, "since": 0}
 
-    def examine(self, report: StepReport) -> Symptoms:
+    def examine(self, report: StepReport) -> DetectorResult:
         self._count_overflows(report)
         if report.gradients_are_finite:
             return self._healthy
-        is_first_overflows = 0 < self._memory["overflows"] < PERSISTS
-        sick = (report.nonfinite > 0) & (not is_first_overflows)
-        return Symptoms(
+        ours = self._state
+        is_left_to_the_scaler = 0 < ours.overflows < PERSISTS
+        sick = (report.nonfinite > 0) & (not is_left_to_the_scaler)
+        return DetectorResult(
             sick=sick,
             badness=self._layers.depth.astype(float),
             value=report.nonfinite.astype(float),
             threshold=np.zeros(len(sick)),
-            onset=np.full(len(sick), self._memory["since"] if self._memory["overflows"] else report.step),
+            onset=np.full(len(sick), ours.since if ours.overflows else report.step),
+        )
+
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Allow every step whose total is finite.
+
+        Bound: one entry that is NaN or Inf makes the norm of its gradient, and so the total, NaN or Inf.
+        """
+        return math.isfinite(total)
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
+        size, count = int(self._layers.size[column]), int(report.nonfinite[column])
+        entries = f"gradient entries of {self._layers.names[column]}"
+        # off the CPU a count of 1 means "at least one"
+        found = f"At least 1 of {size:,} {entries} is" if count == 1 else f"{count:,} of {size:,} {entries} are"
+        others = f"; this concerns {len(covered)} of {len(self._layers)} layers" if len(covered) > 1 else ""
+        return Evidence(
+            measured=f"{found} NaN or Inf at step {report.step}{others}.",
+            cause=_with_origin(report, self._cause(report)),
         )
 
     def _count_overflows(self, report: StepReport) -> None:
-        """In a row; a loss that is not finite itself is no matter of its scale."""
-        memory = self._memory
+        """Count overflows in a row; the scale is not to blame for a loss that is not finite itself."""
+        ours = self._state
         if not report.overflowed or (report.loss is not None and not math.isfinite(report.loss)):
-            memory["overflows"] = 0
+            ours.overflows = 0
             return
-        if memory["overflows"] == 0:
-            memory["since"] = report.step
-        memory["overflows"] += 1
-
-    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
-        size, count = int(self._layers.size[column]), int(report.nonfinite[column])
-        others = f", {len(covered)} of {len(self._layers)} layers in all" if len(covered) > 1 else ""
-        measured = (
-            f"{count:,} of {size:,} gradient entries of {self._layers.names[column]} are NaN or Inf at step "
-            f"{report.step}{others}."
-        )
-        return _with_origin(report, self._cause(report)), measured
+        if ours.overflows == 0:
+            ours.since = report.step
+        ours.overflows += 1
 
     def _cause(self, report: StepReport) -> str:
-        if self._memory["overflows"]:
-            return (
-                f"the gradient scaler lowered its scale {self._memory['overflows']} times in a row, and it did not help"
-            )
-        corrupt = [] if report.weight_nonfinite is None else np.flatnonzero(report.weight_nonfinite).tolist()
-        if corrupt:
-            worst = max(corrupt, key=lambda column: -self._layers.depth[column])
-            return (
-                f"the weight {self._layers.names[worst]} already held {int(report.weight_nonfinite[worst]):,} "  # type: ignore[index]
-                "entries that are NaN or Inf before this step"
-            )
+        if self._state.overflows:
+            return f"The gradient scaler lowered its scale {self._state.overflows} times in a row, and it did not help."
+        if (corrupt := self._corrupt_weight(report)) is not None:
+            return f"The weight {corrupt}"
         if report.loss is not None and not math.isfinite(report.loss):
-            return f"the loss of this step is {report.loss}, while every weight is finite"
+            return f"The loss of this step is {report.loss}, while every weight is finite."
         if report.loss is not None:
-            return f"the loss is finite ({report.loss:.4g}): the backward pass made it"
-        return "no weight was sick before this step"
+            return f"The loss is finite ({report.loss:.4g}): the backward pass made it."
+        return "No weight was sick before this step."
+
+    def _corrupt_weight(self, report: StepReport) -> str | None:
+        """Return the first weight from the input on that was sick before this step, and what it held."""
+        corrupt = report.weight_nonfinite
+        if corrupt is None or not corrupt.any():
+            return None
+        columns = np.flatnonzero(corrupt)
+        first = int(columns[np.argmin(self._layers.depth[columns])])
+        held = count_of(int(corrupt[first]), "entry that is", "entries that are")
+        return f"{self._layers.names[first]} already held {held} NaN or Inf before this step."
 
 
-class NonFiniteLoss(Detector):
-    """A loss that turns NaN or Inf before any gradient does; when they turn together the gradient's finding says so."""
+@dataclass
+class LossState:
+    """What ``NonFiniteLoss`` remembers.
+
+    Attributes:
+        went_first: whether the loss turned NaN or Inf while every gradient was finite, and has stayed so.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    went_first: bool = False
+
+
+class NonFiniteLoss(Detector[LossState]):
+    """A loss that turns NaN or Inf before any gradient does.
+
+    When both turn at one step, only the finding of the gradient is raised, and its cause names the loss.
+    """
 
     kind = "nonfinite"
     severity = "error"
     covers_whole_run = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(LossState())
         self._healthy = healthy(1)
-        self._memory = {"went_first": False}
 
-    def examine(self, report: StepReport) -> Symptoms | None:
+    def examine(self, report: StepReport) -> DetectorResult | None:
         if report.loss is None:
             return None
         sick = not math.isfinite(report.loss)
-        self._memory["went_first"] = sick and (self._memory["went_first"] or report.gradients_are_finite)
+        self._state.went_first = sick and (self._state.went_first or report.gradients_are_finite)
         if not sick:
             return self._healthy
-        return whole_run(self._memory["went_first"], value=1, threshold=0)  # one number that is not finite
+        return whole_run(self._state.went_first, value=1, threshold=0)  # one number that is not finite
 
-    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
-        return (
-            _with_origin(report, "the forward pass: no gradient of this step is sick"),
-            f"the loss is {report.loss} at step {report.step}, while every gradient is still finite.",
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Allow every step whose loss is finite or was not observed. Bound: only a loss that is not finite is sick."""
+        return loss is None or math.isfinite(loss)
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
+        return Evidence(
+            measured=f"The loss is {report.loss} at step {report.step}, while every gradient is still finite.",
+            cause=_with_origin(report, "The forward pass made it, for no gradient of this step is sick."),
         )
 
 
-def _with_origin(report: StepReport, cause: str) -> str:
-    return cause if report.origin is None else f"{report.origin.evidence}: {report.origin.words}; {cause}"
+def _with_origin(report: StepReport, cause: str) -> tuple[str, ...]:
+    if report.origin is None:
+        return (cause,)
+    return f"{report.origin.evidence.capitalize()}: {report.origin.words.rstrip('.')}.", cause

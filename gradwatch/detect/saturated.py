@@ -1,12 +1,15 @@
-"""``saturated``: an activation function that is flat almost wherever it is met."""
+"""``saturated``: an activation function that is flat for almost all of its inputs."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwatch.detect.symptoms import Detector, Symptoms
+from gradwatch.detect.detector import Detector, DetectorResult, Evidence
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
@@ -21,67 +24,88 @@ IMPROVED = 0.9  # share of the first losses below which a loss has come down
 RECENT = 10  # losses
 
 
-class Saturated(Detector):
+@dataclass
+class SaturatedState:
+    """What ``Saturated`` remembers.
+
+    Attributes:
+        trained: (P,) layers that were below ``UNSATURATED`` at some sample.
+        output_streak: (P,) samples in a row in which an output or a gate was flat.
+        first: the first three finite losses.
+        recent: the last ten finite losses.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    trained: NDArray[np.bool_]
+    output_streak: NDArray[np.int64]
+    first: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+
+class Saturated(Detector[SaturatedState]):
     """A sigmoid, tanh or softmax that is flat for four of five entries.
 
     Confidence is no sickness: a gate, a router or an output may saturate while the run learns. So a layer that became
     flat by training counts only where the loss has not come down, and so do the last function of the model and gates
-    (what is multiplied by something), for ten samples. ``value`` is the share of flat entries, those where the slope of
-    the function is below a twentieth of its steepest. ``Thresholds.saturated_share`` replaces the share.
+    (whose result is a factor of something), for ten samples. ``value`` is the share of flat entries, those where the
+    slope of the function is below a twentieth of its steepest. ``Thresholds.saturated_share`` replaces the share.
     """
 
     kind = "saturated"
     judges_samples_only = True
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
-        super().__init__()
+        count = len(layers)
+        super().__init__(SaturatedState(np.zeros(count, dtype=np.bool_), np.zeros(count, dtype=np.int64)))
         self._layers = layers
         self._share = thresholds.saturated_share or SHARE
         self.patience = thresholds.patience or PATIENCE
-        none = np.zeros(len(layers), dtype=np.int64)
-        self._memory = {"trained": none > 0, "output_streak": none, "first": [], "recent": []}
 
-    def examine(self, report: StepReport) -> Symptoms | None:
-        self._watch_loss(report.loss)
+    def examine(self, report: StepReport) -> DetectorResult | None:
+        self._follow_loss(report.loss)
         is_sampled = "saturated_share" in report.figures or "saturated_output_share" in report.figures
         if not is_sampled or not report.is_finite:
             return None
         hidden = _known(report, "saturated_share", len(self._layers))
         output = _known(report, "saturated_output_share", len(self._layers))
-        memory = self._memory
-        memory["trained"] = memory["trained"] | (hidden < UNSATURATED) & ~np.isnan(hidden)
-        memory["output_streak"] = np.where(output >= self._share, memory["output_streak"] + 1, 0)
-        came_down = self._came_down()
-        is_flat = (hidden >= self._share) & (~memory["trained"] | (came_down is False))
-        is_flat |= (memory["output_streak"] >= OUTPUT_PATIENCE) & (came_down is False)
+        ours = self._state
+        ours.trained = ours.trained | (hidden < UNSATURATED) & ~np.isnan(hidden)
+        ours.output_streak = np.where(output >= self._share, ours.output_streak + 1, 0)
+        stays = self._came_down() is False
+        is_flat = (hidden >= self._share) & (~ours.trained | stays)
+        is_flat |= (ours.output_streak >= OUTPUT_PATIENCE) & stays
         share = np.nan_to_num(np.fmax(hidden, output), nan=0.0)
-        return Symptoms(
+        return DetectorResult(
             sick=is_flat,
             badness=share - 1e-6 * self._layers.depth,
             value=share,
             threshold=np.full(len(share), self._share),
         )
 
-    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
         name = self._layers.names[column]
-        share = np.fmax(*(_known(report, f, len(self._layers)) for f in ("saturated_share", "saturated_output_share")))
-        measured = (
-            f"the activation function behind {name} is flat for {share[column]:.0%} of its entries at step "
-            f"{report.step} (normal: less than {self._share:.0%})."
+        hidden = _known(report, "saturated_share", len(self._layers))
+        output = _known(report, "saturated_output_share", len(self._layers))
+        share = float(np.fmax(hidden, output)[column])
+        return Evidence(
+            measured=f"The activation function after {name} is flat for {share:.0%} of its entries at step "
+            f"{report.step} (normal: less than {self._share:.0%}).",
+            cause=("Its inputs lie so far out that its slope is below a twentieth of its steepest.",),
         )
-        return "its inputs lie so far out that its slope is below a twentieth of its steepest", measured
 
-    def _watch_loss(self, loss: float | None) -> None:
-        if loss is not None and math.isfinite(loss):
-            if len(self._memory["first"]) < PATIENCE:
-                self._memory["first"] = [*self._memory["first"], loss]
-            self._memory["recent"] = [*self._memory["recent"], loss][-RECENT:]
+    def _follow_loss(self, loss: float | None) -> None:
+        if loss is None or not math.isfinite(loss):
+            return
+        if len(self._state.first) < PATIENCE:
+            self._state.first = [*self._state.first, loss]
+        self._state.recent = [*self._state.recent, loss][-RECENT:]
 
     def _came_down(self) -> bool | None:
-        """Whether the loss is below where it began; None where none was observed."""
-        if not self._memory["recent"]:
+        """Return True if the loss is below its first values; None where no loss was observed."""
+        if not self._state.recent:
             return None
-        first, recent = np.mean(self._memory["first"]), np.mean(self._memory["recent"])
+        first, recent = np.mean(self._state.first), np.mean(self._state.recent)
         return bool(recent < first - (1 - IMPROVED) * abs(first))
 
 

@@ -1,18 +1,23 @@
 """``vanishing``: gradients that fade on their way from the output to the input, or that are gone altogether.
 
-Scale-free: a gradient is small against those of the layers between it and the output, or against what the whole model
-showed when it began. Structural zeros do not count: no gradient at all (frozen, unused) is not measured, and a single
-quiet layer in the middle (a bias before normalisation, an expert not routed to) does not block those before it.
+The rules have no scale: a gradient is compared with those of the layers between it and the output, or with the first
+gradients of the whole model. Structural zeros do not count: a layer without a gradient (frozen, unused) is not
+measured, and a single quiet layer in the middle (a bias before normalisation, an expert not routed to) does not block
+those before it.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwatch.detect.symptoms import Detector, Symptoms, healthy
-from gradwatch.findings import Clue, Thresholds
+from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
+from gradwatch.detect.wording import times
+from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 
@@ -23,7 +28,7 @@ IDLE_RATIO = 2e-3  # ... and below this is too little, too, in a run that has no
 FLAT_RATIO = 1e-2  # ... and this in one whose loss has not moved at all
 FLAT = 1e-3  # share of its first value within which such a loss has stayed
 BEGUN = 0.95  # share of its first value that the loss of a run that learns has come below
-IDLE_STEPS = 10  # steps before a run is called idle; with the patience it is heard of within 25
+IDLE_STEPS = 10  # steps before a run is called idle; with the patience it is found within 25
 LOSSES = 10  # that the recent loss is a mean of
 STIRRING = 1.25  # an idle run's ratio that rose by this much within the patience is on its way
 GONE_RATIO = 1e-6  # total norm against the largest of the first steps
@@ -35,42 +40,59 @@ PATIENCE = 10  # steps: a zero-initialised branch wakes up within two or three
 RECOVERING = 2.0  # a ratio that doubled within the patience is waking up: a zero-initialised head under a slow warm-up
 
 
-class Vanishing(Detector):
+@dataclass
+class VanishingState:
+    """What ``Vanishing`` remembers.
+
+    Attributes:
+        ratios: (patience − 1, P) the latest ratios of each sick layer, oldest first; NaN where there is none.
+        has_ratios: whether any of them is a number.
+        updates: updates so far.
+        first_total: the largest total norm of the first ten.
+        last_total: the latest total norm.
+        fell: whether the total fell to nothing within one of the first ten updates.
+        first_loss: the first loss.
+        recent_loss: running mean of about ten losses.
+        loss_change: the largest distance from the first loss, as a share of it.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    ratios: Floats
+    has_ratios: bool = False
+    updates: int = 0
+    first_total: float = 0.0
+    last_total: float = 0.0
+    fell: bool = False
+    first_loss: float | None = None
+    recent_loss: float = 0.0
+    loss_change: float = 0.0
+
+
+class Vanishing(Detector[VanishingState]):
     """Layers whose gradient stays below a threshold; ``value`` and ``threshold`` are L2 norms of gradients.
 
-    By default sick is (1) the layers up to a depth before which every weight's gradient has a root mean square below
-    1e-4 of the largest after it (2e-3 once 10 steps have not brought the loss down by a twentieth, 1e-2 while it has
-    not moved by a thousandth), and (2) every layer, where the total norm fell below 1e-6 of what it first was while
-    the loss has not come down to half its first value, or is exactly zero while the loss has not come down to a
-    thousandth (where none is observed: a total that was zero from the start, or fell so far in one of the first 10
-    updates).
-    ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
+    By default two things are sick. (1) The layers up to a depth before which every weight's gradient has a root mean
+    square below 1e-4 of the largest after it. The limit is 2e-3 once 10 steps have not brought the loss down by a
+    twentieth, and 1e-2 while the loss has not moved by a thousandth. (2) Every layer, where the total norm fell below
+    1e-6 of its first value while the loss is still above half of its own, or where the total is exactly zero while the
+    loss is above a thousandth. Where no loss is observed, (2) needs a total that was zero from the start, or one that
+    fell so far in one of the first 10 updates. ``Thresholds.vanishing_norm`` replaces both by its literal meaning.
     """
 
     kind = "vanishing"
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
-        super().__init__()
+        self.patience = thresholds.patience or PATIENCE
+        super().__init__(VanishingState(np.full((max(1, self.patience - 1), len(layers)), np.nan)))
         self._layers = layers
         self._literal = thresholds.vanishing_norm
-        self.patience = thresholds.patience or PATIENCE
-        self._memory = {
-            "updates": 0,
-            "first_total": 0.0,
-            "last_total": 0.0,
-            "fell": False,
-            "first_loss": None,
-            "recent_loss": None,
-            "loss_change": 0.0,  # the largest so far, a share of the first
-            "has_ratios": False,
-            "ratios": np.full((max(1, self.patience - 1), len(layers)), np.nan),  # the last of each sick layer
-        }
         self._gone = False
 
-    def examine(self, report: StepReport) -> Symptoms | None:
+    def examine(self, report: StepReport) -> DetectorResult | None:
         norm, mending = report.grad_norm.astype(float), None
         if not np.isfinite(report.grad_norm_total) or not report.measured.any():
-            return None  # against a NaN nothing is small, against an overflow everything
+            return None  # nothing is small beside a NaN, and everything is beside an overflow
         if self._literal is not None:
             threshold = np.full(len(norm), self._literal)
             with np.errstate(invalid="ignore"):
@@ -85,13 +107,17 @@ class Vanishing(Detector):
             return healthy(len(sick))
         with np.errstate(divide="ignore", invalid="ignore"):
             badness = np.where(self._layers.is_weight, 0.0, -1e6) - np.log10(np.maximum(norm, 1e-300))
-        return Symptoms(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold, mending=mending)
+        return DetectorResult(sick, np.nan_to_num(badness, nan=-1e9), norm, threshold, mending=mending)
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Allow fewer steps than the patience.
+
+        Bound: no layer was sick at the last examined step, so a streak is at most as long as the steps that wait.
+        """
         return waiting < self.patience
 
     def floor(self, report: StepReport) -> Floats:
-        """(P,) norm below which each layer is faint at this step; NaN where nothing nearer the output was measured."""
+        """Return (P,) norms below which each layer is faint; NaN where nothing nearer the output was measured."""
         if self._literal is not None:
             return np.full(len(self._layers), self._literal)
         order = np.argsort(self._layers.depth)
@@ -101,46 +127,63 @@ class Vanishing(Detector):
         after[order[:-1]] = np.maximum.accumulate(rms[::-1])[::-1][1:]
         return self._limit() * np.where(after > 0, after, np.nan) * np.sqrt(self._layers.size)
 
-    def explain(self, report: StepReport, column: int, covered: list[int]) -> tuple[str, str]:
-        name, norm = self._layers.names[column], float(report.grad_norm[column])
-        where = f"the gradient norm of {name} is {norm:.3g} at step {report.step}"
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
         if self._literal is not None:
-            return "a gradient norm below the threshold that was set", f"{where}, below {self._literal:g}."
-        if self._gone:
+            norm, name = float(report.grad_norm[column]), self._layers.names[column]
             measured = (
-                f"{where}; the total is {report.grad_norm_total:.3g}, against {self._memory['first_total']:.3g} in the "
-                "first steps, and the loss has not improved."
+                f"The gradient norm of {name} is {norm:.3g} at step {report.step}, below the threshold of "
+                f"{self._literal:g} that was set."
             )
-            return "no gradient reaches any layer: the output or the loss is flat", measured
-        rms = self._root_mean_square(report)
+            return Evidence(measured, ("The gradient norm is below the threshold that was set.",))
+        if self._gone:
+            cause = "No gradient reaches any layer: the output or the loss is flat."
+            return Evidence(self._measured_when_gone(report), (cause,), ("no gradient",))
+        weights = int(self._layers.is_weight[covered].sum())
+        reached = {0: self._layers.names[column], 1: "the first weight"}.get(weights, f"the first {weights} weights")
+        cause = f"Gradients shrink along depth: at step {report.step} they no longer reach {reached}."
+        return Evidence(self._measured_when_faded(report, column), (cause,))
+
+    def _measured_when_gone(self, report: StepReport) -> str:
+        first, total = self._state.first_total, report.grad_norm_total
+        if total == 0:
+            found = f"The gradient of every layer is exactly zero at step {report.step}"
+        else:
+            found = f"The total gradient norm is {total:.3g} at step {report.step}"
+        before = ", as it was in the first steps" if first == 0 else f", against {first:.3g} in the first steps"
+        has_loss = report.loss is not None and self._state.first_loss is not None
+        return f"{found}{before}{', and the loss has not improved' if has_loss else ''}."
+
+    def _measured_when_faded(self, report: StepReport, column: int) -> str:
+        name, norm, rms = self._layers.names[column], float(report.grad_norm[column]), self._root_mean_square(report)
         strongest = int(np.nanargmax(np.where(self._layers.is_weight, rms, np.nan)))
         if rms[strongest] <= rms[column]:
             strongest = int(np.nanargmax(rms))
-        ratio = rms[strongest] / rms[column] if rms[column] else np.inf
-        weights = int(self._layers.is_weight[covered].sum())
-        measured = (
-            f"{where}: per entry {ratio:.3g} times less than that of {self._layers.names[strongest]} (normal: up to "
+        other = self._layers.names[strongest]
+        if norm == 0:
+            return (
+                f"The gradient of {name} is exactly zero at step {report.step}, while that of {other} has norm "
+                f"{float(report.grad_norm[strongest]):.2g}."
+            )
+        return (
+            f"The gradient norm of {name} is {norm:.3g} at step {report.step}: per entry "
+            f"{times(rms[strongest], rms[column])} less than that of {other} (normal: up to "
             f"{1 / self._limit():,.0f} times)."
         )
-        return f"gradients shrink along depth and no longer reach the first {weights} weights", measured
 
-    def clues(self) -> tuple[Clue, ...]:
-        return ("no gradient",) if self._gone else ()
-
-    def _faded(self, report: StepReport) -> tuple[np.ndarray, Floats, np.ndarray]:
-        """(sick, threshold, mending) of rule 1: the longest stretch from the input whose every weight is faint."""
+    def _faded(self, report: StepReport) -> tuple[NDArray[np.bool_], Floats, NDArray[np.bool_]]:
+        """Return (sick, threshold, mending) of rule 1: the longest stretch from the input of faint weights alone."""
         rms = self._root_mean_square(report)
         limit = self._limit()
         boundary, strongest = self._boundary(rms, report.measured, limit)
-        if boundary < 0 and not self._memory["has_ratios"]:
+        if boundary < 0 and not self._state.has_ratios:
             none = np.zeros(len(rms), dtype=bool)
             return none, rms, none
         sick = (self._layers.depth <= boundary) & report.measured & (rms < limit * strongest)
         mending = self._recovers(rms / strongest, sick, report.measured)
         return sick, limit * strongest * np.sqrt(self._layers.size), mending
 
-    def _boundary(self, rms: Floats, measured: np.ndarray, limit: float) -> tuple[int, float]:
-        """(depth of the last weight before which all are faint, the largest after it); (−1, 1) where none is."""
+    def _boundary(self, rms: Floats, measured: NDArray[np.bool_], limit: float) -> tuple[int, float]:
+        """Return (depth of the last weight up to which all are faint, largest after it); (−1, 1) where none is."""
         depth = self._layers.depth
         order = self._layers.order
         weights = order[(self._layers.is_weight & measured)[order]]
@@ -152,53 +195,53 @@ class Vanishing(Detector):
             return int(depth[weights[-1]]), float(rms[vectors].max())  # dead: nothing but the last biases is reached
         return (int(depth[weights[faint[-1]]]), float(after[faint[-1]])) if len(faint) else (-1, 1.0)
 
-    def _recovers(self, ratio: Floats, sick: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        ratios = self._memory["ratios"]
-        if not sick.any() and not self._memory["has_ratios"]:
+    def _recovers(self, ratio: Floats, sick: NDArray[np.bool_], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        ratios = self._state.ratios
+        if not sick.any() and not self._state.has_ratios:
             return sick
-        self._memory["has_ratios"] = bool(
-            sick.any()
-        )  # a layer that is not measured meanwhile keeps its own a step longer
+        self._state.has_ratios = bool(sick.any())  # a layer that is not measured meanwhile keeps its own a step longer
         recovers = sick & (ratio > np.where(ratio < DEPTH_RATIO, RECOVERING, STIRRING) * ratios[0])
         ratios[:, measured & ~sick] = np.nan  # a layer without a gradient at this step is neither sick nor healthy
         ratios[:, sick] = np.vstack([ratios[1:, sick], ratio[sick]])
-        self._memory["has_ratios"] = not np.isnan(ratios).all()
+        self._state.has_ratios = not np.isnan(ratios).all()
         return recovers
 
     def _limit(self) -> float:
-        """What share of the largest is too little: more where the run has not begun to learn."""
-        memory = self._memory
-        is_idle = memory["first_loss"] is not None and memory["recent_loss"] > BEGUN * memory["first_loss"] > 0
-        if not is_idle or memory["updates"] <= IDLE_STEPS:
+        """Return the share of the largest that is too little: more where the run has not begun to learn."""
+        ours = self._state
+        is_idle = ours.first_loss is not None and ours.recent_loss > BEGUN * ours.first_loss > 0
+        if not is_idle or ours.updates <= IDLE_STEPS:
             return DEPTH_RATIO
-        return FLAT_RATIO if memory["loss_change"] <= FLAT else IDLE_RATIO
+        return FLAT_RATIO if ours.loss_change <= FLAT else IDLE_RATIO
 
     def _follow_loss(self, loss: float | None) -> None:
-        memory = self._memory
-        if memory["first_loss"] is None:
-            memory["first_loss"] = memory["recent_loss"] = loss
-        elif loss is not None and math.isfinite(loss):
-            memory["recent_loss"] += (loss - memory["recent_loss"]) / LOSSES
-            change = abs(loss - memory["first_loss"]) / (abs(memory["first_loss"]) or 1.0)
-            memory["loss_change"] = max(memory["loss_change"], change)
+        ours = self._state
+        if loss is None:
+            return
+        if ours.first_loss is None:
+            ours.first_loss = ours.recent_loss = loss
+        elif math.isfinite(loss):
+            ours.recent_loss += (loss - ours.recent_loss) / LOSSES
+            change = abs(loss - ours.first_loss) / (abs(ours.first_loss) or 1.0)
+            ours.loss_change = max(ours.loss_change, change)
 
     def _is_gone(self, report: StepReport) -> bool:
-        memory = self._memory
-        if memory["updates"] < FIRST_STEPS:
-            memory["first_total"] = max(memory["first_total"], report.grad_norm_total)
-        memory["updates"] += 1
+        ours = self._state
+        if ours.updates < FIRST_STEPS:
+            ours.first_total = max(ours.first_total, report.grad_norm_total)
+        ours.updates += 1
         self._follow_loss(report.loss)
-        faint = report.grad_norm_total <= GONE_RATIO * memory["first_total"]
-        if memory["updates"] <= FIRST_STEPS and faint and memory["last_total"] > CLIFF * memory["first_total"]:
-            memory["fell"] = True
-        memory["last_total"] = report.grad_norm_total
-        if report.loss is None or memory["first_loss"] is None:
-            return faint and (memory["first_total"] == 0 or memory["fell"])
+        faint = report.grad_norm_total <= GONE_RATIO * ours.first_total
+        if ours.updates <= FIRST_STEPS and faint and ours.last_total > CLIFF * ours.first_total:
+            ours.fell = True
+        ours.last_total = report.grad_norm_total
+        if report.loss is None or ours.first_loss is None:
+            return faint and (ours.first_total == 0 or ours.fell)
         share = UNIMPROVED if report.grad_norm_total > 0 else UNFINISHED
-        return faint and report.loss > share * memory["first_loss"] > 0
+        return faint and report.loss > share * ours.first_loss > 0
 
     def _gone_threshold(self, norm: Floats) -> Floats:
-        return np.full(len(norm), GONE_RATIO * self._memory["first_total"])
+        return np.full(len(norm), GONE_RATIO * self._state.first_total)
 
     def _root_mean_square(self, report: StepReport) -> Floats:
         return report.grad_norm / np.sqrt(np.maximum(self._layers.size, 1))

@@ -33,7 +33,7 @@ from gradwatch.measure.layer_figures import (
 )
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
-from gradwatch.measure.samples import WeightSample, sample_weights, update_ratios
+from gradwatch.measure.samples import WeightSample, sample_means, sample_weights, update_ratios
 
 __all__ = ["Measurement", "StepPlan"]
 
@@ -131,6 +131,8 @@ class Measurement:
             self._entries = self._take_histogram_entries()
         if "update_ratio" in plan.figures:
             self._weights_before = sample_weights(columns.watched, columns.select(self._gradients))
+            if "weight_mean" in plan.figures:
+                self._figures["weight_mean"] = sample_means(self._weights_before)
         if earlier is not None and earlier._columns is columns:
             self._figures |= earlier._update_ratios()
             self._is_sampled = self._is_sampled or earlier.plan.sampled

@@ -37,6 +37,7 @@ LAYER_FIGURES = (
     "grad_std",
     "grad_zero_fraction",
     "weight_norm",
+    "weight_mean",
     "weight_std",
     "update_ratio",
     *ACTIVATION_FIGURES,

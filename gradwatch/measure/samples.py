@@ -17,6 +17,7 @@ __all__ = [
     "evenly_spaced",
     "relative_change",
     "sample",
+    "sample_means",
     "sample_weights",
     "update_ratios",
 ]
@@ -58,6 +59,14 @@ def update_ratios(before: WeightSample) -> Tensor:
     return ratios
 
 
+def sample_means(before: WeightSample) -> Tensor:
+    """Return (w,) means of the sampled entries of each weight; NaN for an empty one."""
+    if not before.weights:
+        return torch.zeros(0)
+    lengths = _lengths(before.weights, before.entries.device)
+    return _rows(before.entries, lengths).sum(dim=1) / lengths
+
+
 @torch.no_grad()
 def evenly_spaced(tensors: Sequence[Tensor], limit: int) -> list[Tensor]:
     """Return at most ``limit`` fixed, evenly spaced entries of each tensor, of shape (n,): views where possible."""
@@ -85,17 +94,27 @@ def relative_change(before: Tensor, after: Tensor, tensors: Sequence[Tensor]) ->
     """
     if not tensors:
         return torch.zeros(0)
-    lengths = torch.tensor([_count(tensor.numel(), SAMPLED_ENTRIES) for tensor in all_plain(tensors)])
-    lengths = lengths.to(before.device, non_blocking=True)
+    lengths = _lengths(tensors, before.device)
     size, change = _norms(before, lengths), _norms(after - before, lengths)
     return torch.where(size > 0, change / size, torch.nan)
 
 
+def _lengths(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return (P,) how many entries ``sample`` takes of each tensor."""
+    lengths = torch.tensor([_count(tensor.numel(), SAMPLED_ENTRIES) for tensor in all_plain(tensors)])
+    return lengths.to(device, non_blocking=True)
+
+
 def _norms(entries: Tensor, lengths: Tensor) -> Tensor:
     """Return (P,) norms of the consecutive pieces of ``entries`` (N,) that have these ``lengths`` (P,)."""
+    return torch.linalg.vector_norm(_rows(entries, lengths), dim=1)
+
+
+def _rows(entries: Tensor, lengths: Tensor) -> Tensor:
+    """Return (P, 256), a row for each of the consecutive pieces of ``entries`` (N,), filled up with zeros."""
     is_filled = torch.arange(SAMPLED_ENTRIES, device=entries.device) < lengths.unsqueeze(1)
     rows = torch.zeros(is_filled.shape, dtype=entries.dtype, device=entries.device)
-    return torch.linalg.vector_norm(rows.masked_scatter_(is_filled, entries), dim=1)
+    return rows.masked_scatter_(is_filled, entries)
 
 
 def entries_of(tensor: Tensor, limit: int) -> Tensor:

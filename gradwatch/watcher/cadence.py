@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["Cadence"]
 
-_DETECTION_FIGURES = frozenset({"weight_norm", "update_ratio"})
+_DETECTION_FIGURES = frozenset({"weight_norm", "weight_mean", "update_ratio"})
 _FIRST_SAMPLES = (0, 1, 2, 4, 8)
 _SAMPLE_EVERY = 10
 

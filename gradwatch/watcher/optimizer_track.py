@@ -10,12 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from gradwatch.clip import Policy
-from gradwatch.detect import Detectors
-from gradwatch.detect.episode import CLEAR_STEPS
+from gradwatch.detect import CLEAR_STEPS
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.measurement import Measurement
 from gradwatch.sinks import RowBuilder
+from gradwatch.watcher.diagnosis import Diagnosis
 from gradwatch.watcher.origin_finder import StepOrigin
 from gradwatch.watcher.state import TrackState
 
@@ -27,7 +27,7 @@ class OptimizerTrack:
 
     Attributes:
         index: of the optimizer, in order of first sight.
-        detectors, policy, rows: its own, since a GAN's two halves have nothing in common.
+        diagnosis, policy, rows: its own, since a GAN's two halves have nothing in common.
         count: updates so far.
         parameters: all of its parameters, watched or not.
         watched: columns of those that are.
@@ -37,8 +37,8 @@ class OptimizerTrack:
         earlier: the last one, where nobody says when its update is made.
     """
 
-    def __init__(self, index: int, detectors: Detectors, policy: Policy | None) -> None:
-        self.index, self.detectors, self.policy = index, detectors, policy
+    def __init__(self, index: int, diagnosis: Diagnosis, policy: Policy | None) -> None:
+        self.index, self.diagnosis, self.policy = index, diagnosis, policy
         self.rows = RowBuilder()
         self.count = 0
         self.parameters: Sequence[Tensor] = []
@@ -77,11 +77,11 @@ class OptimizerTrack:
     def state(self) -> TrackState:
         """Return everything that a resumed run goes on from."""
         averages = None if self.policy is None else self.policy.averages
-        return TrackState(self.count, self.detectors.state(), {} if averages is None else averages.state())
+        return TrackState(self.count, self.diagnosis.state(), {} if averages is None else averages.state())
 
     def restore(self, state: TrackState) -> None:
         """Go on from what ``state`` returned."""
         self.count = state.updates
-        self.detectors.restore(state.detectors)
+        self.diagnosis.restore(state.diagnosis)
         if self.policy is not None and self.policy.averages is not None and state.clip:
             self.policy.averages.restore(state.clip)

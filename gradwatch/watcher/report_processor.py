@@ -81,7 +81,7 @@ class ReportProcessor:
     def retire(self, track: OptimizerTrack) -> None:
         """End the findings of an optimizer that is gone: no step of it can end them any more."""
         self.drain()
-        self._ended += self._guard.run("open findings", track.detectors.open_findings) or []
+        self._ended += self._guard.run("open findings", track.diagnosis.open_findings) or []
         self._tracks.remove(track)
 
     def add(self, sent: SentStep) -> None:
@@ -102,7 +102,7 @@ class ReportProcessor:
         """Return snapshots of all findings that have arrived, by onset."""
         found = list(self._ended)
         for track in self._tracks:
-            found += self._guard.run("open findings", track.detectors.open_findings) or []
+            found += self._guard.run("open findings", track.diagnosis.open_findings) or []
         return sorted(found, key=lambda finding: (finding.step, finding.raised_step))
 
     @property
@@ -132,7 +132,7 @@ class ReportProcessor:
         plan, waiting = sent.measurement.plan, len(self._waiting)
         if plan.sampled or self._cadence.is_logged(plan.update) or waiting > LONGEST_WAIT:
             return False
-        return sent.track.detectors.may_wait(waiting, *sent.measurement.outline())
+        return sent.track.diagnosis.may_wait(waiting, *sent.measurement.outline())
 
     def _catch_up(self) -> None:
         while self._waiting:
@@ -151,7 +151,7 @@ class ReportProcessor:
         self._guard.run("writing", self._write, sent.track, report)
 
     def _detect(self, track: OptimizerTrack, report: StepReport) -> None:
-        for event in track.detectors.observe(report):
+        for event in track.diagnosis.observe(report):
             if event.ended:
                 self._ended.append(event.finding)
             self._dispatcher.write_finding(event)
@@ -159,5 +159,5 @@ class ReportProcessor:
     def _write(self, track: OptimizerTrack, report: StepReport) -> None:
         track.rows.add(report)
         if self._cadence.is_logged(report.update):
-            band = self._guard.run("band", track.detectors.band, report)
+            band = self._guard.run("band", track.diagnosis.band, report)
             self._dispatcher.write_row(track.rows.build(report, self.skipped_steps, band))

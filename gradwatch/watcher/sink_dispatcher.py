@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 
-from gradwatch.detect import Event
 from gradwatch.findings import Finding
 from gradwatch.sinks import Row, Sink
 from gradwatch.sinks.log import Log, logger
+from gradwatch.watcher.diagnosis import FindingUpdate
 
 __all__ = ["SinkDispatcher"]
 
@@ -32,10 +32,10 @@ class SinkDispatcher:
         """Hand ``row`` to every sink."""
         self._each("write_row", row)
 
-    def write_finding(self, event: Event) -> None:
+    def write_finding(self, event: FindingUpdate) -> None:
         """Hand a finding to every sink; to ``on_finding``, too, where it opens."""
         self._each("write_finding", event.finding, event.ended)
-        if event.ended or self._on_finding is None:
+        if not event.is_new or self._on_finding is None:
             return
         try:
             self._on_finding(event.finding)

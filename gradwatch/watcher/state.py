@@ -25,12 +25,12 @@ class TrackState:
 
     Attributes:
         updates: how many it has attempted.
-        detectors: what the detectors remember, as they give it.
+        diagnosis: what the detectors and the background remember, and open findings, as they give it.
         clip: the averages of its clipping policy, empty where it has none.
     """
 
     updates: int
-    detectors: dict[str, Any]
+    diagnosis: dict[str, Any]
     clip: dict[str, Tensor | int]
 
 
@@ -54,7 +54,7 @@ class WatcherState:
 
     def as_plain(self) -> dict[str, Any]:
         """Return numbers, strings and tensors, which ``torch.load(weights_only=True)`` accepts."""
-        tracks = [{"updates": track.updates, "detectors": track.detectors, "clip": track.clip} for track in self.tracks]
+        tracks = [{"updates": track.updates, "diagnosis": track.diagnosis, "clip": track.clip} for track in self.tracks]
         plain: dict[str, Any] = checkpoint.pack(
             {
                 "version": VERSION,
@@ -89,7 +89,7 @@ class WatcherState:
                 step=int(values["step"]),
                 skipped_steps=int(values["skipped_steps"]),
                 ended=tuple(Finding.from_dict(saved) for saved in values["ended"]),
-                tracks=tuple(TrackState(t["updates"], t["detectors"], t["clip"]) for t in values["optimizers"]),
+                tracks=tuple(TrackState(t["updates"], t["diagnosis"], t["clip"]) for t in values["optimizers"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradwatch.clip import Policy
-from gradwatch.detect import Detectors
-from gradwatch.findings import Advice, Clue, Kind, NonFiniteError, Thresholds
+from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.measure import statistics
 from gradwatch.measure.activations import Activations
@@ -22,11 +21,11 @@ from gradwatch.measure.backward import AtEnd, BackwardPass
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.measurement import Measurement, StepPlan
-from gradwatch.remedies import Case, advise
 from gradwatch.sinks.log import logger
 from gradwatch.watcher import plain_acts
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.cadence import Cadence
+from gradwatch.watcher.diagnosis import Diagnosis
 from gradwatch.watcher.optimizer_track import OptimizerTrack
 from gradwatch.watcher.options import OnNonFinite
 from gradwatch.watcher.origin_finder import OriginFinder
@@ -249,8 +248,8 @@ class Steps:
         return track
 
     def _make_track(self) -> OptimizerTrack:
-        detectors = Detectors(self.layers, self._thresholds, self._advise)
-        return OptimizerTrack(self._tracks_made, detectors, None if self.policy is None else self.policy.renew())
+        diagnosis = Diagnosis(self.layers, self._thresholds, clips=self.policy is not None)
+        return OptimizerTrack(self._tracks_made, diagnosis, None if self.policy is None else self.policy.renew())
 
     def _retire_gone(self) -> None:
         """Let go of the tracks of optimizers that are gone."""
@@ -390,9 +389,6 @@ class Steps:
         raise NonFiniteError(
             layer, step, f"a later evaluation of the closure of step {step} made NaN or Inf in {layer}."
         )
-
-    def _advise(self, kind: Kind, columns: list[int], rate: float | None, clues: frozenset[Clue]) -> tuple[Advice, ...]:
-        return advise(Case(kind, self.layers, columns, self.policy is not None, rate, clues))
 
     def warn_once(self, about: str, message: str) -> None:
         """Log ``message``, unless something was logged ``about`` the same."""

@@ -54,7 +54,7 @@ def test_a_sick_run_shows_finding_curves_and_profile(runs):
     text = report(runs / "sick").stdout
     assert "ERROR  1 finding: nonfinite in 2.bias and 3 more since step 30." in text
     assert "nonfinite (error) in 2.bias and 3 more, since step 30, still open" in text
-    assert "Cause: observed:" in text
+    assert "Cause: Observed:" in text
     assert "• leave out the broken rows of the batch (clean-data)" in text
     assert re.search(r"total norm +[▁-█]+✗+ ", text)
     assert re.search(r"loss +[▁-█]+✗+ ", text)
@@ -279,7 +279,7 @@ def test_the_page_tells_findings_with_evidence_cause_and_remedies(runs, tmp_path
         "2.bias and 3 more",
         "since step 30",
         "Measured",
-        "observed:",
+        "Observed:",
         "leave out the broken rows",
     ):
         assert told in words

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gradwatch.detect.background import Background
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.saturated import Saturated
+from gradwatch.explain.background import Background
 from gradwatch.findings import Thresholds
 from tests.reports import NAN, run_of, table
 
@@ -60,10 +60,10 @@ def test_dead_is_what_its_twin_says(seed):
     reports = a_run(seed)
     detector = Dead(table(3), Thresholds())
     for at, report in enumerate(reports):
-        symptoms, expected = detector.examine(report), twin_of_dead(reports, at)
-        assert (symptoms is None) == (expected is None)
-        if symptoms is not None:
-            assert (symptoms.sick.tolist(), symptoms.onset[0]) == expected
+        result, expected = detector.examine(report), twin_of_dead(reports, at)
+        assert (result is None) == (expected is None)
+        if result is not None:
+            assert (result.sick.tolist(), result.onset[0]) == expected
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -71,10 +71,10 @@ def test_saturated_is_what_its_twin_says(seed):
     reports = a_run(seed)
     detector = Saturated(table(3), Thresholds())
     for at, report in enumerate(reports):
-        symptoms, expected = detector.examine(report), twin_of_saturated(reports, at)
-        assert (symptoms is None) == (expected is None)
-        if symptoms is not None:
-            assert symptoms.sick.tolist() == expected
+        result, expected = detector.examine(report), twin_of_saturated(reports, at)
+        assert (result is None) == (expected is None)
+        if result is not None:
+            assert result.sick.tolist() == expected
 
 
 def test_both_are_met_among_the_runs():
@@ -82,8 +82,8 @@ def test_both_are_met_among_the_runs():
     for seed in range(30):
         for kind in sick:
             detector = kind(table(3), Thresholds())
-            symptoms = [detector.examine(report) for report in a_run(seed)]
-            sick[kind] += any(each is not None and each.sick.any() for each in symptoms)
+            result = [detector.examine(report) for report in a_run(seed)]
+            sick[kind] += any(each is not None and each.sick.any() for each in result)
     assert all(5 <= count <= 30 for count in sick.values())
 
 

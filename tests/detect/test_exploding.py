@@ -23,7 +23,7 @@ from gradwatch.findings import Thresholds
 from tests.reports import (
     INF,
     NAN,
-    detectors,
+    diagnosis,
     examine_all,
     findings,
     kinds,
@@ -119,7 +119,7 @@ def slow_exploding(reports):
 
 def vectorised(reports):
     return [
-        onsets(symptoms) for symptoms in examine_all(Exploding(table(len(reports[0].grad_norm)), Thresholds()), reports)
+        onsets(result) for result in examine_all(Exploding(table(len(reports[0].grad_norm)), Thresholds()), reports)
     ]
 
 
@@ -150,7 +150,7 @@ def test_agrees_with_the_slow_loop_on_anything(steps):
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.lists(losses, min_size=1, max_size=80))
 def test_the_loss_level_agrees_with_the_slow_loop(sequence):
-    level = loss_level.new_loss_level()
+    level = loss_level.LossLevel()
     seen = [None if loss is None else loss_level.loss_suffers(level, loss) for loss in sequence]
     assert seen == slow_loss_suffers(sequence)
 
@@ -158,7 +158,7 @@ def test_the_loss_level_agrees_with_the_slow_loop(sequence):
 def test_the_loss_level_agrees_with_the_slow_loop_where_the_loss_plunges_and_leaps():
     for seed in range(20):
         sequence = (10.0 ** np.random.default_rng(seed).normal(0, 0.05 * seed, 80)).tolist()
-        level = loss_level.new_loss_level()
+        level = loss_level.LossLevel()
         assert [loss_level.loss_suffers(level, loss) for loss in sequence] == slow_loss_suffers(sequence)
 
 
@@ -230,7 +230,7 @@ def test_a_norm_that_overflows_while_its_entries_are_finite_is_exploding_never_n
     (finding,) = findings(run_of([*STEADY[:step], [1.0, INF, 4.0]], [1.0] * (step + 1)))
     assert (finding.kind, finding.layer, finding.layers, finding.step) == ("exploding", "w1", ("w1",), step)
     assert finding.value == INF
-    assert f"overflows its norm while its entries are still finite at step {step}{level}" in finding.measured
+    assert finding.measured.endswith(f" overflows its norm while its entries are still finite at step {step}{level}")
 
 
 def test_an_overflow_that_stays_is_never_taken_for_vanishing_elsewhere():
@@ -332,11 +332,11 @@ def test_adam_that_leaps_near_a_minimum_does_not_explode(loss_seen):
 
 def test_the_ceiling_is_what_a_norm_must_exceed():
     layers = table(2)
-    watching = detectors(layers)
+    watching = diagnosis(layers)
     for step in run_of([[1.0, NAN]] * 20):
         watching.observe(step)
     ceiling = watching.band(step)[1]
     np.testing.assert_allclose(ceiling, [2.0, NAN])  # MARGIN over a level of 1
-    literal = detectors(layers, Thresholds(exploding_growth=50))
+    literal = diagnosis(layers, Thresholds(exploding_growth=50))
     literal.observe(step)
     np.testing.assert_allclose(literal.band(step)[1], [50.0, NAN])

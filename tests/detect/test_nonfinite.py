@@ -29,22 +29,22 @@ def test_nearest_the_output_means_depth_not_registration():
 def test_the_count_of_entries_is_told():
     (finding,) = findings(sick([4, 2, 0]))
     assert (finding.value, finding.threshold) == (2.0, 0.0)
-    assert finding.measured.startswith("2 of 4 gradient entries of w1 are NaN or Inf at step 3, 2 of 3 layers in all.")
-    assert finding.cause.startswith("no weight ")
+    assert finding.measured == "2 of 4 gradient entries of w1 are NaN or Inf at step 3; this concerns 2 of 3 layers."
+    assert finding.cause.startswith("No weight ")
     assert any(advice.name == "safe-log" for advice in finding.remedies)
 
 
 @pytest.mark.parametrize(
     ("loss", "weight_nonfinite", "cause"),
     [
-        pytest.param(NAN, None, "the loss of this step is nan, while every weight is finite", id="loss"),
-        pytest.param(INF, [0, 0, 0], "the loss of this step is inf, while every weight is finite", id="infinite loss"),
+        pytest.param(NAN, None, "The loss of this step is nan, while every weight is finite", id="loss"),
+        pytest.param(INF, [0, 0, 0], "The loss of this step is inf, while every weight is finite", id="infinite loss"),
         pytest.param(
             NAN, [0, 3, 1],
-            "the weight w1 already held 3 entries that are NaN or Inf before this step", id="weight, loss too",
+            "The weight w1 already held 3 entries that are NaN or Inf before this step", id="weight, loss too",
         ),
-        pytest.param(0.5, [0, 0, 0], "the loss is finite (0.5): the backward pass made it", id="backward"),
-        pytest.param(None, [0, 0, 0], "no weight was sick before this step", id="loss unknown"),
+        pytest.param(0.5, [0, 0, 0], "The loss is finite (0.5): the backward pass made it", id="backward"),
+        pytest.param(None, [0, 0, 0], "No weight was sick before this step", id="loss unknown"),
     ],
 )  # fmt: skip
 def test_the_cause_says_what_went_first(loss, weight_nonfinite, cause):
@@ -62,7 +62,7 @@ def test_a_loss_that_goes_first_is_a_finding_of_the_whole_run(loss):
     (finding,) = findings(run_of([HEALTHY] * 3, [1.0, 1.0, loss]))
     assert (finding.kind, finding.severity, finding.layer, finding.layers) == ("nonfinite", "error", "", ("",))
     assert (finding.step, finding.value, finding.threshold) == (2, 1.0, 0.0)
-    assert finding.measured.startswith(f"the loss is {loss} at step 2, while every gradient is still finite.")
+    assert finding.measured.startswith(f"The loss is {loss} at step 2, while every gradient is still finite.")
 
 
 def test_a_loss_that_turns_with_its_gradients_is_one_finding():

@@ -21,7 +21,7 @@ def test_weights_that_never_move_are_stalled():
     assert (finding.kind, finding.severity, finding.layer, finding.layers) == ("stalled", "warning", "", ("",))
     assert (finding.step, finding.raised_step) == (0, SAMPLES - 1)
     assert (finding.value, finding.threshold) == (0.0, RESOLUTION)
-    assert "the largest update of any layer at step 9 is 0 of its weights" in finding.measured
+    assert "The largest update of any layer at step 9 is 0 of its weights" in finding.measured
     assert "total norm 1.41" in finding.cause
 
 
@@ -36,7 +36,7 @@ def test_a_loss_that_stays_within_a_thousandth_is_stalled():
     assert (finding.step, finding.raised_step) == (FLAT_STEPS - 1, FLAT_STEPS + SAMPLES - 2)
     assert finding.value == pytest.approx(FLAT / 2)
     assert finding.threshold == FLAT
-    assert "in 109 steps the loss has moved by at most 0.0005 of its first value, 2 (a run" in finding.measured
+    assert "In 109 steps the loss has moved by at most 0.0005 of its first value, 2 (a run" in finding.measured
 
 
 @pytest.mark.parametrize("seen_at", [0, 1])

@@ -41,7 +41,7 @@ def slow_unstable(losses):
 
 def vectorised(losses):
     told = examine_all(Unstable(Thresholds()), reports_of(losses))
-    return [None if symptoms is None else (bool(symptoms.sick[0]), float(symptoms.value[0])) for symptoms in told]
+    return [None if result is None else (bool(result.sick[0]), float(result.value[0])) for result in told]
 
 
 def test_agrees_with_the_slow_loop_on_random_walks():

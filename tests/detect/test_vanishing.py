@@ -29,7 +29,7 @@ from gradwatch.measure.layers import of_tensors
 from tests.reports import (
     INF,
     NAN,
-    detectors,
+    diagnosis,
     examine_all,
     findings,
     kinds,
@@ -126,12 +126,12 @@ def mixed_table():
 
 
 def vectorised(reports, layers):
-    return [unmended(symptoms) for symptoms in examine_all(Vanishing(layers, Thresholds()), reports)]
+    return [unmended(result) for result in examine_all(Vanishing(layers, Thresholds()), reports)]
 
 
-def unmended(symptoms):
-    sick = sick_columns(symptoms)
-    return sick if sick is None or symptoms.mending is None else sick - set(np.flatnonzero(symptoms.mending).tolist())
+def unmended(result):
+    sick = sick_columns(result)
+    return sick if sick is None or result.mending is None else sick - set(np.flatnonzero(result.mending).tolist())
 
 
 @pytest.mark.parametrize("loss_seen", [True, False], ids=["with loss", "without loss"])
@@ -179,6 +179,16 @@ def test_a_stack_of_fading_layers_is_one_finding():
     assert finding.threshold == pytest.approx(1e-4)
     assert "first 3 weights" in finding.cause
     assert "1e+08 times less than that of w3" in finding.measured
+
+
+@pytest.mark.parametrize(
+    ("rows", "reached"), [([[0, 1.0]], "the first weight"), ([[0, 0, 1.0]], "the first 2 weights")]
+)
+def test_a_gradient_of_zero_is_called_so_and_never_inf_times_smaller(rows, reached):
+    (finding,) = findings(run_of(rows * 12, [1.0] * 12))
+    last = f"w{len(rows[0]) - 1}"
+    assert finding.measured == f"The gradient of w0 is exactly zero at step 9, while that of {last} has norm 1."
+    assert finding.cause.startswith(f"Gradients shrink along depth: at step 9 they no longer reach {reached}.")
 
 
 def test_a_healthy_stack_raises_nothing():
@@ -357,8 +367,8 @@ def test_a_gradient_of_exactly_zero_under_a_loss_that_is_not_gone(loss, expected
 
 def test_the_floor_is_where_the_faint_begin():
     layers = table(3)
-    watching = detectors(layers)
+    watching = diagnosis(layers)
     (step,) = run_of([[1.0, 5.0, NAN]])
     watching.observe(step)
     np.testing.assert_allclose(watching.band(step)[0], [1e-4 * 5.0, NAN, NAN])  # nothing nearer the output than w1
-    assert detectors(layers, Thresholds(vanishing_norm=0.5)).band(step)[0].tolist() == [0.5] * 3
+    assert diagnosis(layers, Thresholds(vanishing_norm=0.5)).band(step)[0].tolist() == [0.5] * 3

@@ -4,10 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gradwatch.detect.detector import Detector
+from gradwatch.detect.detectors import Detectors
 from gradwatch.findings import Thresholds
 from gradwatch.watcher.report_processor import LONGEST_WAIT
-from tests.reports import detectors, report, table
+from tests.reports import diagnosis, report, table
 
 STEPS = 160
 THRESHOLDS = {
@@ -46,7 +50,7 @@ def a_run(seed):
 
 def told(run, thresholds, *, waits):
     """(step at which it was told, event) of every event, and how many steps had to wait."""
-    watching, waiting, events, waited = detectors(table(4), thresholds), [], [], 0
+    watching, waiting, events, waited = diagnosis(table(4), thresholds), [], [], 0
     for now in run:
         waiting.append(now)
         may_wait = waits and not now.sampled and len(waiting) <= LONGEST_WAIT
@@ -66,6 +70,33 @@ def test_waiting_changes_no_event_and_delays_none(seed, thresholds):
     assert told(run, thresholds, waits=True)[0] == told(run, thresholds, waits=False)[0]
 
 
+step_norms = st.tuples(*[st.floats(-3, 3)] * 4)
+losses = st.one_of(st.none(), st.floats(-2.0, 10.0))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.lists(st.tuples(step_norms, losses), min_size=1, max_size=25),
+    st.floats(0, 0.3),
+    st.integers(0, 2**31),
+    st.sampled_from(list(THRESHOLDS)),
+)
+def test_waiting_changes_no_event_after_any_steps(surprises, wobble, seed, name):
+    """Forty steps that wobble settle the levels; then come any norms and losses, among quieter and quieter ones."""
+    random = np.random.default_rng(seed)
+    calm = [(random.normal(0, wobble, 4), 1.0 + random.normal(0, wobble)) for _ in range(40)]
+    fading = [(random.normal(0, wobble / (1 + step), 4) - wobble, 1.0) for step in range(8)]
+    steps = [*calm, *surprises, *fading, *surprises]
+    run = [report(10.0 ** np.array(log), step, loss, sampled=step % 10 == 0) for step, (log, loss) in enumerate(steps)]
+    assert told(run, THRESHOLDS[name], waits=True)[0] == told(run, THRESHOLDS[name], waits=False)[0]
+
+
+def test_waiting_is_a_promise_that_each_detector_makes_and_proves_itself():
+    assert Detector.may_wait(object(), 1, 1.0, 1.0) is False
+    for tracker in Detectors(table(2), Thresholds())._asked_at_every_step:
+        assert "Bound: " in type(tracker.detector).may_wait.__doc__, tracker.name
+
+
 def test_the_runs_make_every_kind_speak_and_most_steps_wait():
     said, waited = set(), 0
     for seed in range(60):
@@ -78,7 +109,7 @@ def test_the_runs_make_every_kind_speak_and_most_steps_wait():
 
 def test_a_healthy_run_waits_but_for_its_first_steps_and_its_samples():
     run = [report([1.0, 2.0, 3.0], step, 1.0 - step / 1000, sampled=step % 10 == 0) for step in range(STEPS)]
-    watching, waited = detectors(table(3)), 0
+    watching, waited = diagnosis(table(3)), 0
     for now in run:
         waited += not now.sampled and watching.may_wait(now.step % 10, now.grad_norm_total, now.loss)
         watching.observe(now)

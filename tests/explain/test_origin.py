@@ -156,7 +156,7 @@ def test_names_the_module_that_made_it(name, how):
     make, loss_of, module, where = PROGRAMS[name]
     finding = watched(make(), loss_of, torch.randn(8, 4), how)[0]
     said = finding.cause
-    assert said.startswith("observed: ")
+    assert said.startswith("Observed: ")
     title = f"{module} (" if module else "the model itself (Sequential)"
     assert title in said
     told = {"forward": "was given finite values and returned", "backward": "given finite gradients and returned"}
@@ -168,7 +168,7 @@ def test_a_bad_batch_is_told_from_a_bad_module():
     x = torch.randn(8, 4)
     x[3, 1] = math.nan
     said = watched(between(), mean_square, x)[0].cause
-    assert "what the model itself (Sequential) was given already held NaN or Inf, in 1 of 8 rows: 3;" in said
+    assert "what the model itself (Sequential) was given already held NaN or Inf, in 1 of 8 rows: 3." in said
 
 
 def test_parts_of_several_models_bear_their_names():
@@ -203,7 +203,7 @@ def test_a_healthy_run_has_the_same_bits_and_no_hook_left():
 def test_without_tracing_the_finding_says_how_to_learn_the_module():
     torch.manual_seed(0)
     finding = watched(between(Does(torch.log)), mean_square, torch.randn(8, 4), "neither")[0]
-    assert finding.cause.startswith("inferred: made in the forward pass, or by the loss; the module was not seen: ")
+    assert finding.cause.startswith("Inferred: made in the forward pass, or by the loss; the module was not seen: ")
     assert "trace_nonfinite=True" in finding.cause
 
 
@@ -227,7 +227,7 @@ def test_a_fault_in_the_trace_warns_once_and_training_goes_on(monkeypatch, caplo
     torch.manual_seed(0)
     findings = watched(between(Does(torch.log)), mean_square, torch.randn(8, 4))
     assert [finding.kind for finding in findings] == ["nonfinite"]
-    assert "observed" not in findings[0].cause
+    assert "Observed" not in findings[0].cause
     assert caplog.text.count("a fault in gradwatch itself (trace: origin)") == 1
 
 
@@ -393,7 +393,7 @@ def test_a_loop_that_calls_the_parts_is_replayed_from_its_second_step_on():
             mean_square(model.last(hidden.sqrt() - 9 if step == 2 else hidden.abs())).backward()
             optimizer.step()
         cause = watcher.findings[0].cause
-    assert "observed: what last (Linear) was given already held NaN or Inf, in 8 of 8 rows" in cause
+    assert "Observed: what last (Linear) was given already held NaN or Inf, in 8 of 8 rows" in cause
     assert "computed outside every module, after first (Linear) returned finite values" in cause
 
 
@@ -461,7 +461,7 @@ def test_a_batch_changed_in_place_since_is_not_replayed():
         mean_square(model(x)).backward()
         x.add_(1)
         optimizer.step()
-        assert watcher.findings[0].cause.startswith("inferred: ")
+        assert watcher.findings[0].cause.startswith("Inferred: ")
 
 
 def test_a_forward_pass_that_does_something_else_the_second_time_is_not_believed():
@@ -473,7 +473,7 @@ def test_a_forward_pass_that_does_something_else_the_second_time_is_not_believed
             optimizer.zero_grad()
             mean_square(model(torch.randn(8, 4))).backward()
             optimizer.step()
-        assert watcher.findings[0].cause.startswith("inferred: ")
+        assert watcher.findings[0].cause.startswith("Inferred: ")
 
 
 def test_weights_made_by_torchs_own_hooks_are_made_again():

@@ -131,7 +131,7 @@ def test_dead_is_found_once_and_says_why():
     (finding,) = of_kind(watched(model, 60, batch), "dead")
     assert (finding.layer, finding.step, finding.raised_step, finding.value) == ("0.weight", 1, 20, 1.0)
     assert "0.bias is -20 on average" in finding.cause
-    assert "100% of the units behind 0.weight passed no gradient" in finding.measured
+    assert "100% of the units after 0.weight passed no gradient" in finding.measured
 
 
 def test_saturated_is_found_once_and_says_why():

@@ -108,7 +108,7 @@ def test_a_nan_of_the_very_first_forward_pass_is_traced_to_its_operation(tracker
 
     train(Log(), 1)
     (finding,) = tracker.summaries[0].findings
-    assert "observed" in finding.cause
+    assert "Observed" in finding.cause
     assert "logarithm" in finding.cause
 
 

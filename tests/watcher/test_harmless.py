@@ -328,7 +328,8 @@ EXEMPT = {
 NEEDED = {
     "measure", "norms", "entries", "evenly_spaced", "sample", "relative_change", "count_nonfinite",
     "Measurement.__init__", "Measurement.follow_update", "Measurement.send", "Measurement.report",
-    "Detectors.observe", "Episode.advance", "advise", "RowBuilder.add", "RowBuilder.build", "History.append",
+    "Diagnosis.observe", "Detectors.observe", "IncidentTracker.advance", "advise",
+    "RowBuilder.add", "RowBuilder.build", "History.append",
     "HostCopy.__init__", "HostCopy.read", "OptimizerTrack.columns", "OptimizerTrack.use", "StepReport.__init__",
     *(f"{sink}.{verb}" for sink in ("TensorBoard", "JsonLines", "Memory", "Log")
       for verb in ("write_row", "write_finding")),

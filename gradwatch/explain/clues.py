@@ -1,4 +1,4 @@
-"""What remedies depend on: facts that join a cause, and what a step's report says by itself."""
+"""Facts that join the cause of a finding, and the clues in them that remedies depend on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Fact", "clues_of"]
 
 
 class Fact(NamedTuple):
-    """What joins a cause: its words, and what remedies depend on of it."""
+    """One sentence of a cause, and what remedies depend on in it."""
 
     words: str
     clue: Clue | None = None
 
 
 def clues_of(report: StepReport) -> Iterator[Clue]:
-    """Of a NaN or Inf: which operations may have made it, whether the batch held it, whether a scaler gave up."""
+    """Yield which operations may have made a NaN or Inf, whether the batch held it, and whether a scaler gave up."""
     if report.origin is not None:
         yield from report.origin.operations
         if report.origin.where == "input":

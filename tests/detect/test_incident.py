@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradwatch.detect.episode import CLEAR_STEPS
+from gradwatch.detect import CLEAR_STEPS
 from gradwatch.findings import Thresholds
 from gradwatch.watcher import checkpoint
-from tests.reports import NAN, detectors, events, findings, kinds, random_walks, report, run_of, table
+from tests.reports import NAN, diagnosis, events, findings, kinds, random_walks, report, run_of, table
 
 # a literal threshold makes every layer's sickness plain: below 1 it is sick, from 1 on healthy
 LITERAL = Thresholds(vanishing_norm=1.0, patience=2)
@@ -78,10 +78,12 @@ def test_the_worst_layer_gives_its_name():
     assert (finding.layer, finding.layers) == ("w1", ("w0", "w1", "w2"))
 
 
-def test_the_message_tries_three_remedies_and_the_finding_carries_all():
+def test_the_finding_shows_three_remedies_and_carries_all():
     (finding,) = findings(run_of([[0.5]] * 2), LITERAL)
     assert len(finding.remedies) > 3
-    assert str(finding).endswith(f"{finding.remedies[-1]} ({finding.remedies[-1].name})")
+    shown = "\n".join(f"  - {advice.text} ({advice.name})" for advice in finding.remedies[:3])
+    assert f"What to do:\n{shown}\n" in str(finding)
+    assert all(advice.name in str(finding) for advice in finding.remedies)
 
 
 @pytest.mark.parametrize("warmup", [0, 5, 8])
@@ -145,7 +147,7 @@ def test_a_run_that_is_saved_and_resumed_tells_the_same(cut):
 
 
 def test_open_findings_survive_a_checkpoint_as_they_stand():
-    watching, resumed = detectors(table(1), LITERAL), detectors(table(1), LITERAL)
+    watching, resumed = diagnosis(table(1), LITERAL), diagnosis(table(1), LITERAL)
     for step in run_of([[SICK]] * 5):
         watching.observe(step)
     resumed.restore(checkpoint.unpack(checkpoint.pack(watching.state())))

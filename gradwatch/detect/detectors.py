@@ -1,0 +1,100 @@
+"""Every detector over the updates of one optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradwatch.detect.dead import Dead
+from gradwatch.detect.detector import Detector
+from gradwatch.detect.exploding import Exploding
+from gradwatch.detect.incident import Incident, IncidentEvent, IncidentTracker
+from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
+from gradwatch.detect.saturated import Saturated
+from gradwatch.detect.stalled import Stalled
+from gradwatch.detect.unstable import Unstable
+from gradwatch.detect.vanishing import Vanishing
+from gradwatch.findings import Thresholds
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, StepReport
+
+__all__ = ["Detectors"]
+
+
+class Detectors:
+    """Every detector over the updates of one optimizer, each with the tracker of its incidents.
+
+    Args:
+        layers: the table that the reports' columns follow.
+        thresholds: what counts as sick.
+    """
+
+    def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
+        self._exploding, self._vanishing = Exploding(layers, thresholds), Vanishing(layers, thresholds)
+        detectors: list[Detector[Any]] = [
+            NonFiniteLoss(),
+            NonFiniteGradient(layers),
+            self._exploding,
+            self._vanishing,
+            Dead(layers, thresholds),
+            Saturated(layers, thresholds),
+            Stalled(thresholds),
+            Unstable(thresholds),
+        ]
+        self._trackers = [IncidentTracker(detector, layers) for detector in detectors]
+        self._asked_at_every_step = [each for each in self._trackers if not each.detector.judges_samples_only]
+        self._warmup_steps = thresholds.warmup_steps or 0
+
+    def observe(self, report: StepReport) -> list[IncidentEvent]:
+        """Take in one step; return what opens or ends at it."""
+        events = []
+        for tracker in self._trackers:
+            detector = tracker.detector
+            result = detector.examine(report)  # also during the warm-up, from which levels are learned
+            counts = detector.kind == "nonfinite" or report.update >= self._warmup_steps
+            if result is not None and counts and (event := tracker.advance(report, result)) is not None:
+                events.append(event)
+        return events
+
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Return True if nothing can open or end at a step, whatever its layers show, so that it may be observed later.
+
+        Args:
+            waiting: how many steps have not been observed, this one included; none of them is sampled.
+            total: total norm of the gradients of this step.
+            loss: loss of this step; None where none was observed.
+        """
+        if not math.isfinite(total) or not (loss is None or math.isfinite(loss)):
+            return False
+        return all(
+            tracker.is_idle and tracker.detector.may_wait(waiting, total, loss) for tracker in self._asked_at_every_step
+        )
+
+    def band(self, report: StepReport) -> Floats:
+        """Return (2, P), the norms between which each layer is normal after ``report``, the last step; for charts."""
+        return np.stack([self._vanishing.floor(report), self._exploding.ceiling()])
+
+    def open_incidents(self) -> dict[str, Incident]:
+        """Return {name of the detector: its open incident as it is now}."""
+        return {tracker.name: tracker.incident for tracker in self._trackers if tracker.incident is not None}
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that lives across steps, as plain values and arrays, by detector."""
+        return {
+            tracker.name: {"detector": tracker.detector.state(), "tracker": tracker.state()}
+            for tracker in self._trackers
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` returned; a detector that is not in it begins anew.
+
+        Raises:
+            ValueError: if a state is of another version or of another model.
+        """
+        for tracker in self._trackers:
+            if tracker.name in saved:
+                tracker.detector.restore(saved[tracker.name]["detector"])
+                tracker.restore(saved[tracker.name]["tracker"])

@@ -1,0 +1,201 @@
+"""From sick steps to incidents, each with one onset and one end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.detect import state
+from gradwatch.detect.detector import Detector, DetectorResult
+from gradwatch.findings import Clue, Kind, Severity
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import StepReport
+
+__all__ = ["CLEAR_STEPS", "Incident", "IncidentEvent", "IncidentTracker"]
+
+CLEAR_STEPS = 10
+"""Healthy steps that end an incident. A run that is sick again every few steps has one incident, not many."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One sickness of one run, as its detector sees it.
+
+    Attributes:
+        kind, severity, layer, layers, step, raised_step, last_step, value, threshold, measured: as in ``Finding``.
+        columns: the columns of ``layers``; none where the incident is of the whole run.
+        column: the column of ``layer``; None where the incident is of the whole run.
+        cause: the sentences that the detector itself can say about the reason: one or two.
+        clues: facts of the cause that remedies depend on.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    kind: Kind
+    severity: Severity
+    layer: str
+    layers: tuple[str, ...]
+    columns: tuple[int, ...]
+    column: int | None
+    step: int
+    raised_step: int
+    last_step: int
+    value: float
+    threshold: float
+    measured: str
+    cause: tuple[str, ...]
+    clues: tuple[Clue, ...] = ()
+
+
+@dataclass(frozen=True)
+class IncidentEvent:
+    """An incident that opens or ends at this step.
+
+    Attributes:
+        detector: the name of the detector that saw it.
+        incident: as it is now.
+        ended: whether it ends.
+    """
+
+    detector: str
+    incident: Incident
+    ended: bool
+
+
+@dataclass
+class TrackerState:
+    """What one tracker remembers; arrays have an entry for each column, or one for the whole run.
+
+    Attributes:
+        streak: sick steps in a row.
+        onset: the step at which each streak began.
+        earliest: no onset lies before this step, because earlier ones belong to the incident before.
+        healthy: healthy steps since the last sick one.
+        open: the open incident.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    streak: NDArray[np.int64]
+    onset: NDArray[np.int64]
+    earliest: int = 0
+    healthy: int = 0
+    open: Incident | None = None
+
+    @classmethod
+    def of(cls, columns: int) -> TrackerState:
+        """Return the state of a tracker that has seen nothing."""
+        return cls(np.zeros(columns, dtype=np.int64), np.zeros(columns, dtype=np.int64))
+
+
+class IncidentTracker:
+    """Patience, onset, growth and end of the incidents of one detector; at most one is open at a time.
+
+    Layers that turn sick while an incident is open join it, because what is sick at once has one reason.
+
+    Args:
+        detector: says which layers are sick.
+        layers: names of the columns.
+
+    Attributes:
+        detector: as given.
+        name: of the detector, unique among detectors.
+    """
+
+    def __init__(self, detector: Detector[Any], layers: Layers) -> None:
+        self.detector, self.name = detector, type(detector).__name__
+        self._layers = layers
+        self._state = TrackerState.of(1 if detector.covers_whole_run else len(layers))
+        self._has_streaks = False
+
+    @property
+    def incident(self) -> Incident | None:
+        """The open incident as it is now."""
+        return self._state.open
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no incident is open and no layer was sick at the last step."""
+        return self._state.open is None and not self._has_streaks
+
+    def advance(self, report: StepReport, result: DetectorResult) -> IncidentEvent | None:
+        """Take in one step; return what opens or ends at it."""
+        if not result.is_sick and self.is_idle:
+            return None  # most steps of most runs
+        self._lengthen_streaks(report, result)
+        due = result.sick & (self._state.streak >= self.detector.patience)
+        if result.mending is not None:
+            due &= ~result.mending
+        if self._state.open is None:
+            return self._open(report, result, due) if due.any() else None
+        if result.is_sick:
+            self._extend(self._state.open, report, due)
+            return None
+        self._state.healthy += 1
+        return self._end(self._state.open, report) if self._state.healthy >= CLEAR_STEPS else None
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that lives across steps, as plain values and arrays."""
+        return state.plain(self._state)
+
+    def restore(self, saved: object) -> None:
+        """Go on from what ``state`` returned.
+
+        Raises:
+            ValueError: if ``saved`` is of another version or of another model.
+        """
+        self._state = state.read(self._state, saved)
+        self._has_streaks = bool(self._state.streak.any())
+
+    def _lengthen_streaks(self, report: StepReport, result: DetectorResult) -> None:
+        ours = self._state
+        begins = result.sick & (ours.streak == 0)
+        onset = report.step if result.onset is None else result.onset[begins]
+        ours.onset[begins] = np.maximum(onset, ours.earliest)
+        # a layer without a gradient at this step is neither sick nor healthy
+        known = True if self.detector.covers_whole_run else report.measured
+        ours.streak = np.where(result.sick, ours.streak + 1, np.where(known, 0, ours.streak))
+        self._has_streaks = bool(ours.streak.any())
+
+    def _open(self, report: StepReport, result: DetectorResult, due: NDArray[np.bool_]) -> IncidentEvent:
+        columns = [int(column) for column in np.flatnonzero(due)]
+        column = max(columns, key=lambda each: float(result.badness[each]))
+        evidence = self.detector.explain(report, column, columns)
+        whole = self.detector.covers_whole_run
+        incident = Incident(
+            kind=self.detector.kind,
+            severity=self.detector.severity,
+            layer="" if whole else self._layers.names[column],
+            layers=("",) if whole else self._names(columns),
+            columns=() if whole else tuple(columns),
+            column=None if whole else column,
+            step=int(self._state.onset[columns].min()),
+            raised_step=report.step,
+            last_step=report.step,
+            value=float(result.value[column]),
+            threshold=float(result.threshold[column]),
+            measured=evidence.measured,
+            cause=evidence.cause,
+            clues=evidence.clues,
+        )
+        self._state.open, self._state.healthy = incident, 0
+        return IncidentEvent(self.name, incident, ended=False)
+
+    def _extend(self, incident: Incident, report: StepReport, due: NDArray[np.bool_]) -> None:
+        self._state.healthy = 0
+        if not self.detector.covers_whole_run:
+            columns = sorted({*incident.columns, *np.flatnonzero(due).tolist()})
+            if len(columns) > len(incident.columns):
+                incident = replace(incident, columns=tuple(columns), layers=self._names(columns))
+        self._state.open = replace(incident, last_step=report.step)
+
+    def _end(self, incident: Incident, report: StepReport) -> IncidentEvent:
+        self._state.open, self._state.earliest = None, report.step + 1
+        self._state.streak[:] = 0  # also of a layer that had no gradient meanwhile
+        return IncidentEvent(self.name, incident, ended=True)
+
+    def _names(self, columns: list[int]) -> tuple[str, ...]:
+        return tuple(self._layers.names[column] for column in columns)
