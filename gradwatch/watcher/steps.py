@@ -16,7 +16,7 @@ from gradwatch.clip import Policy
 from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.measure import statistics
-from gradwatch.measure.activations import Activations
+from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import AtEnd, BackwardPass
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers

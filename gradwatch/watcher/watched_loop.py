@@ -17,7 +17,7 @@ from gradwatch.clip import policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
-from gradwatch.measure.activations import Activations
+from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
 from gradwatch.measure.layers import Layers
 from gradwatch.sinks import Sink

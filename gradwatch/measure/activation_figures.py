@@ -1,0 +1,309 @@
+"""Measure the activations of a sampled forward pass, layer by layer, on the device.
+
+The size of what a module returns is read when it returns. Dead units and saturated entries are read off the graph that
+the forward pass leaves for the backward pass, because that holds what the activation functions have computed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradwatch import _torch
+from gradwatch.hooks.graph import operation_of, upstream_nodes
+from gradwatch.hooks.guard import harmless, without_collecting
+from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
+from gradwatch.measure.activation_functions import FlatEntries, flat_entries, may_be_activation
+from gradwatch.measure.layers import Layers, submodules
+from gradwatch.measure.report import SILENT_SAMPLES
+
+__all__ = ["Activations"]
+
+ROWS = 256
+"""Inputs of each unit that are examined in one forward pass."""
+
+SMALL = 2**16
+"""Entries up to which a whole tensor is read: choosing some of them would take as long."""
+
+SAMPLED_IMAGES = 16
+"""Images of a batch that are examined, each at ``ROWS`` ÷ ``SAMPLED_IMAGES`` positions."""
+
+NODES = 4096
+"""Nodes of a graph that are examined between two calls. A GPT-2 of 12 layers has 700."""
+
+NEAR = 64
+"""Nodes between an activation function and the module whose output it takes."""
+
+MADE_BY = "gradwatch: returned by a layer"
+"""A mark in the metadata of a node, with a ``_Maker``."""
+
+SEEN = "gradwatch: examined from here"
+"""A mark in the metadata of a node: its inputs were examined already."""
+
+PASSING_ON = frozenset(
+    ("rsub", "unsqueeze", "squeeze", "expand", "view", "reshape", "unsafeview", "transpose", "permute", "slice")
+)
+"""Operations after which a gate is still a gate: 1 − x, and changes of shape."""
+
+Figures = dict[str, tuple[list[int], Tensor]]
+"""{figure: (n columns, their (n,) values)}."""
+
+
+class _Maker(NamedTuple):
+    """The layer that returned a tensor: its column, and the dimension in which the tensor has its units."""
+
+    column: int
+    units: int
+
+
+@dataclass(eq=False)
+class _LayerActivations:
+    """What was measured of one layer in the forward passes since the last sample.
+
+    Attributes:
+        output: () L2 norm of what its module returned, or of a part of it, and the number of entries of that part.
+        silent: (units,) whether the rectifier after the layer was flat on every input of each unit.
+        saturated: () shares of entries at which the other functions after the layer were flat, one for each call.
+        gates: the same of functions whose result is a factor.
+        is_output: no module with parameters came after it.
+    """
+
+    output: tuple[Tensor, int] | None = None
+    silent: Tensor | None = None
+    saturated: list[Tensor] = field(default_factory=list)
+    gates: list[Tensor] = field(default_factory=list)
+    is_output: bool = True
+
+    def add_silent(self, units: Tensor) -> None:
+        """Add one more call. A unit is silent only if it was silent in all calls."""
+        before = self.silent
+        self.silent = units if before is None or before.shape != units.shape else before & units
+
+    def hidden_shares(self) -> list[Tensor]:
+        """Return the shares of flat entries of functions inside the model."""
+        return [] if self.is_output else self.saturated
+
+    def output_shares(self) -> list[Tensor]:
+        """Return the shares of flat entries of gates, and of the last function of the model."""
+        return [*(self.saturated if self.is_output else ()), *self.gates]
+
+
+class Activations:
+    """The activations of forward passes between ``begin`` and ``take``.
+
+    Args:
+        models: as watched.
+        layers: the table. Figures of a module are those of the column of its first parameter.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], layers: Layers) -> None:
+        self.broken: set[str] = set()
+        self._modules = [module for model in models.values() for _, module in submodules(model)]
+        parts = [(module, *_first_parameter(module, layers)) for module in self._modules]
+        # a module without parameters and children shows nothing that the graph does not show
+        self._parts = [part for part in parts if part[1] is not None or any(part[0].children())]
+        self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
+        self._depth = 0  # of the calls under way
+        self._last: int | None = None  # column of the module with parameters that returned last
+        self._units = -1  # the dimension of the units of the last weight
+        self._now: dict[int, _LayerActivations] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    @harmless
+    def begin(self) -> None:
+        """Measure from the next forward pass on."""
+        if not self._undo and not any(map(is_compiled, self._modules)) and not anything_is_compiled():
+            self._undo = list(self._listen())
+
+    @harmless
+    def observe_loss(self, loss: Tensor) -> None:
+        """Take the loss before its backward pass: its graph holds the functions after the last module."""
+        if self._undo and loss.grad_fn is not None:
+            self._examine([loss.grad_fn])
+
+    @harmless
+    def take(self) -> Figures:
+        """Stop measuring, and return the figures since ``begin``."""
+        self.remove()
+        now, self._now = self._now, {}
+        taken = {
+            "activation_rms": _root_mean_squares(now),
+            "dead_share": self._dead_shares(now),
+            "saturated_share": _means({column: each.hidden_shares() for column, each in now.items()}),
+            "saturated_output_share": _means({column: each.output_shares() for column, each in now.items()}),
+        }
+        return {name: figure for name, figure in taken.items() if figure is not None}
+
+    @harmless
+    def remove(self) -> None:
+        """Stop listening."""
+        while self._undo:
+            self._undo.pop()()
+        self._depth, self._last = 0, None
+
+    def _dead_shares(self, now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
+        """Return the shares of units that were silent in ``SILENT_SAMPLES`` samples in a row, this one included."""
+        silent = {column: each.silent for column, each in now.items() if each.silent is not None}
+        if not silent:
+            return None
+        lengths = [len(units) for units in silent.values()]
+        earlier = [self._silent_passes(column, units) for column, units in silent.items()]
+        passes = (torch.cat(earlier) + 1) * torch.cat(list(silent.values()))
+        self._silent_for.update(zip(silent, passes.split(lengths), strict=True))
+        dead = (passes >= SILENT_SAMPLES).float()
+        return list(silent), torch.segment_reduce(dead, "mean", lengths=torch.tensor(lengths, device=dead.device))
+
+    def _silent_passes(self, column: int, units: Tensor) -> Tensor:
+        """Return (units,) for how many samples each unit of a layer has been silent before this one."""
+        passes = self._silent_for.get(column)
+        return torch.zeros_like(units, dtype=torch.float32) if passes is None or len(passes) != len(units) else passes
+
+    def _listen(self) -> Iterator[Callable[[], None]]:
+        for module, column, dimensions in self._parts:
+            stop = listen(module, self._enter, functools.partial(self._leave, column, dimensions))
+            if stop is not None:
+                yield stop
+
+    @harmless
+    def _enter(self, args: Any, kwargs: Any) -> None:
+        self._depth += 1
+
+    @harmless
+    def _leave(self, column: int | None, dimensions: int, _: None, output: Any) -> None:
+        self._depth -= 1
+        activations = [tensor for tensor in tensors_in(output) if _is_activation(tensor)]
+        if column is not None and activations:
+            self._take_output(column, dimensions, activations)
+        if self._depth == 0:
+            nodes = [tensor.grad_fn for tensor in activations if tensor.grad_fn is not None]
+            self._examine(nodes)
+            for node in nodes:
+                node.metadata[SEEN] = True  # type: ignore[index]
+
+    def _take_output(self, column: int, dimensions: int, activations: list[Tensor]) -> None:
+        if dimensions > 1:
+            self._units = 1 if dimensions > 2 else -1  # a normalisation keeps that of the layer before
+        if self._last is not None and self._last != column:
+            self._now.setdefault(self._last, _LayerActivations()).is_output = False
+        self._last = column
+        layer = self._now.setdefault(column, _LayerActivations())
+        layer.output, layer.is_output = _norm(activations[0].detach()), True
+        if _torch.saved_tensors_are_packed():
+            return  # a checkpoint would compute what it saves again
+        for tensor in activations:
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.metadata[MADE_BY] = _Maker(column, self._units)  # type: ignore[index]
+
+    @without_collecting
+    def _examine(self, outputs: Sequence[Any]) -> None:
+        """Find the activation functions upstream of ``outputs``, and note where they are flat."""
+        nodes = upstream_nodes(outputs, SEEN, NODES)
+        found = [(node, maker) for node in filter(may_be_activation, nodes) if (maker := _maker_of(node)) is not None]
+        asked = [(node, functools.partial(_rows, units=maker.units)) for node, maker in found]
+        gates = _factors(nodes)
+        for flat in flat_entries(asked):
+            for place, figure in zip(flat.places, _by_call(flat), strict=True):
+                node, maker = found[place]
+                self._note(maker.column, figure, is_rectifier=flat.kind == "rectifier", is_gate=node in gates)
+
+    def _note(self, column: int, figure: Tensor, *, is_rectifier: bool, is_gate: bool) -> None:
+        layer = self._now.get(column)
+        if layer is None:
+            return
+        if is_rectifier:
+            layer.add_silent(figure)
+        else:
+            (layer.gates if is_gate else layer.saturated).append(figure)
+
+
+def _by_call(flat: FlatEntries) -> Sequence[Tensor]:
+    """Return for each call (units,) which units are silent on all rows, or () the share of flat entries."""
+    if flat.kind == "rectifier":
+        return flat.entries.all(1).unbind()
+    return flat.entries.flatten(1).float().mean(1).unbind()
+
+
+def _root_mean_squares(now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
+    outputs = {column: each.output for column, each in now.items() if each.output is not None}
+    if not outputs:
+        return None
+    norms, counts = zip(*outputs.values(), strict=True)
+    return list(outputs), torch.stack(norms) / torch.tensor(counts, device=norms[0].device).sqrt()
+
+
+def _means(shares: Mapping[int, Sequence[Tensor]]) -> tuple[list[int], Tensor] | None:
+    """Return the mean over the calls of each column, for the columns that have any."""
+    known = {column: parts for column, parts in shares.items() if parts}
+    if not known:
+        return None
+    return list(known), torch.stack(
+        [parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean() for parts in known.values()]
+    )
+
+
+def _first_parameter(module: nn.Module, layers: Layers) -> tuple[int | None, int]:
+    """Return the column of the first watched parameter that ``module`` itself holds, and the most dimensions of any."""
+    owned = [parameter for parameter in _torch.own_parameters(module).values() if parameter is not None]
+    columns = (column for parameter in owned if (column := layers.column(parameter)) is not None)
+    return next(columns, None), max((0 if is_lazy(parameter) else parameter.ndim for parameter in owned), default=0)
+
+
+def _factors(nodes: Collection[Any]) -> set[Any]:
+    """Return the nodes whose result x is a factor of a product, or whose 1 − x is, whatever its shape."""
+    factors: set[Any] = set()
+    for node in nodes:
+        if operation_of(node) == "mul":
+            factors.update(_inputs_of(node))
+    for node in reversed(list(nodes)):
+        if node in factors and operation_of(node) in PASSING_ON:
+            factors.add(node.next_functions[0][0])
+    return factors
+
+
+def _maker_of(node: Any) -> _Maker | None:
+    """Return the nearest layer upstream of ``node``."""
+    ahead = _inputs_of(node)
+    for place, upstream in enumerate(ahead):
+        if (maker := upstream.metadata.get(MADE_BY)) is not None:
+            return maker
+        if place < NEAR:
+            ahead += _inputs_of(upstream)
+    return None
+
+
+def _inputs_of(node: Any) -> list[Any]:
+    return [upstream for upstream, _ in node.next_functions if upstream is not None]
+
+
+def _norm(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return the () L2 norm of a tensor without a graph, or of ``ROWS`` rows of a large one, and how many entries."""
+    part = tensor if tensor.numel() <= SMALL else _rows(tensor, -1)
+    norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32))
+    return norm.float(), part.numel()
+
+
+def _rows(tensor: Tensor, units: int) -> Tensor:
+    """Return at most ``ROWS`` evenly spaced rows of ``tensor``: (rows, units)."""
+    if tensor.ndim <= 1:
+        return tensor.reshape(1, -1)
+    if units == 1 and tensor.ndim > 2:  # (images, units, positions...): a few are taken before they are turned
+        images = min(len(tensor), SAMPLED_IMAGES)
+        tensor = _evenly(_evenly(tensor.flatten(2), images).transpose(0, 2), ROWS // images)
+        return tensor.transpose(1, 2).flatten(0, 1)
+    return _evenly(tensor.flatten(0, -2), ROWS)
+
+
+def _evenly(tensor: Tensor, count: int) -> Tensor:
+    """Return at most ``count`` evenly spaced slices of its first dimension."""
+    return tensor if len(tensor) <= count else tensor[:: len(tensor) // count][:count]
+
+
+def _is_activation(tensor: Tensor) -> bool:
+    is_strided = tensor.layout is torch.strided
+    return is_strided and tensor.is_floating_point() and tensor.ndim > 0 and tensor.numel() > 0
