@@ -125,8 +125,10 @@ def _saved_by_function(node: Any) -> _SavedTensor | None:
         divisor = saved_by(node, "other") if _is_softsign(node) else None
         return None if divisor is None else _SavedTensor("squashing", slopes.softsign_divisors(), divisor)
     function = ACTIVATION_FUNCTIONS.get(name)
-    saved = None if function is None else saved_by(node, function.saves)
-    if function is None or saved is None or saved.layout is not torch.strided or saved.numel() == 0:
+    if function is None:
+        return None
+    saved = saved_by(node, function.saves)
+    if saved is None or saved.layout is not torch.strided or saved.numel() == 0:
         return None
     settings = [saved_by(node, setting) for setting in function.settings]
     is_relu6 = name == "hardtanh" and settings[0] == 0

@@ -1,8 +1,7 @@
-"""What the backward pass tells: how deep each tensor lies, and its gradient before the loop changes it.
+"""Learn from the backward pass how deep each tensor lies, and what its gradient was before the loop changed it.
 
-Enters: the table, in order of registration. Leaves: the same table, its ``depth`` in order of use; and, for loops that
-clip by themselves, magnitudes from where the backward pass ended. Knows nothing of modules: hooks stay off them, so
-that scripting, exporting, pickling and compiling a watched model do what they always did.
+The hooks are on tensors, never on modules, so that scripting, exporting, pickling and compiling a watched model do what
+they always did.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from gradwatch.hooks.module_calls import anything_is_compiled
 from gradwatch.measure import statistics
 from gradwatch.measure.layers import Layers
 
-__all__ = ["AtEnd", "BackwardPass"]
+__all__ = ["BackwardPass", "EndMagnitudes"]
 
-RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+RECURRENT_MODULES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
 @dataclass(frozen=True)
-class AtEnd:
-    """Magnitudes of the watched gradients where a backward pass ended.
+class EndMagnitudes:
+    """Magnitudes of the watched gradients at the end of a backward pass.
 
     Attributes:
-        columns: (n,) whose they are.
+        columns: (n,) the column of each gradient.
         magnitudes: of n gradients, a loss scale still in them.
     """
 
@@ -41,27 +40,27 @@ class AtEnd:
     magnitudes: statistics.Magnitudes
 
     def positions(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(P,) where each of ``columns`` stands among these, −1 where it does not."""
+        """Return (P,) the index of each of ``columns`` among these n, −1 where it is missing."""
         places = np.full(1 + max(self.columns.max(initial=-1), columns.max(initial=-1)), -1, dtype=np.int64)
         places[self.columns] = np.arange(len(self.columns))
         return np.where(columns >= 0, places[columns], -1)
 
     def without(self, scale: Tensor | None) -> statistics.Magnitudes:
-        """The magnitudes with a loss scale divided out."""
+        """Return the magnitudes with a loss scale divided out."""
         held = self.magnitudes
         return held if scale is None else statistics.Magnitudes(held.l2 / scale, held.nonfinite, held.total / scale)
 
 
 class BackwardPass:
-    """Listens where gradients arrive: at every watched tensor until the first update, at one of each optimizer's later.
+    """A listener on gradients: on every watched tensor until the first update, later on one tensor of each optimizer.
 
     *Depth.* Autograd runs the backward pass of an eager model in the reverse order of its forward pass, so a gradient
     that arrives first belongs nearest the output. A compiled graph delivers its gradients all at once, in an order that
     means nothing: where anything was compiled by then, the order of registration stays.
 
-    *Change.* Whoever changes a gradient in place raises its version. Where that happens between the backward pass and
-    the update (``clip_grad_norm_``, most often; a ``GradScaler`` raises none), figures of the update are figures of
-    what was left. So backward passes are measured where they end: the first ones, and once such a change was seen, all.
+    *Change.* A change of a gradient in place raises its version. Where one happens between the backward pass and the
+    update (by ``clip_grad_norm_``, most often; a ``GradScaler`` raises no version), the update sees only what is left.
+    So the first backward passes are measured at their end, and all of them once such a change was seen.
 
     Args:
         layers: the table to put in order.
@@ -80,16 +79,16 @@ class BackwardPass:
         self._can_measure = self._measures = measures_ends and not _averages_later()
         self._was_changed = False
         self._is_queued = False
-        self._at_end: AtEnd | None = None
+        self._at_end: EndMagnitudes | None = None
         for column, tensor in enumerate(layers.tensors):
             if tensor.requires_grad and tensor.is_leaf and not is_lazy(tensor):
                 self._handles[column] = tensor.register_post_accumulate_grad_hook(self._hook_of(column))
 
     def settle(self, columns: Collection[int]) -> bool:
-        """The first backward pass of ``columns`` is over: puts them in order, and keeps one hook of theirs.
+        """Put ``columns`` in order after their first backward pass, and keep a hook on one of them.
 
         Returns:
-            Whether it was seen; else whoever began to listen in the midst of a step waits for the next.
+            False if no backward pass was seen, because listening began in the midst of a step.
         """
         mine = [column for column in reversed(self._arrived) if column in columns]
         if not mine:
@@ -104,21 +103,20 @@ class BackwardPass:
         return True
 
     def _sort_recurrent(self, columns: Sequence[int]) -> None:
-        """Weights of one recurrent module work at every step of time: as registered, input before state."""
+        """Put the weights of each recurrent module in order of registration: all of them work at every time step."""
         names, owners = self._layers.names, self._layers.owners
         modules: dict[str, list[int]] = {}
         for column in sorted(columns):
-            if owners[column] in RECURRENT:
+            if owners[column] in RECURRENT_MODULES:
                 modules.setdefault(names[column].rpartition(".")[0], []).append(column)
         for together in modules.values():
             self._layers.sort(together)
 
-    def before_change(self, columns: Collection[int], *, has_cycled: bool) -> tuple[bool, AtEnd | None]:
+    def before_change(self, columns: Collection[int], *, has_cycled: bool) -> tuple[bool, EndMagnitudes | None]:
         """Return whether gradients of ``columns`` changed since the backward pass, and then their magnitudes there.
 
-
-        None for the latter, too, where nobody measured there: the first such change. Under ``torch.distributed``
-        averaging over the ranks is such a change, so that nobody can tell.
+        The magnitudes are None where nothing has changed, or nothing was measured: at the first such change. Under
+        ``torch.distributed`` averaging over the ranks changes gradients, too, so changes are not looked for.
 
         Args:
             columns: the watched ones of the optimizer that is about to update.
@@ -139,7 +137,7 @@ class BackwardPass:
         return gradient is not None and _torch.version_of(gradient) != self._arrived[column]
 
     def remove(self) -> None:
-        """Takes every hook off; twice is fine."""
+        """Remove every hook. Calling it again does nothing."""
         while self._handles:
             self._handles.popitem()[1].remove()
 
@@ -159,18 +157,21 @@ class BackwardPass:
 
     @observing("backward pass: end")
     def _end(self) -> None:
-        """Called by autograd, where nobody catches what we raise. Where this fails, figures are those at the update."""
+        """Measure the gradients. Autograd calls this, and nobody there would catch an exception.
+
+        If measuring fails, the figures are those at the update.
+        """
         self._at_end = None
         self._at_end = self._measure()
         self._is_queued = False
 
-    def _measure(self) -> AtEnd:
+    def _measure(self) -> EndMagnitudes:
         gradients = [(column, tensor.grad) for column, tensor in enumerate(self._layers.tensors)]
         present = [(column, gradient) for column, gradient in gradients if gradient is not None]
         columns = np.array([column for column, _ in present], dtype=np.int64)
-        return AtEnd(columns, statistics.measure([gradient for _, gradient in present]))
+        return EndMagnitudes(columns, statistics.measure([gradient for _, gradient in present]))
 
 
 def _averages_later() -> bool:
-    """Whether gradients may be averaged over ranks once the backward pass has delivered them."""
+    """Tell whether gradients may be averaged over ranks after the backward pass has delivered them."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,7 +1,4 @@
-"""One packed, non-blocking copy from the device to the host.
-
-Enters: vectors on a device. Leaves: the same vectors as numpy, once they have arrived. Knows nothing of what they mean.
-"""
+"""Copy vectors from the device to the host, all at once and without waiting."""
 
 from __future__ import annotations
 
@@ -16,9 +13,10 @@ __all__ = ["HostCopy"]
 
 
 class HostCopy:
-    """Vectors on their way to the host, packed into one copy of float64 (float32 on devices without it).
+    """Vectors on their way to the host, packed into one copy of float64 (float32 on devices without float64).
 
-    Making one never syncs: off the CPU the copy is pinned and runs beside the training. ``read`` waits for it.
+    The constructor never syncs: off the CPU the copy goes to pinned memory and runs beside the training. ``read`` waits
+    for it.
 
     Args:
         vectors: 0-dim or 1-dim tensors on ``device``; integers up to 2**24 stay exact.
@@ -39,7 +37,7 @@ class HostCopy:
         self._arrived.record()
 
     def read(self) -> list[NDArray[np.floating]]:
-        """The vectors as numpy arrays, in their order; waits until they have arrived."""
+        """Return the vectors as numpy arrays, in their order. Waits until they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
             self._host, self._arrived = self._pinned.numpy().astype(np.float64), None
@@ -52,6 +50,7 @@ class HostCopy:
 
 
 def _as_row(vector: Tensor) -> NDArray[np.generic]:
-    """(n,) on the CPU; numpy knows no bfloat16."""
+    """Return (n,) from a tensor on the CPU."""
+    # numpy has no bfloat16
     row = vector.detach().float() if vector.dtype is torch.bfloat16 else vector.detach()
     return row.numpy().reshape(-1)

@@ -1,8 +1,4 @@
-"""The ordered table of watched tensors.
-
-Enters: a model, several models, or bare tensors. Leaves: for each watched tensor its name, its module's type and its
-depth. Knows nothing of gradients, steps or optimizers.
-"""
+"""Make the table of watched tensors of a model: for each its name, the type of its module, and its depth."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 
 @dataclass
 class Layers:
-    """P watched tensors, in order of registration.
+    """The table of P watched tensors, in order of registration.
 
     Attributes:
         names: (P,) unique names; a tied tensor has its first.
@@ -71,7 +67,7 @@ class Layers:
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """(P,) the columns from input to output."""
+        """(P,) int, the columns from input to output."""
         if self._order is None:
             self._order = np.argsort(self.depth)
         return self._order
@@ -84,7 +80,7 @@ class Layers:
         self._order = None
 
     def _dimensions(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """(is_weight, size), looked up once no lazy module waits for its shapes any more."""
+        """Return (is_weight, size). They are kept once no lazy module waits for its shapes any more."""
         if self._known is not None:
             return self._known
         shapes = [() if is_lazy(tensor) else tensor.shape for tensor in self.tensors]
@@ -96,7 +92,7 @@ class Layers:
         return dimensions
 
     def column(self, tensor: Tensor) -> int | None:
-        """The column of ``tensor``, None where it is not watched."""
+        """Return the column of ``tensor``, None where it is not watched."""
         return self._column.get(id(tensor))
 
 
@@ -105,57 +101,46 @@ def of_model(
     include: Selection | None = None,
     exclude: Selection | None = None,
 ) -> Layers:
-    """The table of a model, or of ``{name: model}`` for several, whose names then begin with theirs.
+    """Return the table of a model, or of ``{name: model}``. With several models every name begins with its model's.
 
-    Wrappers that only wrap (``DistributedDataParallel``, ``torch.compile``) leave no trace in the names.
+    Wrappers (``DistributedDataParallel``, ``torch.compile``) leave no trace in the names.
 
     Raises:
         TypeError: where ``model`` is no module and no mapping to modules.
         ValueError: where no parameter is left to watch; with near misses for ``include``.
     """
     models = {"": model} if isinstance(model, nn.Module) else model
-    if not isinstance(models, Mapping) or not all(isinstance(m, nn.Module) for m in models.values()):
-        raise TypeError(f"model: expected an nn.Module or {{name: nn.Module}}, found {type(model).__name__}.")
-    found: dict[int, _Row] = {}
-    kinds: set[str] = set()
-    for prefix, root in models.items():
-        following: set[str] = set()
-        for path, module in submodules(root, prefix):
-            kinds.add(type(module).__name__)
-            if any(parameter is not None for parameter in _torch.own_parameters(module).values()):
-                following = following if "Norm" in type(module).__name__ else set()  # the function follows both
-            elif not _torch.own_modules(module):
-                following.add(type(module).__name__)
-            for name, parameter in _torch.own_parameters(module).items():
-                if parameter is not None and id(parameter) not in found:
-                    found[id(parameter)] = _Row(_join(path, name), parameter, type(module).__name__, following)
-    if not any(row.tensor.requires_grad for row in found.values()):
+    if not isinstance(models, Mapping) or not all(isinstance(each, nn.Module) for each in models.values()):
+        raise TypeError(f"model: expected an nn.Module or {{name: nn.Module}}, found {_kind_of(model)}.")
+    rows = _rows_of(models)
+    if not any(row.tensor.requires_grad for row in rows):
         raise ValueError(
             "model: expected at least one parameter that requires a gradient, found none. "
             "Call watch() after unfreezing the layers to train."
         )
-    return _select(list(found.values()), include, exclude, frozenset(kinds))
+    kinds = {type(module).__name__ for prefix, root in models.items() for _, module in submodules(root, prefix)}
+    return _table_of(_selected(rows, include, exclude), frozenset(kinds))
 
 
 def of_tensors(
     tensors: Mapping[str, Tensor], include: Selection | None = None, exclude: Selection | None = None
 ) -> Layers:
-    """The table of bare tensors ``{name: tensor}``.
+    """Return the table of bare tensors ``{name: tensor}``.
 
     Raises:
         TypeError: where a value is no tensor.
         ValueError: where nothing is left to watch.
     """
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise TypeError(f"tensors: expected {{name: torch.Tensor}}, found {type(tensors).__name__} of something else.")
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise TypeError(f"tensors: expected {{name: torch.Tensor}}, found {_kind_of(tensors)}.")
     if not tensors:
         raise ValueError("tensors: expected {name: torch.Tensor}, found an empty mapping. Nothing would be watched.")
     rows = [_Row(name, tensor, "", set()) for name, tensor in tensors.items()]
-    return _select(rows, include, exclude, frozenset())
+    return _table_of(_selected(rows, include, exclude), frozenset())
 
 
 def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module below ``root`` once, with its name; wrappers by type are looked through."""
+    """Yield ``root`` and every module below it once, with its name. A wrapper is replaced by what it wraps."""
     seen: set[int] = set()
 
     def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -173,7 +158,7 @@ def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
 
 
 def leaf_modules(root: nn.Module, prefix: str = "") -> list[tuple[str, bool]]:
-    """(name, whether it is one of ``torch.nn``) of the modules that have no parts, in order of registration."""
+    """Return (name, whether it is one of ``torch.nn``) of the modules without children, in order of registration."""
     leaves = (pair for pair in submodules(root, prefix) if not any(pair[1].children()))
     return [(name, type(module).__module__.startswith("torch.nn.")) for name, module in leaves]
 
@@ -191,47 +176,86 @@ def _read_only(array: NDArray[D]) -> NDArray[D]:
 
 
 class _Row(NamedTuple):
+    """One tensor of the table, see ``Layers``; ``followed_by`` grows until the next module with parameters."""
+
     name: str
     tensor: Tensor
     owner: str
     followed_by: set[str]
 
 
-def _select(rows: list[_Row], include: Selection | None, exclude: Selection | None, kinds: frozenset[str]) -> Layers:
-    names = [row.name for row in rows]
-    kept = [row for row in rows if include is None or _matches(include, row.name, row.tensor)]
-    if include is not None and not kept:
-        raise ValueError(f"include={include!r} matches none of the {len(names)} parameters.{_near(include, names)}")
-    kept = [row for row in kept if exclude is None or not _matches(exclude, row.name, row.tensor)]
-    if not kept:
-        raise ValueError(f"nothing to watch: exclude={exclude!r} leaves none of the {len(names)} tensors found.")
-    on_meta = [row.name for row in kept if row.tensor.device.type == "meta" and not is_lazy(row.tensor)]
-    if on_meta:
-        raise ValueError(
-            f"model: {on_meta[0]!r} is on the meta device and has no values. Materialise it before watch()."
-        )
+def _rows_of(models: Mapping[str, nn.Module]) -> list[_Row]:
+    """Return a row for each parameter of ``models``, in order of registration."""
+    found: dict[int, _Row] = {}
+    for prefix, root in models.items():
+        following: set[str] = set()
+        for path, module in submodules(root, prefix):
+            kind = type(module).__name__
+            owned = {name: each for name, each in _torch.own_parameters(module).items() if each is not None}
+            if owned and "Norm" not in kind:  # a function after a normalisation follows the layer before it, too
+                following = set()
+            elif not owned and not _torch.own_modules(module):
+                following.add(kind)
+            for name, parameter in owned.items():
+                found.setdefault(id(parameter), _Row(_join(path, name), parameter, kind, following))
+    return list(found.values())
+
+
+def _selected(rows: list[_Row], include: Selection | None, exclude: Selection | None) -> list[_Row]:
+    kept = rows
+    if include is not None:
+        kept = [row for row in kept if _matches(include, row)]
+        if not kept:
+            names = [row.name for row in rows]
+            raise ValueError(f"include={include!r} matches none of the {len(names)} parameters.{_near(include, names)}")
+    if exclude is not None:
+        kept = [row for row in kept if not _matches(exclude, row)]
+        if not kept:
+            raise ValueError(f"nothing to watch: exclude={exclude!r} leaves none of the {len(rows)} tensors found.")
+    return kept
+
+
+def _table_of(rows: list[_Row], kinds: frozenset[str]) -> Layers:
+    for row in rows:
+        if row.tensor.device.type == "meta" and not is_lazy(row.tensor):
+            raise ValueError(
+                f"model: {row.name!r} is on the meta device and has no values. Materialise it before watch()."
+            )
     return Layers(
-        names=tuple(row.name for row in kept),
-        tensors=[row.tensor for row in kept],
-        owners=tuple(row.owner for row in kept),
+        names=tuple(row.name for row in rows),
+        tensors=[row.tensor for row in rows],
+        owners=tuple(row.owner for row in rows),
         module_types=kinds,
-        followed_by=tuple(frozenset(row.followed_by) for row in kept),
+        followed_by=tuple(frozenset(row.followed_by) for row in rows),
     )
 
 
-def _matches(selection: Selection, name: str, tensor: Tensor) -> bool:
+def _matches(selection: Selection, row: _Row) -> bool:
     if callable(selection):
-        return bool(selection(name, tensor))
-    globs = [selection] if isinstance(selection, str) else selection
-    return any(fnmatchcase(name, glob) for glob in globs)
+        return bool(selection(row.name, row.tensor))
+    return any(fnmatchcase(row.name, glob) for glob in _globs(selection))
 
 
 def _near(selection: Selection, names: list[str]) -> str:
+    """Return a sentence with the names that are nearest to a selection of globs."""
     if callable(selection):
         return ""
-    globs = [selection] if isinstance(selection, str) else selection
-    near = [match for glob in globs for match in difflib.get_close_matches(glob, names, n=3, cutoff=0.4)]
+    near: list[str] = []
+    for glob in _globs(selection):
+        near += difflib.get_close_matches(glob, names, n=3, cutoff=0.4)
     return f" Did you mean {', '.join(map(repr, near or names[:3]))}?"
+
+
+def _globs(selection: str | Sequence[str]) -> Sequence[str]:
+    return [selection] if isinstance(selection, str) else selection
+
+
+def _kind_of(thing: object) -> str:
+    """Return what ``thing`` is, for an error: its type, and the types of a mapping's values."""
+    if not isinstance(thing, Mapping):
+        return f"{type(thing).__name__}"
+    kinds = sorted({type(value).__name__ for value in thing.values()})
+    return f"a {type(thing).__name__} with values of type {', '.join(kinds)}"
 
 
 def _join(path: str, name: str) -> str:

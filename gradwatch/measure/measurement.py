@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradwatch.measure import statistics
-from gradwatch.measure.backward import AtEnd
+from gradwatch.measure.backward import EndMagnitudes
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.host_copy import HostCopy
 from gradwatch.measure.layer_figures import (
@@ -98,7 +98,7 @@ class Measurement:
         gradients: Sequence[Tensor],
         losses: Sequence[Tensor | float],
         scale: Tensor | None = None,
-        at_end: AtEnd | None = None,
+        at_end: EndMagnitudes | None = None,
         scale_at_end: Tensor | None = None,
     ) -> None:
         self.plan = plan
@@ -286,7 +286,7 @@ class Measurement:
 
 
 def _before_change(
-    now: statistics.Magnitudes, at_end: AtEnd, scale_at_end: Tensor | None, columns: GradientColumns
+    now: statistics.Magnitudes, at_end: EndMagnitudes, scale_at_end: Tensor | None, columns: GradientColumns
 ) -> statistics.Magnitudes:
     """Return the magnitudes that the gradients had before the loop changed them."""
     positions = torch.from_numpy(at_end.positions(columns.columns)).to(now.l2.device)

@@ -1,7 +1,7 @@
-"""Magnitudes of tensors, on their device, in batched passes.
+"""Measure the magnitudes of tensors on their device, in batched passes, and scale tensors in place.
 
-Enters: gradients or weights. Leaves: vectors of shape (P,). Knows nothing of steps, thresholds, files or trainers.
-Built on torch's batched kernels, those below ``torch.nn.utils.get_total_norm``.
+Gradients or weights go in, vectors of shape (P,) come out. No other module calls torch's batched kernels, those below
+``torch.nn.utils.get_total_norm``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from gradwatch import _torch
 
 __all__ = [
-    "Entries",
+    "EntryStatistics",
     "Magnitudes",
     "all_plain",
     "clamp_",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Groups = list[list[int]]
-"""Positions of the tensors of each (device, dtype)."""
+"""Indices of the tensors of each (device, dtype)."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ class Magnitudes:
         nonfinite: (P,) int64, NaN and Inf entries of each. Exact on the CPU; elsewhere 1 for "at least one", because
             counting would read every entry again at every step.
         total: () float64, Euclidean norm over all tensors.
-        scale: () what a loss scale multiplied the tensors by, where they still hold it; ``l2`` and ``total`` are
-            without it.
-        groups: positions of the tensors of each (device, dtype); None where some are sparse or complex.
+        scale: () the loss scale that the tensors still hold. ``l2`` and ``total`` are without it.
+        groups: indices of the tensors of each (device, dtype); None where some are sparse or complex.
     """
 
     l2: Tensor
@@ -54,8 +53,8 @@ class Magnitudes:
 
 
 @dataclass(frozen=True)
-class Entries:
-    """Figures of the entries of P tensors, each (P,) float64 on the first one's device; NaN for empty tensors.
+class EntryStatistics:
+    """Statistics of the entries of P tensors, each (P,) float64 on the first tensor's device; NaN for empty tensors.
 
     Attributes:
         largest: largest absolute entry.
@@ -72,9 +71,9 @@ class Entries:
 
 @torch.no_grad()
 def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitudes:
-    """Norms, finiteness and total of ``tensors``, with no host sync off the CPU.
+    """Return norms, finiteness and total of ``tensors``, with no host sync off the CPU.
 
-    A loss scale that they still hold is divided out of the figures; the tensors stay as they are.
+    A loss scale that the tensors still hold is divided out of the figures. The tensors stay as they are.
 
     Finiteness is judged by the entries, never by the norm alone: 3e19 in float32 has an infinite norm.
     Squares are accumulated in float32 at least, because float16 overflows at 65,504.
@@ -93,15 +92,16 @@ def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitude
 
 @torch.no_grad()
 def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magnitudes:
-    """Magnitudes of P gradients before somebody changed them, from those ``now`` and those of n at an earlier time.
+    """Return the magnitudes of P gradients before the loop changed them. No host sync.
 
-    Where the total changed by a power of two, a loss scale was divided out, which is what figures should be: then those
-    of now hold. No host sync.
+    Where the total changed by a power of two, the loop divided out a loss scale, as figures should be: then the
+    magnitudes of now are returned.
 
     Args:
-        now: of P gradients.
-        at_end: of n gradients; whatever they lack is taken to have changed as the others did.
-        positions: (P,) int64, where each of P stands among the n, −1 where it does not.
+        now: magnitudes of P gradients.
+        at_end: magnitudes of n gradients before the change. Gradients that are missing here are taken to have changed
+            by the same factor as the others.
+        positions: (P,) int64, the index of each of P among the n, −1 where it is missing.
     """
     known = positions >= 0
     earlier = torch.where(known, at_end.l2[positions.clamp(min=0)], 0.0)
@@ -109,7 +109,7 @@ def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magni
     halvings = torch.log2(ratio)
     is_scale = (halvings - halvings.round()).abs() < 1e-5
     l2 = torch.where(is_scale, now.l2, torch.where(known, earlier, (now.l2 * ratio).to(now.l2.dtype)))
-    # one NaN spreads to every gradient when its total scales them: whoever had it first counts
+    # one NaN spreads to every gradient when the total scales them, so the counts before the change hold
     counted = torch.where(known, at_end.nonfinite[positions.clamp(min=0)], now.nonfinite)
     nonfinite = torch.where(counted.sum() > 0, counted, now.nonfinite)
     return Magnitudes(l2, nonfinite, _total(l2), now.scale)
@@ -117,14 +117,14 @@ def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magni
 
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """(P,) Euclidean norms, one batched call per (device, dtype)."""
+    """Return (P,) Euclidean norms, by one batched call for each (device, dtype)."""
     plain = all_plain(tensors)
     return _gather(plain, _groups(plain), _squares)
 
 
 @torch.no_grad()
-def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) -> Entries:
-    """Figures of the entries, a read or two of each tensor; for sampled steps only.
+def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) -> EntryStatistics:
+    """Return statistics of the entries. It reads each tensor several times, so it is for sampled steps only.
 
     The standard deviation comes from the sum and the norm, since ``std_mean`` is up to 60 times slower on the CPU:
     std² = (Σx² − n·mean²)/(n−1), in float64.
@@ -132,7 +132,7 @@ def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) 
     Args:
         tensors: P tensors.
         l2: (P,) their norms.
-        with_spread: also mean and standard deviation, which are a read more; else NaN.
+        with_spread: also compute mean and standard deviation, which costs another read; they are NaN otherwise.
     """
     plain, home = all_plain(tensors), l2.device
     count = torch.tensor([tensor.numel() for tensor in plain], dtype=torch.float64, device=home)
@@ -141,11 +141,11 @@ def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) 
     lowest, highest = zip(*map(torch.aminmax, _filled(plain)), strict=True) if plain else ((), ())
     largest = torch.maximum(-_stack(lowest, home), _stack(highest, home)).where(some, torch.nan)
     unknown = torch.full_like(count, torch.nan)
-    mean, std = _spread(plain, l2, count) if with_spread else (unknown, unknown)
-    return Entries(largest, mean, std.where(some, torch.nan), zeros / count)
+    mean, std = _mean_and_std(plain, l2, count) if with_spread else (unknown, unknown)
+    return EntryStatistics(largest, mean, std.where(some, torch.nan), zeros / count)
 
 
-def _spread(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_std(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     mean = _stack([tensor.sum(dtype=_accumulator(tensor.dtype)) for tensor in plain], l2.device) / count
     variance = (l2.double().square() - count * mean.square()) / (count - 1).clamp(min=1)
     return mean, variance.clamp(min=0).sqrt()  # clamp turns small negative numbers of cancellation into 0, keeps NaN
@@ -153,13 +153,15 @@ def _spread(plain: Sequence[Tensor], l2: Tensor, count: Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def scale_(tensors: Sequence[Tensor], scales: Tensor, groups: Groups | None = None) -> None:
-    """Multiplies ``tensors`` in place by ``scales``: () for one scale, (P,) for one each. No host sync.
+    """Multiply ``tensors`` in place by ``scales``. No host sync off the CPU.
 
     Args:
-        groups: theirs, where ``measure`` has told.
+        tensors: P tensors.
+        scales: () for one scale, (P,) for one each.
+        groups: of ``tensors``, where ``measure`` has returned them.
     """
     if scales.is_cpu and (float(scales) == 1 if scales.ndim == 0 else (scales == 1).all()):
-        return  # looking costs nothing here, and saves a read and a write of every gradient
+        return  # the test costs nothing here, and saves a read and a write of every gradient
     for positions in groups or _groups(tensors):
         group = _members(tensors, positions)
         group = [_real(tensor) for tensor in group] if group[0].is_complex() else group
@@ -171,12 +173,12 @@ def scale_(tensors: Sequence[Tensor], scales: Tensor, groups: Groups | None = No
 
 @torch.no_grad()
 def clamp_(tensors: Sequence[Tensor], limit: float | Tensor, when: Tensor) -> None:
-    """Clamps every entry to [−limit, limit] in place where the () bool ``when`` holds. No host sync."""
+    """Clamp every entry to [−limit, limit] in place if the () bool ``when`` holds. No host sync off the CPU."""
     if when.device.type == "cpu" and not bool(when):
-        return  # looking costs nothing here, and saves a read and a write of every gradient
+        return  # the test costs nothing here, and saves a read and a write of every gradient
     bound = torch.as_tensor(limit, dtype=_wide(when.device), device=when.device).where(when, torch.inf)
     for tensor in tensors:
-        merged = tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor  # its entries are sums of these
+        merged = tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor  # its stored entries add up
         part = _real(merged.values() if merged.layout is torch.sparse_coo else merged)
         here = bound.to(part.device, non_blocking=True)
         part.copy_(torch.minimum(torch.maximum(part, -here), here))
@@ -186,7 +188,7 @@ def clamp_(tensors: Sequence[Tensor], limit: float | Tensor, when: Tensor) -> No
 
 @torch.no_grad()
 def count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
-    """(P,) int64, NaN and Inf entries of each tensor; reads every entry."""
+    """Return (P,) int64, the number of NaN and Inf entries of each tensor. Reads every entry; syncs."""
     counts = [tensor.numel() - int(torch.isfinite(tensor).sum()) for tensor in map(_plain, tensors)]
     return torch.tensor(counts, dtype=torch.int64)
 
@@ -200,7 +202,7 @@ def _extremes(group: list[Tensor]) -> Sequence[Tensor]:
 
 
 def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """A zero in place of each empty tensor, which whoever looks for a largest entry refuses."""
+    """Return the tensors with a zero in place of each empty one: torch finds no largest entry in those."""
     return [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
 
 
@@ -221,7 +223,7 @@ def _total(l2: Tensor) -> Tensor:
 
 
 def all_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The same entries as dense real tensors; ``tensors`` itself where all of them are, as most often."""
+    """Return the same entries as dense real tensors: ``tensors`` itself where all are dense and real already."""
     dtypes = {tensor.dtype for tensor in tensors}
     if {tensor.layout for tensor in tensors} <= {torch.strided} and not any(dtype.is_complex for dtype in dtypes):
         return tensors
@@ -229,7 +231,7 @@ def all_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The same entries as a dense real tensor: stored values of a sparse one, (re, im) pairs of a complex one."""
+    """Return the same entries as a dense real tensor: the stored values of a sparse one, (re, im) of a complex one."""
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce().values()
     elif tensor.layout is not torch.strided:
@@ -238,7 +240,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """The same memory as real numbers where it can be, for writing: Inf · (1+0j) would make a NaN."""
+    """Return the same memory as real numbers where possible, to write to it: Inf · (1+0j) would make a NaN."""
     if not tensor.is_complex() or tensor.layout is not torch.strided:
         return tensor
     return torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
@@ -261,7 +263,7 @@ def _members(tensors: Sequence[Tensor], positions: list[int]) -> list[Tensor]:
 
 
 def _gather(tensors: Sequence[Tensor], groups: Groups, reduce: Callable[[list[Tensor]], Sequence[Tensor]]) -> Tensor:
-    """(P,) vector from a reduction of each group, in the order of ``tensors``."""
+    """Return a (P,) vector from a reduction of each group, in the order of ``tensors``."""
     if not groups:
         return torch.zeros(0)
     rows = [torch.stack(list(reduce(_members(tensors, positions)))) for positions in groups]

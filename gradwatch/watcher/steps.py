@@ -17,7 +17,7 @@ from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.measure import statistics
 from gradwatch.measure.activation_figures import Activations
-from gradwatch.measure.backward import AtEnd, BackwardPass
+from gradwatch.measure.backward import BackwardPass, EndMagnitudes
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.measurement import Measurement, StepPlan
@@ -283,7 +283,7 @@ class Steps:
         )
         return Measurement(plan, self.layers, columns, gradients, losses, attempt.scale, at_end, scale_at_end)
 
-    def _compare_with_backward(self, track: OptimizerTrack) -> tuple[bool, AtEnd | None]:
+    def _compare_with_backward(self, track: OptimizerTrack) -> tuple[bool, EndMagnitudes | None]:
         """Return whether the loop changed its gradients since the backward pass, and what they were where it ended."""
         is_changed, at_end = self._backward.before_change(track.watched, has_cycled=track.is_settled)
         if is_changed:
