@@ -19,7 +19,9 @@ def measured(table):
     tensors = table.tensors
     columns = GradientColumns(tensors, np.arange(len(tensors)), len(tensors))
     plan = StepPlan(step=0, optimizer=0, update=0, sampled=True, figures=EVERY_FIGURE, entries=True)
-    return Measurement(plan, table, columns, [torch.full_like(tensor, 2.0) for tensor in tensors], [1.5])
+    measurement = Measurement(plan, table, columns, [torch.full_like(tensor, 2.0) for tensor in tensors], [1.5])
+    measurement.measure_figures()
+    return measurement
 
 
 def arrays_of(report):
