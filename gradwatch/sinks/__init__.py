@@ -1,6 +1,6 @@
 """Write rows and findings: to TensorBoard, loggers, JSON lines, memory and the log.
 
-Enters: rows at the logging cadence, findings as they open and end. Leaves: files, lines. Knows nothing of training.
+Rows come at the logging cadence, findings as they open, go on and end.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Protocol
 
 import numpy as np
 
+from gradwatch.event_files.run import FindingEvent
 from gradwatch.findings import Finding
 from gradwatch.measure.report import Floats, StepReport
 
-__all__ = ["Row", "RowBuilder", "Sink"]
+__all__ = ["Row", "RowBuilder", "Sink", "is_update"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is written at a logged step: its report, and what happened since the last row.
+    """One logged step: its report, and what happened since the last row.
 
     Attributes:
         report: the logged step.
@@ -29,8 +30,8 @@ class Row:
         figures: latest figures since the last row, (P,) each.
         skipped_steps: updates left out since the run began.
         clipped, skipped: how many steps since the last row were clipped, and left out.
-        band: (2, P) float64, where each layer's norm becomes faint, and where it outgrows its level (``packed.BAND``);
-            None where no detector says.
+        band: (2, P) float64, where each layer's norm becomes faint, and where it outgrows its level
+            (``gradwatch.event_files.format.BAND``); None if no detector says.
     """
 
     report: StepReport
@@ -46,27 +47,36 @@ class Row:
 
 
 class Sink(Protocol):
-    """What a sink can do. One that raises is dropped with one warning; training goes on."""
+    """The four methods of a sink. One that raises is dropped with one warning; training goes on."""
 
     def write_row(self, row: Row) -> None:
-        """Takes a logged step."""
+        """Take a logged step."""
         ...
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        """Takes a finding when it opens, and again, as it then stands, when it ends."""
+        """Take a finding when it opens, as it is then when it has gone on, and when it ends.
+
+        While a finding is open it comes again with later rows, and at ``flush`` and ``close``, if ``last_step`` or
+        ``layers`` have changed (``is_update``). Its identity is (kind, layer, step); what comes last counts.
+        """
         ...
 
     def flush(self) -> None:
-        """Everything taken so far is safe afterwards."""
+        """Make everything safe that was taken so far."""
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish: nothing more will come."""
         ...
 
 
+def is_update(finding: Finding, ended: bool) -> bool:
+    """Return whether a sink was given the finding before and it goes on: it is sick for longer than when it opened."""
+    return not ended and not FindingEvent(finding, ended).is_opening
+
+
 class RowBuilder:
-    """Gathers one optimizer's steps between two rows, so that no spike is lost between them."""
+    """The steps of one optimizer between two rows, gathered so that no spike is lost between them."""
 
     _highest: Floats
     _lowest: Floats
@@ -80,7 +90,7 @@ class RowBuilder:
         self._begin()
 
     def add(self, report: StepReport) -> None:
-        """Takes in one step."""
+        """Take in one step."""
         norm, total = report.grad_norm, report.grad_norm_total
         self._highest = np.fmax(self._highest, np.where(report.nonfinite > 0, np.inf, norm))
         self._lowest = np.fmin(self._lowest, np.where(np.isfinite(norm), norm, np.nan))
@@ -91,7 +101,7 @@ class RowBuilder:
         self._skipped += report.skipped
 
     def build(self, report: StepReport, skipped_steps: int, band: Floats | None = None) -> Row:
-        """The row of ``report``, the last step added; the next row starts anew."""
+        """Return the row of ``report``, the last step added; the next row starts anew."""
         row = Row(
             report=report,
             highest=self._highest,

@@ -1,4 +1,4 @@
-"""Findings and totals as JSON lines: one object a line, numbers that are not finite as null."""
+"""Write findings and totals as JSON lines: one object a line, numbers that are not finite as null."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 
 from gradwatch.findings import Finding
-from gradwatch.sinks import Row
+from gradwatch.sinks import Row, is_update
 
 __all__ = ["JsonLines", "json_of"]
 
 
 class JsonLines:
-    """Appends to ``path``: ``{"event": "row", …}`` at logged steps, ``"opened"`` and ``"ended"`` for findings.
+    """A file to whose end lines are added: ``{"event": "row", …}`` at logged steps, and findings.
+
+    A finding is ``"opened"``, ``"updated"`` with a later row if it has gone on, and ``"ended"``.
 
     Args:
         path: the file; its directory is made.
 
     Raises:
-        OSError: where it cannot be opened for appending.
+        OSError: if it cannot be opened for appending.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,6 +40,7 @@ class JsonLines:
             grad_norm_total=report.grad_norm_total,
             grad_norm_clipped_total=report.grad_norm_clipped_total,
             loss=report.loss,
+            learning_rate=report.learning_rate,
             skipped_steps=row.skipped_steps,
             grad_norm=dict(zip(report.layers, report.grad_norm.tolist(), strict=True)),
             grad_norm_highest=dict(zip(report.layers, row.highest.tolist(), strict=True)),
@@ -45,7 +48,8 @@ class JsonLines:
         )
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        self._write(event="ended" if ended else "opened", **finding.as_dict())
+        event = "ended" if ended else "updated" if is_update(finding, ended) else "opened"
+        self._write(event=event, **finding.as_dict())
         self.flush()
 
     def flush(self) -> None:
@@ -58,9 +62,14 @@ class JsonLines:
         self._file.write(json_of(values) + "\n")
 
 
-def json_of(values: Any) -> str:
-    """As JSON, numbers that are not finite as null."""
-    return json.dumps(_finite(values))
+def json_of(values: Any, indent: int | None = None) -> str:
+    """Return ``values`` as JSON, numbers that are not finite as null.
+
+    Args:
+        values: plain values.
+        indent: spaces a level, for people; None for one line.
+    """
+    return json.dumps(_finite(values), indent=indent)
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Findings as lines on the logger ``gradwatch``: visible by default, few, and from rank 0 only."""
+"""Write findings as lines on the logger ``gradwatch``: visible by default, few, and from rank 0 only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 import torch.distributed
 
 from gradwatch.findings import Finding
-from gradwatch.sinks import Row
+from gradwatch.sinks import Row, is_update
 
 __all__ = ["Log", "logger"]
 
@@ -18,7 +18,7 @@ MOST_LINES = 10
 
 
 class Log:
-    """One line when a finding opens and one when it ends; after ten lines a summary at ``close`` instead."""
+    """One line for a finding that opens and one for its end; after ten lines a summary at ``close`` instead."""
 
     def __init__(self) -> None:
         self._lines = 0
@@ -28,7 +28,7 @@ class Log:
         pass
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        if not _is_first_rank():
+        if is_update(finding, ended) or not _is_first_rank():
             return
         if self._lines >= MOST_LINES:
             if not ended:

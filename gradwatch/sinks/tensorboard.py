@@ -1,4 +1,4 @@
-"""Rows and findings as TensorBoard event files.
+"""Write rows and findings as TensorBoard event files.
 
 Written through a ``SummaryWriter``, the user's own or the Lightning logger's where there is one: two live event files
 in one directory freeze TensorBoard. One ``Summary`` holds all of a row's values, which costs a tenth of
@@ -21,7 +21,7 @@ from gradwatch import _torch
 from gradwatch.event_files import format
 from gradwatch.findings import Finding
 from gradwatch.measure.report import Floats
-from gradwatch.sinks import Row
+from gradwatch.sinks import Row, is_update
 from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.log import logger
 from gradwatch.sinks.tags import layer_tags
@@ -48,15 +48,15 @@ _LAYER_CHARTS = {
 
 
 class TensorBoard:
-    """Scalars ``<statistic>/<parameter>``, totals, histograms, and findings as text.
+    """Event files: scalars of the whole run, packed rows, histograms, findings as text, scalars of layers on request.
 
     For readers that draw all layers at once, each row also holds float32 tensors of the plugin ``gradwatch``, with a
     column per layer in order of registration; their rows are named in ``gradwatch.event_files.format``.
     ``gradwatch/grad_norm`` is (3, P), ``gradwatch/band`` (2, P), ``gradwatch/<name>``, (P,), is each of
     ``format.PACKED_FIGURES`` measured since the last row, and ``gradwatch/totals`` (9,), what concerns the whole run.
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
-    ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``, at its opening and at its end; its step is
-    where it was told, or one more than that of the finding before: of two at one step a reader would keep one.
+    ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``: as it opens, as it goes on, and as it ends.
+    Steps are made unique because TensorBoard keeps one event per tag and step.
     A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found
     as an entry of "HParams".
 
@@ -82,7 +82,7 @@ class TensorBoard:
         self._writer = where if isinstance(where, SummaryWriter) else None
         self._described: set[str] = set()  # tags whose first event, with its metadata, is written
         self._table: tuple[tuple[str, ...], bytes] | None = None
-        self._told_at = -1
+        self._last_finding_step = -1
         self._kinds: dict[str, None] = {}  # of all findings, in order of their first
 
     def write_row(self, row: Row) -> None:
@@ -95,11 +95,14 @@ class TensorBoard:
     def write_finding(self, finding: Finding, ended: bool) -> None:
         writer = self._open()
         self._kinds[finding.kind] = None
-        self._told_at = max(self._told_at + 1, finding.last_step if ended else finding.raised_step)
-        writer.add_text("gradwatch/findings", _in_words(finding, ended), self._told_at)
-        told = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
-        _torch.file_writer_of(writer).add_summary(Summary(value=[told]), self._told_at)
-        self.flush()  # what a killed process had not flushed is lost
+        is_new = not ended and not is_update(finding, ended)
+        step = max(self._last_finding_step + 1, finding.raised_step if is_new else finding.last_step)
+        self._last_finding_step = step
+        content = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
+        _torch.file_writer_of(writer).add_summary(Summary(value=[content]), step)
+        if is_new or ended:
+            writer.add_text("gradwatch/findings", _in_words(finding, ended), step)
+            self.flush()  # what a killed process had not flushed is lost
 
     def flush(self) -> None:
         if self._writer is not None:
@@ -113,7 +116,7 @@ class TensorBoard:
         self.flush()
 
     def _write_verdict(self, writer: SummaryWriter) -> None:
-        """One entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
+        """Write one entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
         verdict = {"gradwatch": ", ".join(self._kinds) or "nothing found"}
         for summary in hparams(verdict, {"grad_norm_total": 0.0}):
             _torch.file_writer_of(writer).add_summary(summary)
@@ -197,7 +200,7 @@ def _totals(row: Row) -> Floats:
 
 
 def _without_run(directory: Path) -> Path:
-    """``directory``, or the first of its numbered subdirectories that holds no run: two would draw one zigzag curve."""
+    """Return ``directory``, or the first of its numbered subdirectories without a run: two would draw one zigzag."""
     numbered = (directory / f"run_{number}" for number in itertools.count(2))
     free = next(each for each in itertools.chain([directory], numbered) if not list(each.glob("*tfevents*")))
     if free != directory:
@@ -223,7 +226,7 @@ def _histogram(tag: str, entries: Floats) -> Summary.Value:
 
 
 def _in_words(finding: Finding, ended: bool) -> str:
-    """Markdown; names stand in backticks, so that they are never markup."""
+    """Return Markdown; names are in backticks, so that they are never markup."""
     layer = f"`{finding.layer.replace('`', '')}`" if finding.layer else "the whole run"
     if ended:
         return f"**{finding.kind}** in {layer} ended: steps {finding.step} to {finding.last_step}."
