@@ -1,6 +1,6 @@
 """The command ``gradwatch``: a table of commands, each loaded when it is called.
 
-Knows nothing of what a command does; ``gradwatch --help`` imports none of them.
+``gradwatch --help`` imports none of them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ COMMANDS = {
     "report": ("gradwatch.cli.report", "Show the findings of a run, and its figures along depth and time."),
     "demo": ("gradwatch.cli.demo", "Train four small networks, one healthy and three sick, and show what is found."),
 }
-"""Name → its module, which holds a command ``command``, and the line that stands for it in ``gradwatch --help``."""
+"""Name → its module, which holds a command ``command``, and its line in ``gradwatch --help``."""
 
 
 class _Commands(click.Group):
-    """Commands of a table."""
+    """The commands of a table, each imported when it is called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)

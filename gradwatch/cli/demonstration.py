@@ -1,7 +1,7 @@
 """The demonstration: four networks on real data, one healthy, three sick.
 
-Enters: scikit-learn's handwritten digits (1,797 images of 8 × 8, shipped with it). Leaves: a table of findings for each
-network, and TensorBoard files.
+The data are scikit-learn's handwritten digits (1,797 images of 8 × 8, shipped with it). Each network ends in a table of
+findings and in TensorBoard files.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def digits() -> tuple[Tensor, Tensor]:
 def train(
     network: Network, steps: int, log_dir: Path | None, each_step: Callable[[], object] = lambda: None
 ) -> list[Finding]:
-    """Trains ``network`` for ``steps`` steps from seed 0 and returns what was found."""
+    """Train ``network`` for ``steps`` steps from seed 0 and return what was found."""
     torch.manual_seed(0)
     pixels, classes = digits()
     model = network.model()
@@ -127,22 +127,22 @@ def train(
 
 
 def table_of(network: Network, findings: list[Finding]) -> Table:
-    """The findings of one run, or one line that says that there are none."""
+    """Return the findings of one run, or one line that says that there are none."""
     table = Table(title=f"{network.name}: {network.what}", title_justify="left", show_lines=True, expand=True)
-    for column, ratio in (("kind", None), ("layer", None), ("step", None), ("value", None), ("message", 1)):
+    for column, ratio in (("kind", None), ("layer", None), ("step", None), ("value", None), ("what was measured", 1)):
         table.add_column(column, ratio=ratio, justify="right" if column in ("step", "value") else "left")
     for finding in findings:
         layer = finding.layer or "whole run"
         if len(finding.layers) > 1:
             layer += f"\nand {len(finding.layers) - 1} more"
-        table.add_row(finding.kind, layer, str(finding.step), f"{finding.value:.3g}", finding.message)
+        table.add_row(finding.kind, layer, str(finding.step), f"{finding.value:.3g}", finding.measured)
     if not findings:
         table.add_row("none", "", "", "", "nothing to report")
     return table
 
 
 def main(directory: str = "runs", steps: int = 300) -> None:
-    """Trains the four networks, prints their findings, and leaves TensorBoard files in ``directory``."""
+    """Train the four networks, print their findings, and leave TensorBoard files in ``directory``."""
     digits()  # without scikit-learn it fails before anything is shown
     console = Console()
     torch.set_num_threads(1)  # networks this small are slower on several

@@ -1,4 +1,4 @@
-"""``--fail-on``: kinds of findings as they stand on a command line → a set of them; the same for every command."""
+"""``--fail-on``: read kinds of findings from a command line; the same for every command."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["fail_on_option"]
 
 
 def fail_on_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option ``--fail-on``, which ``command`` takes as ``fail_on``, a set of kinds."""
+    """Add the option ``--fail-on``, which ``command`` takes as ``fail_on``, a set of kinds."""
     words = f"Exit with 1 if a finding of these kinds is there: any, or a list as in {KINDS[1]},{KINDS[2]}."
     return click.option("--fail-on", callback=_kinds, metavar="KINDS", help=words)(command)
 
 
 def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
-    """A list of kinds, or ``any``.
+    """Read a list of kinds, or ``any``.
 
     Raises:
         click.BadParameter: for one that is unknown.

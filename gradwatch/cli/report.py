@@ -1,4 +1,4 @@
-"""``gradwatch report``: event files → terminal, JSON or a page, and an exit status."""
+"""``gradwatch report``: show event files in the terminal, as JSON or as a page, and end with an exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ STATUS = {"missing": 3, "empty": 4, "foreign": 5, "corrupt": 6}
 
 @click.command("report")
 @click.argument("directories", metavar="RUN [RUN…]", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, numbers that are not finite as null.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON, indented on a terminal; numbers that are not finite are null.",
+)
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -61,7 +66,7 @@ def command(directories: Sequence[Path], as_json: bool, html: Path | None, fail_
 
 
 def _read(directories: Sequence[Path]) -> tuple[list[Run], int]:
-    """Runs that can be read, and the status of the first directory that cannot."""
+    """Return the runs that can be read, and the status of the first directory that cannot."""
     runs: list[Run] = []
     status, named = 0, {directory.resolve() for directory in directories}
     for directory in directories:
@@ -90,7 +95,7 @@ def _say(problem: str) -> None:
 def _print_json(runs: Sequence[Run]) -> None:
     from gradwatch.views.plain import runs_as_json
 
-    click.echo(runs_as_json(runs))
+    click.echo(runs_as_json(runs, indent=2 if sys.stdout.isatty() else None))
 
 
 def _print(runs: Sequence[Run], compares: bool) -> None:

@@ -39,7 +39,7 @@ def _clip(context: click.Context, parameter: click.Parameter, value: str | None)
     help="Also clip gradients: to this total norm, or by the run's own history.",
 )
 @fail_on_option
-@click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as behind python -m.")
+@click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as after python -m.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -50,7 +50,7 @@ def command(
     script: str,
     args: tuple[str, ...],
 ) -> None:
-    """Runs SCRIPT with ARGS as python would, and watches every optimizer that steps.
+    """Run SCRIPT with ARGS as python would, and watch every optimizer that steps.
 
     The exit status is the script's own; where that is 0 and --fail-on names a kind that was found, it is 1.
     """
@@ -62,6 +62,6 @@ def command(
 
 
 def _forget_click() -> None:
-    """A program with a ``click.py`` of its own imports that one, as it would without us."""
+    """Let a program with a ``click.py`` of its own import that one, as it would without us."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "click"]:
         del sys.modules[name]

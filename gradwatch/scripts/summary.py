@@ -1,11 +1,9 @@
-"""What is said once the program has ended.
-
-Enters: findings of each model, as they are told to a sink. Leaves: lines for people. Knows nothing of torch.
-"""
+"""Say in a few lines what was seen and found, once the program has ended. It needs no torch."""
 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SummarySink", "summary_text"]
 
-MOST_LINES = 10  # findings told for each model; the event files hold them all
 NOTHING_YET = (
     "gradwatch: the script ended before an optimizer of torch.optim had stepped: there was nothing to watch.\n"
 )
@@ -30,7 +27,7 @@ NOTHING = (
 
 
 class SummarySink:
-    """What became of one model: a sink that keeps findings only.
+    """A sink that keeps what became of one model: its findings.
 
     Attributes:
         name: of the model.
@@ -38,7 +35,7 @@ class SummarySink:
         saw_loss: whether one of them came with a loss.
         files: its event files, None where this run writes none for it.
         whose: who watches it, for the summary; ``""`` for this run.
-        findings: as they were last told, by onset.
+        findings: as they came last, by onset.
     """
 
     def __init__(self, name: str, files: TensorBoard | None = None, whose: str = "") -> None:
@@ -69,7 +66,7 @@ class SummarySink:
 
 
 def summary_text(summaries: Sequence[SummarySink], *, has_failed: bool = False) -> str:
-    """Findings or their absence, steps seen, and where the event files are, model by model.
+    """Return findings or their absence, steps seen, and where the event files are, model by model.
 
     Args:
         summaries: of all models.
@@ -88,18 +85,17 @@ def _lines(summary: SummarySink, *, is_only: bool) -> Iterator[str]:
     count = {0: "no findings", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
     whose = f", watched by {summary.whose}" if summary.whose else ""
     which = "" if is_only else f"{summary.name}: "
-    yield f"gradwatch: {which}{steps}, {count}{whose}{_where(summary.log_dir)}"
-    for each in findings[:MOST_LINES]:
-        yield f"  {each.kind} in {each.layer or 'the whole run'} since step {each.step}: {each.measured}"
-        yield f"    Why: {each.cause}"
-        if each.remedies:
-            yield f"    Try first: {each.remedies[0]} ({each.remedies[0].name})"
-    if len(findings) > MOST_LINES:
-        yield f"  and {len(findings) - MOST_LINES} more"
+    yield f"gradwatch: {which}{steps}, {count}{_by_kind(findings)}{whose}{_where(summary.log_dir)}"
     if not (summary.saw_loss or summary.whose):
-        yield "  backward() was called on no loss: one that is NaN, flat or unstable was not looked for"
+        yield "  No scalar loss was seen, so rules that need one did not run."
     if findings and summary.log_dir is not None and summary.log_dir.is_dir():
-        yield f"  all of it: gradwatch report {shlex.quote(str(summary.log_dir))}"
+        yield f"  why, and what to do: gradwatch report {shlex.quote(str(summary.log_dir))}"
+
+
+def _by_kind(findings: Sequence[Finding]) -> str:
+    """Return how many there are of each kind; the log has a line for each."""
+    counts = Counter(finding.kind for finding in findings)
+    return f" ({', '.join(f'{count} {kind}' for kind, count in counts.items())})" if counts else ""
 
 
 def _where(log_dir: Path | None) -> str:

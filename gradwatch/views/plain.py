@@ -1,4 +1,4 @@
-"""Runs as JSON, for programs."""
+"""Write runs as JSON, for programs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from gradwatch.sinks.jsonl import json_of
 __all__ = ["runs_as_json"]
 
 
-def runs_as_json(runs: Sequence[Run]) -> str:
-    """One object for one run, a list for several; numbers that are not finite are null."""
+def runs_as_json(runs: Sequence[Run], indent: int | None = None) -> str:
+    """Return one object for one run, a list for several; numbers that are not finite are null.
+
+    Args:
+        runs: any number.
+        indent: spaces a level, for people; None for one line.
+    """
     objects = [_object(run) for run in runs]
-    return json_of(objects[0] if len(objects) == 1 else objects)
+    return json_of(objects[0] if len(objects) == 1 else objects, indent)
 
 
 def _object(run: Run) -> dict[str, Any]:

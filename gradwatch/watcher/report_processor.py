@@ -81,6 +81,7 @@ class ReportProcessor:
     def retire(self, track: OptimizerTrack) -> None:
         """End the findings of an optimizer that is gone: no step of it can end them any more."""
         self.drain()
+        self._write_changes_of(track)
         self._ended += self._guard.run("open findings", track.diagnosis.open_findings) or []
         self._tracks.remove(track)
 
@@ -97,6 +98,11 @@ class ReportProcessor:
         self._waiting += self._under_way
         self._under_way.clear()
         self._catch_up()
+
+    def write_changes(self) -> None:
+        """Hand on how open findings have gone on since they were handed on last."""
+        for track in self._tracks:
+            self._write_changes_of(track)
 
     def findings(self) -> list[Finding]:
         """Return snapshots of all findings that have arrived, by onset."""
@@ -159,5 +165,10 @@ class ReportProcessor:
     def _write(self, track: OptimizerTrack, report: StepReport) -> None:
         track.rows.add(report)
         if self._cadence.is_logged(report.update):
+            self._write_changes_of(track)
             band = self._guard.run("band", track.diagnosis.band, report)
             self._dispatcher.write_row(track.rows.build(report, self.skipped_steps, band))
+
+    def _write_changes_of(self, track: OptimizerTrack) -> None:
+        for update in self._guard.run("open findings", track.diagnosis.changes) or ():
+            self._dispatcher.write_finding(update)

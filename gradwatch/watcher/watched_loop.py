@@ -263,6 +263,7 @@ class WatchedLoop:
     def flush(self) -> None:
         """Write everything that was seen so far, so that it is safe."""
         self.drain()
+        self.processor.write_changes()
         self._dispatcher.flush()
 
     def add_sink(self, sink: Sink) -> None:
@@ -320,6 +321,7 @@ class WatchedLoop:
         self.drain()
         if self._advises:
             self._say_what_was_missing()
+        self.processor.write_changes()
         self._dispatcher.close()
 
     # the small things

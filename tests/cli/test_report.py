@@ -11,16 +11,20 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from gradwatch import Finding
+from gradwatch import Finding, watch
 from gradwatch.cli import main
 from gradwatch.event_files.records import records
+from gradwatch.sinks.jsonl import json_of
 from tests.event_files.test_records import framed
 from tests.reports import run_of
+from tests.tab_logs import Tab
 from tests.written import FINDING, TABLE, event, forge, norms, totals, train, write_rows
 
 FIELDS = {field.name for field in dataclasses.fields(Finding)} | {"message"}
@@ -69,6 +73,24 @@ def test_json_is_that_of_the_contract(runs):
     assert set(finding) == FIELDS
     assert (finding["kind"], finding["layer"], finding["step"]) == ("nonfinite", "2.bias", 30)
     assert (told["run"], told["layers"], told["first_step"], told["last_step"]) == (str(runs / "sick"), 4, 0, 39)
+
+
+def test_report_json_and_watcher_agree_on_a_finding_that_is_open_at_the_end(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    with watch(model, optimizer, log_dir=tmp_path, log_every_n_steps=50) as watcher:
+        for step in range(33):  # the first layers turn sick, and the others later
+            outputs = model[2:](model[:2](torch.randn(16, 4)) * (math.nan if step >= 20 else 1.0))
+            outputs.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (finding,) = watcher.findings
+    assert finding.last_step == 32
+    (told,) = json.loads(report("--json", tmp_path).stdout)["findings"]
+    assert told == json.loads(json_of(finding.as_dict()))
+    (shown,) = Tab(tmp_path).get("findings", run=".").content["findings"]
+    assert shown == {**told, "ended": False}
 
 
 def test_json_of_several_is_a_list_with_names(runs):

@@ -151,8 +151,8 @@ def test_findings_decide_about_the_status_where_the_script_does_not(tmp_path):
         [*WATCHED, "--log-dir", "own", "--fail-on", "any", "train.py", "3"],
     )
     assert (fails.returncode, own.returncode) == (1, 3)
-    assert summary_of(fails)[0].startswith("gradwatch: 3 steps, 1 finding; event files in ")
-    assert "  nonfinite in last.bias since step 0: " in fails.stderr
+    assert summary_of(fails)[0].startswith("gradwatch: 3 steps, 1 finding (1 nonfinite); event files in ")
+    assert "gradwatch: nonfinite in last.bias since step 0: " in fails.stderr
 
 
 def test_lightning_with_and_without_the_callback(tmp_path):

@@ -104,12 +104,13 @@ def test_wandb_offline_gets_the_count_and_a_table(pl, tmp_path, monkeypatch):
     fit(pl, module_of(pl, spoil=5), callback, tmp_path, logger=logger)
     assert logger.experiment.summary[OPEN] == 1.0
     logger.experiment.finish()
-    (written,) = tmp_path.rglob("*.table.json")
-    table = json.loads(written.read_text())
-    finding = callback.findings[0]
-    assert table["columns"][0] == "kind"
-    assert table["data"][0][:4] == ["nonfinite", "error", finding.layer, "5"]
-    assert table["data"][0][-1] == finding.message
+    opened, closed = sorted((json.loads(path.read_text()) for path in tmp_path.rglob("*.table.json")), key=str)
+    (finding,) = callback.findings
+    for table, last_step in ((opened, "5"), (closed, "7")):  # as it opened, and as it was when the run was over
+        assert table["columns"][0] == "kind"
+        assert table["data"][0][:5] == ["nonfinite", "error", finding.layer, "5", last_step]
+        assert table["data"][0][-1] == finding.message
+    assert finding.last_step == 7
 
 
 def test_mlflow_gets_the_count_and_a_file(pl, tmp_path, monkeypatch):
@@ -123,6 +124,7 @@ def test_mlflow_gets_the_count_and_a_file(pl, tmp_path, monkeypatch):
     head, line = written.read_text().splitlines()
     assert head.startswith("kind\tseverity\tlayer")
     assert line.endswith(callback.findings[0].message)
+    assert f"\t5\t{callback.findings[0].last_step}\tno\t" in line
 
 
 def test_a_logger_that_fails_does_not_stop_the_fit(pl, tmp_path, caplog):

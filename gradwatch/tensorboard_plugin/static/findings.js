@@ -108,7 +108,7 @@ export function findingCard(run, finding, lastLogged, neighbours) {
       ...fact('Severity', finding.severity),
       ...fact('Measured', figure(finding.value)),
       ...fact('Threshold', figure(finding.threshold)),
-      ...fact('Layers', finding.layers.length ? covered(finding.layers) : 'the whole run'),
+      ...fact('Layers', finding.layer ? covered(finding.layers) : 'the whole run'),
       ...fact('Run', run),
     ),
     element('h3', {}, 'Cause'),
