@@ -13,7 +13,7 @@ from gradwatch.detect import state
 from gradwatch.explain.clues import Fact
 from gradwatch.explain.starting import WeightFigures, bias_facts, weight_facts
 from gradwatch.findings import Clue, Kind
-from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 
@@ -95,13 +95,18 @@ class Background:
 
     Args:
         layers: the table that the reports' columns follow.
+        guard: takes the faults.
+
+    Attributes:
+        guard: as given.
     """
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, layers: Layers, guard: Guard | None = None) -> None:
+        self.guard = guard or Guard()
         self._layers = layers
         self._state = BackgroundState()
 
-    @harmless
+    @observing("background")
     def observe(self, report: StepReport) -> None:
         """Take in one step."""
         ours = self._state
@@ -116,7 +121,7 @@ class Background:
         if report.sampled:  # not at logged steps, so that the logging changes no cause
             ours.latest.update({name: report.figures[name] for name in REMEMBERED if name in report.figures})
 
-    @harmless
+    @observing("background")
     def facts(self, kind: Kind, report: StepReport, column: int | None) -> list[Fact]:
         """Return the facts that may join the cause of a finding of ``kind`` that opens now.
 

@@ -158,7 +158,7 @@ class Replay:
 
     def _listen(self) -> None:
         for name, model in self._models.items():
-            stop = listen(model, functools.partial(self._enter, name), self._leave)
+            stop = listen(model, functools.partial(self._enter, name), self._leave, self.guard)
             if stop is not None:
                 self._undo.append(stop)
 

@@ -78,7 +78,8 @@ class Trace:
     def _listen(self, name: str, module: nn.Module) -> Iterator[Callable[[], None]]:
         """Listen to a module and its children, except for those that are compiled or scripted."""
         is_builtin = type(module).__module__.startswith("torch.nn.") and not any(module.children())
-        stop = listen(module, partial(self._enter, name, type(module).__name__, is_builtin), self._leave)
+        enter = partial(self._enter, name, type(module).__name__, is_builtin)
+        stop = listen(module, enter, self._leave, self.guard)
         if stop is not None:
             yield stop
             for part, child in module.named_children():

@@ -10,7 +10,7 @@ import functools
 import gc
 import logging
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from gradwatch.findings import NonFiniteError
 
@@ -19,7 +19,6 @@ __all__ = [
     "Guard",
     "Guarded",
     "UnwatchableError",
-    "harmless",
     "observing",
     "otherwise",
     "without_collecting",
@@ -177,24 +176,6 @@ def otherwise(
         return acting
 
     return decorate
-
-
-def harmless(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R | None]:
-    """Decorate a method that only observes, of an object without a guard: it gets one of its own.
-
-    Such an object knows no steps, so every call is tried until three in a row have failed.
-    """
-    block = method.__name__.strip("_")
-
-    @functools.wraps(method)
-    def guarded(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        guard = self.__dict__.get("_own_guard")
-        if guard is None:
-            guard = self.__dict__["_own_guard"] = Guard()
-        guard.step += 1
-        return guard.run(block, method, self, *args, **kwargs)
-
-    return guarded
 
 
 def without_collecting(method: Callable[P, R]) -> Callable[P, R]:

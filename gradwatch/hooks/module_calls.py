@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch import _torch
+from gradwatch.hooks.guard import Guard
 
 __all__ = ["anything_is_compiled", "is_compiled", "listen", "tensors_in"]
 
@@ -22,10 +23,14 @@ Enter = Callable[[Any, Any], Any]
 Leave = Callable[[Any, Any], None]
 
 
+_LISTENING = "listening to calls of modules"
+
+
 class _Listened:
     """The way through which a module is called once someone listens to it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, guard: Guard) -> None:
+        self._guard = guard
         self._module = weakref.ref(module)  # the module holds this, and would else wait for the garbage collector
         self.listeners: list[tuple[Enter, Leave]] = []
 
@@ -33,7 +38,13 @@ class _Listened:
         if torch.compiler.is_compiling():
             return _torch.call_plainly(self._module(), args, kwargs)  # type: ignore[arg-type]
         called = _torch.calling_module()  # DataParallel's replicas keep the attribute
-        if called is not self._module() or not _is_in_training():
+        try:
+            is_in_training = torch.is_grad_enabled() and not _torch.in_backward() and not _torch.is_tracing()
+        except Exception:  # the model runs all the same, unheard
+            is_in_training = False
+            if not self._guard.leaves_out(_LISTENING):
+                self._guard.note_fault(_LISTENING)
+        if called is not self._module() or not is_in_training:
             return _torch.call_plainly(called, args, kwargs)
         began = [(enter(args, kwargs), leave) for enter, leave in self.listeners]
         output = None
@@ -43,14 +54,6 @@ class _Listened:
             for token, leave in reversed(began):
                 leave(token, output)
         return output
-
-
-def _is_in_training() -> bool:
-    """Return whether gradients are recorded, outside a backward pass and a trace; False where that cannot be told."""
-    try:
-        return torch.is_grad_enabled() and not _torch.in_backward() and not _torch.is_tracing()
-    except Exception:  # the model runs all the same, unheard
-        return False
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -72,11 +75,16 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] | None:
+def listen(module: nn.Module, enter: Enter, leave: Leave, guard: Guard | None = None) -> Callable[[], None] | None:
     """Call ``leave(enter(args, kwargs), output)`` around each call of ``module`` in training.
 
     ``output`` is None for a call that raises. Calls that are compiled or traced, that run without gradients, or that a
     checkpoint repeats within the backward pass, are not listened to.
+
+    Args:
+        module: the one to listen to.
+        enter, leave: called before and after; what fails in them is theirs to guard.
+        guard: takes the faults of listening itself: that of whoever listens first.
 
     Returns:
         A function that ends it; None where the module is compiled or scripted.
@@ -85,7 +93,7 @@ def listen(module: nn.Module, enter: Enter, leave: Leave) -> Callable[[], None] 
         return None
     listened: Any = _torch.compiled_call_of(module)
     if listened is None:
-        listened = _Listened(module)
+        listened = _Listened(module, guard or Guard())
         _torch.set_compiled_call(module, listened)
     listener = (enter, leave)
     listened.listeners.append(listener)

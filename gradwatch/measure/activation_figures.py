@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from gradwatch import _torch
 from gradwatch.hooks.graph import operation_of, upstream_nodes
-from gradwatch.hooks.guard import harmless, without_collecting
+from gradwatch.hooks.guard import Guard, observing, without_collecting
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.measure.activation_functions import FlatEntries, flat_entries, may_be_activation
 from gradwatch.measure.layers import Layers, submodules
@@ -100,10 +100,14 @@ class Activations:
     Args:
         models: as watched.
         layers: the table. Figures of a module are those of the column of its first parameter.
+        guard: takes the faults.
+
+    Attributes:
+        guard: as given.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], layers: Layers) -> None:
-        self.broken: set[str] = set()
+    def __init__(self, models: Mapping[str, nn.Module], layers: Layers, guard: Guard | None = None) -> None:
+        self.guard = guard or Guard()
         self._modules = [module for model in models.values() for _, module in submodules(model)]
         parts = [(module, *_first_parameter(module, layers)) for module in self._modules]
         # a module without parameters and children shows nothing that the graph does not show
@@ -115,19 +119,19 @@ class Activations:
         self._now: dict[int, _LayerActivations] = {}
         self._undo: list[Callable[[], None]] = []
 
-    @harmless
+    @observing("activations: begin")
     def begin(self) -> None:
         """Measure from the next forward pass on."""
         if not self._undo and not any(map(is_compiled, self._modules)) and not anything_is_compiled():
             self._undo = list(self._listen())
 
-    @harmless
+    @observing("activations: loss")
     def observe_loss(self, loss: Tensor) -> None:
         """Take the loss before its backward pass: its graph holds the functions after the last module."""
         if self._undo and loss.grad_fn is not None:
             self._examine([loss.grad_fn])
 
-    @harmless
+    @observing("activations: taking")
     def take(self) -> Figures:
         """Stop measuring, and return the figures since ``begin``."""
         self.remove()
@@ -140,7 +144,6 @@ class Activations:
         }
         return {name: figure for name, figure in taken.items() if figure is not None}
 
-    @harmless
     def remove(self) -> None:
         """Stop listening."""
         while self._undo:
@@ -166,15 +169,15 @@ class Activations:
 
     def _listen(self) -> Iterator[Callable[[], None]]:
         for module, column, dimensions in self._parts:
-            stop = listen(module, self._enter, functools.partial(self._leave, column, dimensions))
+            stop = listen(module, self._enter, functools.partial(self._leave, column, dimensions), self.guard)
             if stop is not None:
                 yield stop
 
-    @harmless
+    @observing("activations: calls")
     def _enter(self, args: Any, kwargs: Any) -> None:
         self._depth += 1
 
-    @harmless
+    @observing("activations: calls")
     def _leave(self, column: int | None, dimensions: int, _: None, output: Any) -> None:
         self._depth -= 1
         activations = [tensor for tensor in tensors_in(output) if _is_activation(tensor)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from gradwatch.hooks.guard import UnwatchableError, harmless
+from gradwatch.hooks.guard import Guard, UnwatchableError, observing
 from gradwatch.hooks.optimizers import StepHooks, parameters_of
 from gradwatch.scripts.losses import Losses
 from gradwatch.scripts.models import caller_outside
@@ -42,11 +42,12 @@ class OptimizerTracker:
         clip: as in ``gradwatch.watch``.
 
     Attributes:
+        guard: takes the faults.
         summaries: of each model that was trained, in order of their first steps.
     """
 
     def __init__(self, log_dir: Path, clip: float | str | None) -> None:
-        self.broken: set[str] = set()
+        self.guard = Guard()
         self.summaries: list[SummarySink] = []
         self._log_dir, self._clip = log_dir, clip
         self._trained: list[WatchedModel] = []
@@ -85,7 +86,7 @@ class OptimizerTracker:
 
     # what torch is made to tell
 
-    @harmless
+    @observing("new optimizers")
     def _made(self, /, *args: Any, **kwargs: Any) -> None:
         """An optimizer was made: listens to its model."""
         if not self.is_in_child:
@@ -97,7 +98,8 @@ class OptimizerTracker:
         if self._follows_steps:
             return
         self._follows_steps = True
-        hooks = StepHooks(self._before, self._after, None, lambda parameters: not self.is_in_child)
+        is_ours = lambda parameters: not self.is_in_child
+        hooks = StepHooks(self._before, self._after, None, is_ours, self.guard, self._before_plainly)
         self._undo.append(hooks.remove)
         torch.compiler.disable(torch.autograd.backward, recursive=False)
 
@@ -111,7 +113,7 @@ class OptimizerTracker:
 
         return followed
 
-    @harmless
+    @observing("backward()")
     def _backward(self, /, tensors: Any, *args: Any, **kwargs: Any) -> None:
         if self.is_in_child:
             return
@@ -120,11 +122,11 @@ class OptimizerTracker:
             trained.stop_listening()
         self._losses.note_backward(tensors)
 
-    @harmless
+    @observing("scaled losses")
     def _scaled(self, scaler: GradScaler, outputs: Any, *, result: Any) -> None:
         self._losses.note_scaled(scaler, outputs, result)
 
-    @harmless
+    @observing("scalers")
     def _use_scaler(self, scaler: GradScaler, optimizer: Optimizer) -> int | None:
         """How many steps of ``optimizer`` were seen; None where ``scaler`` leaves none out."""
         trained = self._find(optimizer)
@@ -135,7 +137,7 @@ class OptimizerTracker:
             trained.loop.use_scaler(scaler, sees_gradients=False)
         return trained.steps_of.get(optimizer, 0)
 
-    @harmless
+    @observing("updates left out")
     def _leave_out_unless_stepped(self, optimizer: Optimizer, seen: int) -> None:
         trained = self._of[optimizer]
         if trained is not None and trained.steps_of.get(optimizer, 0) == seen:
@@ -143,7 +145,14 @@ class OptimizerTracker:
             if trained.loop is not None:
                 trained.loop.after_update(optimizer, is_made=False)
 
+    def _before_plainly(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
+        """Clip where following the update has failed, if its loop is known."""
+        trained = self._of.get(optimizer)
+        if trained is not None and trained.loop is not None and not trained.loop.is_closed:
+            trained.loop.act_plainly(optimizer, loss, again=again)
+
     def _before(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
+        self.guard.step += not again
         trained = self._find(optimizer)
         if trained is None:
             return
@@ -203,7 +212,7 @@ class OptimizerTracker:
         self._trained.append(trained)
         return trained
 
-    @harmless
+    @observing("attaching")
     def _watch(self, trained: WatchedModel) -> None:
         """Attaches a watcher, once."""
         if trained.summary is not None:

@@ -14,7 +14,7 @@ from gradwatch.detect import Detectors, Incident, IncidentEvent
 from gradwatch.explain.background import Background
 from gradwatch.explain.clues import Fact, clues_of
 from gradwatch.findings import Advice, Clue, Finding, Thresholds
-from gradwatch.hooks.guard import harmless
+from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 from gradwatch.remedies import Case, advise
@@ -47,11 +47,16 @@ class Diagnosis:
         layers: the table that the reports' columns follow.
         thresholds: what counts as sick.
         clips: whether the run clips its gradients, so that no remedy proposes it.
+        guard: takes the faults.
+
+    Attributes:
+        guard: as given.
     """
 
-    def __init__(self, layers: Layers, thresholds: Thresholds, *, clips: bool) -> None:
+    def __init__(self, layers: Layers, thresholds: Thresholds, *, clips: bool, guard: Guard | None = None) -> None:
+        self.guard = guard or Guard()
         self._layers, self._clips = layers, clips
-        self._detectors, self._background = Detectors(layers, thresholds), Background(layers)
+        self._detectors, self._background = Detectors(layers, thresholds), Background(layers, self.guard)
         self._open: dict[str, Finding] = {}  # by detector, as each was when it opened
         self._told: dict[str, Finding] = {}  # by detector, as each was told last
 
@@ -142,7 +147,7 @@ class Diagnosis:
             remedies=self._advice(incident, report.learning_rate, frozenset(clues)) or (),
         )
 
-    @harmless
+    @observing("remedies")
     def _advice(self, incident: Incident, rate: float | None, clues: frozenset[Clue]) -> tuple[Advice, ...]:
         return advise(Case(incident.kind, self._layers, incident.columns, self._clips, rate, clues))
 

@@ -248,7 +248,7 @@ class Steps:
         return track
 
     def _make_track(self) -> OptimizerTrack:
-        diagnosis = Diagnosis(self.layers, self._thresholds, clips=self.policy is not None)
+        diagnosis = Diagnosis(self.layers, self._thresholds, clips=self.policy is not None, guard=self.guard)
         return OptimizerTrack(self._tracks_made, diagnosis, None if self.policy is None else self.policy.renew())
 
     def _retire_gone(self) -> None:

@@ -119,7 +119,9 @@ class WatchedLoop:
             can_always_wait=wanted["on_nonfinite"] != "report",
             guard=self.guard,
         )
-        self.activations = None if not models else self.guard.run("activations", Activations, models, layers)
+        self.activations = (
+            None if not models else self.guard.run("activations", Activations, models, layers, self.guard)
+        )
         self.processor = ReportProcessor(
             layers.names, wanted["history"], self._dispatcher, cadence, self.origins, self.guard
         )
@@ -141,7 +143,7 @@ class WatchedLoop:
         for optimizer in optimizers or ():
             self.steps.track_of(optimizer)  # in the order given, whichever steps first
         before = self.before_update if sees_gradients else None
-        act_plainly = self._act_plainly if sees_gradients else None
+        act_plainly = self.act_plainly if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns, self.guard, act_plainly)
         self._undo["optimizers"] = hooks.remove
         if scaler is not None:
@@ -187,6 +189,10 @@ class WatchedLoop:
             learning_rate_of(optimizer),
         )
         self.steps.begin(attempt, again=again)
+
+    def act_plainly(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
+        """Skip an update, raise or clip with torch alone, where following it has failed; nothing is measured."""
+        _before_update_plainly(self, optimizer, loss, again=again)
 
     @observing("finishing an update")
     def after_update(self, optimizer: Optimizer, *, is_made: bool = True) -> None:
@@ -325,9 +331,6 @@ class WatchedLoop:
         self._dispatcher.close()
 
     # the small things
-
-    def _act_plainly(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
-        _before_update_plainly(self, optimizer, loss, again=again)
 
     def _current_of(self, optimizer: Optimizer) -> OptimizerTrack | None:
         track = self.steps.known(optimizer)

@@ -322,6 +322,7 @@ EXEMPT = {
     "call_plainly",  # calls the model
     "calling_module",  # says which model is called
     "Guard.__init__",  # at construction
+    "NonFiniteError.__init__",  # is what is to be raised
     "_Listened.__call__",  # calls the model; what else it calls is made to fail instead
     "SinkDispatcher._each",  # is what keeps a sink's fault from training
 }
@@ -415,15 +416,18 @@ CALLED_BY_CLIPPING = {
 }
 
 
-def break_(monkeypatch, owner, name):
-    """``owner.name`` raises, whoever holds it and however it is decorated; says how often it did."""
+def break_(monkeypatch, owner, name, *, once=False):
+    """``owner.name`` raises, ``once`` or always, whoever holds it, however it is decorated; says how often it did."""
     faults = []
+    function = undecorated(vars(owner)[name])
+    code = function.__code__
 
     def fail():
         faults.append(name)
+        if once:
+            function.__code__ = code
         raise InjectedError("made to happen")
 
-    function = undecorated(vars(owner)[name])
     monkeypatch.setitem(function.__globals__, "_fail", fail)
     failing = (lambda *_args, **_kwargs: _fail()).__code__  # noqa: F821
     monkeypatch.setattr(function, "__code__", failing.replace(co_freevars=function.__code__.co_freevars))
@@ -483,6 +487,138 @@ def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch,
     assert_warned_once(caplog, faults)
 
 
+# (d) what was asked for happens, whatever fails
+
+ACTS = {"clip": {"clip": 1.0}, "skip": {"on_nonfinite": "skip"}, "raise": {"on_nonfinite": "raise"}}
+FEW, LOUD = 12, 30.0  # steps; by how much the loss is larger, so that every step is clipped
+SICK_STEPS, SICK_LOSSES = (8, 10, 11), (5,)
+
+
+def acting_run(options=None, around=lambda loop: loop()):
+    """(watcher, what a run leaves, its sick steps): with ``options`` watched, else each act is done by hand."""
+    model, optimizer = made("mlp", "adam")
+    watcher = None if options is None else gradwatch.watch(model, optimizer, thresholds=SENSITIVE, **options)
+    raised = []
+
+    def loop():
+        for step in range(FEW):
+            x = torch.randn(8, 6)
+            if step in SICK_STEPS:
+                x[0, 0] = torch.nan
+            loss = LOUD * (model(x) - 1).square().mean()
+            if watcher is not None:
+                watcher.observe_loss(loss * (torch.nan if step in SICK_LOSSES else 1))
+            optimizer.zero_grad()
+            loss.backward()
+            try:
+                optimizer.step()
+            except gradwatch.NonFiniteError as error:
+                raised.append((step, error.step))
+
+    around(loop)
+    return watcher, bits(left_by(model, optimizer)), raised
+
+
+@functools.cache
+def bits_of_acts_by_hand(act):
+    """Everything that the run leaves where the loop itself clips by torch, or skips."""
+    model, optimizer = made("mlp", "adam")
+    clipped = 0
+    for step in range(FEW):
+        x = torch.randn(8, 6)
+        if step in SICK_STEPS:
+            x[0, 0] = torch.nan
+        loss = LOUD * (model(x) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        total = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        if act == "clip":
+            if torch.isfinite(total):  # torch would spread the NaN
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                clipped += int(total > 1)
+        elif step in (*SICK_STEPS, *SICK_LOSSES):
+            assert step in SICK_LOSSES or not torch.isfinite(total)
+            if act == "raise":
+                continue
+            optimizer.zero_grad()
+        optimizer.step()
+    assert act != "clip" or clipped >= 5
+    return bits(left_by(model, optimizer))
+
+
+def called_while_acting(act):
+    """{name: (owner, name)} of every function that runs in ``acting_run``."""
+    known, called = places(), {}
+
+    def note(frame, event, _):
+        if event == "call" and id(frame.f_code) in known:
+            called.setdefault(known[id(frame.f_code)])
+
+    def under_note(loop):
+        sys.setprofile(note)
+        try:
+            loop()
+        finally:
+            sys.setprofile(None)
+
+    logger = logging.getLogger("gradwatch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        acting_run(ACTS[act], under_note)[0].close()
+    finally:
+        logger.setLevel(level)
+    return {named(owner, name): (owner, name) for owner, name in called}
+
+
+CALLED_BY_ACTS = {act: {n: at for n, at in called_while_acting(act).items() if n not in EXEMPT} for act in ACTS}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_what_is_asked_for_is_what_a_loop_does_by_hand(act):
+    watcher, left, raised = acting_run(ACTS[act])
+    assert left == bits_of_acts_by_hand(act)
+    assert raised == ([(step, step) for step in sorted((*SICK_STEPS, *SICK_LOSSES))] if act == "raise" else [])
+    expected = 0 if act == "clip" else len(SICK_STEPS) + len(SICK_LOSSES)
+    assert watcher.history["skipped"].sum() == expected
+    watcher.close()
+
+
+def is_deep_inside(owner):
+    """Whether ``owner`` is of a part that stands behind the guard of its own block, whatever is asked for."""
+    part = getattr(owner, "__module__", owner.__name__).split(".")[1]
+    return part in ("detect", "explain", "remedies", "sinks", "findings")
+
+
+FAULTS = [
+    (act, name, once)
+    for act, names in CALLED_BY_ACTS.items()
+    for name, (owner, _) in names.items()
+    for once in (True, False)
+    if not is_deep_inside(owner) or (act == "clip" and not once)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("act", "name", "once"), FAULTS)
+def test_a_fault_stops_no_clipping_skipping_or_raising(act, name, once, monkeypatch, caplog):
+    faults = []
+
+    def with_fault(loop):
+        nonlocal faults
+        faults = break_(monkeypatch, *CALLED_BY_ACTS[act][name], once=once)
+        loop()
+
+    watcher, left, raised = acting_run(ACTS[act], with_fault)
+    monkeypatch.undo()
+    assert left == bits_of_acts_by_hand(act)
+    assert [step for step, _ in raised] == (sorted((*SICK_STEPS, *SICK_LOSSES)) if act == "raise" else [])
+    assert all(step == said for step, said in raised)
+    assert watcher._loop.steps.count == FEW
+    assert_still_answers(watcher)
+    assert_warned_once(caplog, faults)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", {**CALLED, **CALLED_BY_CLIPPING})
 def test_a_fault_under_clipping_warns_once_and_training_goes_on(name, monkeypatch, caplog, tmp_path):
@@ -513,9 +649,12 @@ def test_a_faulty_clipping_policy_warns_once_and_training_goes_on(caplog):
     watcher = gradwatch.watch(model, optimizer, clip=new())
     train(model, optimizer, LONG, watcher)
     assert {int(state["step"]) for state in optimizer.state.values()} == {LONG}
+    assert len(watcher.history) == LONG  # measuring goes on
     assert_still_answers(watcher)
     assert_warned_once(caplog, faults)
-    assert len(warnings_of_faults(caplog)) == 1
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("clip=broken failed (InjectedError: made to happen)" in message for message in messages) == 1
+    assert len(warnings_of_faults(caplog)) == 2  # the fault, and that this part rests
 
 
 @pytest.mark.parametrize("verb", ["write_row", "write_finding", "flush", "close"])
@@ -569,16 +708,11 @@ def run_of(kind, watcher_of):
     return watcher, [bits(parameter) for parameter in model.parameters()]
 
 
-def is_deep_inside(name):
-    """Of a part that no loop's kind reaches in a way of its own: the two tests above break it."""
-    owner = CALLED[name][0]
-    part = getattr(owner, "__module__", owner.__name__).split(".")[1]
-    return part in ("origin", "operations", "trace", "activations", "detect", "sinks", "remedies", "report", "findings")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LOOPS)
-@pytest.mark.parametrize("name", sorted(name for name in CALLED if "write" not in name and not is_deep_inside(name)))
+@pytest.mark.parametrize(
+    "name", sorted(name for name in CALLED if "write" not in name and not is_deep_inside(CALLED[name][0]))
+)
 def test_a_fault_stops_no_other_kind_of_loop(kind, name, monkeypatch):
     _, expected = run_of(kind, lambda *_args, **_kwargs: None)
 
