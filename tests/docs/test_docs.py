@@ -1,7 +1,7 @@
 """Every Python block of README.md and docs/*.md runs as it stands, and so do the examples in docstrings.
 
-The blocks of one page run in order and share one namespace, as a reader would type them. Each page has a process and a
-working directory of its own, with Python's usual warnings.
+The blocks of one page run in order and share one namespace, as a reader would type them. Each page has a process (a
+fork of one that has loaded torch and Lightning) and a working directory of its own, with Python's usual warnings.
 """
 
 import doctest
@@ -16,7 +16,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
-SECONDS = 120  # a page takes seconds; a busy machine takes longer
 
 
 def program_of(text: str) -> str:
@@ -35,24 +34,25 @@ PAGES = {
 }
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("page", PAGES)
-def test_page_runs_from_its_first_block_to_its_last(page, tmp_path):
-    program = tmp_path / "page.py"
-    program.write_text(PAGES[page], encoding="utf-8")
+@pytest.fixture(scope="module")
+def page_runner():
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     environment["PYTHONPATH"] = str(ROOT)
     environment["OMP_NUM_THREADS"] = "1"  # the pages' tensors are tiny: more threads only wait for one another
-    run = subprocess.run(
-        [sys.executable, "-W", "default", program.name],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert run.returncode == 0, f"{page}, lines as in the page:\n{run.stdout[-4000:]}"
+    command = [sys.executable, "-W", "default", Path(__file__).with_name("page_runner.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as runner:
+        yield runner
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs_from_its_first_block_to_its_last(page, page_runner, tmp_path):
+    (tmp_path / "page.py").write_text(PAGES[page], encoding="utf-8")
+    print(tmp_path, file=page_runner.stdin, flush=True)
+    status = page_runner.stdout.readline().strip()
+    output = (tmp_path / "output.txt").read_text(encoding="utf-8")
+    assert status == "0", f"{page}, lines as in the page:\n{output[-4000:]}"
 
 
 def test_blocks_keep_the_lines_on_which_they_stand():
