@@ -1,7 +1,6 @@
 """Try remedies on copies of a model and say which of them cure it: ``gradwatch.prescribe``.
 
-Enters: how to make a model, an optimizer and batches. Leaves: a ranking, measured. The user's objects and the state of
-every random generator stay as they were.
+The user's objects and the state of every random generator stay as they were.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from gradwatch.prescription.trial import LONGEST, TrialRun, run
 
 __all__ = ["Prescription", "Trial", "prescribe"]
 
-SHARE = 0.1  # of the budget: how long an untreated run goes on that has shown something
-MOST = 0.5  # of the budget: how long all of them go on while nothing was shown
+SHARE = 0.1  # of the budget, for an untreated run that has shown something
+MOST = 0.5  # of the budget, for all untreated runs while none has shown anything
 
 
 def prescribe(
@@ -41,32 +40,32 @@ def prescribe(
     budget_seconds: float = 60,
     log_dir: str | Path | None = None,
 ) -> Prescription:
-    """Tries the remedies that fit what is wrong with a training run, and ranks them by what they did.
+    """Try the remedies that fit what is wrong with a training run, and rank them by what they did.
 
     The untreated model is trained for up to 300 updates under a watcher. If that finds something, the remedies that its
-    findings advise are tried, then whatever else may fit, singly and in pairs, each on a fresh model: activation
-    functions, normalisations, residual connections and initialisation by changing its modules, the rest by changing
-    settings. A race (successive halving, arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run
-    if the finding is gone, none of severity ``error`` is there, and the loss on held-out batches is better by a tenth
-    than the untreated model's, the untrained one's and its own before training.
+    findings advise are tried, then whatever else may fit, singly and in pairs, each on a fresh model. A trial executes
+    the code of the remedy that the result shows (``gradwatch.remedies``). A race (successive halving,
+    arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run if the finding is gone, no finding has
+    severity ``error``, and the loss on held-out batches is better by a tenth than the untreated model's, the untrained
+    one's and its own before training.
 
-    Nothing that is the caller's changes: each trial has a model of its own, and a loss where that is a module, and the
+    Nothing of the caller's changes: each trial has a model of its own, and a copy of the loss if that is a module. The
     generators of torch, numpy and random are put back.
 
     Args:
-        make_model: makes a model; called anew for every trial, under that trial's seed.
+        make_model: makes a model; it is called anew for every trial, under that trial's seed.
         make_optimizer: parameters → optimizer.
         batches: two or more (inputs, targets), or ``{"inputs": …, "targets": …}``. Every fifth is held out, without its
             rows that hold NaN or Inf. Inputs that are a mapping or a tuple are handed to ``forward`` by name or in
-            order, if it takes them so.
+            order, if it accepts them so.
         loss_fn: (outputs, targets) → scalar tensor. Targets may be any structure.
-        seeds: how many seeds the last ones of the race are tried on.
+        seeds: on how many the last remedies of the race are tried.
         budget_seconds: of wall clock; no trial runs past it.
         log_dir: a folder for TensorBoard runs to compare, one for each remedy and seed; None writes none.
 
     Raises:
-        TypeError, ValueError: for an argument that makes no sense, naming it, what was found and what to do.
-        RuntimeError: where the untreated model cannot make a single update.
+        TypeError, ValueError: for an argument that makes no sense.
+        RuntimeError: if the untreated model cannot make a single update.
 
     Examples:
         >>> x = torch.randn(320, 8)
@@ -119,7 +118,7 @@ def prescribe(
 
 
 def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> list[TrialRun]:
-    """Untreated runs, seed after seed, up to the first that shows anything; the last one may not be whole."""
+    """Return untreated runs, seed after seed, up to the first that shows anything; the last may not be whole."""
     done: list[TrialRun] = []
     for seed in range(seeds):
         now = time.perf_counter()
@@ -139,7 +138,7 @@ def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder
 
 
 def _cannot(error: Exception) -> str:
-    """What was raised for the untreated model, and where, as far as its notes tell."""
+    """Return the message about an error of the untreated model, with the place where it was raised if that is known."""
     said = [*getattr(error, "__notes__", ()), type(error).__name__, str(error).rstrip(" .\n")]
     return (
         f"prescribe: the untreated model could not be trained: {': '.join(filter(None, said))}. "
@@ -152,7 +151,7 @@ def _is_explained(candidate: Candidate, reasons: Mapping[str, str]) -> bool:
 
 
 def _length(untreated: TrialRun, budget: float) -> int:
-    """Updates of a trial: those of the untreated run, or what it would have made, had its loss stayed finite."""
+    """Return the updates of a trial: those that the untreated run made, or would have made with a finite loss."""
     if not untreated.is_hopeless:
         return untreated.steps
     return max(untreated.steps, min(LONGEST, int(SHARE * budget / untreated.seconds_per_step)))

@@ -1,7 +1,6 @@
-"""What was found → the remedies and pairs to try, the likeliest first.
+"""List the remedies and pairs to try, the likeliest first.
 
-Enters: a kind, and the findings of the untreated run. Leaves: tuples of treatments. Which remedy fits which finding is
-told in ``gradwatch.remedies``; what does not fit the model says so itself, when it is tried.
+``gradwatch.remedies`` says which remedy fits which finding. What does not fit the model raises when it is tried.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def candidates(kind: Kind, findings: Sequence[Finding] = ()) -> list[tuple[Treatment, ...]]:
-    """Singles that fit ``kind``, in every strength, then pairs of which both do.
+    """Return the treatments that fit ``kind``, in every strength, then pairs of which both fit.
 
-    First what those of ``findings`` that are of this kind advise, in their order, then the rest of the library: a slow
-    model is tried on the first of them alone. Strengths far from the user's own come last among singles.
+    First come the remedies that ``findings`` of this kind advise, in their order, then the rest of the library: a slow
+    model is given the first of them alone. Strengths far from the user's own come last among singles.
     """
     advised = (advice.name for found in findings if found.kind == kind for advice in found.remedies)
     order = (name for name in dict.fromkeys([*advised, *remedies.LIBRARY]) if kind in remedies.LIBRARY[name].kinds)
@@ -48,12 +47,12 @@ def candidates(kind: Kind, findings: Sequence[Finding] = ()) -> list[tuple[Treat
 
 
 def everything() -> list[tuple[Treatment, ...]]:
-    """Every treatment and every sensible pair, whatever was found: what an exhaustive search tries."""
+    """Return every treatment and every sensible pair, whatever was found, for an exhaustive search."""
     return [*((single,) for single in TREATMENTS), *_sensible()]
 
 
 def _sensible() -> Iterator[tuple[Treatment, ...]]:
-    """Pairs in the order in which they are applied, each once; of several rates the gentler two."""
+    """Yield each pair once, in the order in which its parts are applied; of several rates the gentler ones."""
     wanted = {frozenset((one, other)) for left, right in _PAIRS for one in left for other in right if one != other}
     for one, other in itertools.combinations(TREATMENTS, 2):
         if frozenset((one.remedy, other.remedy)) in wanted and not _is_extreme(one) and not _is_extreme(other):
@@ -61,5 +60,5 @@ def _sensible() -> Iterator[tuple[Treatment, ...]]:
 
 
 def _is_extreme(treatment: Treatment) -> bool:
-    """A strength that is tried alone, and after all others."""
+    """Return whether a strength is tried alone, and after all others."""
     return treatment.strength in ("-0.001", "-0.0001", "-100")

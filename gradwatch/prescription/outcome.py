@@ -1,7 +1,4 @@
-"""What came of a prescription: the object that the user gets, its sentences, its controls.
-
-Enters: runs and their ranking. Leaves: ``Prescription``. Runs nothing.
-"""
+"""Tell the outcome of a prescription: the object that the user gets, its sentences, its controls."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ from gradwatch.prescription.trial import FEWEST, TrialRun
 
 __all__ = ["Prescription", "controls", "none_fits", "nothing_sick", "sentence", "too_little"]
 
-RUNS = 4  # the untreated one, which makes and judges a model twice; a trial in the half that further seeds leave it
+RUNS = 4  # two for the untreated run, which makes and judges a model twice, two for a trial: seeds leave it half
 
 
 @dataclass(frozen=True)
 class Prescription:
-    """What was tried, and what came of it. ``print`` it.
+    """The outcome of ``prescribe``, to be printed.
 
     Attributes:
         ranking: every remedy that was tried, best first.
         note: the outcome in a sentence or two.
-        findings: what the untreated model showed, on all seeds.
-        controls: ``{"do nothing": …, "random choice": …}``: (share cured, loss) without a remedy, and the expected
-            ones of a remedy drawn at random from those tried (of the loss, the median).
-        not_applicable: remedy → why it could not be tried, or not in full.
+        findings: of the untreated model, on all seeds.
+        controls: ``{"do nothing": …, "random choice": …}``: (share cured, loss) without a remedy, and with a remedy
+            drawn at random from those that were tried (the share is the mean over them, the loss the median).
+        not_applicable: remedy → the reason why it could not be tried, or not in full.
         steps: updates of the untreated run.
     """
 
@@ -62,7 +59,7 @@ class Prescription:
 def controls(
     tried: Mapping[Candidate, Sequence[TrialRun]], baselines: Mapping[int, TrialRun], kind: str
 ) -> dict[str, tuple[float, float]]:
-    """What doing nothing and chance come to; nothing where nothing was tried."""
+    """Return what no remedy and a random one come to; nothing if nothing was tried."""
     if not tried:
         return {}
     first = [runs[0] for runs in tried.values()]
@@ -73,7 +70,7 @@ def controls(
 
 
 def sentence(ranking: Sequence[Trial], kind: str) -> str:
-    """Whether the first of a ranking cures."""
+    """Return the sentence that says whether the first of a ranking cures."""
     best = ranking[0]
     untreated = f"where the untreated run ends at {figure(best.baseline_loss)}"
     if best.cured:
@@ -94,7 +91,7 @@ def sentence(ranking: Sequence[Trial], kind: str) -> str:
 
 
 def nothing_sick(baselines: Mapping[int, TrialRun]) -> str:
-    """Where no untreated run raised a finding."""
+    """Return the note for untreated runs of which none raised a finding."""
     first = next(iter(baselines.values()))
     seen = f"{first.steps} updates on {_seeds(len(baselines))} raised no finding"
     lost = next((run for run in baselines.values() if not math.isfinite(run.after)), None)
@@ -114,12 +111,12 @@ def _seeds(count: int) -> str:
 
 
 def none_fits(kind: str) -> str:
-    """Where there was time, but no remedy could be tried."""
+    """Return the note for a run with time enough, but no remedy that could be tried."""
     return f"No remedy against {kind} could be tried: each one is in .not_applicable, with the reason."
 
 
 def too_little(budget: float, untreated: TrialRun) -> str:
-    """Where no remedy was tried to the end; ``untreated`` may not be whole."""
+    """Return the note for a budget in which no trial came to its end; ``untreated`` may not be whole."""
     return (
         f"budget_seconds={budget:g} was too small: an untreated run of {FEWEST} updates and one trial did not fit. "
         f"{_would_do(budget, untreated)}Give more, or smaller batches."
@@ -127,7 +124,7 @@ def too_little(budget: float, untreated: TrialRun) -> str:
 
 
 def _would_do(budget: float, untreated: TrialRun) -> str:
-    """About how many seconds would; nothing where what was seen does not tell."""
+    """Return the sentence that says how many seconds would do, or nothing if that cannot be known."""
     one = untreated.seconds_around + max(FEWEST, untreated.steps) * untreated.seconds_per_step
     seconds = RUNS * one
     if seconds <= budget:

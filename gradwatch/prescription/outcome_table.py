@@ -1,4 +1,4 @@
-"""A prescription in words: one sentence, a table, the change to paste."""
+"""Draw the table of a prescription: the best remedies, and the controls beside them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from gradwatch.findings import Finding
 from gradwatch.prescription.ranking import Trial, kinds_of
 
-__all__ = ["table"]
+__all__ = ["figure", "kinds", "table"]
 
 MOST = 10  # remedies of the ranking that the table shows
 
 
 def table(ranking: Sequence[Trial], controls: Mapping[str, tuple[float, float]]) -> str:
-    """The best of the ranking and the controls: {name: (share cured, loss)}."""
+    """Return the table as text; ``controls`` is {name: (share cured, loss)}."""
     rows = [("", "remedy", "cured", "held-out loss", "over seeds", "cost of a step", "still found")]
     for place, trial in enumerate(ranking[:MOST], 1):
         lowest, highest = trial.loss_interval
@@ -33,9 +33,10 @@ def table(ranking: Sequence[Trial], controls: Mapping[str, tuple[float, float]])
 
 
 def kinds(findings: Iterable[Finding]) -> str:
-    """Kinds of findings, by name."""
+    """Return the kinds of findings, by name, joined by commas."""
     return ", ".join(sorted(kinds_of(findings)))
 
 
 def figure(loss: float) -> str:
+    """Return a loss with four digits, or "not finite"."""
     return f"{loss:.4g}" if math.isfinite(loss) else "not finite"

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; nothing elsewhere."""
+"""Show a progress bar on a terminal, and nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["bar"]
 
 @contextmanager
 def bar() -> Iterator[Callable[[float], None]]:
-    """Gives a function that takes the share done, from 0 to 1."""
+    """Yield a function to be called with the share that is done, from 0 to 1."""
     from rich.console import Console
     from rich.progress import Progress
 

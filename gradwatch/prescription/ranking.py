@@ -1,12 +1,12 @@
-"""Runs → what is said of each remedy, best first; when a remedy counts as a cure.
+"""Rank remedies by what their runs showed, and decide when a remedy counts as a cure.
 
 A remedy cures a run if, on that seed,
 
-- the kind of finding that the untreated model shows is gone, and no finding of severity ``error`` is there;
-- the loss on held-out batches is finite and better by a tenth than the untreated model's after as much training: a
-  tenth, so that the small differences that a seed makes are not taken for a cure;
-- and better by a tenth than that of the untrained model, and than its own before training: what exploded, or has no
-  finite loss, is easily improved on by learning nothing.
+- the kind of finding that the untreated model shows is gone, and there is no finding of severity ``error``;
+- the loss on held-out batches is finite, and better by a tenth than the untreated model's after as much training (less
+  than a tenth may be a matter of the seed);
+- the loss is better by a tenth than the untrained model's, and than its own before training (a model that learns
+  nothing is easily better than one that exploded).
 
 Better by a tenth means lower by 10 % of the magnitude, so that losses below zero are judged alike. A remedy *cures* if
 it does so on every seed it was tried on.
@@ -30,18 +30,18 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Trial:
-    """What was measured of one remedy, over its seeds.
+    """The measurements of one remedy, over its seeds.
 
     Attributes:
         remedy: its name in ``gradwatch.remedies``; pairs are joined with `` + ``.
-        cured: whether it cured on every seed that it was tried on.
+        cured: it cured on every seed that it was tried on.
         loss: mean loss on the held-out batches.
         baseline_loss: the same, untreated, on the same seeds.
-        findings: what the watcher still found, over all seeds.
+        findings: of the treated model, over all seeds.
         seconds_per_step: mean time of a training step.
         loss_interval: the lowest and the highest loss of its seeds.
         seeds: those that it was tried on.
-        cost: time of a step as a multiple of the untreated one's; NaN where one of both was broken off, or NaN itself.
+        cost: time of a step as a multiple of the untreated one's; NaN if one of both was broken off early.
         code: the change, to paste.
     """
 
@@ -58,19 +58,19 @@ class Trial:
 
 
 def main_kind(untreated: TrialRun) -> Kind:
-    """What there is to cure: of what was found, what was an error, and came first."""
+    """Return the kind to be cured: that of the first finding, of severity ``error`` if there is one."""
     return min(untreated.findings, key=lambda finding: (finding.severity != "error", finding.raised_step)).kind
 
 
 def is_cured(run: TrialRun, baseline: TrialRun, kind: str) -> bool:
-    """Whether ``run`` is what the untreated ``baseline`` of the same seed should have been."""
+    """Return whether ``run`` is a cure of the untreated ``baseline`` of the same seed."""
     has_error = any(finding.severity == "error" for finding in run.findings)
     is_gone = kind not in kinds_of(run.findings) and not has_error
     return is_gone and all(is_better(run.after, loss) for loss in (baseline.after, baseline.before, run.before))
 
 
 def is_better(loss: float, than: float) -> bool:
-    """Lower by ``MARGIN``; anything finite is better than what is not."""
+    """Return whether a loss is lower by ``MARGIN``; a finite one is better than any that is not."""
     if not math.isfinite(loss):
         return False
     return not math.isfinite(than) or loss <= than - MARGIN * abs(than)
@@ -79,10 +79,10 @@ def is_better(loss: float, than: float) -> bool:
 def score_of(
     runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], kind: str
 ) -> tuple[float, float, float, float]:
-    """What is least for the best, first to last.
+    """Return a score that is least for the best.
 
-    Seeds not cured; seeds still sick; those that show anything that the untreated run shows; mean loss (infinite where
-    it is not finite).
+    Its parts, the first of which counts most: the share of seeds not cured; of seeds still sick; of seeds that show any
+    finding of the untreated run; the mean loss, infinite if it is not finite.
     """
     uncured = sum(not is_cured(run, baselines[run.seed], kind) for run in runs) / len(runs)
     sick = sum(kind in kinds_of(run.findings) for run in runs) / len(runs)
@@ -94,16 +94,18 @@ def score_of(
 
 
 def kinds_of(findings: Iterable[Finding]) -> set[str]:
-    """Their kinds, each once."""
+    """Return the kinds of ``findings``, each once."""
     return {finding.kind for finding in findings}
 
 
 def rank(
     tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]], baselines: Mapping[int, TrialRun], kind: str
 ) -> list[Trial]:
-    """Best first: cures, those that leave nothing of what was found, those that got further in the race, by loss.
+    """Return the remedies, best first.
 
-    Of several strengths of one remedy the best stands for all. The simplest of those next to the best comes first.
+    Cures come first, then remedies that leave nothing of what was found, then those that got further in the race, then
+    those of lower loss. Only the best of several strengths is kept. Of remedies about as good as the best, the simplest
+    comes first.
     """
     scores = {treatments: score_of(runs, baselines, kind) for treatments, runs in tried.items()}
     class_of = {each: (scores[each][0] > 0, scores[each][2] > 0, -len(tried[each])) for each in tried}
@@ -119,7 +121,7 @@ def rank(
 
 
 def _is_near(score: tuple[float, ...], best: tuple[float, ...]) -> bool:
-    """Whether the best is not better by ``MARGIN``."""
+    """Return whether the best is not better by ``MARGIN``."""
     return score[:-1] == best[:-1] and not is_better(best[-1], score[-1])
 
 

@@ -1,4 +1,4 @@
-"""A finding and what is known of it, in the words that remedies ask with."""
+"""Describe a finding in the terms that the choice of remedies depends on."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ CONVOLUTION = re.compile(r"Conv(?:Transpose)?(\dd)$")
 
 @dataclass(frozen=True)
 class Case:
-    """What advice depends on.
+    """A finding and what is known of its model; "sick layers" below are those that the finding covers.
 
     Attributes:
         kind: of the finding.
         layers: the table of watched tensors.
-        columns: those that the finding covers; none for the run as a whole.
+        columns: of the sick layers; none for the run as a whole.
         clips: gradients are clipped already.
         rate: the learning rate, if it is known.
         clues: what the cause says.
@@ -50,12 +50,12 @@ class Case:
 
     @cached_property
     def owners(self) -> frozenset[str]:
-        """Types of the modules that hold the sick layers; of all, where the whole run is sick."""
+        """Types of the modules that hold the sick layers, or all layers where the whole run is sick."""
         return frozenset(self.layers.owners[column] for column in self._columns)
 
     @cached_property
     def functions(self) -> frozenset[str]:
-        """Types of the activation functions behind them; of all in the model, where none is known behind them."""
+        """Types of the activation functions that follow the sick layers; of all in the model, where none is known."""
         known = SQUASHING | RECTIFYING | SMOOTH
         following = (
             self.layers.followed_by[column] for column in self._columns if column < len(self.layers.followed_by)
@@ -64,27 +64,27 @@ class Case:
 
     @property
     def squashes(self) -> bool:
-        """A sigmoid or its like stands behind them."""
+        """A sigmoid or the like follows the sick layers."""
         return bool(self.functions & SQUASHING)
 
     @property
     def slopes_below_one(self) -> bool:
-        """A sigmoid does, whose slope is a quarter at most: no scale of the weights makes up for it."""
+        """A sigmoid follows the sick layers; no scale of the weights makes up for its slope of a quarter at most."""
         return bool(self.functions & {"Sigmoid", "Hardsigmoid"})
 
     @property
     def rectifies(self) -> bool:
-        """A ReLU does."""
+        """A ReLU follows the sick layers."""
         return bool(self.functions & RECTIFYING)
 
     @property
     def normalises(self) -> bool:
-        """Any part of the model does."""
+        """The model has a normalisation."""
         return any(norm in name for name in self.layers.module_types for norm in NORMALISING)
 
     @property
     def is_residual(self) -> bool:
-        """Its parts are known to add what went in; what a ``forward`` adds by itself is not seen."""
+        """The model has residual blocks of a known type; a sum inside ``forward`` is not seen."""
         return any(RESIDUAL.search(name) for name in self.layers.module_types)
 
     @property
@@ -99,12 +99,12 @@ class Case:
 
     @property
     def runs_along_time(self) -> bool:
-        """Either is."""
+        """A recurrent layer of any type is among the sick layers."""
         return self.is_recurrent or self.is_gated
 
     @property
     def is_convolution(self) -> bool:
-        """A convolution is."""
+        """A convolution is among the sick layers."""
         return any(CONVOLUTION.search(owner) for owner in self.owners)
 
     @property
@@ -114,7 +114,7 @@ class Case:
 
     @property
     def is_embedding(self) -> bool:
-        """Nothing but embeddings is sick."""
+        """All sick layers are embeddings."""
         return bool(self.owners) and all("Embedding" in owner for owner in self.owners)
 
     @property
@@ -130,22 +130,22 @@ class Case:
 
     @property
     def touches_input(self) -> bool:
-        """The first layer is among the sick ones, and reads numbers: token ids have no scale."""
+        """The first layer is among the sick ones and reads numbers; token ids have no scale."""
         return bool(len(self.layers)) and int(self.layers.order[0]) in self._columns and not self.reads_ids
 
     @property
     def reads_ids(self) -> bool:
-        """An embedding comes before every other layer of torch's."""
+        """The first of the layers that torch provides is an embedding."""
         owners = (self.layers.owners[column] for column in self.layers.order)
         return next(("Embedding" in owner for owner in owners if READING.fullmatch(owner)), False)
 
     @cached_property
     def words(self) -> dict[str, str]:
-        """What the braces of a remedy's ``advice`` stand for."""
+        """Values for the braces of a remedy's ``advice``."""
         dimension = next((found[1] for owner in sorted(self.owners) if (found := CONVOLUTION.search(owner))), "1d")
         rate = self.rate
         return {
-            "functions": " and ".join(sorted(self.functions - SMOOTH or self.functions)) or "the function behind it",
+            "functions": " and ".join(sorted(self.functions - SMOOTH or self.functions)) or "the activation function",
             "where": self._where,
             "between": f"before {' and '.join(sorted(self.functions & SQUASHING))}"
             if self.squashes

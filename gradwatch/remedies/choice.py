@@ -1,7 +1,7 @@
-"""Which remedies fit a case, best first.
+"""Choose the remedies that fit a case, best first.
 
-The order within a kind follows what the runs of ``examples/remedies/`` showed (docs/remedies.md): what acts on the
-cause stands before what acts on everything, and what was measured not to help is left out.
+The order within a kind follows what the runs of ``examples/remedies/`` showed (docs/remedies.md): remedies that act on
+the cause come before those that act on everything, and those that were measured not to help are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["fitting"]
 
 
 def fitting(case: Case) -> tuple[str, ...]:
-    """Names of remedies, best first, each once."""
+    """Return the names of the remedies, best first, each once."""
     return tuple(dict.fromkeys(_CHOICES[case.kind](case)))
 
 
@@ -22,23 +22,35 @@ def _vanishing(case: Case) -> Iterator[str]:
     if case.is_half:
         yield "loss-scaling"
     if "no gradient" in case.clues:
-        yield from _silent(case)
+        yield from _no_gradient(case)
     if "dead units" in case.clues:
         yield from _dead(case)
-    if {"faded later", "weights grown"} & case.clues:  # by training: the run began well
+    if {"faded later", "weights grown"} & case.clues:  # the run began well, so training did it
         yield "lower-learning-rate"
     if _BEGUN_WRONG & case.clues and not case.is_gated:
-        yield from _starts(case)
+        yield from _initialisations(case)
+    yield from _vanishing_along(case)
+    yield from _normalisations(case)
+    yield from _shorter_ways(case)
+
+
+def _vanishing_along(case: Case) -> Iterator[str]:
+    """Yield what helps against a gradient that fades along time, or along depth from the start."""
     if case.is_recurrent:
         yield from ("orthogonal", "lstm-gru", "truncated-bptt")
-    elif case.is_gated:  # its gates were made to pass gradients on: they do not where they are driven far out
-        yield from ("scaled-inputs", "lower-learning-rate") if case.touches_input else ("lower-learning-rate",)
+    elif case.is_gated:  # gates are made to pass gradients on; they do not where they are saturated
+        if case.touches_input:
+            yield "scaled-inputs"
+        yield "lower-learning-rate"
     elif not case.slopes_below_one:  # twenty sigmoids fade under any initialisation
-        yield from _starts(case)
-    yield from _normalisations(case)
+        yield from _initialisations(case)
+
+
+def _shorter_ways(case: Case) -> Iterator[str]:
+    """Yield what lets the gradient pass layers: other functions, skips, fewer layers."""
     if case.squashes:
         yield "relu"
-    if not case.is_residual and not case.is_embedding and not case.runs_along_time:
+    if not (case.is_residual or case.is_embedding or case.runs_along_time):
         yield "residual"
     if case.squashes and not case.normalises:
         yield from ("selu", "elu")
@@ -46,8 +58,8 @@ def _vanishing(case: Case) -> Iterator[str]:
         yield "fewer-layers"
 
 
-def _silent(case: Case) -> Iterator[str]:
-    """No gradient anywhere: an update went too far, or what the first layer is given does."""
+def _no_gradient(case: Case) -> Iterator[str]:
+    """Yield what helps where no gradient is left: an update went too far, or the inputs are too large."""
     yield "lower-learning-rate"
     if not case.clips:
         yield "clip-norm"
@@ -63,7 +75,7 @@ def _exploding(case: Case) -> Iterator[str]:
     if "rate rose" in case.clues:
         yield from ("lower-learning-rate", "warm-up")
     if {"weights large", "bias far out"} & case.clues:
-        yield from _starts(case)
+        yield from _initialisations(case)
     if not case.clips:
         yield from ("clip-value", "clip-norm") if case.is_embedding else ("clip-norm",)
     yield "lower-learning-rate"
@@ -83,46 +95,50 @@ def _exploding(case: Case) -> Iterator[str]:
 
 
 _BEGUN_WRONG = frozenset({"weights small", "weights large", "weights alike", "bias far out"})
-_SAFE = {
+_SAFE_FORMS = {
     "logarithm": ("safe-log",),
     "root": ("safe-sqrt",),
     "division": ("safe-division", "safe-sqrt"),  # a divisor is often a norm or deviation: its epsilon belongs inside
     "softmax": ("masked-softmax",),
-    "exponential": ("safe-log",),  # which says what takes the place of exp and log
+    "exponential": ("safe-log",),  # its text says what takes the place of exp and log
 }
+_CAUSES_OF_NONFINITE = {*_SAFE_FORMS, "bad batch", "overflow", "diverged", "overflow of float16", "scaler gave up"}
 
 
 def _nonfinite(case: Case) -> Iterator[str]:
+    updates_matter = "before any update" not in case.clues
     if "bad batch" in case.clues:
         yield "clean-data"
-    can_update_matter = "before any update" not in case.clues
-    if "overflow of float16" in case.clues or "scaler gave up" in case.clues or case.is_half:
-        yield from ("loss-scaling", "lower-learning-rate") if can_update_matter else ("loss-scaling",)
+    if {"overflow of float16", "scaler gave up"} & case.clues or case.is_half:
+        yield from ("loss-scaling", "lower-learning-rate") if updates_matter else ("loss-scaling",)
     if "diverged" in case.clues:
         yield from _exploding(case)
-    for clue, names in _SAFE.items():
+    for clue, names in _SAFE_FORMS.items():
         if clue in case.clues:
             yield from names
     if {"overflow", "exponential"} & case.clues:
-        yield from _exploding(case) if can_update_matter else _overflows_at_once(case)
-    if case.clues & {*_SAFE, "bad batch", "overflow", "diverged", "overflow of float16", "scaler gave up"}:
-        return  # the cause is known
+        yield from _exploding(case) if updates_matter else _overflowing_at_once(case)
+    if not case.clues & _CAUSES_OF_NONFINITE:
+        yield from _nonfinite_without_a_cause(case, updates_matter)
+
+
+def _nonfinite_without_a_cause(case: Case, updates_matter: bool) -> Iterator[str]:
     if case.attends:
         yield "masked-softmax"
     yield from ("clean-data", "safe-log", "safe-sqrt", "safe-division")
-    if can_update_matter:
+    if updates_matter:
         yield "lower-learning-rate"
         if not case.clips:
             yield "clip-norm"
 
 
-def _overflows_at_once(case: Case) -> Iterator[str]:
-    """With the first weights: what comes in or how they begin, for no update was made yet."""
+def _overflowing_at_once(case: Case) -> Iterator[str]:
+    """Yield what helps where the first forward pass overflows: other weights to begin with, or other inputs."""
     if _BEGUN_WRONG & case.clues:
-        yield from _starts(case)
+        yield from _initialisations(case)
     if case.touches_input:
         yield "scaled-inputs"
-    yield from _starts(case)
+    yield from _initialisations(case)
     yield from _normalisations(case)
 
 
@@ -165,7 +181,7 @@ def _stalled(case: Case) -> Iterator[str]:
         yield "loss-scaling"
     yield "higher-learning-rate"
     if "weights alike" in case.clues:
-        yield from _starts(case)
+        yield from _initialisations(case)
     if case.squashes and not case.reads_ids:
         yield "scaled-inputs"
     if case.is_recurrent:
@@ -185,8 +201,8 @@ def _unstable(case: Case) -> Iterator[str]:
     yield from _normalisations(case)
 
 
-def _starts(case: Case) -> Iterator[str]:
-    """Initialisations that fit the function behind the sick layers."""
+def _initialisations(case: Case) -> Iterator[str]:
+    """Yield the initialisations that suit the activation function after the sick layers."""
     if case.runs_along_time:
         yield "orthogonal"
     elif not case.is_embedding:
