@@ -9,61 +9,50 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from side_by_side import Way, compare, quiet
+from side_by_side import Way, changed, compare, quiet
 from torch import Tensor, nn
+
+from gradwatch.remedies import init_he_, init_lecun_, replace_activations_, use_maxout_
 
 WIDTH = 64
 RATE = 0.05
 
 
-class Maxout(nn.Module):
-    """The larger of two linear functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, 2 * WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x).unflatten(-1, (WIDTH, 2)).amax(-1)
-
-
-def stack(function: Callable[[], nn.Module], depth: int, gain: str | None = None) -> nn.Sequential:
-    """Linear layers with ``function`` behind each; ``gain`` is a nonlinearity whose initialisation they get."""
+def stack(function: Callable[[], nn.Module], depth: int) -> nn.Sequential:
+    """Return linear layers, each followed by ``function``, and a linear layer for the classes."""
     layers = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), function())]
-    model = nn.Sequential(*layers, nn.Linear(WIDTH, 10))
-    for layer in model:
-        if isinstance(layer, nn.Linear) and gain is not None:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity=gain)
-            nn.init.zeros_(layer.bias)
-    return model
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
 
 
-def maxout(depth: int) -> nn.Sequential:
-    """``stack`` of maxout layers, initialised so that the larger of two keeps the variance."""
-    model = nn.Sequential(*(Maxout() for _ in range(depth)), nn.Linear(WIDTH, 10))
-    for layer in model[:-1]:
-        nn.init.kaiming_normal_(layer.linear.weight, nonlinearity="linear")
-    return model
+def other(function: nn.Module) -> Callable[[nn.Module, Tensor], None]:
+    """Return the change that puts ``function`` in the place of every activation function."""
+    return partial(replace_activations_, activation=function)
+
+
+def maxout(model: nn.Module, _: Tensor) -> None:
+    """Put maxout in the place of every layer and its activation function."""
+    use_maxout_(model)
 
 
 def main() -> list[str]:
-    """Twelve layers that vanish; four that die."""
-    deep = partial(stack, depth=12)
-    shallow = partial(stack, depth=4)
+    """Train twelve layers that vanish, and four that die."""
+    deep = partial(stack, nn.Sigmoid, depth=12)
+    fast = partial(Way, rate=0.06, optimizer=torch.optim.Adam)
+    shallow = partial(stack, nn.ReLU, depth=4)
     return [
         *compare(
             "activations",
             "12 layers, plain descent",
             [
-                Way("do nothing: Sigmoid", partial(deep, nn.Sigmoid), RATE),
-                Way("relu, PyTorch's initialisation", partial(deep, nn.ReLU), RATE),
-                Way("relu, He", partial(deep, nn.ReLU, gain="relu"), RATE),
-                Way("leaky-relu, He", partial(deep, nn.LeakyReLU, gain="leaky_relu"), RATE),
-                Way("prelu, He", partial(deep, nn.PReLU, gain="relu"), RATE),
-                Way("elu, variance 1/fan_in", partial(deep, nn.ELU, gain="linear"), RATE),
-                Way("selu, variance 1/fan_in", partial(deep, nn.SELU, gain="linear"), RATE),
-                Way("gelu, He", partial(deep, nn.GELU, gain="relu"), RATE),
-                Way("maxout, variance 1/fan_in", partial(maxout, 12), RATE),
+                Way("do nothing: Sigmoid", deep, RATE),
+                Way("relu, PyTorch's initialisation", changed(deep, other(nn.ReLU())), RATE),
+                Way("relu, He", changed(deep, other(nn.ReLU()), init_he_), RATE),
+                Way("leaky-relu, He", changed(deep, other(nn.LeakyReLU(0.1)), init_he_), RATE),
+                Way("prelu, He", changed(deep, other(nn.PReLU()), init_he_), RATE),
+                Way("elu, variance 1/fan_in", changed(deep, other(nn.ELU()), init_lecun_), RATE),
+                Way("selu, variance 1/fan_in", changed(deep, other(nn.SELU()), init_lecun_), RATE),
+                Way("gelu, He", changed(deep, other(nn.GELU()), init_he_), RATE),
+                Way("maxout, variance 1/fan_in", changed(deep, maxout, init_lecun_), RATE),
             ],
             steps=150,
         ),
@@ -71,13 +60,13 @@ def main() -> list[str]:
             "activations",
             "4 layers, Adam at 0.06",
             [
-                Way("do nothing: ReLU", partial(shallow, nn.ReLU), 0.06, optimizer=torch.optim.Adam),
-                Way("leaky-relu, slope 0.01", partial(shallow, nn.LeakyReLU), 0.06, optimizer=torch.optim.Adam),
-                Way("prelu", partial(shallow, nn.PReLU), 0.06, optimizer=torch.optim.Adam),
-                Way("elu", partial(shallow, nn.ELU), 0.06, optimizer=torch.optim.Adam),
-                Way("gelu", partial(shallow, nn.GELU), 0.06, optimizer=torch.optim.Adam),
-                Way("he", partial(shallow, nn.ReLU, gain="relu"), 0.06, optimizer=torch.optim.Adam),
-                Way("lower-learning-rate, 0.003", partial(shallow, nn.ReLU), 0.003, optimizer=torch.optim.Adam),
+                fast("do nothing: ReLU", shallow),
+                fast("leaky-relu, slope 0.1", changed(shallow, other(nn.LeakyReLU(0.1)))),
+                fast("prelu", changed(shallow, other(nn.PReLU()))),
+                fast("elu", changed(shallow, other(nn.ELU()))),
+                fast("gelu", changed(shallow, other(nn.GELU()))),
+                fast("he", changed(shallow, init_he_)),
+                fast("lower-learning-rate, 0.003", shallow, rate=0.003),
             ],
             steps=150,
         ),

@@ -15,7 +15,7 @@ RAW = 16.0  # grey levels from 0 to 16, as they come
 
 
 def main() -> list[str]:
-    """What explodes, and what clipping cannot help."""
+    """Train a run that explodes, and runs that clipping cannot help."""
     sick = partial(Way, model=EXPLODING, rate=0.04, loss=squared_error)
     return [
         *compare(

@@ -1,44 +1,51 @@
-"""Initialisation: what keeps a signal through twenty layers, by the function that stands behind them."""
+"""Initialisation: what keeps a signal through twenty layers, by the activation function that follows them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from activations import WIDTH, stack
-from side_by_side import Way, compare, quiet
+from activations import other, stack
+from side_by_side import Way, changed, compare, quiet
 from torch import Tensor, nn
 
-Initialise = Callable[[Tensor], object]
+from gradwatch.remedies import init_he_, init_orthogonal_, init_xavier_
 
 
-def begun(function: Callable[[], nn.Module], depth: int, initialise: Initialise, bias: float = 0.0) -> nn.Sequential:
-    """``stack`` with hidden weights from ``initialise`` and hidden biases of ``bias``."""
-    model = stack(function, depth)
+def hidden_weights(initialise: Callable[[Tensor], object]) -> Callable[[nn.Module, Tensor], None]:
+    """Return the change that draws hidden weights by ``initialise`` and sets hidden biases to 0."""
+
+    def change(model: nn.Module, _: Tensor) -> None:
+        for layer in model[:-1]:
+            if isinstance(layer, nn.Linear):
+                initialise(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    return change
+
+
+def far_below_zero(model: nn.Module, _: Tensor) -> None:
+    """Let hidden biases begin at −4."""
     for layer in model[:-1]:
         if isinstance(layer, nn.Linear):
-            initialise(layer.weight)
-            nn.init.constant_(layer.bias, bias)
-    return model
-
-
-he = partial(nn.init.kaiming_normal_, nonlinearity="relu")
-xavier = partial(nn.init.xavier_normal_, gain=nn.init.calculate_gain("tanh"))
+            nn.init.constant_(layer.bias, -4.0)
 
 
 def main() -> list[str]:
-    """ReLU, tanh, sigmoid; and biases that begin where nothing passes."""
-    relu, tanh, sigmoid = (partial(begun, function, 20) for function in (nn.ReLU, nn.Tanh, nn.Sigmoid))
+    """Train ReLU, tanh, sigmoid; and biases that begin where nothing passes."""
+    relu, tanh, sigmoid = (partial(stack, function, 20) for function in (nn.ReLU, nn.Tanh, nn.Sigmoid))
+    biased = changed(partial(stack, nn.ReLU, 4), init_he_, far_below_zero)
+    xavier = nn.init.xavier_normal_
     return [
         *compare(
             "initialisation",
             "20 × ReLU",
             [
-                Way("do nothing: PyTorch's", partial(stack, nn.ReLU, 20), 0.03),
-                Way("standard deviation 1", partial(relu, nn.init.normal_), 0.03),
-                Way("xavier", partial(relu, nn.init.xavier_normal_), 0.03),
-                Way("he", partial(relu, he), 0.03),
-                Way("orthogonal, gain √2", partial(relu, partial(nn.init.orthogonal_, gain=2**0.5)), 0.03),
+                Way("do nothing: PyTorch's", relu, 0.03),
+                Way("standard deviation 1", changed(relu, hidden_weights(nn.init.normal_)), 0.03),
+                Way("xavier", changed(relu, init_xavier_), 0.03),
+                Way("he", changed(relu, init_he_), 0.03),
+                Way("orthogonal, gain √2", changed(relu, init_orthogonal_), 0.03),
             ],
             steps=150,
         ),
@@ -46,12 +53,12 @@ def main() -> list[str]:
             "initialisation",
             "20 × Tanh, and 20 × Sigmoid",
             [
-                Way("do nothing: Tanh, PyTorch's", partial(stack, nn.Tanh, 20), 0.03),
-                Way("xavier: Tanh, gain 5/3", partial(tanh, xavier), 0.03),
-                Way("orthogonal: Tanh", partial(tanh, nn.init.orthogonal_), 0.03),
-                Way("do nothing: Sigmoid, PyTorch's", partial(stack, nn.Sigmoid, 20), 0.03),
-                Way("xavier: Sigmoid", partial(sigmoid, nn.init.xavier_normal_), 0.03),
-                Way("xavier: Sigmoid, gain 4", partial(sigmoid, partial(nn.init.xavier_normal_, gain=4.0)), 0.03),
+                Way("do nothing: Tanh, PyTorch's", tanh, 0.03),
+                Way("xavier: Tanh, gain 5/3", changed(tanh, hidden_weights(partial(xavier, gain=5 / 3))), 0.03),
+                Way("orthogonal: Tanh", changed(tanh, init_orthogonal_), 0.03),
+                Way("do nothing: Sigmoid, PyTorch's", sigmoid, 0.03),
+                Way("xavier: Sigmoid", changed(sigmoid, init_xavier_), 0.03),
+                Way("xavier: Sigmoid, gain 4", changed(sigmoid, hidden_weights(partial(xavier, gain=4.0))), 0.03),
             ],
             steps=100,
         ),
@@ -59,11 +66,11 @@ def main() -> list[str]:
             "initialisation",
             "4 × ReLU whose biases begin at −4",
             [
-                Way("do nothing", partial(begun, nn.ReLU, 4, he, -4.0)),
-                Way("he, biases 0", partial(begun, nn.ReLU, 4, he)),
-                Way("leaky-relu, slope 0.2", partial(begun, partial(nn.LeakyReLU, 0.2), 4, he, -4.0)),
-                Way("elu", partial(begun, nn.ELU, 4, he, -4.0)),
-                Way("lower-learning-rate, 0.01", partial(begun, nn.ReLU, 4, he, -4.0), 0.01),
+                Way("do nothing", biased),
+                Way("he, biases 0", changed(biased, init_he_)),
+                Way("leaky-relu, slope 0.2", changed(biased, other(nn.LeakyReLU(0.2)))),
+                Way("elu", changed(biased, other(nn.ELU()))),
+                Way("lower-learning-rate, 0.01", biased, 0.01),
             ],
             steps=150,
         ),
@@ -71,6 +78,5 @@ def main() -> list[str]:
 
 
 if __name__ == "__main__":
-    assert WIDTH == 64  # pixels of an image: every layer is square
     quiet()
     main()

@@ -11,12 +11,12 @@ from torch import nn
 
 
 def rising(steps: int) -> object:
-    """Warm-up over so many steps."""
+    """Return a schedule that warms up over so many steps."""
     return lambda step: min(1.0, (step + 1) / steps)
 
 
 def main() -> list[str]:
-    """Four rates that are wrong."""
+    """Train at four rates that are wrong."""
     relu = partial(stack, nn.ReLU, 2)
     raw = partial(Way, model=relu, rate=0.04, loss=squared_error)
     return [

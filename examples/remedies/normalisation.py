@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-from activations import WIDTH, stack
-from side_by_side import Way, compare, quiet
+from activations import stack
+from initialisation import hidden_weights
+from side_by_side import Way, changed, compare, quiet
 from torch import nn
 
-
-def normalised(
-    norm: Callable[[int], nn.Module], function: Callable[[], nn.Module], depth: int, spread: float | None = None
-) -> nn.Sequential:
-    """``stack`` with ``norm`` before each function; ``spread`` is the standard deviation of its first weights."""
-    parts = [part for _ in range(depth) for part in (nn.Linear(WIDTH, WIDTH), norm(WIDTH), function())]
-    return spread_out(nn.Sequential(*parts, nn.Linear(WIDTH, 10)), spread)
-
-
-def spread_out(model: nn.Sequential, spread: float | None) -> nn.Sequential:
-    """``model`` with hidden weights of standard deviation ``spread``."""
-    for layer in model[:-1]:
-        if isinstance(layer, nn.Linear) and spread is not None:
-            nn.init.normal_(layer.weight, std=spread)
-    return model
+from gradwatch.remedies import init_xavier_, insert_norms_
 
 
 def main() -> list[str]:
-    """Depth, scale, and batch size."""
-    flat = partial(normalised, function=nn.Tanh, depth=3, spread=3.0)
+    """Train with each normalisation: for depth, for scale, and in small batches."""
+    deep = partial(stack, nn.Sigmoid, 12)
+    flat = changed(partial(stack, nn.Tanh, 3), hidden_weights(partial(nn.init.normal_, std=3.0)))
+    batch, layer, rms = (partial(insert_norms_, kind=kind) for kind in ("batch", "layer", "rms"))
     return [
         *compare(
             "normalisation",
             "12 × Sigmoid, plain descent",
             [
-                Way("do nothing", partial(stack, nn.Sigmoid, 12)),
-                Way("batch-norm", partial(normalised, nn.BatchNorm1d, nn.Sigmoid, 12)),
-                Way("batch-norm, batches of 4", partial(normalised, nn.BatchNorm1d, nn.Sigmoid, 12), batch=4),
-                Way("layer-norm", partial(normalised, nn.LayerNorm, nn.Sigmoid, 12)),
-                Way("rms-norm", partial(normalised, nn.RMSNorm, nn.Sigmoid, 12)),
+                Way("do nothing", deep),
+                Way("batch-norm", changed(deep, batch)),
+                Way("batch-norm, batches of 4", changed(deep, batch), batch=4),
+                Way("layer-norm", changed(deep, layer)),
+                Way("rms-norm", changed(deep, rms)),
             ],
             steps=200,
         ),
@@ -46,11 +34,11 @@ def main() -> list[str]:
             "normalisation",
             "3 × Tanh whose weights begin at standard deviation 3",
             [
-                Way("do nothing", lambda: spread_out(stack(nn.Tanh, 3), 3.0)),
-                Way("batch-norm", partial(flat, nn.BatchNorm1d)),
-                Way("layer-norm", partial(flat, nn.LayerNorm)),
-                Way("rms-norm", partial(flat, nn.RMSNorm)),
-                Way("xavier", lambda: stack(nn.Tanh, 3, gain="linear")),
+                Way("do nothing", flat),
+                Way("batch-norm", changed(flat, batch)),
+                Way("layer-norm", changed(flat, layer)),
+                Way("rms-norm", changed(flat, rms)),
+                Way("xavier", changed(flat, init_xavier_)),
             ],
             steps=150,
         ),

@@ -20,19 +20,19 @@ SHARE = 1e-7  # of the loss: one term of many
 
 @dataclass(frozen=True)
 class Precise(Way):
-    """A way to train in a format of its own, scaled or not."""
+    """A way to train in a number format of its own, with a scaled loss or not."""
 
     dtype: torch.dtype = torch.float32
     scaled: bool = False
 
 
 def small_loss(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy as a small share of a sum; the learning rate makes up for it."""
+    """Return the cross-entropy as a small share of a sum; the learning rate makes up for it."""
     return SHARE * F.cross_entropy(outputs.float(), classes)
 
 
 def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: float) -> Outcome:
-    """One run on the digits under autocast."""
+    """Train one run on the digits under autocast."""
     inputs, classes, held_out, held_out_classes = digits(scale)
     torch.manual_seed(seed)
     model = way.model()
@@ -57,7 +57,7 @@ def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: floa
 
 
 def main() -> list[str]:
-    """Too small, too large."""
+    """Train on gradients too small for float16, and on activations too large."""
     small = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.3 / SHARE, loss=small_loss)
     large = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.003, optimizer=torch.optim.Adam)
     bright = partial(large, inputs=lambda inputs: 1e5 * inputs)

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def main() -> list[str]:
-    """Depth; a sum over the batch, a mean; and α‖W‖²."""
+    """Train with fewer layers, smaller batches and regularisation."""
     relu = partial(stack, nn.ReLU, 2)
     averaged = partial(Way, model=relu, rate=0.04, loss=squared_error, inputs=lambda inputs: 16 * inputs)
     return [

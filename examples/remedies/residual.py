@@ -5,44 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from activations import WIDTH, stack
-from side_by_side import Way, compare, quiet
-from torch import Tensor, nn
+from activations import stack
+from side_by_side import Way, changed, compare, quiet
+from torch import nn
+
+from gradwatch.remedies import add_residuals_, init_depth_scaled_, init_he_
 
 
-class Residual(nn.Module):
-    """x + scale · f(x)."""
-
-    def __init__(self, inner: nn.Module, scale: float = 1.0) -> None:
-        super().__init__()
-        self.inner, self.scale = inner, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.inner(x)
-
-
-def residual(
-    function: Callable[[], nn.Module], depth: int, gain: str | None = None, scale: float = 1.0
-) -> nn.Sequential:
-    """``stack`` with a connection around each linear layer and its function."""
-    parts = iter(stack(function, depth, gain))
-    blocks = [Residual(nn.Sequential(next(parts), next(parts)), scale) for _ in range(depth)]
-    return nn.Sequential(*blocks, nn.Linear(WIDTH, 10))
+def both(name: str, function: Callable[[], nn.Module]) -> list[Way]:
+    """Return the ways to train twelve layers without and with residual connections."""
+    plain = partial(stack, function, 12)
+    return [
+        Way(f"do nothing: {name}", plain, 0.05),
+        Way(f"residual: {name}", changed(plain, add_residuals_), 0.05),
+    ]
 
 
 def main() -> list[str]:
-    """Two stacks that vanish, and a deep residual network that explodes."""
+    """Train three stacks that vanish, and a deep residual network that explodes."""
+    deep = changed(partial(stack, nn.ReLU, 24), add_residuals_, init_he_)
     return [
         *compare(
             "residual",
             "12 layers, plain and residual",
             [
-                Way("do nothing: Sigmoid", partial(stack, nn.Sigmoid, 12), 0.05),
-                Way("residual: Sigmoid", partial(residual, nn.Sigmoid, 12), 0.05),
-                Way("do nothing: ReLU, PyTorch's initialisation", partial(stack, nn.ReLU, 12), 0.05),
-                Way("residual: ReLU, PyTorch's initialisation", partial(residual, nn.ReLU, 12), 0.05),
-                Way("do nothing: Tanh, PyTorch's initialisation", partial(stack, nn.Tanh, 12), 0.05),
-                Way("residual: Tanh, PyTorch's initialisation", partial(residual, nn.Tanh, 12), 0.05),
+                *both("Sigmoid", nn.Sigmoid),
+                *both("ReLU, PyTorch's initialisation", nn.ReLU),
+                *both("Tanh, PyTorch's initialisation", nn.Tanh),
             ],
             steps=150,
         ),
@@ -50,10 +39,10 @@ def main() -> list[str]:
             "residual",
             "24 residual layers of ReLU, He",
             [
-                Way("do nothing", partial(residual, nn.ReLU, 24, "relu"), 0.05),
-                Way("depth-scaled, branches ÷ √24", partial(residual, nn.ReLU, 24, "relu", 24**-0.5), 0.05),
-                Way("clip-norm, 1", partial(residual, nn.ReLU, 24, "relu"), 0.05, clip=1.0),
-                Way("lower-learning-rate, 0.0005", partial(residual, nn.ReLU, 24, "relu"), 0.0005),
+                Way("do nothing", deep, 0.05),
+                Way("depth-scaled, branches ÷ √24", changed(deep, init_depth_scaled_), 0.05),
+                Way("clip-norm, 1", deep, 0.05, clip=1.0),
+                Way("lower-learning-rate, 0.0005", deep, 0.0005),
             ],
             steps=100,
         ),

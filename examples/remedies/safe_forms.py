@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from activations import WIDTH, stack
 from side_by_side import Way, compare, quiet, unguarded_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gradwatch.remedies import masked_softmax, safe_divide, safe_norm
 
 
 class Lambda(nn.Module):
@@ -23,63 +24,67 @@ class Lambda(nn.Module):
         return self.function(x)
 
 
-def behind(function: Callable[[Tensor], Tensor]) -> nn.Sequential:
-    """A network with ``function`` of its (N, 64) hidden values before its last layer."""
+def with_function(function: Callable[[Tensor], Tensor]) -> nn.Sequential:
+    """Return a network that applies ``function`` to its (N, 64) hidden values before its last layer."""
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5), Lambda(function), nn.LazyLinear(10))
 
 
 def sharpened(factor: float) -> nn.Sequential:
-    """A network whose scores are multiplied by ``factor``: a softmax of a low temperature."""
+    """Return a network whose scores are multiplied by ``factor``: a softmax of a low temperature."""
     return nn.Sequential(*stack(nn.ReLU, 2), Lambda(lambda scores: factor * scores))
 
 
 def guarded(outputs: Tensor, classes: Tensor) -> Tensor:
-    """−Σ y·log(p + 1e-8)."""
+    """Return −Σ y·log(p + 1e-8)."""
     return -(F.one_hot(classes, 10) * (outputs.softmax(1) + 1e-8).log()).sum(1).mean()
 
 
 def lengths(x: Tensor) -> Tensor:
-    """(N, 32) norms of pairs; dropout leaves a quarter of them with nothing."""
+    """Return (N, 32) norms of pairs; dropout leaves a quarter of them with nothing."""
     return x.unflatten(1, (-1, 2)).square().sum(2).sqrt()
 
 
-def safe_lengths(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """The same with an epsilon under the root."""
+def safe_lengths(x: Tensor) -> Tensor:
+    """Return the same by a safe norm."""
+    return safe_norm(x.unflatten(1, (-1, 2)), dim=2)
+
+
+def lengths_with_epsilon(x: Tensor, epsilon: float = 1e-30) -> Tensor:
+    """Return the same with an epsilon under the root."""
     return (x.unflatten(1, (-1, 2)).square().sum(2) + epsilon).sqrt()
 
 
 def shares(x: Tensor) -> Tensor:
-    """Each value's share of its pair."""
+    """Return each value's share of its pair."""
     pairs = x.abs().unflatten(1, (-1, 2))
     return (pairs / pairs.sum(2, keepdim=True)).flatten(1)
 
 
 def hidden_shares(x: Tensor) -> Tensor:
-    """The same with its NaN replaced behind the division: the loss is finite, its gradient is not."""
+    """Return the same with NaN replaced after the division: the loss is finite, its gradient is not."""
     return shares(x).nan_to_num(0.0)
 
 
 def safe_shares(x: Tensor) -> Tensor:
-    """The same with the divisor kept away from 0."""
+    """Return the same with the divisor kept away from 0."""
     pairs = x.abs().unflatten(1, (-1, 2))
-    return (pairs / pairs.sum(2, keepdim=True).clamp(min=1e-3)).flatten(1)
+    return safe_divide(pairs, pairs.sum(2, keepdim=True)).flatten(1)
 
 
 def masked(x: Tensor) -> Tensor:
-    """A softmax over the values that are above 0, of each group of four."""
+    """Return a softmax over the values that are above 0, of each group of four."""
     groups = x.unflatten(1, (-1, 4))
     return (groups.masked_fill(groups <= 0, float("-inf")).softmax(2) * groups).flatten(1)
 
 
 def safe_masked(x: Tensor) -> Tensor:
-    """The same with a finite fill, and nothing where nothing is kept."""
+    """Return the same with 0 for a group of which nothing is above 0."""
     groups = x.unflatten(1, (-1, 4))
-    kept = groups > 0
-    return (groups.masked_fill(~kept, torch.finfo(x.dtype).min).softmax(2) * kept * groups).flatten(1)
+    return (masked_softmax(groups.masked_fill(groups <= 0, float("-inf")), 2) * groups).flatten(1)
 
 
 def main() -> list[str]:
-    """Sick and safe, by turns."""
+    """Train each operation, sick and safe."""
     sharp = partial(Way, model=partial(sharpened, 300.0), rate=0.01, optimizer=torch.optim.Adam)
     return compare(
         "safe_forms",
@@ -88,14 +93,14 @@ def main() -> list[str]:
             sharp("do nothing: log of a softmax", loss=unguarded_cross_entropy),
             sharp("log(p + 1e-8)", loss=guarded),
             sharp("safe-log: cross_entropy"),
-            Way("do nothing: norms of pairs", partial(behind, lengths)),
-            Way("safe-sqrt, ε = 1e-6", partial(behind, safe_lengths)),
-            Way("safe-sqrt, ε = 1e-30", partial(behind, partial(safe_lengths, epsilon=1e-30))),
-            Way("do nothing: shares of pairs", partial(behind, shares)),
-            Way("nan_to_num behind the division", partial(behind, hidden_shares)),
-            Way("safe-division", partial(behind, safe_shares)),
-            Way("do nothing: masked softmax", partial(behind, masked)),
-            Way("masked-softmax, safe", partial(behind, safe_masked)),
+            Way("do nothing: norms of pairs", partial(with_function, lengths)),
+            Way("safe-sqrt", partial(with_function, safe_lengths)),
+            Way("ε = 1e-30 under the root", partial(with_function, lengths_with_epsilon)),
+            Way("do nothing: shares of pairs", partial(with_function, shares)),
+            Way("nan_to_num after the division", partial(with_function, hidden_shares)),
+            Way("safe-division", partial(with_function, safe_shares)),
+            Way("do nothing: masked softmax", partial(with_function, masked)),
+            Way("masked-softmax, safe", partial(with_function, safe_masked)),
         ],
         steps=100,
     )

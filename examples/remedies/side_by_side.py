@@ -1,7 +1,7 @@
-"""Trains the same network sick and with each remedy, on the same batches, and puts the outcomes side by side.
+"""Train the same network sick and with each remedy, on the same batches, and put the outcomes side by side.
 
-What every example of this folder uses: the data, the loop, the table. The runs of seed 0 stay in
-``runs/remedies/<family>/<table>/<way>`` for TensorBoard, the names in full in ``names.json`` beside them.
+Every example of this folder uses the data, the loop and the table of this file. The runs of seed 0 stay in
+``runs/remedies/<family>/<table>/<way>`` for TensorBoard, the full names in ``names.json`` beside them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HEADINGS = ("", "findings", "first sick step", "gradient norm, first layer", "lo
 
 @cache
 def digits(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scikit-learn's digits, 1,400 to train on and 397 held out: (N, 64) grey levels from 0 to ``scale``, classes."""
+    """Return scikit-learn's digits: 1,400 to train on, as (N, 64) levels from 0 to ``scale`` and classes; 397 held out."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -47,18 +47,32 @@ def digits(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def squared_error(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Of the classes as ten numbers, summed over the ten."""
+    """Return the squared error of the classes as ten numbers, summed over the ten."""
     return (outputs - F.one_hot(classes, 10)).square().sum(1).mean()
 
 
 def summed_cross_entropy(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Over the batch: a batch twice as large makes a step twice as long."""
+    """Return the sum over the batch: a batch twice as large makes a step twice as long."""
     return F.cross_entropy(outputs, classes, reduction="sum")
 
 
 def unguarded_cross_entropy(outputs: Tensor, classes: Tensor) -> Tensor:
-    """−Σ y·log p written out, as beginners do: 0·log 0 is NaN once a probability underflows."""
+    """Return −Σ y·log p written out, as beginners do: 0·log 0 is NaN once a probability underflows."""
     return -(F.one_hot(classes, 10) * outputs.softmax(1).log()).sum(1).mean()
+
+
+def changed(
+    make_model: Callable[[], nn.Module], *changes: Callable[[nn.Module, Tensor], object]
+) -> Callable[[], nn.Module]:
+    """Return a function that makes a model of digits and lets functions of ``gradwatch.remedies`` change it."""
+
+    def make() -> nn.Module:
+        model = make_model()
+        for change in changes:
+            change(model, digits()[0][:BATCH])
+        return model
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -66,12 +80,12 @@ class Way:
     """One way to train: sick, or with a remedy.
 
     Attributes:
-        name: of its row and its run; a remedy begins with its key.
+        name: of its row and its run; that of a remedy begins with its key.
         model: makes the network.
         rate: the learning rate.
         clip: as in ``gradwatch.watch``.
         loss: (outputs, targets) → loss.
-        inputs: what becomes of a batch's inputs, in training and on held-out data.
+        inputs: changes a batch's inputs, in training and on held-out data.
         optimizer: (parameters, rate) → optimizer.
         batch: samples a step.
         schedule: step → share of the rate.
@@ -94,14 +108,14 @@ class Way:
 
 @dataclass
 class Outcome:
-    """What one training came to.
+    """The outcome of one training.
 
     Attributes:
         findings: kind → first sick step.
         gradient: last norm of the first weight's gradient.
         first, last: loss at the first step, mean of the last ten.
         held_out: accuracy on held-out data; chance is 0.1.
-        milliseconds: of computing a step (process time), of the fastest tenth: others may use the machine, too.
+        milliseconds: processor time of a step, of the fastest tenth, since others may use the machine, too.
     """
 
     findings: dict[str, int] = field(default_factory=dict)
@@ -113,7 +127,7 @@ class Outcome:
 
 
 def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float = 1.0) -> Outcome:
-    """One run on the digits; the same seed gives every way of one batch size the same batches."""
+    """Train one run on the digits; with one seed, all ways of one batch size get the same batches."""
     inputs, classes, held_out, held_out_classes = digits(scale)
     torch.manual_seed(seed)
     model = way.model()
@@ -130,7 +144,7 @@ def train(way: Way, seed: int, steps: int, log_dir: Path | None, scale: float = 
 def loop(
     way: Way, model: nn.Module, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, log_dir: Path | None
 ) -> tuple[gradwatch.Watcher, list[float], list[float]]:
-    """Trains ``model`` on the batches that ``draw`` gives: the closed watcher, the losses, the seconds of each step."""
+    """Train ``model`` on the batches that ``draw`` returns, and return the watcher, the losses, the times of steps."""
     optimizer = way.optimizer(model.parameters(), lr=way.rate)
     losses, times = [], []
     with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=1) as watcher:
@@ -153,14 +167,14 @@ def loop(
 
 
 def held_out_accuracy(model: nn.Module, way: Way, inputs: Tensor, classes: Tensor) -> float:
-    """Share of digits never trained on that are read rightly."""
+    """Return the share of digits never trained on that are classified correctly."""
     model.eval()
     with torch.no_grad():
         return (model(way.inputs(inputs)).argmax(-1) == classes).float().mean().item()
 
 
 def outcome_of(watcher: gradwatch.Watcher, losses: Sequence[float], times: Sequence[float], held_out: float) -> Outcome:
-    """Figures of a run that has ended."""
+    """Return the figures of a run that has ended."""
     history = watcher.history
     first_weight = next(i for i, name in enumerate(history.layers) if "weight" in name)
     kinds: dict[str, int] = {}
@@ -185,16 +199,16 @@ def compare(
     train: Callable[..., Outcome] = train,
     held_out: str = "held-out accuracy",
 ) -> list[str]:
-    """Trains each way under every seed, prints the table, and returns it as lines of Markdown.
+    """Train each way under every seed, print the table, and return it as lines of Markdown.
 
     Args:
-        family: of remedies, where the runs go.
+        family: of remedies; names the folder of the runs.
         title: of the table.
         ways: its rows.
         steps: of each run.
         scale: of the pixels.
-        train: how one run goes.
-        held_out: what its last figure is.
+        train: makes one run.
+        held_out: the name of its last figure.
     """
     rows = {}
     headings = [held_out if heading == "held-out accuracy" else heading for heading in HEADINGS]
@@ -220,16 +234,16 @@ def compare(
 
 
 def cells_of(outcomes: Sequence[Outcome]) -> list[str]:
-    """One row: medians over the seeds, with the lowest and highest of what is held out."""
+    """Return one row: medians over the seeds, with the lowest and highest of the held-out figure."""
     kinds = sorted({kind for outcome in outcomes for kind in outcome.findings})
-    told, since = [], []
+    found, since = [], []
     for kind in kinds:
         steps = [outcome.findings[kind] for outcome in outcomes if kind in outcome.findings]
-        told.append(f"{kind} {len(steps)}/{len(outcomes)}")
+        found.append(f"{kind} {len(steps)}/{len(outcomes)}")
         since.append(f"{statistics.median_low(steps)}")
     held_out = [outcome.held_out for outcome in outcomes]
     return [
-        ", ".join(told) or "none",
+        ", ".join(found) or "none",
         ", ".join(since) or "–",
         f"{_median(o.gradient for o in outcomes):.1e}",
         f"{_median(o.first for o in outcomes):.3g} → {_median(o.last for o in outcomes):.3g}",
@@ -239,7 +253,7 @@ def cells_of(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _median(numbers: Iterator[float] | Sequence[float]) -> float:
-    """NaN counts as the worst."""
+    """Return the median, with NaN as the highest."""
     ordered = sorted(numbers, key=lambda number: (math.isnan(number), number))
     return ordered[len(ordered) // 2]
 
@@ -256,6 +270,6 @@ def _print(title: str, headings: Sequence[str], rows: dict[str, list[str]]) -> N
 
 
 def quiet() -> None:
-    """What the tables say needs no line in the log; networks this small are slower on several threads."""
+    """Log nothing, since the tables say it all, and use one thread, since networks this small are slower on several."""
     logging.getLogger("gradwatch").addHandler(logging.NullHandler())
     torch.set_num_threads(1)
