@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from activations import WIDTH, stack
 from side_by_side import Way, compare, quiet, unguarded_cross_entropy
 from torch import Tensor, nn

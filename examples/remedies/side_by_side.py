@@ -36,7 +36,7 @@ HEADINGS = ("", "findings", "first sick step", "gradient norm, first layer", "lo
 
 @cache
 def digits(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scikit-learn's digits: 1,400 to train on, as (N, 64) levels from 0 to ``scale`` and classes; 397 held out."""
+    """Return scikit-learn's digits: 1,400 to train on, as (N, 64) levels up to ``scale`` and classes; 397 held out."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
