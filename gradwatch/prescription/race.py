@@ -160,7 +160,7 @@ class _Race:
         """Return for each remedy why it could not be tried, or what of it could not be done."""
         tried = {name_of(candidate) for candidate in self.whole}
         failed = {name: reason for name, reason in self.failed.items() if name not in tried}
-        partly = {}
+        partly: dict[str, str] = {}
         for candidate, runs in self.whole.items():
             partly |= {name_of(candidate): run.not_done for run in runs if run.not_done}
         return self.barred | failed | partly
