@@ -100,7 +100,7 @@ class Memory:
 
     Attributes:
         rows: every row.
-        events: (finding, ended) of every opening and closing.
+        events: (finding, ended) as written: when each finding opened, as it went on, and when it ended.
         closed: whether ``close`` was called.
     """
 

@@ -84,17 +84,24 @@ class Diagnosis:
         incidents = self._detectors.open_incidents()
         return [_grown(self._open[name], incidents[name]) for name in incidents if name in self._open]
 
-    def changes(self) -> list[FindingUpdate]:
+    def changes(self, *, only_large: bool = False) -> list[FindingUpdate]:
         """Return the open findings that have gone on, or cover more layers, since they were told last.
 
         Readers of what was written take the last one, so that ``last_step`` and ``layers`` are right without an end.
+
+        Args:
+            only_large: leave out those that have lasted less than twice as long as when they were told last and cover
+                the same layers. So a file that is never closed is right within a factor of two, and stays small.
         """
-        events = []
+        changed = []
         for name, incident in self._detectors.open_incidents().items():
-            if name in self._open and (now := _grown(self._open[name], incident)) != self._told.get(name):
+            if name not in self._open:
+                continue
+            now, told = _grown(self._open[name], incident), self._told[name]
+            if now != told and not (only_large and _is_small(told, now)):
                 self._told[name] = now
-                events.append(FindingUpdate(now, ended=False, is_new=False))
-        return events
+                changed.append(FindingUpdate(now, ended=False, is_new=False))
+        return changed
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run goes on from, as plain values and arrays."""
@@ -156,6 +163,10 @@ def _sentences(incident: Incident, facts: Iterable[Fact]) -> list[str]:
     """Return the detector's own sentences, and as many facts as fit: those with a clue for the remedies first."""
     by_weight = sorted(facts, key=lambda fact: fact.clue is None)
     return [*incident.cause, *(fact.words for fact in by_weight)][:MOST_SENTENCES]
+
+
+def _is_small(told: Finding, now: Finding) -> bool:
+    return told.layers == now.layers and now.last_step - now.step < 2 * (told.last_step - told.step + 1)
 
 
 def _grown(finding: Finding, incident: Incident) -> Finding:

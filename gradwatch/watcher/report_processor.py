@@ -165,10 +165,10 @@ class ReportProcessor:
     def _write(self, track: OptimizerTrack, report: StepReport) -> None:
         track.rows.add(report)
         if self._cadence.is_logged(report.update):
-            self._write_changes_of(track)
+            self._write_changes_of(track, only_large=True)
             band = self._guard.run("band", track.diagnosis.band, report)
             self._dispatcher.write_row(track.rows.build(report, self.skipped_steps, band))
 
-    def _write_changes_of(self, track: OptimizerTrack) -> None:
-        for update in self._guard.run("open findings", track.diagnosis.changes) or ():
+    def _write_changes_of(self, track: OptimizerTrack, *, only_large: bool = False) -> None:
+        for update in self._guard.run("open findings", track.diagnosis.changes, only_large=only_large) or ():
             self._dispatcher.write_finding(update)

@@ -33,7 +33,7 @@ class SinkDispatcher:
         self._each("write_row", row)
 
     def write_finding(self, event: FindingUpdate) -> None:
-        """Hand a finding to every sink; to ``on_finding``, too, where it opens."""
+        """Hand a finding to every sink: as it opens, goes on or ends; to ``on_finding``, too, where it opens."""
         self._each("write_finding", event.finding, event.ended)
         if not event.is_new or self._on_finding is None:
             return
