@@ -1,7 +1,7 @@
-"""Watch any training script without a change to it: what ``gradwatch run`` does.
+"""Watch any training script without a change to it, as ``gradwatch run`` does.
 
-Enters: a program and what to do with it. Leaves: the program's own ending, a summary on stderr, event files. Loads
-torch no earlier than the program does.
+The program ends as it would without us. A summary goes to stderr, and event files to a directory. Torch is loaded no
+earlier than the program loads it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["Program", "run_watched"]
 
 
 def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_on: Collection[str]) -> None:
-    """Runs ``program`` and watches what it trains.
+    """Run ``program`` and watch what it trains.
 
     Args:
         program: what to run.
         log_dir: where event files go.
         clip: as in ``gradwatch.watch``.
-        fail_on: kinds of findings that make the status 1 where the program's own is 0.
+        fail_on: kinds of findings that turn the program's status 0 into 1.
 
     Raises:
         SystemExit: always, with the status.
@@ -43,7 +43,7 @@ def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_
 
 
 class _Watched:
-    """A tracker as soon as there is torch, whose faults are none of the program's."""
+    """A tracker that begins as soon as torch is loaded. Its faults never reach the program."""
 
     def __init__(self, log_dir: Path, clip: float | str | None) -> None:
         self._log_dir, self._clip = log_dir, clip
@@ -60,7 +60,7 @@ class _Watched:
             logging.getLogger("gradwatch").warning("gradwatch: this run cannot be watched:", exc_info=True)
 
     def end(self, *, has_failed: bool) -> set[str]:
-        """Says what was found; returns the kinds."""
+        """Print the summary, and return the kinds of findings."""
         tracker = self._tracker
         if tracker is not None and tracker.is_in_child:
             return set()

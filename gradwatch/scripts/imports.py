@@ -1,7 +1,7 @@
-"""Calls back once a module was imported, so that whoever waits for it need not import it first.
+"""Call back once a module was imported, without importing it first.
 
-Enters: a module's name. Leaves: one call, after its import. What a program sets up before it imports that module
-(``OMP_NUM_THREADS``, ``CUDA_VISIBLE_DEVICES``) is set up in time.
+So whatever a program sets up before it imports that module (``OMP_NUM_THREADS``, ``CUDA_VISIBLE_DEVICES``) is set up in
+time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["after_import"]
 
 
 def after_import(name: str, then: Callable[[], None]) -> Callable[[], None]:
-    """Has ``then`` called once ``name`` was imported; at once where it already is.
+    """Have ``then`` called once the module ``name`` was imported; at once if it is imported already.
 
     Returns:
-        What stops waiting.
+        A function that stops the waiting.
     """
     if name in sys.modules:
         then()
@@ -30,7 +30,7 @@ def after_import(name: str, then: Callable[[], None]) -> Callable[[], None]:
 
 
 class _Finder:
-    """Finds nothing itself: asks those behind it, and follows the loader of what they found through one import."""
+    """A finder that finds nothing itself: it asks the others, and follows the loader that they found for one import."""
 
     def __init__(self, name: str, then: Callable[[], None]) -> None:
         self._name, self._then = name, then
@@ -56,7 +56,7 @@ class _Finder:
         load = loader.exec_module
 
         def load_and_tell(module: ModuleType) -> None:
-            vars(loader).pop("exec_module", None)  # two may wait for one module
+            vars(loader).pop("exec_module", None)  # several finders may wait for one module
             load(module)
             self._then()
 

@@ -1,7 +1,7 @@
-"""The losses of a program that hands none over: what ``backward()`` is called on.
+"""Collect the losses of a program that hands none over: the scalars that ``backward()`` is called on.
 
-Enters: calls of ``torch.autograd.backward`` (``Tensor.backward`` among them) and ``GradScaler.scale``. Leaves: for an
-optimizer about to update, the losses since the last one. Knows nothing of models.
+They come from calls of ``torch.autograd.backward`` (``Tensor.backward`` among them). Calls of ``GradScaler.scale`` tell
+what they were before they were scaled.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ KEPT = 256  # losses between two updates: more than most accumulate; a program t
 
 
 class Losses:
-    """Losses on which ``backward()`` was called, until an update was made of them.
+    """The losses on which ``backward()`` was called, until an update was made from them.
 
-    Several optimizers that update after one backward pass each get its loss.
+    Of several optimizers that update after one backward pass, each gets its loss.
     """
 
     def __init__(self) -> None:
@@ -36,13 +36,13 @@ class Losses:
         self._scaler: GradScaler | None = None  # has scaled something since the latest backward pass
 
     def note_scaled(self, scaler: GradScaler, given: Any, scaled: Any) -> None:
-        """``scaler`` made ``scaled`` from ``given``."""
+        """Note that ``scaler`` made ``scaled`` from ``given``."""
         if isinstance(scaled, Tensor) and isinstance(given, Tensor) and scaled is not given:
             self._unscaled[scaled] = given
             self._scaler = scaler
 
     def note_backward(self, tensors: Any) -> None:
-        """``backward()`` is called on ``tensors``; of several the sum is the loss, of a tensor with entries nothing."""
+        """Note a call of ``backward()``. Several scalars count as their sum; tensors with more entries are no loss."""
         if _torch.in_backward():  # a checkpoint, within a backward pass
             return
         parts = [tensors] if isinstance(tensors, Tensor) else list(tensors)
@@ -58,19 +58,19 @@ class Losses:
         self._latest = parts[-1]
 
     def take(self, optimizer: object) -> Sequence[Tensor]:
-        """() losses since the last update, detached; none where ``optimizer`` has taken them before."""
+        """Return the () losses since the last update, detached; none if ``optimizer`` has taken them before."""
         if id(optimizer) in self._took:
             return ()
         self._took.add(id(optimizer))
         return tuple(self._since)
 
     def take_graph(self) -> Tensor | None:
-        """The latest loss with its graph, which is held no longer."""
+        """Return the latest loss with its graph, and hold it no longer."""
         latest, self._latest = self._latest, None
         return latest
 
     def _value(self, loss: Tensor, scaler: GradScaler | None) -> Tensor:
-        """() ``loss`` before it was scaled; where more was computed since, divided by the scale."""
+        """Return () ``loss`` without its scale: as it was before scaling, or divided where it was computed since."""
         value = loss.detach()
         if (given := self._unscaled.get(loss)) is not None:
             value = given.detach()

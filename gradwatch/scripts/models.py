@@ -1,7 +1,6 @@
-"""An optimizer's parameters → the models that they belong to, and what the program calls those.
+"""Find the models that an optimizer's parameters belong to, and what the program calls them.
 
-Enters: parameters. Leaves: the outermost modules that hold them, found among all that are alive, and names. Knows
-nothing of steps.
+The models are the outermost modules that hold the parameters, among all modules that are alive.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from types import FrameType
 from typing import Any
 
@@ -23,25 +23,16 @@ _ANY_MODEL = {"model", "module", "net", "network"}  # arguments of a function th
 
 
 def roots_of(parameters: Sequence[Tensor]) -> tuple[list[nn.Module], list[Tensor]]:
-    """The outermost modules that hold ``parameters``, each as few as will do, and the parameters that no module holds.
+    """Return the fewest outermost modules that hold ``parameters``, and the parameters that no module holds.
 
-    Of two that hold the same (a model, and what was wrapped around it by the side) the one that was found to hold more
-    of the parameters comes first; between equals the younger gives way.
+    The module that holds the most of the parameters comes first, then the module that holds the most of the rest, and
+    so on. Of two that hold the same (a model, and a wrapper beside it) the older one is taken.
     """
-    modules = _living_modules()
-    parents: dict[int, list[nn.Module]] = {}
-    for module in modules:
-        for child in _torch.modules_set_so_far(module).values():
-            parents.setdefault(id(child), []).append(module)
-    wanted = {id(parameter): parameter for parameter in parameters}
-    held: dict[int, tuple[nn.Module, set[int]]] = {}
-    for module in modules:
-        mine = {id(parameter) for parameter in _torch.parameters_set_so_far(module).values()} & wanted.keys()
-        for root in _outermost(module, parents) if mine else ():
-            held.setdefault(id(root), (root, set()))[1].update(mine)
-    roots, left = [], set(wanted)
+    left = {id(parameter) for parameter in parameters}
+    held = _held_by_roots(left)
+    roots = []
     while left and held:
-        root, mine = max(held.values(), key=lambda pair: len(pair[1] & left))
+        root, mine = max(held, key=lambda pair: len(pair[1] & left))
         if not mine & left:
             break
         roots.append(root)
@@ -49,8 +40,23 @@ def roots_of(parameters: Sequence[Tensor]) -> tuple[list[nn.Module], list[Tensor
     return roots, [parameter for parameter in parameters if id(parameter) in left]
 
 
+def _held_by_roots(wanted: AbstractSet[int]) -> list[tuple[nn.Module, set[int]]]:
+    """Return the outermost modules, each with the ids of those ``wanted`` parameters that it holds."""
+    modules = _living_modules()
+    parents: dict[int, list[nn.Module]] = {}
+    for module in modules:
+        for child in _torch.modules_set_so_far(module).values():
+            parents.setdefault(id(child), []).append(module)
+    held: dict[int, tuple[nn.Module, set[int]]] = {}
+    for module in modules:
+        mine = wanted & {id(parameter) for parameter in _torch.parameters_set_so_far(module).values()}
+        for root in _outermost(module, parents) if mine else ():
+            held.setdefault(id(root), (root, set()))[1].update(mine)
+    return list(held.values())
+
+
 def name_of(model: nn.Module, frame: FrameType) -> str:
-    """The class of ``model``; for one of torch's own, which say little, the variable that holds it around ``frame``."""
+    """Return the class of ``model``; for a class of torch, which says little, the variable around ``frame``."""
     model = next(submodules(model))[1]  # under its wrappers
     kind = type(model)
     if not kind.__module__.startswith("torch."):
@@ -60,7 +66,7 @@ def name_of(model: nn.Module, frame: FrameType) -> str:
 
 
 def tensor_names(tensors: Sequence[Tensor], frame: FrameType) -> dict[str, Tensor]:
-    """Bare tensors by the variables that hold them around ``frame``, else numbered."""
+    """Return ``tensors`` by the variables that hold them in ``frame`` or around it, else numbered."""
     named: dict[str, Tensor] = {}
     for number, tensor in enumerate(tensors):
         name = next(_names_of(tensor, frame), f"parameter_{number}")
@@ -75,7 +81,7 @@ def _living_modules() -> list[nn.Module]:
 
 
 def _outermost(module: nn.Module, parents: dict[int, list[nn.Module]]) -> list[nn.Module]:
-    """The modules above ``module`` that no module holds; itself, where there is only a circle above it."""
+    """Return the modules above ``module`` that no module holds; ``module`` itself if there is only a cycle above it."""
     found, seen, above = [], set(), [module]
     while above:
         one = above.pop()
@@ -90,7 +96,7 @@ def _outermost(module: nn.Module, parents: dict[int, list[nn.Module]]) -> list[n
 
 
 def _names_of(thing: object, frame: FrameType) -> Iterator[str]:
-    """Names of variables, and of attributes of ``self``, that hold ``thing``; those nearest to ``frame`` first."""
+    """Yield the names of variables, and of attributes of ``self``, that hold ``thing``, from ``frame`` outwards."""
     at: FrameType | None = frame
     while at is not None:
         variables: dict[str, Any] = dict(at.f_locals)
@@ -100,7 +106,7 @@ def _names_of(thing: object, frame: FrameType) -> Iterator[str]:
 
 
 def caller_outside(*packages: str) -> FrameType:
-    """The innermost frame of the stack that runs none of ``packages``."""
+    """Return the innermost frame of the stack that runs none of ``packages``."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
         frame = frame.f_back

@@ -1,7 +1,6 @@
-"""Follows every optimizer of a program from its construction, and has a watcher for each model that is trained.
+"""Follow every optimizer of a program from its construction, and watch each model that is trained.
 
-Enters: optimizers as they are made and as they step, losses as ``backward()`` is called. Leaves: the watcher's verbs,
-and a summary of each model. Torch is patched between ``begin`` and ``end`` only, and a forked child is left alone.
+Torch is patched between ``begin`` and ``end`` only. A forked child is left alone.
 """
 
 from __future__ import annotations
@@ -28,22 +27,24 @@ from gradwatch.sinks.log import logger
 
 __all__ = ["OptimizerTracker"]
 
-MOST_MODELS = 32  # a search that trains more leaves more runs than anyone opens, and each holds files and a history
+MOST_MODELS = 32
+"""Models that are watched. A search that trains more leaves more runs than anyone opens, each with open files."""
 
 
 class OptimizerTracker:
-    """Watches whatever is trained between ``begin`` and ``end``.
+    """A tracker that watches whatever is trained between ``begin`` and ``end``.
 
-    A model is attached to in its first forward pass after an optimizer of it was made, so that its first step is seen
-    whole; in the backward pass where the program calls it some other way; at the update where all else failed.
+    Watching a model begins in its first forward pass after an optimizer of it was made, so that its first step is seen
+    whole. If the program does not call the model, it begins in the backward pass, or else at the update.
 
     Args:
-        log_dir: where event files go: of the only model there, of several in directories of their names.
+        log_dir: for event files; with several models each has a directory of its name in it.
         clip: as in ``gradwatch.watch``.
 
     Attributes:
         guard: takes the faults.
-        summaries: of each model that was trained, in order of their first steps.
+        summaries: one for each model that was trained, in order of their first steps.
+        is_in_child: this process is a forked child.
     """
 
     def __init__(self, log_dir: Path, clip: float | str | None) -> None:
@@ -59,7 +60,7 @@ class OptimizerTracker:
         self.is_in_child = False
 
     def begin(self) -> None:
-        """From the next optimizer on."""
+        """Follow every optimizer that is made from now on."""
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._rest)
         self._undo += [
@@ -70,7 +71,7 @@ class OptimizerTracker:
         ]
 
     def end(self) -> None:
-        """Takes everything off again, and closes what was watched."""
+        """Remove every patch and hook, and stop watching."""
         while self._undo:
             self._undo.pop()()
         for trained in self._trained:
@@ -78,23 +79,26 @@ class OptimizerTracker:
 
     @property
     def is_first_rank(self) -> bool:
-        """Whether this process writes and speaks: the only one, or the first of several."""
+        """True if this process writes files and prints: the only one, or the first of several."""
         distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank() == 0
         return os.environ.get("RANK", "0") == "0"
 
-    # what torch is made to tell
+    # calls from the patched functions of torch
 
     @observing("new optimizers")
     def _made(self, /, *args: Any, **kwargs: Any) -> None:
-        """An optimizer was made: listens to its model."""
+        """Listen to the model of an optimizer that was made."""
         if not self.is_in_child:
             self._follow_steps()
             self._find(args[0])
 
     def _follow_steps(self) -> None:
-        """Not before an optimizer is made, which loads the compiler; to hide something from the compiler does, too."""
+        """Hook the steps of all optimizers, once.
+
+        This waits until an optimizer is made, which loads the compiler: so does hiding a function from it.
+        """
         if self._follows_steps:
             return
         self._follows_steps = True
@@ -128,7 +132,7 @@ class OptimizerTracker:
 
     @observing("scalers")
     def _use_scaler(self, scaler: GradScaler, optimizer: Optimizer) -> int | None:
-        """How many steps of ``optimizer`` were seen; None where ``scaler`` leaves none out."""
+        """Return how many steps of ``optimizer`` were seen; None if ``scaler`` leaves none out."""
         trained = self._find(optimizer)
         if trained is None or self.is_in_child or not scaler.is_enabled():
             return None
@@ -181,13 +185,13 @@ class OptimizerTracker:
             trained.loop.after_update(optimizer)
 
     def _rest(self) -> None:
-        """In a forked child: its parent's files are not its own."""
+        """Rest in a forked child: the files belong to its parent."""
         self.is_in_child = True
 
-    # which model is whose
+    # the models of the optimizers
 
     def _find(self, optimizer: Optimizer) -> WatchedModel | None:
-        """What ``optimizer`` trains; None beyond ``MOST_MODELS``."""
+        """Return the model that ``optimizer`` trains; None beyond ``MOST_MODELS``."""
         if optimizer in self._of:
             return self._of[optimizer]
         parameters = parameters_of(optimizer)
@@ -196,7 +200,7 @@ class OptimizerTracker:
         if trained is not None:
             trained.optimizers.add(optimizer)
         for each in self._trained:
-            if not each.optimizers:  # its model may be gone, but for us
+            if not each.optimizers:  # only we may still hold its model
                 each.close()
         self._trained = [each for each in self._trained if each.optimizers]
         return trained
@@ -205,7 +209,7 @@ class OptimizerTracker:
         if len(self._names) >= MOST_MODELS:
             if not self._said_too_many:
                 self._said_too_many = True
-                logger.warning("gradwatch: %d models are watched; further ones of this run are not.", MOST_MODELS)
+                logger.warning("gradwatch: %d models are watched; further models of this run are not.", MOST_MODELS)
             return None
         trained = WatchedModel(parameters, caller_outside("torch", "gradwatch"), self._names)
         trained.listen(self._watch)
@@ -214,7 +218,7 @@ class OptimizerTracker:
 
     @observing("attaching")
     def _watch(self, trained: WatchedModel) -> None:
-        """Attaches a watcher, once."""
+        """Begin to watch ``trained``, once."""
         if trained.summary is not None:
             return
         is_only = len(self._trained) == 1 and not self.summaries

@@ -1,6 +1,6 @@
-"""Has a function of someone else's tell when it is called.
+"""Patch a function of another library so that it reports its calls.
 
-Enters: its owner and name. Leaves: what puts it back. Signatures, results and exceptions stay as they are.
+Signatures, results and exceptions stay as they are.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Function = Callable[..., Any]
 
 
 def around(owner: Any, name: str, make: Callable[[Function], Function]) -> Callable[[], None]:
-    """Puts what ``make`` makes of ``owner.name`` in its place.
+    """Replace the function ``owner.name`` by ``make`` of it.
 
     Returns:
-        What puts it back.
+        A function that puts the original back.
     """
     original = getattr(owner, name)
     setattr(owner, name, functools.wraps(original)(make(original)))
@@ -26,7 +26,7 @@ def around(owner: Any, name: str, make: Callable[[Function], Function]) -> Calla
 
 
 def before(owner: Any, name: str, tell: Callable[..., object]) -> Callable[[], None]:
-    """``tell(its arguments)``, then the call."""
+    """Have ``tell`` called with the arguments before each call, see ``around``."""
 
     def make(original: Function) -> Function:
         def told(*args: Any, **kwargs: Any) -> Any:
@@ -39,7 +39,7 @@ def before(owner: Any, name: str, tell: Callable[..., object]) -> Callable[[], N
 
 
 def after(owner: Any, name: str, tell: Callable[..., object]) -> Callable[[], None]:
-    """The call, then ``tell(its arguments, result=…)``."""
+    """Have ``tell`` called with the arguments and ``result=`` after each call, see ``around``."""
 
     def make(original: Function) -> Function:
         def told(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,6 @@
-"""A script or module as the program ``__main__``, as ``python SCRIPT`` and ``python -m MODULE`` run it.
+"""Run a script or module as the program ``__main__``, as ``python SCRIPT`` and ``python -m MODULE`` do.
 
-Enters: what stands behind ``python`` on a command line. Leaves: how it ended. Knows nothing of training, and imports
-nothing that the program might have wanted to import first.
+Nothing is imported here that the program might want to import first.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ _kept: list[ModuleType] = []  # a module that sys.modules no longer holds would 
 
 @dataclass(frozen=True)
 class Program:
-    """What to run.
+    """A program to run.
 
     Attributes:
         target: a file, or a module's dotted name.
-        args: what follows it.
+        args: the arguments after it.
         is_module: whether it is a module.
     """
 
@@ -40,29 +39,29 @@ class Program:
 
     @property
     def name(self) -> str:
-        """For messages and directories: the file's stem, or the module's name."""
+        """The file's stem or the module's name, for messages and directories."""
         return self.target if self.is_module else Path(self.target).stem
 
     def refusal(self) -> str | None:
-        """Why it cannot be run, found without running anything of it; None where it seems it can."""
+        """Return why the program cannot be run; None if it seems that it can. Nothing of it runs for that."""
         if not self.is_module:
             return _refusal_of_file(self.target)
         package = self.target.partition(".")[0]
         path = [os.getcwd(), *sys.path[1:]]
         if package in sys.builtin_module_names or importlib.machinery.PathFinder.find_spec(package, path):
             return None
-        return f"expected a module's name behind -m, found none of this name: {self.target}"
+        return f"expected the name of a module after -m, found no module of this name: {self.target}"
 
 
 @dataclass(frozen=True)
 class End:
-    """How a program ended: ``raised`` is None where it reached its last line."""
+    """The end of a program; ``raised`` is None if it reached its last line."""
 
     raised: BaseException | None = None
 
     @property
     def status(self) -> int:
-        """The exit status that ``python`` would have ended with; 130, a shell's word for it, after Ctrl-C."""
+        """The exit status of ``python`` after such an end; after Ctrl-C 130, as shells have it."""
         if self.raised is None:
             return 0
         if not isinstance(self.raised, SystemExit):
@@ -72,7 +71,7 @@ class End:
 
 
 def run(program: Program) -> End:
-    """Runs it to its end; what it raises is printed as ``python`` prints it."""
+    """Run ``program`` to its end. An exception is printed as ``python`` prints it."""
     atexit.register(_die_if_interrupted)  # before the program registers any: it is called when all of those have been
     try:
         module, code = _prepared(program)
@@ -90,10 +89,11 @@ def run(program: Program) -> End:
 
 
 def leave(end: End, otherwise: int = 0) -> None:
-    """Leaves the interpreter as the program would have: by its status, or by the signal of Ctrl-C.
+    """Leave the interpreter as the program would have: by its status, or by the signal of Ctrl-C.
 
     Args:
-        otherwise: the status where its own is 0.
+        end: of the program.
+        otherwise: the status to use in place of 0.
 
     Raises:
         SystemExit: always.
@@ -109,12 +109,12 @@ def _refusal_of_file(target: str) -> str | None:
         return None
     found = "a directory" if path.is_dir() else "no plain file" if path.exists() else "no such file"
     if target == "-":
-        found = "the standard input, which is the program's own; save the script as a file"
+        found = "the standard input, which belongs to the program; save the script as a file"
     return f"expected a Python file, found {found}: {target}"
 
 
 def _prepared(program: Program) -> tuple[ModuleType, CodeType]:
-    """The empty module ``__main__``, in its place, and the code to run in it."""
+    """Put an empty module ``__main__`` in place, and return it with the code to run in it."""
     module, ours = ModuleType("__main__"), sys.modules["__main__"]
     _kept.append(ours)
     sys.modules["__main__"] = module
@@ -140,7 +140,7 @@ def _prepared(program: Program) -> tuple[ModuleType, CodeType]:
 
 
 def _spec_of(name: str) -> importlib.machinery.ModuleSpec:
-    """That of the module to run; importing its packages is the program's own doing."""
+    """Return the spec of the module to run. This imports its parent packages, as ``python -m`` does."""
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(f"{name}.__main__")
@@ -150,13 +150,13 @@ def _spec_of(name: str) -> importlib.machinery.ModuleSpec:
 
 
 def _put_first(directory: str) -> None:
-    """Where ``python`` has put our own directory stands the program's; under ``-P`` it puts none."""
+    """Put ``directory`` where ``python`` has put our own. Under ``-P`` it has put none."""
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = directory
 
 
 def _forget_our_frames(error: BaseException | None) -> None:
-    """So that tracebacks read as without us, those of what the error came from too."""
+    """Drop our frames from the traceback of ``error``, and of the errors that it came from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -182,7 +182,7 @@ def _is_ours(trace: TracebackType) -> bool:
 
 
 def _die_if_interrupted() -> None:
-    """By the signal, as ``python`` does after Ctrl-C, so that a shell's loop around it ends too."""
+    """End by the signal, as ``python`` does after Ctrl-C, so that a shell's loop around it ends, too."""
     if not _interrupts:
         return
     sys.stdout.flush()

@@ -32,10 +32,10 @@ class SummarySink:
     Attributes:
         name: of the model.
         steps: attempted updates.
-        saw_loss: whether one of them came with a loss.
+        saw_loss: one of them came with a loss.
         files: its event files, None where this run writes none for it.
         whose: who watches it, for the summary; ``""`` for this run.
-        findings: as they came last, by onset.
+        findings: their latest state, by first step.
     """
 
     def __init__(self, name: str, files: TensorBoard | None = None, whose: str = "") -> None:

@@ -1,4 +1,4 @@
-"""One model that a program trains, or several that share an optimizer: its name, its optimizers, its watcher."""
+"""Keep what belongs to one model that a program trains: its name, its optimizers, its watched loop."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ __all__ = ["WatchedModel"]
 
 
 class WatchedModel:
-    """What one optimizer trains, or several that share a model.
+    """The model that one optimizer trains, or several optimizers; or the models that share an optimizer.
 
-    Nothing of it is held before it is watched; afterwards the watcher holds the model, until it is closed.
+    The model is not kept alive before it is watched. Afterwards the watched loop holds it, until it is closed.
 
     Args:
         parameters: of its first optimizer.
-        frame: where that was made, for names.
-        taken: names of others; its own are added.
+        frame: in which that optimizer was made, for names.
+        taken: names of other models; the new ones are added.
 
     Attributes:
-        name: of the model, or of several, joined.
+        name: of the model; the joined names of several.
         optimizers: those that are alive.
-        steps_of: attempted updates of each.
+        steps_of: attempted updates of each optimizer.
         loop: the watched loop; None before it is watched, and where someone else watches it.
         summary: None before it is watched.
     """
@@ -53,27 +53,27 @@ class WatchedModel:
         self.name = "+".join(self._models) or _free("tensors", taken)
 
     def holds(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether any of ``parameters`` is one of its own."""
-        own = {id(tensor) for tensor in self._tensors()}  # of those alive: a dead one's id may be another's by now
+        """Tell whether any of ``parameters`` belongs to this model."""
+        own = {id(tensor) for tensor in self._tensors()}  # of those alive: the id of a dead one may be in use again
         return any(id(parameter) in own for parameter in parameters)
 
     def listen(self, begin: Callable[[WatchedModel], object]) -> None:
-        """Has ``begin`` called within the first forward pass in training."""
+        """Have ``begin`` called within the first forward pass in training."""
 
         def enter(args: Any, kwargs: Any) -> None:
-            begin(self)  # whose loop listens too from here on, and hears this very call
+            begin(self)  # the loop listens, too, from here on, and hears this very call
 
         for model in self._living():
             stop = listen(model, enter, lambda token, output: self.stop_listening())
             self._stop += [] if stop is None else [stop]
 
     def stop_listening(self) -> None:
-        """Twice is fine."""
+        """Stop what ``listen`` began. Calling it again does nothing."""
         while self._stop:
             self._stop.pop()()
 
     def watch(self, log_dir: Path | None, clip: float | str | None, *, has_prefix: bool) -> None:
-        """Attaches a watcher, unless the program has one of its own."""
+        """Watch the model, unless the program watches it by itself."""
         if (own := loop_of(self._tensors())) is not None:
             self.summary = SummarySink(self.name, whose="the program's own watcher")
             own.add_sink(self.summary)
@@ -86,32 +86,32 @@ class WatchedModel:
             self.give_up(error)
 
     def count(self, optimizer: Optimizer) -> None:
-        """An update of ``optimizer`` is attempted."""
+        """Count an attempted update of ``optimizer``."""
         self.steps_of[optimizer] = self.steps_of.get(optimizer, 0) + 1
         if self.summary is not None:
             self.summary.steps += 1
 
     def note_loss(self, was_seen: bool) -> None:
-        """Whether this update came with a loss."""
+        """Note whether this update came with a loss."""
         if self.summary is not None:
             self.summary.saw_loss |= was_seen
 
     def give_up(self, error: Exception) -> None:
-        """It cannot be watched."""
+        """Stop watching a model that cannot be watched, and say why."""
         logger.warning("gradwatch: %s is not watched: %s", self.name, error)
         if self.summary is not None:
             self.summary.whose, self.summary.files = "nobody", None
         self.close()
 
     def close(self) -> None:
-        """Lets go of the model."""
+        """Stop watching, and let go of the model."""
         self.stop_listening()
         if self.loop is not None:
             self.loop.close()
             self.loop = None
 
     def _watched_loop(self, has_prefix: bool, **options: Any) -> WatchedLoop:
-        # the script is not to be changed, so nothing is advised; the summary says what was missing
+        # nobody is to change the script, so nothing is advised; the summary says what was missing
         if self._bare:
             living = {name: tensor for name, known in self._bare.items() if (tensor := known()) is not None}
             return loop_of_tensors(living, advises=False, **options)
@@ -134,7 +134,7 @@ def _event_files(log_dir: Path) -> TensorBoard:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """``name``, numbered where it is taken; taken from now on."""
+    """Return ``name``, numbered if it is taken, and add it to ``taken``."""
     numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
     free = name if name not in taken else next(each for each in numbered if each not in taken)
     taken.add(free)

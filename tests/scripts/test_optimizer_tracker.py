@@ -164,7 +164,7 @@ def test_models_beyond_the_limit_are_left_alone(tracker, monkeypatch, caplog):
         train(Net())
     assert len(tracker.summaries) == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "gradwatch: 2 models are watched; further ones of this run are not."
+        "gradwatch: 2 models are watched; further models of this run are not."
     ]
 
 
