@@ -142,7 +142,9 @@ def by_value(limit: float) -> Policy:
         bound = limit if scale is None else limit * float(scale)
         for gradient in gradients:
             merged = gradient.coalesce() if gradient.is_sparse else gradient  # its entries are sums of stored ones
-            _stored_entries(merged).clamp_(-bound, bound)
+            entries = _stored_entries(merged)
+            most = min(bound, torch.finfo(entries.dtype).max)  # a bound beyond it is refused
+            entries.clamp_(-most, most)
             if merged is not gradient:
                 gradient.copy_(merged)
 

@@ -278,3 +278,107 @@ def test_an_auto_out_of_range_is_refused_by_name(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"^{name}=.*: expected"):
         clip.auto(**wrong)
+
+
+# plain ways: what clips where measuring, or the policy itself, has failed
+
+
+def with_gradients(gradients):
+    """Weights that carry copies of ``gradients``, as torch's own functions take them."""
+    weights = [torch.empty_like(gradient) for gradient in gradients]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient.clone()
+    return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [1e-3, 0.1, 1.0, 1e4])
+@pytest.mark.parametrize("is_plain", [False, True], ids=["fast", "plain"])
+def test_by_norm_clips_bit_for_bit_as_torch_does(is_plain, limit, dtype):
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        gradients = [
+            torch.randn(shape, generator=generator, dtype=dtype) * 10.0 ** (seed % 7 - 3)
+            for shape in ((7, 5), (3,), (), (0, 4), (64, 33))
+        ]
+        weights = with_gradients(gradients)
+        nn.utils.clip_grad_norm_(weights, limit)
+        if is_plain:
+            clip.clip_plainly_(clip.by_norm(limit), gradients, None)
+        else:
+            apply(clip.by_norm(limit), gradients)
+        assert [bits(gradient) for gradient in gradients] == [bits(weight.grad) for weight in weights]
+
+
+@pytest.mark.parametrize("offset", range(-12, 13))
+def test_by_norm_rounds_at_its_very_limit_as_torch_does(offset):
+    gradients = [torch.tensor([0.6, 0.0]), torch.tensor([0.8])]
+    limit = torch.stack([g.norm() for g in gradients]).norm().item() * (1 + offset * 2e-7)
+    weights = with_gradients(gradients)
+    nn.utils.clip_grad_norm_(weights, limit)
+    apply(clip.by_norm(limit), gradients)
+    assert [bits(gradient) for gradient in gradients] == [bits(weight.grad) for weight in weights]
+
+
+@twins
+@pytest.mark.parametrize("limit", [0.1, 1.0, 1e6])
+@pytest.mark.parametrize("case", finite_cases())
+def test_plain_ways_agree_with_the_loop(policy, twin, limit, case):
+    gradients = finite_cases()[case]
+    expected = twin([values(gradient) for gradient in gradients], limit)
+    clip.clip_plainly_(policy(limit), gradients, None)
+    assert_close(gradients, expected)
+
+
+@every_policy
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_plain_ways_never_scale_by_a_total_that_is_not_finite(policy, poison):
+    gradients = [torch.tensor([5.0, -0.0, poison]), torch.tensor(7.0), randn(3, 2).T]
+    before = [bits(gradient) for gradient in gradients]
+    clip.clip_plainly_(policy, gradients, None)
+    assert [bits(gradient) for gradient in gradients] == before
+
+
+@pytest.mark.parametrize(("policy", "clipped"), [(clip.by_norm(1.0), [4.8, 6.4]), (clip.by_value(0.5), [4.0, 4.0])])
+def test_plain_ways_leave_a_loss_scale_where_it_is(policy, clipped):
+    gradient = torch.tensor([24.0, 32.0])  # of 3 and 4, at a scale of 8
+    clip.clip_plainly_(policy, [gradient], torch.tensor(8.0))
+    assert gradient.tolist() == pytest.approx(clipped)
+
+
+def test_auto_clips_plainly_by_the_level_that_it_knew_last():
+    policy = clip.auto()
+    gradient = torch.tensor([1e4])
+    clip.clip_plainly_(policy, [gradient], None)
+    assert gradient.item() == 1e4  # nothing is known yet
+    totals_after(policy, [1.0] * 20)
+    known = policy.averages.state()
+    clip.clip_plainly_(policy, [gradient], None)
+    assert 0.5 < gradient.item() < 2
+    assert policy.averages.state() == known  # and it learns nothing
+
+
+def test_a_policy_of_the_users_own_is_given_plain_magnitudes():
+    seen = []
+
+    def clip_(gradients, magnitudes):
+        seen.append((magnitudes.l2.tolist(), magnitudes.nonfinite.tolist(), magnitudes.total.item()))
+        return magnitudes.total
+
+    clip.clip_plainly_(clip.Policy(clip_, "own", lambda: None), [torch.tensor([3.0, 4.0]), torch.zeros(2)], None)
+    assert seen == [([5.0, 0.0], [0, 0], 5.0)]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"version": 0}, {"version": 1, "mean": torch.ones(())}, {"version": 1, "median": torch.ones(())}],
+)
+def test_averages_that_cannot_be_read_are_refused(state):
+    with pytest.raises(ValueError, match="expected the averages of clip='auto', version 1"):
+        clip.auto().averages.restore(state)
+
+
+def test_averages_before_the_first_step_are_restored_as_none():
+    averages = clip.auto().averages
+    averages.restore(clip.auto().averages.state())
+    assert averages.mean is None

@@ -31,7 +31,7 @@ class Before(Protocol):
 
 After = Callable[[Optimizer], object]
 HookResult = tuple[tuple[Any, ...], dict[str, Any]] | None
-"""What torch's pre-hook may return: other arguments for the step, or None for those it was called with."""
+"""A return value of torch's pre-hook: other arguments for the step, or None for those it was called with."""
 
 _STEP = _torch.code_around_steps()
 

@@ -1,4 +1,4 @@
-"""What lives across the updates of one optimizer."""
+"""The memory of one optimizer: all that lives across its updates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["OptimizerTrack"]
 
 
 class OptimizerTrack:
-    """What lives across the updates of one optimizer, or of a loop without one.
+    """The memory of one optimizer, or of a loop without one: all that lives across its updates.
 
     Attributes:
         index: of the optimizer, in order of first sight.

@@ -1,4 +1,4 @@
-"""Where the NaN or Inf of a step came from: asked of ``explain/``, as much as this run allows."""
+"""Ask ``explain/`` where the NaN or Inf of a step came from, as far as this run allows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["OriginFinder", "StepOrigin"]
 
 @dataclass(frozen=True)
 class StepOrigin:
-    """What one step has left behind for whoever asks where its NaN or Inf came from.
+    """The traces of one step, for whoever asks where its NaN or Inf came from.
 
     Attributes:
         device_type: of the gradients.

@@ -21,7 +21,7 @@ _RESUME = "Resume without it: the watcher then begins anew, and the training goe
 
 @dataclass(frozen=True)
 class TrackState:
-    """What is known of one optimizer.
+    """The memory of one optimizer in a checkpoint.
 
     Attributes:
         updates: how many it has attempted.
@@ -36,7 +36,7 @@ class TrackState:
 
 @dataclass(frozen=True)
 class WatcherState:
-    """What a resumed run goes on from.
+    """The memory of a watcher in a checkpoint: a resumed run goes on from it.
 
     Attributes:
         layers: names of the watched layers.

@@ -215,8 +215,7 @@ class Steps:
         self.guard.run("processing", self.processor.drain)
 
     def state(self) -> tuple[TrackState, ...]:
-        """Return what is known of each optimizer that lives, in order of first sight."""
-        self._retire_gone()
+        """Return what is known of each optimizer, in order of first sight; those that others replaced are forgotten."""
         return (*(track.state() for track in self._all_tracks), *self._restored)
 
     def restore(self, count: int, tracks: Sequence[TrackState]) -> None:

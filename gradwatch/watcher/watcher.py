@@ -1,4 +1,4 @@
-"""What a user sees of a watched loop."""
+"""The public face of a watched loop."""
 
 from __future__ import annotations
 

@@ -505,3 +505,177 @@ def test_a_model_that_is_gone_is_not_kept_alive_by_its_watcher():
     gc.collect()
     assert gone() is None
     assert memory.closed
+
+
+# what an optimizer leaves to the next one
+
+
+def steps_of(watcher, optimizer, model, losses):
+    for loss_factor in losses:
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 8)).square().mean() * loss_factor
+        watcher.observe_loss(loss)
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_new_optimizer_begins_with_baselines_of_its_own():
+    model = net()
+    with gradwatch.watch(model, clip="auto") as watcher:
+        seen = set()
+        for _ in range(20):  # CPython gives a new object the address of one that is gone
+            optimizer = sgd(model, lr=0.0)
+            seen.add(id(optimizer))
+            steps_of(watcher, optimizer, model, [1.0] * 3)
+            del optimizer
+            gc.collect()
+        assert len(seen) < 20
+        history = watcher.history
+        assert history["optimizer"].tolist() == [number for number in range(20) for _ in range(3)]
+        steps = watcher._loop.steps
+        assert len(steps._all_tracks) <= 1  # those of optimizers that are gone are let go
+        optimizer = sgd(model, lr=0.0)
+        steps_of(watcher, optimizer, model, [100.0])
+        clipped = watcher.history["grad_norm_clipped_total"][-1]
+        assert clipped == watcher.history["grad_norm_total"][-1]  # nothing is known of this optimizer yet
+
+
+def test_findings_of_an_optimizer_that_is_gone_are_kept_and_end():
+    model = net()
+    with gradwatch.watch(model, on_nonfinite="skip") as watcher:
+        optimizer = sgd(model, lr=0.0)
+        steps_of(watcher, optimizer, model, [1.0, torch.nan])
+        (found,) = watcher.findings
+        del optimizer
+        gc.collect()
+        optimizer = sgd(model, lr=0.0)
+        steps_of(watcher, optimizer, model, [1.0])
+        assert [(f.kind, f.step) for f in watcher.findings] == [(found.kind, found.step)]
+        assert [finding.step for finding in watcher._loop.processor.ended] == [found.step]
+
+
+def test_a_loop_without_an_optimizer_has_a_memory_of_its_own():
+    w = torch.ones(3)
+    with gradwatch.watch_tensors({"w": w}, clip="auto") as watcher:
+        for _ in range(10):
+            watcher.step(grads={"w": torch.ones(3)})
+        watcher.step(grads={"w": spike} if (spike := torch.full((3,), 100.0)) is not None else None)
+    assert watcher.history["optimizer"].tolist() == [0] * 11
+    assert watcher.history["grad_norm_clipped_total"][-1] < 10
+
+
+# what is public
+
+
+def test_a_watcher_shows_what_users_need_and_nothing_else():
+    with gradwatch.watch(net()) as watcher:
+        shown = {name for name in dir(watcher) if not name.startswith("_")}
+    assert shown == {
+        "close", "findings", "flush", "history", "load_state_dict", "observe_loss", "state_dict", "step",
+    }  # fmt: skip
+
+
+# states
+
+
+def state_of_a_run():
+    return watched_run(5, clip="auto")[0].state_dict()
+
+
+def refused(state, says):
+    with gradwatch.watch(net(), clip="auto") as watcher:
+        with pytest.raises(ValueError, match=says):
+            watcher.load_state_dict(state)
+        assert watcher._loop.steps.count == 0  # nothing of it was taken
+
+
+def test_a_state_of_another_version_is_refused_in_words():
+    refused({**state_of_a_run(), "version": 1}, r"expected a state of version \d, found version 1.* Resume without it")
+
+
+def test_what_is_no_state_is_refused_in_words():
+    refused({"model": 1}, r"expected what state_dict\(\) returned, found the keys \['model'\]")
+    refused([1], r"expected what state_dict\(\) returned, found list")
+
+
+@pytest.mark.parametrize("missing", ["step", "layers", "ended", "optimizers", "skipped_steps"])
+def test_a_state_with_a_part_missing_is_refused_in_words(missing):
+    state = state_of_a_run()
+    del state[missing]
+    refused(state, "cannot be read")
+
+
+def test_a_state_whose_optimizer_cannot_be_read_is_refused_before_any_step():
+    state = state_of_a_run()
+    state["optimizers"][0]["clip"]["version"] = 99
+    refused(state, "averages of clip='auto'")
+
+
+def test_a_state_is_numbers_strings_and_tensors_under_a_version(tmp_path):
+    state = state_of_a_run()
+    torch.save(state, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert loaded.keys() == state.keys() == {"version", "layers", "step", "skipped_steps", "ended", "optimizers"}
+
+
+# the garbage collector
+
+
+def test_sinks_and_on_finding_run_with_the_garbage_collector_on():
+    enabled = []
+
+    class Noting(Memory):
+        def write_row(self, row):
+            enabled.append(gc.isenabled())
+
+        def write_finding(self, finding, ended):
+            enabled.append(gc.isenabled())
+
+    note = lambda finding: enabled.append(gc.isenabled())
+    watched_run(12, sinks=[Noting()], log_every_n_steps=1, spoil=(3,), on_finding=note)
+    assert len(enabled) >= 14
+    assert all(enabled)
+
+
+# faults
+
+
+def test_a_fault_in_a_block_leaves_the_others_their_figures(monkeypatch, caplog):
+    def fail(*_, **__):
+        raise ValueError("made to happen")
+
+    monkeypatch.setattr("gradwatch.measure.measurement.Measurement.measure_figures", fail)
+    memory = Memory()
+    watcher, _ = watched_run(12, clip=0.5, spoil=(6,), sinks=[memory], log_every_n_steps=1)
+    assert len(watcher.history) == len(memory.rows) == 12
+    assert np.isfinite(watcher.history["grad_norm"][0]).all()
+    assert np.isnan(watcher.history["weight_norm"]).all()
+    assert "nonfinite" in {finding.kind for finding in watcher.findings}
+    assert (watcher.history["grad_norm_clipped_total"][:6] <= 0.5 + 1e-6).all()
+    assert sum("a fault in gradwatch itself" in record.getMessage() for record in caplog.records) == 2  # and it rests
+
+
+def test_where_measuring_fails_once_only_that_step_has_no_figures(monkeypatch):
+    from gradwatch.measure import statistics
+
+    measure, calls = statistics.measure, []
+
+    def fail_at_the_fourth(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise ValueError("made to happen")
+        return measure(*args)
+
+    monkeypatch.setattr(statistics, "measure", fail_at_the_fourth)
+    bare, model = net(), net()
+    watcher, _ = watched_run(10, model, clip=0.5)
+    optimizer = sgd(bare)
+    for step in range(10):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        (bare(x) - y).square().mean().backward()
+        nn.utils.clip_grad_norm_(bare.parameters(), 0.5)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), model.parameters(), strict=True))
+    assert len(watcher.history) >= 8
+    assert watcher.history.steps[-1] == 9  # the step was counted all the same
