@@ -233,6 +233,7 @@ def traces(model, optimizer):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, STEPS])
 @pytest.mark.parametrize("is_given", [True, False], ids=["optimizer given", "optimizer found"])
 @pytest.mark.parametrize("model_name", MODELS)
@@ -657,6 +658,7 @@ def test_a_faulty_clipping_policy_warns_once_and_training_goes_on(caplog):
     assert len(warnings_of_faults(caplog)) == 2  # the fault, and that this part rests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["write_row", "write_finding", "flush", "close"])
 @pytest.mark.parametrize("sink", [TensorBoard, JsonLines, Memory, Log])
 def test_a_sink_that_fails_at_anything_is_left_out_with_one_warning(sink, verb, monkeypatch, caplog, tmp_path):

@@ -418,6 +418,7 @@ def test_figures_and_weights_are_those_of_the_bare_loop(loop, found):
     run_both(loop, found)
 
 
+@pytest.mark.slow
 @named
 @decides
 @every_setting
