@@ -1,6 +1,7 @@
 """``gradwatch report``: what it prints, what it writes, how it ends."""
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -30,8 +31,12 @@ from tests.written import FINDING, TABLE, event, forge, norms, totals, train, wr
 FIELDS = {field.name for field in dataclasses.fields(Finding)} | {"message"}
 
 
+# Click below 8.2 mixes stderr into stdout unless it is told not to; newer ones have no such keyword.
+APART = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+
+
 def gradwatch(*arguments, **options):
-    return CliRunner().invoke(main, [str(each) for each in arguments], **options)
+    return CliRunner(**APART).invoke(main, [str(each) for each in arguments], **options)
 
 
 def report(*arguments):
