@@ -1,4 +1,4 @@
-"""``gradwatch demo``."""
+"""``gradwatch demo``: train four networks and show what is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration: four networks on real data, one healthy, three sick.
+"""Train four networks on real data, one healthy and three sick, for ``gradwatch demo``.
 
 The data are scikit-learn's handwritten digits (1,797 images of 8 × 8, shipped with it). Each network ends in a table of
 findings and in TensorBoard files.
@@ -59,7 +59,7 @@ def _squared_error(outputs: Tensor, classes: Tensor) -> Tensor:
 
 
 def _unguarded_cross_entropy(outputs: Tensor, classes: Tensor) -> Tensor:
-    """−Σ y·log p written out, as beginners do: 0·log 0 is NaN once a probability underflows."""
+    """Return −Σ y·log p written out, as beginners do: 0·log 0 is NaN once a probability underflows."""
     probabilities = outputs.softmax(1)
     return -(F.one_hot(classes, 10) * probabilities.log()).sum(1).mean()
 
@@ -97,7 +97,7 @@ NETWORKS = (
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """(1797, 64) float32 pixels from 0 to 16, not scaled, and (1797,) int64 classes."""
+    """Return (1797, 64) float32 pixels from 0 to 16, not scaled, and (1797,) int64 classes."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -191,7 +191,7 @@ def latest_states(events: Iterable[FindingEvent]) -> list[FindingEvent]:
 
 
 class RunAssembler:
-    """What has been read of one run so far."""
+    """A run as far as it has been read: rows and findings are added, and ``build`` may be called at any time."""
 
     def __init__(self) -> None:
         self._tables = LayerTables()

@@ -1,4 +1,4 @@
-"""Arrays, the table of layers and findings, taken out of tensors that anyone may have written, or refused.
+"""Decode arrays, the table of layers and findings from tensors that anyone may have written, or refuse them.
 
 ``gradwatch.event_files.format`` names the tags. A declared shape is compared with the bytes that are there before any
 memory is taken for it: TensorBoard's own ``make_ndarray`` repeats a single value over whatever shape is declared. This
@@ -44,7 +44,7 @@ class UnreadableError(ValueError):
 
 
 def floats(tensor: Any, shape: tuple[int | None, ...], what: str, wide: bool = False) -> NDArray[np.floating]:
-    """Return the entries of ``tensor``; None in ``shape`` stands for any length.
+    """Return the entries of ``tensor``; None in ``shape`` means any length.
 
     Args:
         tensor: a TensorProto.

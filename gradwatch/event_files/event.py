@@ -1,4 +1,4 @@
-"""What gradwatch wrote into one event: a row or a finding, decoded from bytes that anyone may have written."""
+"""Decode a row or a finding from one event of a file that anyone may have written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tags below ``gradwatch/`` in event files, and the order of their figures, for writers and readers.
+"""Name the tags below ``gradwatch/`` in event files, and the order of their figures, for writers and readers.
 
 A reader finds the ``VERSION`` of a file in the metadata of its tags.
 """

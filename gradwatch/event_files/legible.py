@@ -1,4 +1,4 @@
-"""Texts from event files, made safe to print: anyone may have written them, and a terminal obeys some characters."""
+"""Make texts from event files safe to print: anyone may have written them, and a terminal obeys some characters."""
 
 from __future__ import annotations
 

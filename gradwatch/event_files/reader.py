@@ -25,7 +25,7 @@ Reason = Literal["missing", "empty", "foreign", "corrupt"]
 
 
 class NoRunError(Exception):
-    """No run could be read.
+    """The error of a directory in which no run could be read.
 
     Attributes:
         reason: no such directory; no event files in it; event files without gradwatch's figures; damaged ones.

@@ -1,4 +1,4 @@
-"""Plain values in which readers of event files speak of a run. They know nothing of files."""
+"""Plain values that hold a run, for readers of event files and for views. They know nothing of files."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class LayerTable:
 
 @dataclass(frozen=True)
 class FindingEvent:
-    """A finding as it opened, as it stood while it was open, or as it ended."""
+    """A finding as it opened, as it went on, or as it ended."""
 
     finding: Finding
     ended: bool
 
     @property
     def is_opening(self) -> bool:
-        """Whether this is the first that was written of the finding: it has not grown since it was raised."""
+        """Return whether this is the first that was written of the finding: it has not gone on since it was raised."""
         return not self.ended and self.finding.last_step <= self.finding.raised_step
 
 
@@ -90,7 +90,7 @@ class LayerSeries:
 
 @dataclass(frozen=True)
 class Totals:
-    """What concerns the whole run, along time.
+    """Figures of the whole run along time.
 
     Attributes:
         steps: (S,) int64, strictly rising.
@@ -136,17 +136,17 @@ class Run:
 
     @property
     def steps(self) -> NDArray[np.int64]:
-        """(S,) logged steps."""
+        """Return (S,) logged steps."""
         return self.packed["grad_norm"].steps
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """(P,) columns from input to output."""
+        """Return (P,) columns from input to output."""
         return np.argsort(self.depth, kind="stable")
 
     @property
     def sick(self) -> NDArray[np.bool_]:
-        """(P,) whether a finding covers the layer."""
+        """Return (P,) whether a finding covers the layer."""
         covered: set[str] = set()
         for finding in self.findings:
             covered.update((finding.layer, *finding.layers))

@@ -1,8 +1,10 @@
-"""The last steps, in memory."""
+"""Keep the last steps in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,8 @@ _PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
     "optimizer": (np.int64, -1, lambda report: report.optimizer),
     "grad_norm_total": (np.float64, np.nan, lambda report: report.grad_norm_total),
     "grad_norm_clipped_total": (np.float64, np.nan, lambda report: report.grad_norm_clipped_total),
-    "loss": (np.float64, np.nan, lambda report: np.nan if report.loss is None else report.loss),
+    "loss": (np.float64, np.nan, lambda report: _or_nan(report.loss)),
+    "learning_rate": (np.float64, np.nan, lambda report: _or_nan(report.learning_rate)),
     "skipped": (np.bool_, False, lambda report: report.skipped),
     "already_clipped": (np.bool_, False, lambda report: report.already_clipped),
 }
@@ -41,9 +44,9 @@ class History:
 
     ``history["grad_norm"]`` is (S, P) float32 as measured before clipping, NaN where not measured;
     ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.measure.report.LAYER_FIGURES`` (S, P), NaN at
-    steps where it was not measured; ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``,
-    ``["skipped"]``, ``["already_clipped"]`` (figures of that step are after the loop's own clipping) and
-    ``["optimizer"]`` are (S,).
+    steps where it was not measured. ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``,
+    ``["learning_rate"]`` (the largest of the optimizer's groups), ``["skipped"]``, ``["already_clipped"]`` (figures
+    of that step are after the loop's own clipping) and ``["optimizer"]`` are (S,). ``keys()`` names them all.
     Every array is a copy.
 
     Args:
@@ -61,7 +64,7 @@ class History:
         self._rings: dict[str, NDArray[np.generic]] = {}
 
     def append(self, report: StepReport) -> None:
-        """Takes in one step; the oldest falls out once ``length`` are held."""
+        """Take in one step; the oldest falls out once ``length`` are held."""
         at = self._seen % self._length
         with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
             for name, (dtype, absent, value_of) in _ALL.items():
@@ -78,12 +81,46 @@ class History:
     def steps(self) -> NDArray[np.int64]:
         return self["step"]  # type: ignore[return-value]
 
+    def keys(self) -> tuple[str, ...]:
+        """Return the names that ``history[name]`` takes."""
+        return tuple(_ALL)
+
+    def layer(self, name: str) -> dict[str, NDArray[np.generic]]:
+        """Return (S,) for each figure of one layer.
+
+        Args:
+            name: one of ``layers``.
+
+        Raises:
+            KeyError: for a name that is none of them; it names near misses.
+        """
+        if name not in self.layers:
+            near = _near_misses(name, self.layers)
+            raise KeyError(f"history.layer({name!r}): expected one of the {len(self.layers)} names in .layers.{near}")
+        column = self.layers.index(name)
+        return {figure: self[figure][:, column] for figure in _PER_LAYER}
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a row per step and layer, indexed by both.
+
+        Raises:
+            ModuleNotFoundError: if pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")  # it ships no types
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("to_pandas() needs pandas. Run: pip install pandas", name="pandas") from error
+        index = pandas.MultiIndex.from_product([self.steps, self.layers], names=["step", "layer"])
+        per_layer = {name: self[name].ravel() for name in _PER_LAYER}
+        per_step = {name: np.repeat(self[name], len(self.layers)) for name in _PER_STEP if name != "step"}
+        return pandas.DataFrame({**per_layer, **per_step}, index=index)
+
     def __len__(self) -> int:
         return min(self._seen, self._length)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         if name not in _ALL:
-            raise KeyError(f"history[{name!r}]: expected one of {', '.join(_ALL)}.")
+            raise KeyError(f"history[{name!r}]: expected one of {', '.join(_ALL)}.{_near_misses(name, tuple(_ALL))}")
         dtype, absent, _ = _ALL[name]
         if name not in self._rings:
             width = (len(self.layers),) if name in _PER_LAYER else ()
@@ -93,6 +130,16 @@ class History:
 
     def __repr__(self) -> str:
         return f"History({len(self)} steps, {len(self.layers)} layers)"
+
+
+def _near_misses(name: object, known: Sequence[str]) -> str:
+    """Return a question that names what of ``known`` looks like ``name``; nothing if nothing does."""
+    close = difflib.get_close_matches(str(name), known, n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 class Memory:

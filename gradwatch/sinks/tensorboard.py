@@ -48,9 +48,9 @@ _LAYER_CHARTS = {
 
 
 class TensorBoard:
-    """Event files: scalars of the whole run, packed rows, histograms, findings as text, scalars of layers on request.
+    """A sink that writes scalars of the whole run, packed rows, histograms, findings, and scalars of layers on request.
 
-    For readers that draw all layers at once, each row also holds float32 tensors of the plugin ``gradwatch``, with a
+    For readers that draw all layers at once, each row holds float32 tensors of the plugin ``gradwatch``, with a
     column per layer in order of registration; their rows are named in ``gradwatch.event_files.format``.
     ``gradwatch/grad_norm`` is (3, P), ``gradwatch/band`` (2, P), ``gradwatch/<name>``, (P,), is each of
     ``format.PACKED_FIGURES`` measured since the last row, and ``gradwatch/totals`` (9,), what concerns the whole run.

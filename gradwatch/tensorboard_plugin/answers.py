@@ -1,4 +1,4 @@
-"""What the front end asks for, one function a question, from a run's run."""
+"""Answer what the front end asks of a run, one function a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arrays of one run, assembled from TensorBoard's events and kept until the run has more."""
+"""Assemble the arrays of one run from TensorBoard's events, and keep them until the run has more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Content = TypeVar("Content")
 
 
 class ArrayCache:
-    """What was read last, by what it was read from; the least recently used goes when it becomes too much."""
+    """The arrays that were read last, by what they are of; the least recently used go when they are too large."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, str, str], tuple[object, Any, int]] = OrderedDict()

@@ -1,4 +1,4 @@
-"""One layer's histograms over time, brought onto one axis."""
+"""Bring one layer's histograms over time onto one axis."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
 
 
 def _app(question: Callable[[wrappers.Request], Any]) -> Any:
-    """Send bytes as they are, anything else as JSON, and so what went wrong."""
+    """Return an app that sends bytes as they are, and anything else as JSON, errors too."""
 
     @wrappers.Request.application
     def answer(request: wrappers.Request) -> wrappers.Response:
@@ -134,7 +134,7 @@ def _static(path: Path) -> Any:
 
 
 class _BadRequestError(Exception):
-    """The address holds something else than the front end asks for, or a run that is gone."""
+    """The error of an address that holds something else than the front end asks for, or a run that is gone."""
 
 
 def _one_of(request: wrappers.Request, name: str, known: Any) -> str:

@@ -1,4 +1,4 @@
-"""The statistics that the heat map can show: each as rows of a series, times a factor for each layer."""
+"""List the statistics that the heat map can show: each is a row of a series, times a factor for each layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OUTER_SHARE = 0.5  # percent of the values, at either end, beyond the colour sc
 
 @dataclass(frozen=True)
 class Statistic:
-    """One statistic.
+    """A statistic that the heat map can show.
 
     Attributes:
         series: its tag, without the prefix.
@@ -36,7 +36,7 @@ class Statistic:
 
     @property
     def row(self) -> int:
-        """Index of the row of the series that is pooled by maximum."""
+        """Return the index of the row of the series that is pooled by maximum."""
         return format.NORMS.index("highest") if self.series == "grad_norm" else 0
 
     def factors(self, run: CachedRun) -> Floats:

@@ -1,4 +1,4 @@
-"""The one colour scale of pages, notebooks and the tab: viridis for what is finite, red for what is not.
+"""Define the one colour scale of pages, notebooks and the tab: viridis for what is finite, red for what is not.
 
 Colours are looked up by number: 0 to 253 run along the scale, then come "not measured" and "not finite". The tab's
 ``static/colours.js`` has the same colours; a test compares them.
@@ -29,7 +29,7 @@ VIRIDIS = (
 
 @dataclass(frozen=True)
 class ColourScale:
-    """The decades between which colours run; beyond them the last colour holds.
+    """The decades between which colours run; beyond them the colour of the end holds.
 
     Attributes:
         low, high: log10 of a gradient's L2 norm.

@@ -92,7 +92,7 @@ class Change:
 
     @property
     def finding(self) -> Finding:
-        """The one of them that there is."""
+        """Return the one of them that there is."""
         finding = self.before or self.after
         assert finding is not None
         return finding

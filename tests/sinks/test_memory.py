@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -139,3 +140,41 @@ def test_memory_keeps_what_it_is_given():
     assert not memory.closed
     memory.close()
     assert (memory.rows, memory.events, memory.closed) == ([row], [(finding, False)], True)
+
+
+def test_history_names_its_figures_and_near_misses():
+    history = history_of(run_of([[1.0, 2.0]]), 4)
+    assert {"grad_norm", "nonfinite", "grad_norm_total", "loss", "learning_rate", *LAYER_FIGURES} <= set(history.keys())
+    assert all(len(history[name]) == 1 for name in history.keys())  # noqa: SIM118 (no mapping)
+    with pytest.raises(KeyError, match="Did you mean grad_norm"):
+        history["grad_nrom"]
+    with pytest.raises(KeyError, match=r"expected one of grad_norm, nonfinite, .*already_clipped\.'?\"?$"):
+        history["?"]
+    with pytest.raises(KeyError, match=r"history.layer\('w'\).*Did you mean w"):
+        history.layer("w")
+
+
+def test_history_gives_the_figures_of_one_layer():
+    history = history_of(run_of([[1.0, 2.0], [3.0, 4.0]]), 4)
+    assert history.layer("w1")["grad_norm"].tolist() == [2.0, 4.0]
+    assert set(history.layer("w1")) == {"grad_norm", "nonfinite", *LAYER_FIGURES}
+
+
+def test_history_keeps_the_learning_rate():
+    history = history_of([report([1.0], 0, learning_rate=0.5), report([1.0], 1)], 4)
+    np.testing.assert_array_equal(history["learning_rate"], [0.5, NAN])
+
+
+def test_history_becomes_a_data_frame():
+    pytest.importorskip("pandas")
+    frame = history_of(run_of([[1.0, 2.0], [3.0, 4.0]], [0.5, 0.25]), 4).to_pandas()
+    assert frame.index.names == ["step", "layer"]
+    assert frame.loc[(1, "w0"), "grad_norm"] == 3.0
+    assert frame.loc[(1, "w0"), "loss"] == 0.25
+    assert len(frame) == 4
+
+
+def test_without_pandas_history_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pandas"):
+        history_of(run_of([[1.0]]), 4).to_pandas()

@@ -70,7 +70,7 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Legend:
-    """What the colours mean: the ends of the scale, its colours, and the colour of what is not finite."""
+    """The meaning of the colours: the ends of the scale, its colours, and the colour of what is not finite."""
 
     low: str
     high: str
