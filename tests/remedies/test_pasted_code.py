@@ -76,35 +76,6 @@ def images():
     )  # fmt: skip
 
 
-def bare_images():
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3, bias=False),
-    )  # fmt: skip
-
-
-def signals():
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), nn.Softsign(), nn.Conv1d(4, 4, 3, padding=1), nn.ELU(),
-        nn.Conv1d(4, 4, 3, padding=1), nn.Hardtanh(), nn.Flatten(), nn.Linear(24, 3),
-    )  # fmt: skip
-
-
-def autoencoder():
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(),
-        nn.ConvTranspose2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.ConvTranspose2d(4, 2, 3, padding=1), nn.Sigmoid(),
-        nn.ConvTranspose2d(2, 1, 3, padding=1), nn.Sigmoid(),
-    )  # fmt: skip
-
-
-def pieces():
-    """A layer of (N, time, features), then of (N, features)."""
-    return nn.Sequential(
-        nn.Unflatten(1, (3, 2)), nn.Linear(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3)
-    )
-
-
 class Custom(nn.Module):
     """Functions called in ``forward``, a ``Sequential`` inside, a normalisation whose scale somebody has changed."""
 
@@ -165,10 +136,6 @@ def transformer():
 MODELS = {
     "stack": stack,
     "images": images,
-    "bare images": bare_images,
-    "signals": signals,
-    "autoencoder": autoencoder,
-    "pieces": pieces,
     "custom": Custom,
     "recurrent": lambda: Reader(nn.RNN(1, 5, num_layers=2, nonlinearity="relu", batch_first=True)),
     "both ways": lambda: Reader(nn.RNN(1, 5, num_layers=2, dropout=0.5, bidirectional=True, batch_first=True)),
@@ -334,11 +301,11 @@ def test_mixed_precision_trains_nearly_as_float32():
     assert next(mixed.parameters()).dtype == torch.float32
     assert mixed(x.half()).dtype == torch.float16
     mixed.load_state_dict(exact.state_dict())
-    for model, step in ((exact, torch.optim.Optimizer.step), (mixed, None)):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        loss = F.cross_entropy(model(x if step else x.half()).float(), y)
-        (loss if step else scaler.scale(loss)).backward()
-        _ = optimizer.step() if step else scaler.step(optimizer)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.05) for model in (exact, mixed)]
+    F.cross_entropy(exact(x), y).backward()
+    optimizers[0].step()
+    scaler.scale(F.cross_entropy(mixed(x.half()).float(), y)).backward()
+    scaler.step(optimizers[1])
     torch.testing.assert_close(list(mixed.parameters()), list(exact.parameters()), rtol=2e-3, atol=1e-3)
 
 
