@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from side_by_side import Way, changed, compare, quiet
+from side_by_side import Table, Way, changed, compare
 from torch import Tensor, nn
 
 from gradwatch.remedies import init_he_, init_lecun_, replace_activations_, use_maxout_
@@ -39,9 +39,9 @@ def main() -> list[str]:
     deep = partial(stack, nn.Sigmoid, depth=12)
     fast = partial(Way, rate=0.06, optimizer=torch.optim.Adam)
     shallow = partial(stack, nn.ReLU, depth=4)
-    return [
-        *compare(
-            "activations",
+    return compare(
+        "activations",
+        Table(
             "12 layers, plain descent",
             [
                 Way("do nothing: Sigmoid", deep, RATE),
@@ -56,8 +56,7 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-        *compare(
-            "activations",
+        Table(
             "4 layers, Adam at 0.06",
             [
                 fast("do nothing: ReLU", shallow),
@@ -70,9 +69,4 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

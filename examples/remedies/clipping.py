@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from activations import stack
-from side_by_side import Way, compare, quiet, squared_error, unguarded_cross_entropy
-from torch import nn
+from side_by_side import Table, Way, compare, squared_error, unguarded_cross_entropy
+from torch import Tensor, nn
 
 from gradwatch import clip
 
@@ -14,12 +14,17 @@ EXPLODING = partial(stack, nn.ReLU, 2)
 RAW = 16.0  # grey levels from 0 to 16, as they come
 
 
+def brighter(inputs: Tensor) -> Tensor:
+    """Return pixels that nobody scaled."""
+    return 500 * inputs
+
+
 def main() -> list[str]:
     """Train a run that explodes, and runs that clipping cannot help."""
     sick = partial(Way, model=EXPLODING, rate=0.04, loss=squared_error)
-    return [
-        *compare(
-            "clipping",
+    return compare(
+        "clipping",
+        Table(
             "Squared error on unscaled pixels, rate 0.04",
             [
                 sick("do nothing"),
@@ -33,24 +38,14 @@ def main() -> list[str]:
             steps=150,
             scale=RAW,
         ),
-        *compare(
-            "clipping",
+        Table(
             "Where clipping does not help",
             [
                 Way("do nothing: 12 × Sigmoid", partial(stack, nn.Sigmoid, 12)),
                 Way("clip-norm, 1: 12 × Sigmoid", partial(stack, nn.Sigmoid, 12), clip=1.0),
-                Way("do nothing: log of softmax", EXPLODING, 0.5, loss=unguarded_cross_entropy, inputs=_brighter),
-                Way("clip-norm, 1: log of softmax", EXPLODING, 0.5, 1.0, unguarded_cross_entropy, _brighter),
+                Way("do nothing: log of softmax", EXPLODING, 0.5, loss=unguarded_cross_entropy, inputs=brighter),
+                Way("clip-norm, 1: log of softmax", EXPLODING, 0.5, 1.0, unguarded_cross_entropy, brighter),
             ],
             steps=100,
         ),
-    ]
-
-
-def _brighter(inputs):  # noqa: ANN001
-    return 500 * inputs
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

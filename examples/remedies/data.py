@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 from activations import other, stack
-from side_by_side import Way, changed, compare, digits, quiet
+from side_by_side import Table, Way, changed, compare, digits
 from torch import Tensor, nn
 
 from gradwatch.remedies import init_he_, scale_batches
@@ -36,9 +36,9 @@ def repaired(inputs: Tensor) -> Tensor:
 def main() -> list[str]:
     """Train on unscaled pixels, and on a broken one."""
     he = changed(partial(stack, nn.ReLU, 4), init_he_)
-    return [
-        *compare(
-            "data",
+    return compare(
+        "data",
+        Table(
             "4 × ReLU on pixels from 0 to 16, rate 0.3",
             [
                 Way("do nothing", he, 0.3),
@@ -51,8 +51,7 @@ def main() -> list[str]:
             steps=150,
             scale=RAW,
         ),
-        *compare(
-            "data",
+        Table(
             "A broken pixel in each batch",
             [
                 Way("do nothing", he, inputs=with_a_broken_row),
@@ -62,9 +61,4 @@ def main() -> list[str]:
             ],
             steps=60,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

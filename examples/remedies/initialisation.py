@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from activations import other, stack
-from side_by_side import Way, changed, compare, quiet
+from side_by_side import Table, Way, changed, compare
 from torch import Tensor, nn
 
 from gradwatch.remedies import init_he_, init_orthogonal_, init_xavier_
@@ -36,9 +36,9 @@ def main() -> list[str]:
     relu, tanh, sigmoid = (partial(stack, function, 20) for function in (nn.ReLU, nn.Tanh, nn.Sigmoid))
     biased = changed(partial(stack, nn.ReLU, 4), init_he_, far_below_zero)
     xavier = nn.init.xavier_normal_
-    return [
-        *compare(
-            "initialisation",
+    return compare(
+        "initialisation",
+        Table(
             "20 × ReLU",
             [
                 Way("do nothing: PyTorch's", relu, 0.03),
@@ -49,8 +49,7 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-        *compare(
-            "initialisation",
+        Table(
             "20 × Tanh, and 20 × Sigmoid",
             [
                 Way("do nothing: Tanh, PyTorch's", tanh, 0.03),
@@ -62,8 +61,7 @@ def main() -> list[str]:
             ],
             steps=100,
         ),
-        *compare(
-            "initialisation",
+        Table(
             "4 × ReLU whose biases begin at −4",
             [
                 Way("do nothing", biased),
@@ -74,9 +72,4 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

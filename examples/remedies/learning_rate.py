@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from activations import stack
-from side_by_side import Way, compare, quiet, squared_error
+from side_by_side import Table, Way, compare, squared_error
 from torch import nn
 
 
@@ -19,9 +19,9 @@ def main() -> list[str]:
     """Train at four rates that are wrong."""
     relu = partial(stack, nn.ReLU, 2)
     raw = partial(Way, model=relu, rate=0.04, loss=squared_error)
-    return [
-        *compare(
-            "learning_rate",
+    return compare(
+        "learning_rate",
+        Table(
             "Plain descent at a rate of 10",
             [
                 Way("do nothing", relu, 10.0),
@@ -33,8 +33,7 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-        *compare(
-            "learning_rate",
+        Table(
             "Squared error on unscaled pixels, a rate that only the first steps cannot bear",
             [
                 raw("do nothing: 0.04"),
@@ -48,8 +47,7 @@ def main() -> list[str]:
             steps=150,
             scale=16.0,
         ),
-        *compare(
-            "learning_rate",
+        Table(
             "Plain descent at a rate of 1e-8",
             [
                 Way("do nothing", relu, 1e-8),
@@ -59,9 +57,4 @@ def main() -> list[str]:
             ],
             steps=120,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from side_by_side import Outcome, Way, compare, digits, outcome_of, quiet
+from side_by_side import Outcome, Table, Way, compare, digits, outcome_of
 from torch import Tensor, nn
 
 import gradwatch
@@ -89,21 +89,18 @@ def main() -> list[str]:
     game = partial(Way, model=Game, rate=0.001, optimizer=torch.optim.RMSprop)
     return compare(
         "lipschitz",
-        "A Wasserstein critic on digits",
-        [
-            game("do nothing"),
-            game("weight-clipping, 0.01", after=partial(clamp_weights, limit=0.01)),
-            game("weight-clipping, 0.1", after=partial(clamp_weights, limit=0.1)),
-            game("gradient-penalty, λ = 10", regularisation=10.0),
-            game("spectral-norm", model=partial(Game, add_spectral_norms_)),
-            game("clip-norm, 1", clip=1.0),
-        ],
-        steps=600,
-        train=train,
-        held_out="distance to held-out digits",
+        Table(
+            "A Wasserstein critic on digits",
+            [
+                game("do nothing"),
+                game("weight-clipping, 0.01", after=partial(clamp_weights, limit=0.01)),
+                game("weight-clipping, 0.1", after=partial(clamp_weights, limit=0.1)),
+                game("gradient-penalty, λ = 10", regularisation=10.0),
+                game("spectral-norm", model=partial(Game, add_spectral_norms_)),
+                game("clip-norm, 1", clip=1.0),
+            ],
+            steps=600,
+            train=train,
+            held_out="distance to held-out digits",
+        ),
     )
-
-
-if __name__ == "__main__":
-    quiet()
-    main()

@@ -6,7 +6,7 @@ from functools import partial
 
 from activations import stack
 from initialisation import hidden_weights
-from side_by_side import Way, changed, compare, quiet
+from side_by_side import Table, Way, changed, compare
 from torch import nn
 
 from gradwatch.remedies import init_xavier_, insert_norms_
@@ -17,9 +17,9 @@ def main() -> list[str]:
     deep = partial(stack, nn.Sigmoid, 12)
     flat = changed(partial(stack, nn.Tanh, 3), hidden_weights(partial(nn.init.normal_, std=3.0)))
     batch, layer, rms = (partial(insert_norms_, kind=kind) for kind in ("batch", "layer", "rms"))
-    return [
-        *compare(
-            "normalisation",
+    return compare(
+        "normalisation",
+        Table(
             "12 × Sigmoid, plain descent",
             [
                 Way("do nothing", deep),
@@ -30,8 +30,7 @@ def main() -> list[str]:
             ],
             steps=200,
         ),
-        *compare(
-            "normalisation",
+        Table(
             "3 × Tanh whose weights begin at standard deviation 3",
             [
                 Way("do nothing", flat),
@@ -42,9 +41,4 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

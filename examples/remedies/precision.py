@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from activations import stack
-from side_by_side import Outcome, Way, compare, digits, held_out_accuracy, outcome_of, quiet
+from side_by_side import Outcome, Table, Way, compare, digits, held_out_accuracy, outcome_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,9 +62,9 @@ def main() -> list[str]:
     large = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.003, optimizer=torch.optim.Adam)
     bright = partial(large, inputs=lambda inputs: 1e5 * inputs)
     half = torch.float16
-    return [
-        *compare(
-            "precision",
+    return compare(
+        "precision",
+        Table(
             "Gradients of 1e-8 and less",
             [
                 small("float32"),
@@ -75,8 +75,7 @@ def main() -> list[str]:
             steps=150,
             train=train,
         ),
-        *compare(
-            "precision",
+        Table(
             "Pixels beyond 65,504",
             [
                 bright("do nothing: float16", dtype=half),
@@ -87,9 +86,4 @@ def main() -> list[str]:
             steps=150,
             train=train,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

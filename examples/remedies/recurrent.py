@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from side_by_side import Outcome, Way, compare, loop, outcome_of, quiet
+from side_by_side import Outcome, Table, Way, compare, loop, outcome_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,9 +104,9 @@ def main() -> list[str]:
     relu = partial(nn.RNN, nonlinearity="relu")
     wild = partial(Writer, relu, begin="wild")
     adam = torch.optim.Adam
-    return [
-        *compare(
-            "recurrent",
+    return compare(
+        "recurrent",
+        Table(
             "An RNN of ReLUs with wild recurrent weights on text, plain descent at 0.5",
             [
                 written("do nothing", wild, 0.5),
@@ -123,8 +123,7 @@ def main() -> list[str]:
             train=train,
             held_out="held-out loss",
         ),
-        *compare(
-            "recurrent",
+        Table(
             "Digits, two pixels a step, Adam at 0.003",
             [
                 Way("do nothing: RNN", partial(Reader, nn.RNN), 0.003, optimizer=adam),
@@ -134,9 +133,4 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

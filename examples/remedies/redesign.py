@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from activations import stack
-from side_by_side import Way, compare, quiet, squared_error, summed_cross_entropy
+from side_by_side import Table, Way, compare, squared_error, summed_cross_entropy
 from torch import nn
 
 
@@ -13,9 +13,9 @@ def main() -> list[str]:
     """Train with fewer layers, smaller batches and regularisation."""
     relu = partial(stack, nn.ReLU, 2)
     averaged = partial(Way, model=relu, rate=0.04, loss=squared_error, inputs=lambda inputs: 16 * inputs)
-    return [
-        *compare(
-            "redesign",
+    return compare(
+        "redesign",
+        Table(
             "Sigmoids, plain descent at 0.5",
             [
                 Way(f"{name}: {depth} × Sigmoid", partial(stack, nn.Sigmoid, depth), 0.5)
@@ -23,8 +23,7 @@ def main() -> list[str]:
             ],
             steps=200,
         ),
-        *compare(
-            "redesign",
+        Table(
             "A loss summed over the batch, rate 0.05",
             [
                 Way("do nothing: 64", relu, 0.05, loss=summed_cross_entropy),
@@ -34,8 +33,7 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-        *compare(
-            "redesign",
+        Table(
             "A loss averaged over the batch, unscaled pixels",
             [
                 averaged("do nothing: 64"),
@@ -46,9 +44,4 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from activations import stack
-from side_by_side import Way, changed, compare, quiet
+from side_by_side import Table, Way, changed, compare
 from torch import nn
 
 from gradwatch.remedies import add_residuals_, init_depth_scaled_, init_he_
@@ -24,9 +24,9 @@ def both(name: str, function: Callable[[], nn.Module]) -> list[Way]:
 def main() -> list[str]:
     """Train three stacks that vanish, and a deep residual network that explodes."""
     deep = changed(partial(stack, nn.ReLU, 24), add_residuals_, init_he_)
-    return [
-        *compare(
-            "residual",
+    return compare(
+        "residual",
+        Table(
             "12 layers, plain and residual",
             [
                 *both("Sigmoid", nn.Sigmoid),
@@ -35,8 +35,7 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
-        *compare(
-            "residual",
+        Table(
             "24 residual layers of ReLU, He",
             [
                 Way("do nothing", deep, 0.05),
@@ -46,9 +45,4 @@ def main() -> list[str]:
             ],
             steps=100,
         ),
-    ]
-
-
-if __name__ == "__main__":
-    quiet()
-    main()
+    )

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from activations import WIDTH, stack
-from side_by_side import Way, compare, quiet, unguarded_cross_entropy
+from side_by_side import Table, Way, compare, unguarded_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,24 +89,21 @@ def main() -> list[str]:
     sharp = partial(Way, model=partial(sharpened, 300.0), rate=0.01, optimizer=torch.optim.Adam)
     return compare(
         "safe_forms",
-        "Operations without bound",
-        [
-            sharp("do nothing: log of a softmax", loss=unguarded_cross_entropy),
-            sharp("log(p + 1e-8)", loss=guarded),
-            sharp("safe-log: cross_entropy"),
-            Way("do nothing: norms of pairs", partial(with_function, lengths)),
-            Way("safe-sqrt", partial(with_function, safe_lengths)),
-            Way("ε = 1e-30 under the root", partial(with_function, lengths_with_epsilon)),
-            Way("do nothing: shares of pairs", partial(with_function, shares)),
-            Way("nan_to_num after the division", partial(with_function, hidden_shares)),
-            Way("safe-division", partial(with_function, safe_shares)),
-            Way("do nothing: masked softmax", partial(with_function, masked)),
-            Way("masked-softmax, safe", partial(with_function, safe_masked)),
-        ],
-        steps=100,
+        Table(
+            "Operations without bound",
+            [
+                sharp("do nothing: log of a softmax", loss=unguarded_cross_entropy),
+                sharp("log(p + 1e-8)", loss=guarded),
+                sharp("safe-log: cross_entropy"),
+                Way("do nothing: norms of pairs", partial(with_function, lengths)),
+                Way("safe-sqrt", partial(with_function, safe_lengths)),
+                Way("ε = 1e-30 under the root", partial(with_function, lengths_with_epsilon)),
+                Way("do nothing: shares of pairs", partial(with_function, shares)),
+                Way("nan_to_num after the division", partial(with_function, hidden_shares)),
+                Way("safe-division", partial(with_function, safe_shares)),
+                Way("do nothing: masked softmax", partial(with_function, masked)),
+                Way("masked-softmax, safe", partial(with_function, safe_masked)),
+            ],
+            steps=100,
+        ),
     )
-
-
-if __name__ == "__main__":
-    quiet()
-    main()

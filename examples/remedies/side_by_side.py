@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -190,41 +190,54 @@ def outcome_of(watcher: gradwatch.Watcher, losses: Sequence[float], times: Seque
     )
 
 
-def compare(
-    family: str,
-    title: str,
-    ways: Sequence[Way],
-    steps: int,
-    scale: float = 1.0,
-    train: Callable[..., Outcome] = train,
-    held_out: str = "held-out accuracy",
-) -> list[str]:
-    """Train each way under every seed, print the table, and return it as lines of Markdown.
+@dataclass(frozen=True)
+class Table:
+    """Ways to train that belong side by side.
 
-    Args:
-        family: of remedies; names the folder of the runs.
+    Attributes:
         title: of the table.
         ways: its rows.
         steps: of each run.
         scale: of the pixels.
         train: makes one run.
-        held_out: the name of its last figure.
+        held_out: the name of the last figure but one.
     """
+
+    title: str
+    ways: Sequence[Way]
+    steps: int
+    scale: float = 1.0
+    train: Callable[..., Outcome] = train
+    held_out: str = "held-out accuracy"
+
+
+def compare(family: str, *tables: Table) -> list[str]:
+    """Train each way under every seed, print the tables, and return them as lines of Markdown.
+
+    Args:
+        family: of remedies; names the folder of the runs.
+        tables: what is trained.
+    """
+    return [line for table in tables for line in _trained(RUNS / family / _file_name(table.title), table)]
+
+
+def _trained(folder: Path, table: Table) -> list[str]:
     rows = {}
-    headings = [held_out if heading == "held-out accuracy" else heading for heading in HEADINGS]
-    quick = "--quick" in sys.argv  # for the tests: that it runs
-    folder = RUNS / family / _file_name(title)
+    headings = [table.held_out if heading == "held-out accuracy" else heading for heading in HEADINGS]
+    is_quick = "--quick" in sys.argv  # for the tests, which see whether it runs
+    steps = 12 if is_quick else table.steps
     shutil.rmtree(folder, ignore_errors=True)
-    for way in ways:
+    for way in table.ways:
         run = folder / _file_name(way.name)
-        seeds = range(1 if quick else SEEDS)
-        outcomes = [train(way, seed, 12 if quick else steps, run if seed == 0 else None, scale) for seed in seeds]
+        outcomes = []
+        for seed in range(1 if is_quick else SEEDS):
+            outcomes.append(table.train(way, seed, steps, run if seed == 0 else None, table.scale))
         rows[way.name] = cells_of(outcomes)
-    names = {"title": title, "rows": {_file_name(name): name for name in rows}}
+    names = {"title": table.title, "rows": {_file_name(name): name for name in rows}}
     (folder / "names.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
-    _print(title, headings, rows)
+    _print(table.title, headings, rows)
     return [
-        f"**{title}** ({steps} steps)",
+        f"**{table.title}** ({table.steps} steps)",
         "",
         f"| {' | '.join(headings)} |",
         "|---" * len(headings) + "|",
@@ -263,7 +276,7 @@ def _file_name(words: str) -> str:
 
 
 def _print(title: str, headings: Sequence[str], rows: dict[str, list[str]]) -> None:
-    table = Table(*headings, title=title, title_justify="left")
+    table = rich_table.Table(*headings, title=title, title_justify="left")
     for name, cells in rows.items():
         table.add_row(name, *cells)
     Console(width=150).print(table)
