@@ -60,7 +60,7 @@ def main() -> list[str]:
             "4 layers, Adam at 0.06",
             [
                 fast("do nothing: ReLU", shallow),
-                fast("leaky-relu, slope 0.01", changed(shallow, other(nn.LeakyReLU()))),
+                fast("leaky-relu, slope 0.1", changed(shallow, other(nn.LeakyReLU(0.1)))),
                 fast("prelu", changed(shallow, other(nn.PReLU()))),
                 fast("elu", changed(shallow, other(nn.ELU()))),
                 fast("gelu", changed(shallow, other(nn.GELU()))),
