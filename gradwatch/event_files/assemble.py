@@ -1,10 +1,10 @@
 """Assemble the arrays of one run from decoded rows and findings, in the order in which they were written.
 
 ``gradwatch report`` adds whole rows to a ``RunAssembler``. The tab of TensorBoard, which reads a tag at a time, uses
-the same parts one by one: ``LayerTables``, ``LayerRows``, ``TotalRows``, ``latest_states``.
+the same parts one by one: ``LayerTables``, ``LayerRows``, ``TotalRows``, ``last_course``, ``latest_states``.
 
 A run that was cut and goes on writes the steps since its checkpoint once more: in another file or, as a second fit with
-one logger does, in the same. What was written of them before is dropped (``begin_anew``).
+one logger does, in the same. What was written of them before is dropped (``begin_anew``, ``last_course``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ from gradwatch.event_files.run import (
     Totals,
 )
 
-__all__ = ["LayerRows", "LayerTables", "RunAssembler", "TotalRows", "latest_states"]
+__all__ = ["LayerRows", "LayerTables", "RunAssembler", "TotalRows", "last_course", "latest_states"]
+
+Content = TypeVar("Content")
 
 _MOST_ENTRIES = 1 << 28  # of one array: 1 GiB of float32, more than any run that can be looked at
 _NO_LAYERS = LayerTable((), np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -182,6 +185,23 @@ class TotalRows:
         """Return all rows."""
         columns = np.array(self._rows, dtype=np.float64).reshape(-1, len(TOTALS)).T
         return Totals(np.array(self._steps, dtype=np.int64), dict(zip(TOTALS, columns, strict=True)))
+
+
+def last_course(events: Iterable[tuple[int, Content]]) -> list[tuple[int, Content]]:
+    """Return the events of one tag, (step, content), without those that a run wrote anew after it was cut.
+
+    Args:
+        events: in the order in which they were written.
+
+    Returns:
+        Events with strictly rising steps.
+    """
+    course: list[tuple[int, Content]] = []
+    for step, content in events:
+        while course and course[-1][0] >= step:
+            course.pop()
+        course.append((step, content))
+    return course
 
 
 def latest_states(events: Iterable[FindingEvent]) -> list[FindingEvent]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gradwatch.event_files import format
+from gradwatch.event_files.assemble import last_course
 from gradwatch.event_files.decode import UnreadableError
 
 __all__ = ["ProviderEvents", "RunKey", "TagVersion"]
@@ -54,14 +55,14 @@ class ProviderEvents:
         return {run: {tag: _version(each) for tag, each in series.items()} for run, series in listed.items()}
 
     def tensors(self, key: RunKey, tag: str, plugin: str = format.PLUGIN) -> list[tuple[int, Any]]:
-        """Return (step, TensorProto) of every event, in order of steps; of two at one step the later.
+        """Return (step, TensorProto) of every event, in order of steps; what a resumed run wrote anew replaces the old.
 
         Raises:
             UnreadableError: if there is more than TensorBoard hands over at once.
         """
         stub = getattr(self._provider, "_stub", None)
         events = self._from_memory(key, tag) if stub is None else _from_server(stub, key, tag, plugin)
-        return sorted(dict(events).items())
+        return last_course(events)
 
     def _from_memory(self, key: RunKey, tag: str) -> Iterator[tuple[int, Any]]:
         try:

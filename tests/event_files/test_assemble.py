@@ -9,7 +9,9 @@ from gradwatch.event_files.event import decode_event
 from gradwatch.event_files.format import NORMS, PACKED_FIGURES
 from gradwatch.event_files.reader import read_runs
 from gradwatch.event_files.records import records
+from gradwatch.sinks.tensorboard import TensorBoard
 from tests.reports import INF, NAN, report, run_of
+from tests.sinks.test_memory import row_of
 from tests.tab_logs import Tab, write_run
 from tests.written import TABLE, event, forge, norms, totals, train
 
@@ -44,6 +46,21 @@ def test_report_and_tab_agree_on_a_layer_that_came_later(tmp_path):
     np.testing.assert_array_equal(
         Tab(tmp_path).get("cells", run=".", statistic="grad_norm", **ALL).values, run.packed["highest"].values
     )
+
+
+def test_report_and_tab_agree_on_a_run_that_was_cut_and_went_on(tmp_path):
+    for name, steps, norm in (("1", range(8), 1.0), ("2", range(4, 6), 9.0)):
+        sink = TensorBoard(tmp_path)
+        sink.continues = True
+        for step in steps:
+            sink.write_row(row_of([report([norm], step)]))
+        sink.close()
+        written = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        written.rename(tmp_path / f"events.out.tfevents.{name}.host")
+    (run,) = read_runs(tmp_path)
+    cells = Tab(tmp_path).get("cells", run=".", statistic="grad_norm", **ALL)
+    assert run.packed["highest"].values[:, 0].tolist() == [1.0] * 4 + [9.0] * 2
+    np.testing.assert_array_equal(cells.values, run.packed["highest"].values)
 
 
 def test_a_run_that_grows_is_built_as_if_it_were_read_at_once(tmp_path):

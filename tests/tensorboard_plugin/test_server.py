@@ -308,7 +308,7 @@ def test_whatever_a_file_holds_the_answer_is_a_picture_or_an_error(tmp_path_fact
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Runs that are whole, cut short, hostile, and none of ours."""
+    """Runs that are whole, cut short, resumed, hostile, and none of ours."""
     logs = tmp_path_factory.mktemp("mixed")
     entries = {"grad": [np.linspace(-1, 1, 50), None], "weight": [None, np.ones(3)]}
     reports = [report([1.0 + step, NAN], step, entries=entries) for step in range(80)]
@@ -316,6 +316,11 @@ def mixed(tmp_path_factory):
     write_run(logs / "cut", reports)
     (path,) = (logs / "cut").iterdir()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for part, steps in enumerate((reports, reports[40:60])):
+        write_run(logs / "resumed" / str(part), steps)
+        (path,) = (logs / "resumed" / str(part)).iterdir()
+        path.rename(logs / "resumed" / f"events.out.tfevents.{part}.host")
+        path.parent.rmdir()
     bomb = HOSTILE["a shape of 32 GiB with one value"][1]
     write_events(logs / "hostile", [(0, "gradwatch/layers", TABLE), (0, "gradwatch/grad_norm", bomb)])
     write_events(logs / "other", [(0, "loss", np.ones(2, dtype=np.float32))])
@@ -334,7 +339,10 @@ def served(request, mixed):
     [
         "runs",
         *(f"overview?run={run}" for run in ("whole", "cut", "hostile", "other")),
-        *(f"cells?run={run}&statistic=grad_norm&from=0&to=999&width=50" for run in ("whole", "cut", "hostile")),
+        *(
+            f"cells?run={run}&statistic=grad_norm&from=0&to=999&width=50"
+            for run in ("whole", "cut", "resumed", "hostile")
+        ),
         "findings?run=whole",
         "curve?run=whole&statistic=grad_rms&layer=w0&from=3&to=99&width=9",
         "entries?run=whole&layer=w0&kind=grad",
@@ -342,7 +350,7 @@ def served(request, mixed):
 )
 def test_a_running_tensorboard_answers_alike_with_either_loader(served, mixed, question):
     tab = Tab(mixed)
-    assert tab.get("runs").content == ["cut", "hostile", "whole"]
+    assert tab.get("runs").content == ["cut", "hostile", "resumed", "whole"]
     status, body = fetch(served, f"plugin/gradwatch/{question}")
     name, _, query = question.partition("?")
     expected = tab.get(name, **dict(pair.split("=") for pair in query.split("&") if pair))
