@@ -1,10 +1,11 @@
-"""Which module made the NaN, and why: gradwatch's word against what is known, beside anomaly mode and Hugging Face's.
+"""Measure how often gradwatch names the module that made a NaN, and why, beside two other tools.
 
-``python -m benchmarks.why [--write]``: every program of ``benchmarks/origins`` (proven there by plain hooks, by someone
-who had not seen what gradwatch says), of ``tests/explain/test_origin.py``, and every ``nonfinite`` one of
-``benchmarks/detection`` (whose truths stand in ``KNOWN``, read off the code), under the default (the sick step is run
-again), under ``trace_nonfinite=True`` alone (as where an update cannot wait), and under neither (compiled, sharded). A
-tool that names a line of Python (anomaly mode) is right if it names the operation.
+``python -m benchmarks.why [--write]`` runs every program of ``benchmarks/origins`` (proven there by plain hooks, by
+someone who had not seen what gradwatch says), of ``tests/explain/test_origin.py``, and every ``nonfinite`` program of
+``benchmarks/detection`` (with the truths in ``KNOWN``, read off the code). Each runs three times: under the default,
+which runs the step again, under ``trace_nonfinite=True`` alone (as where an update cannot wait), and under neither
+(compiled, sharded). The other tools are anomaly mode, which names a line of Python and is right if it names the
+operation, and ``DebugUnderflowOverflow`` of Hugging Face.
 """
 
 from __future__ import annotations
@@ -28,25 +29,24 @@ from benchmarks.detection import faulty  # noqa: F401 - registers the programs
 from benchmarks.detection.bare import start
 from benchmarks.detection.program import PROGRAMS, Training
 from benchmarks.origins import ORIGINS, Truth, is_measured
-from tests import test_origin
+from tests.explain import test_origin
 
 LOSS, INPUT, BETWEEN = "(loss)", "(input)", "(between calls)"
 
 KNOWN: dict[str, tuple[str, str]] = {
-    # program: (module that made it, a word that its cause must hold)
     "deep_relu_started_too_large": ("20", "beyond the largest float32"),
     "log_of_a_difference": (LOSS, "log,"),
     "root_of_zero": (LOSS, "sqrt"),
     "one_bad_pixel": (INPUT, "rows"),
     "masked_row_of_attention": ("attend", "masked entirely"),
-    "one_corrupt_weight": ("4", "the weight 4.weight already held"),
+    "one_corrupt_weight": ("4", "4.weight already held"),
     "half_precision_overflows": (LOSS, "tocopy"),
     "relu_as_probabilities": (LOSS, "log,"),
     "binary_cross_entropy_of_logits": (LOSS, "log,"),
     "where_hides_a_division_by_zero": (BETWEEN, "between the two"),
     "variational_autoencoder_on_raw_pixels": ("encoder.2", "beyond the largest float32"),
     "softmax_by_hand": (LOSS, "exp"),
-    "adam_in_half_precision": ("0", "the weight 0.weight already held"),
+    "adam_in_half_precision": ("0", "0.weight already held"),
     "log_sum_exp_without_a_shift": (LOSS, "exp"),
     "poisson_rate_overflows": (LOSS, "exp"),
     "divergence_from_hard_labels": (LOSS, "mul"),
@@ -74,19 +74,19 @@ KNOWN: dict[str, tuple[str, str]] = {
     "transcript_longer_than_its_frames": (LOSS, "ctcloss"),
     "loss_scale_doubles_without_a_check": ("2", "beyond the largest float16"),
     "noise_drawn_in_float16": (BETWEEN, "computed outside every module"),
-    "gradients_underflow_in_float16": ("0", "the weight 0.weight already held"),
+    "gradients_underflow_in_float16": ("0", "0.weight already held"),
     "nan_image_through_batch_norm": (INPUT, "rows"),
     "target_of_minus_infinity": (LOSS, "mseloss"),
     "missing_labels_masked_by_a_product": (LOSS, "mul"),
-    "weight_of_a_deep_layer_corrupt": ("blocks.4.1", "the weight blocks.4.1.weight already held"),
-    "corrupt_embedding_row_met_late": ("0", "the weight 0.weight already held"),
+    "weight_of_a_deep_layer_corrupt": ("blocks.4.1", "blocks.4.1.weight already held"),
+    "corrupt_embedding_row_met_late": ("0", "0.weight already held"),
     "auxiliary_branch_fails_late": (LOSS, "sqrt"),
     "one_expert_of_four_overflows": (INPUT, "already held"),
-    "adam_without_epsilon": ("0", "the weight 0.weight already held"),
-    "schedule_starts_at_infinity": ("0", "the weight 0.weight already held"),
+    "adam_without_epsilon": ("0", "0.weight already held"),
+    "schedule_starts_at_infinity": ("0", "0.weight already held"),
     "logarithm_of_raw_logits": (LOSS, "log,"),
     "where_after_the_division": (LOSS, "div"),
-    # of tests/explain/test_origin.py, where the module stands beside each program
+    # of tests/explain/test_origin.py, which has the module beside each program
     "log of a negative number": ("2", "the logarithm of -"),
     "log of zero": ("2", "the logarithm of"),
     "square root of a negative number": ("2", "the square root of -"),
@@ -98,8 +98,8 @@ KNOWN: dict[str, tuple[str, str]] = {
     "overflow of float16": ("2", "beyond the largest float16"),
     "in place, under a rectifier": ("4", "the logarithm of 0"),
     "in a residual branch": ("2.branch.1", "the logarithm of -"),
-    "corrupt weight": ("2", "the weight 2.weight already held"),
-    "corrupt weight, last": ("4", "the weight 4.weight already held"),
+    "corrupt weight": ("2", "2.weight already held"),
+    "corrupt weight, last": ("4", "4.weight already held"),
     "normalised by a spread of zero": ("2", "0 ÷ 0"),
     "loss of a logarithm": (LOSS, "log"),
     "loss divided by zero": (LOSS, "div"),
@@ -110,7 +110,10 @@ KNOWN: dict[str, tuple[str, str]] = {
     "power at zero, backward": ("2", "derivative of pow"),
     "gradient of the loss alone": (LOSS, "sqrt"),
 }
-"""A loop that calls the parts of a model, and computes in between, has no module to blame: ``BETWEEN``."""
+"""Program to (module, a word that its cause must hold). No module is to blame where the loop computes between calls."""
+
+Counts = dict[str, list[int]]
+"""What was judged to [right, all]."""
 
 WORDS = {
     LOSS: ("the loss made of them is not", "outside every module"),
@@ -132,18 +135,18 @@ OF_CAUSE = {
     "diverged": "had diverged before",
     "loss scale": "beyond the largest float16|had diverged before: its loss grew",
 }
-"""Cause, as ``benchmarks.origins`` calls it → how gradwatch would say it."""
+"""From a cause, as ``benchmarks.origins`` calls it, to a pattern of what gradwatch says of it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A program and what is true of it.
+    """A program and the truth about it.
 
     Attributes:
         name, make: as registered.
-        group: whose truths, and whether anything was tuned on it.
-        module: that made it, or LOSS, INPUT, BETWEEN.
-        words: pattern that its cause must match.
+        group: where the truth comes from, and whether anything was tuned on the program.
+        module: that made the NaN or Inf, or LOSS, INPUT, BETWEEN.
+        words: pattern that the cause must match.
     """
 
     name: str
@@ -154,7 +157,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Every program of known origin."""
+    """Yield every program of known origin."""
     for name, (make, truth) in ORIGINS.items():
         group = "origins, measured half" if is_measured(name) else "origins, half tuned on"
         place = {"loss": LOSS, "input": INPUT, "between": BETWEEN}.get(truth.place, truth.module)
@@ -170,7 +173,7 @@ def _words_of(truth: Truth) -> str:
     if truth.cause == "input":
         return f"in {len(truth.rows)} of .* rows: {', '.join(map(str, truth.rows))}"
     if truth.cause == "weight":
-        return f"(the weight|its) {re.escape(truth.weight)} already held"
+        return f"{re.escape(truth.weight)} already held"
     if truth.cause == "derivative":
         return f"derivative of {truth.operation.replace('_', '').lower()}"
     return OF_CAUSE[truth.cause]
@@ -199,7 +202,7 @@ def _of_tests(name: str) -> Training:
 
 
 def said_by_gradwatch(training: Training, how: str) -> str:
-    """The cause of the first ``nonfinite`` finding."""
+    """Return the cause of the first ``nonfinite`` finding."""
     with gradwatch.watch(training.model, training.optimizers, trace_nonfinite=how == "trace") as watcher:
         if how != "default":
             watcher._loop.origins.replay.remove()  # as where an update cannot wait for it
@@ -213,7 +216,7 @@ def said_by_gradwatch(training: Training, how: str) -> str:
 
 
 def said_by_anomaly_mode(training: Training) -> str:
-    """The error's first line; ``""`` where the run ends without one."""
+    """Return the first line of the error; ``""`` if the run ends without one."""
     with torch.autograd.set_detect_anomaly(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in range(training.steps):
@@ -225,7 +228,7 @@ def said_by_anomaly_mode(training: Training) -> str:
 
 
 def said_by_debug_underflow_overflow(training: Training) -> str:
-    """The last frame of its report: the call in which it first saw NaN or Inf."""
+    """Return the last frame of its report: the call in which it first saw NaN or Inf."""
     from transformers.debug_utils import DebugUnderflowOverflow
 
     models = [training.model] if isinstance(training.model, nn.Module) else list(training.model.values())
@@ -241,25 +244,25 @@ def said_by_debug_underflow_overflow(training: Training) -> str:
 
 
 def names_module(cause: str, module: str) -> bool:
-    """Whether ``cause`` blames what is known to be at fault."""
+    """Tell whether an observed ``cause`` blames what is known to be at fault."""
     if module in WORDS:
         return any(words in cause for words in WORDS[module])
-    blames_module = "was given finite values and" in cause or "given finite gradients" in cause or "given Inf" in cause
-    title = f" {module} (" if module else " the model itself ("
-    return blames_module and title in cause.split(": ", 1)[1][:200].join((" ", ""))
+    title = re.escape(module or "the model itself")
+    given = "was given (finite values|Inf|finite gradients)"
+    return re.match(rf"observed: (the backward pass of )?{title} \([^)]*\) {given}", cause, re.IGNORECASE) is not None
 
 
 def names_inferred(cause: str, module: str) -> bool:
-    """The same where no call was seen: the place among the layers, or the loss."""
-    if "by the loss, or b" in cause:
-        return module == LOSS or f"or by {module}, which" in cause
-    if ", where " in cause:
-        return f", where {module or 'the model itself'} stands" in cause
+    """Tell whether an inferred ``cause`` names the place among the layers, or the loss."""
+    if "made by the loss, or" in cause:
+        return module == LOSS or f", or by {module};" in cause
+    if (maker := re.search("made between the two, by ([^;]*);", cause)) is not None:
+        return maker[1] == (module or "the model itself")
     return module == BETWEEN or f" {module}." in cause
 
 
 def names_operation(said: str, words: str) -> bool:
-    """Whether an error about ``LogBackward0`` names the operation: by any word of the pattern, spelt as torch does."""
+    """Tell whether an error about ``LogBackward0`` names the operation: any word of the pattern, as in torch."""
     names = {
         "logarithm": "log",
         "square root": "sqrt",
@@ -271,36 +274,47 @@ def names_operation(said: str, words: str) -> bool:
     return any(each.strip(",").lower() in said.lower() for each in spelt)
 
 
+def judge_gradwatch(case: Case, how: str, counts: Counts, *, prints: bool) -> None:
+    """Count whether gradwatch names module and cause of one program."""
+    cause = said_by_gradwatch(case.make(), how)
+    title = f"{case.group}: gradwatch, {how}"
+    if "made in the forward pass, or by the loss" in cause or "the module that made it was not seen" in cause:
+        _add(counts, f"{title}: module said to be unknown", True)
+        return
+    is_observed = cause.lower().startswith("observed")
+    names = names_module if is_observed else names_inferred
+    has_module = names(cause, case.module)
+    has_cause = re.search(case.words, cause, re.IGNORECASE) is not None
+    _add(counts, f"{title}, {'observed' if is_observed else 'inferred'}: module", has_module)
+    _add(counts, f"{title}: cause", has_cause)
+    if prints and not (has_module and has_cause):
+        print(f"{case.name} [{case.module}, {case.words}], {how}: {cause}")
+
+
+def judge_rivals(case: Case, counts: Counts) -> None:
+    """Count whether the other tools name module or operation of one program."""
+    said = said_by_anomaly_mode(case.make())
+    _add(counts, f"{case.group}: anomaly mode: module", False)
+    _add(counts, f"{case.group}: anomaly mode: operation or cause", names_operation(said, case.words))
+    said = said_by_debug_underflow_overflow(case.make())
+    right = case.module not in WORDS and f" {case.module} " in f"{said} "
+    _add(counts, f"{case.group}: DebugUnderflowOverflow: module", right)
+
+
 def main() -> None:
-    """Prints the table; ``--write`` puts it into ``benchmarks/results/why.md``."""
+    """Print the table; ``--write`` puts it into ``benchmarks/results/why.md``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--tell", action="store_true", help="print what was said wrongly")
     arguments = parser.parse_args()
     logging.getLogger("gradwatch").setLevel(logging.CRITICAL)
     torch.set_num_threads(1)
-    counts: dict[str, list[int]] = {}
+    counts: Counts = {}
     for case in cases():
         for how in ("default", "trace", "neither"):
-            cause = said_by_gradwatch(case.make(), how)
-            evidence = "observed" if cause.startswith("observed") else "inferred"
-            title = f"{case.group}: gradwatch, {how}"
-            if "made in the forward pass, or by the loss" in cause or "the module that made it was not seen" in cause:
-                _add(counts, f"{title}: module said to be unknown", True)
-                continue
-            right = names_module(cause, case.module) if evidence == "observed" else names_inferred(cause, case.module)
-            told = re.search(case.words, cause, re.IGNORECASE) is not None
-            _add(counts, f"{title}, {evidence}: module", right)
-            _add(counts, f"{title}: cause", told)
-            if arguments.tell and how != "trace" and not (right and told):
-                print(f"{case.name} [{case.module}, {case.words}]: {cause}")
-        said = said_by_anomaly_mode(case.make())
-        _add(counts, f"{case.group}: anomaly mode: module", False)
-        _add(counts, f"{case.group}: anomaly mode: operation or cause", names_operation(said, case.words))
-        said = said_by_debug_underflow_overflow(case.make())
-        right = case.module not in WORDS and f" {case.module} " in f"{said} "
-        _add(counts, f"{case.group}: DebugUnderflowOverflow: module", right)
-    lines = ["| what was told | right |", "|---|---|"]
+            judge_gradwatch(case, how, counts, prints=arguments.tell and how != "trace")
+        judge_rivals(case, counts)
+    lines = ["| what was named | right |", "|---|---|"]
     lines += [f"| {what} | {right}/{total} ({right / total:.0%}) |" for what, (right, total) in sorted(counts.items())]
     print("\n".join(lines))
     if arguments.write:
@@ -310,7 +324,7 @@ def main() -> None:
         path.write_text("\n".join([title, "", *lines, ""]))
 
 
-def _add(counts: dict[str, list[int]], what: str, right: bool) -> None:
+def _add(counts: Counts, what: str, right: bool) -> None:
     tally = counts.setdefault(what, [0, 0])
     tally[0] += right
     tally[1] += 1

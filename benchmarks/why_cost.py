@@ -1,7 +1,7 @@
-"""What it costs to know why, beside anomaly mode and Hugging Face's tool: ``python -m benchmarks.why_cost``.
+"""Measure what it costs to know why, beside anomaly mode and a tool of Hugging Face: ``python -m benchmarks.why_cost``.
 
-Steps of the same model under each way of looking, interleaved. A ratio is the median over pairs of steps of one round;
-that of the means holds the sampled and logged steps too.
+The same model trains under each way of watching, and the steps are interleaved. A ratio is the median over pairs of
+steps of one round. The ratio of the means includes the sampled and logged steps, too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def convolutional() -> tuple[nn.Module, Tensor]:
 
 
 def stepper(make: Callable[[], tuple[nn.Module, Tensor]], way: str) -> Callable[[], float]:
-    """() → seconds of one more step, under one way of looking."""
+    """Return a function that makes one more step under one way of watching, and returns its seconds."""
     torch.manual_seed(0)
     model, x = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
@@ -83,13 +83,13 @@ def _blind(watcher: gradwatch.Watcher) -> None:
 
 
 def ratio(times: dict[str, list[float]], way: str, base: str) -> str:
-    """Of ``way`` to ``base``: the median over rounds, and that of the means."""
+    """Return the ratio of ``way`` to ``base``: the median over rounds, and in brackets the ratio of the means."""
     median = statistics.median(a / b for a, b in zip(times[way], times[base], strict=True))
     return f"{median:.3f} ({sum(times[way]) / sum(times[base]):.3f})"
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     torch.set_num_threads(2)
     titles = ["model", "bare", *list(WAYS.values())[1:], "watched ÷ without"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")

@@ -12,7 +12,7 @@ import numpy as np
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Where
 
-__all__ = ["InferredOrigin", "InferredPattern", "LeafModules", "infer_origin"]
+__all__ = ["InferredOrigin", "InferredPattern", "LeafModules", "Unseen", "infer_origin"]
 
 InferredPattern = Literal[
     "forward",  # the loss is not finite: the forward pass or the loss made it
@@ -29,6 +29,10 @@ _WHERE: dict[InferredPattern, Where] = {
     "one module": "input",
     "between layers": "backward",
 }
+
+Unseen = Literal["parts are called", "opaque", "not repeatable", "not traced"]
+"""Why no call of a module was seen: the loop calls parts of the model, whose calls are recorded from the second step
+on; the module is compiled, scripted or sharded; the step could not be run again as it was; or nobody asked for it."""
 
 LeafModules = Sequence[tuple[str, bool]]
 """(name, whether it is one of ``torch.nn``) of the modules without children, in order of registration."""

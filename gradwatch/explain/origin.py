@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradwatch.explain.call_summary import ModuleCall
-from gradwatch.explain.inferred import LeafModules, infer_origin
+from gradwatch.explain.inferred import LeafModules, Unseen, infer_origin
 from gradwatch.explain.observed import ObservedOrigin, observed_origin
 from gradwatch.explain.operations import families_of
 from gradwatch.explain.sentences import inferred_sentence, observed_sentence
@@ -22,16 +22,16 @@ def origin_of(calls: Sequence[ModuleCall], loss: float | None, layers_at_fault: 
 
 
 def inferred_origin(
-    layers: Layers, modules: LeafModules, how_to_see: str, loss: float | None, layers_at_fault: Sequence[str]
+    layers: Layers, modules: LeafModules, unseen: Unseen, loss: float | None, layers_at_fault: Sequence[str]
 ) -> Origin:
     """Return what ``infer_origin`` finds, in the form that findings use.
 
     Args:
         layers, modules, loss, layers_at_fault: as for ``infer_origin``.
-        how_to_see: why no call was seen, and what would let one be seen.
+        unseen: why no call was seen.
     """
     found = infer_origin(layers, modules, loss, layers_at_fault)
-    return Origin(found.module, found.where, inferred_sentence(found, how_to_see), "inferred")
+    return Origin(found.module, found.where, inferred_sentence(found, unseen), "inferred")
 
 
 def conclusion(found: ObservedOrigin) -> Origin:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from gradwatch.explain.inferred import InferredOrigin, InferredPattern
+from gradwatch.explain.inferred import InferredOrigin, InferredPattern, Unseen
 from gradwatch.explain.observed import BadRows, ModuleTitle, ObservedOrigin, Pattern
 from gradwatch.explain.operations import FaultyOperation
 
@@ -62,15 +62,15 @@ def observed_sentence(origin: ObservedOrigin) -> str:
     return "".join(parts)
 
 
-def inferred_sentence(origin: InferredOrigin, how_to_see: str) -> str:
+def inferred_sentence(origin: InferredOrigin, unseen: Unseen) -> str:
     """Return what the gradients of the step show, without a full stop.
 
     Args:
         origin: what was inferred.
-        how_to_see: why no call was seen, and what would let one be seen.
+        unseen: why no call was seen.
     """
-    unseen = "the module that made it" if origin.pattern == "one module" else "the module"
-    return f"{_INFERRED[origin.pattern](origin)}; {unseen} was {how_to_see}"
+    module = "the module that made it" if origin.pattern == "one module" else "the module"
+    return f"{_INFERRED[origin.pattern](origin)}; {module} was not seen: {_UNSEEN[unseen]}"
 
 
 def operation_text(operation: FaultyOperation) -> str:
@@ -155,6 +155,14 @@ _INFERRED: Mapping[InferredPattern, Callable[[InferredOrigin], str]] = {
 }
 
 
+_UNSEEN: Mapping[Unseen, str] = {
+    "parts are called": "this loop calls parts of the model, and their calls are recorded from the second step on",
+    "opaque": "calls of compiled, scripted or sharded modules cannot be recorded; run the model without that once",
+    "not repeatable": "the step could not be run again as it was; trace_nonfinite=True examines every call",
+    "not traced": 'trace_nonfinite=True, or on_nonfinite="skip", examines every module',
+}
+
+
 def _fault_text(operation: FaultyOperation) -> str:
     name, operands = operation.name, operation.operands
     if name in ("div", "true_divide") and operands.divides_by_zero:
@@ -187,7 +195,9 @@ def _loss_text(origin: ObservedOrigin) -> str:
     made_by = f"the loss is made by {', '.join(origin.loss_operations)}"
     if not origin.unbounded:
         return made_by
-    return f"{made_by}; the derivative of {' and '.join(origin.unbounded)} has no bound"
+    names = " and ".join(origin.unbounded)
+    have = "derivative of {} has" if len(origin.unbounded) == 1 else "derivatives of {} have"
+    return f"{made_by}; the {have.format(names)} no bound"
 
 
 def _module_text(title: ModuleTitle) -> str:

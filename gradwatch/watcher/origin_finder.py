@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.explain.call_summary import ModuleCall
+from gradwatch.explain.inferred import Unseen
 from gradwatch.explain.origin import inferred_origin
 from gradwatch.explain.replay import Replay
 from gradwatch.explain.trace import Trace
@@ -101,8 +102,8 @@ class OriginFinder:
             traced = self.trace.origin(step.calls, report.loss, sick_layers)
             if traced is not None:
                 return traced
-        how_to_see = self._how_to_see("cpu" if step is None else step.device_type)
-        return inferred_origin(self._layers, self._modules, how_to_see, report.loss, sick_layers)
+        unseen = self._why_unseen("cpu" if step is None else step.device_type)
+        return inferred_origin(self._layers, self._modules, unseen, report.loss, sick_layers)
 
     def remove(self) -> None:
         """Listen no more; twice is fine."""
@@ -114,12 +115,12 @@ class OriginFinder:
         can_wait = self._can_always_wait or current.device.type == "cpu"
         return can_wait and not current.is_finite and not current.is_overflow
 
-    def _how_to_see(self, device_type: str) -> str:
-        """Return what would name the module, where it could not be observed."""
+    def _why_unseen(self, device_type: str) -> Unseen:
+        """Return why no call of a module was seen."""
         if self.trace is None and self.replay is not None and not self.replay.was_called:
-            return "not seen: this loop calls parts of the model, which are looked at from its second step on"
+            return "parts are called"
         if self.trace is not None:
-            return "not seen: what is compiled, scripted or sharded is not looked at; run it as it is to be told"
+            return "opaque"
         if self.replay is not None and device_type == "cpu":
-            return "not seen: the step could not be run again as it was; trace_nonfinite=True looks at every call"
-        return 'not seen: trace_nonfinite=True, or on_nonfinite="skip", looks at every module'
+            return "not repeatable"
+        return "not traced"
