@@ -1,6 +1,6 @@
 """Slow, obvious float64 twins of what gradwatch computes in batches, and the tensors that both are tried on.
 
-Enters: Python floats. Leaves: Python floats. Knows nothing of gradwatch.
+The twins take and return Python floats, and use nothing of gradwatch.
 """
 
 from __future__ import annotations
@@ -95,6 +95,39 @@ def zero_fraction(entries: Sequence[float]) -> float:
 def relative_change(before: Sequence[float], after: Sequence[float]) -> float:
     size = l2_norm(before)
     return l2_norm([new - old for old, new in zip(before, after, strict=True)]) / size if size else math.nan
+
+
+def norms_before_change(now: Sequence[float], at_end: Sequence[float], positions: Sequence[int]) -> list[float]:
+    """The norms of P gradients before the loop changed them; ``positions`` are −1 where ``at_end`` has none."""
+    before = [at_end[position] for position in positions if position >= 0]
+    after = [norm for norm, position in zip(now, positions, strict=True) if position >= 0]
+    ratio = l2_norm(before) / l2_norm(after)
+    halvings = math.log2(ratio)
+    if abs(halvings - round(halvings)) < 1e-5:  # a loss scale was divided out
+        return list(now)
+    return [at_end[position] if position >= 0 else norm * ratio for norm, position in zip(now, positions, strict=True)]
+
+
+def root_mean_square(entries: Sequence[float]) -> float:
+    return l2_norm(entries) / math.sqrt(len(entries))
+
+
+def saturated_share(slopes: Sequence[float], steepest: float) -> float:
+    """The share of entries at which a squashing function has less than a twentieth of its largest slope."""
+    return sum(slope < 0.05 * steepest for slope in slopes) / len(slopes)
+
+
+def dead_share(samples: Sequence[Sequence[Sequence[float]]]) -> float:
+    """The share of units whose slope was at most 0.001 on every row of each of the last five samples.
+
+    Args:
+        samples: absolute slopes by sample, row and unit.
+    """
+    if len(samples) < 5:
+        return 0.0
+    rows = [row for sample in samples[-5:] for row in sample]
+    units = list(zip(*rows, strict=True))
+    return sum(max(unit) <= 1e-3 for unit in units) / len(units)
 
 
 def clip_by_norm(tensors: Sequence[Sequence[float]], max_norm: float) -> list[list[float]]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import gradwatch
 from gradwatch import Thresholds
+from tests import reference
 
 SAMPLED = (1, 2, 4, 8, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110)
 
@@ -65,7 +66,7 @@ def test_the_saturated_share_is_that_of_its_twin(name):
         model.first.weight.mul_(10)
     history = watched(model, 3, batch).history
     before = model.first.double()(batch(2).double()).flatten().tolist()
-    expected = np.mean([slope(x) < 0.05 for x in before])
+    expected = reference.saturated_share([slope(x) for x in before], steepest=1.0)
     assert history["saturated_share"][2, 0] == pytest.approx(expected)
     assert 0 < expected < 1
     assert math.isnan(history["saturated_share"][0, 0])  # activations are looked at from step 1 on
@@ -83,6 +84,15 @@ RECTIFIERS = {
 }
 
 
+def slopes_at(model, steps):
+    """Absolute slopes of the rectifier, by step, row and unit."""
+    found = []
+    for step in steps:
+        x = model.first.double()(batch(step).double()).detach().requires_grad_()
+        found.append(torch.autograd.grad(model.function(x * 1).sum(), x)[0].abs().tolist())
+    return found
+
+
 @pytest.mark.parametrize("name", RECTIFIERS)
 def test_units_that_are_silent_on_all_inputs_of_five_samples_are_dead(name):
     torch.manual_seed(0)
@@ -94,6 +104,8 @@ def test_units_that_are_silent_on_all_inputs_of_five_samples_are_dead(name):
     shares = dict(zip(history.steps.tolist(), history["dead_share"][:, 0].tolist(), strict=True))
     assert [shares[step] for step in SAMPLED[:4]] == [0, 0, 0, 0]
     assert shares[10] == pytest.approx(6 / 16)
+    expected = [reference.dead_share(slopes_at(model, SAMPLED[: number + 1])) for number in range(5)]
+    assert [shares[step] for step in SAMPLED[:5]] == pytest.approx(expected)
 
 
 def test_a_unit_that_wakes_up_for_one_batch_is_not_dead():
@@ -113,7 +125,9 @@ def test_the_root_mean_square_is_that_of_what_the_module_returned():
     images = lambda step: batch(step, 36).reshape(-1, 1, 6, 6)[:4]  # few enough that every row is looked at
     history = watched(model, 3, images).history
     returned = model[0].double()(images(2).double())
-    assert history["activation_rms"][2, 0] == pytest.approx(returned.square().mean().sqrt().item(), rel=1e-5)
+    assert history["activation_rms"][2, 0] == pytest.approx(
+        reference.root_mean_square(returned.flatten().tolist()), rel=1e-5
+    )
 
 
 def test_units_of_a_convolution_are_its_channels():

@@ -136,6 +136,27 @@ def test_figures_of_parameters_carry_no_graph():
     assert not any(figure.requires_grad for figure in figures)
 
 
+positive = strategies.floats(1e-3, 1e3)
+
+
+@deterministic
+@given(strategies.data(), strategies.sampled_from([0.5, 1.0, 2.0**10, 0.1, 3.0]))
+def test_norms_before_a_change_agree_with_the_loop(data, factor):
+    at_end = data.draw(strategies.lists(positive, min_size=1, max_size=5))
+    extra = data.draw(strategies.lists(positive, max_size=3))
+    positions = data.draw(strategies.permutations([*range(len(at_end)), *[-1] * len(extra)]))
+    rest = iter(extra)
+    now = [at_end[position] * factor if position >= 0 else next(rest) for position in positions]
+    zeros = lambda norms: torch.zeros(len(norms), dtype=torch.int64)
+    magnitudes = lambda norms: statistics.Magnitudes(
+        torch.tensor(norms, dtype=torch.float64), zeros(norms), torch.tensor(reference.l2_norm(norms))
+    )
+    found = statistics.undo_change(magnitudes(now), magnitudes(at_end), torch.tensor(positions))
+    expected = reference.norms_before_change(now, at_end, positions)
+    assert found.l2.tolist() == pytest.approx(expected, rel=1e-9)
+    assert found.total.item() == pytest.approx(reference.l2_norm(expected), rel=1e-9)
+
+
 def test_scale_by_one_writes_nothing():
     tensors = [torch.ones(3), torch.tensor(math.nan)]
     for scales in (torch.tensor(1.0), torch.ones(2)):
