@@ -69,15 +69,21 @@ class NonFiniteGradient(Detector[GradientState]):
         return math.isfinite(total)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
-        size, count = int(self._layers.size[column]), int(report.nonfinite[column])
-        entries = f"gradient entries of {self._layers.names[column]}"
-        # off the CPU a count of 1 means "at least one"
-        found = f"At least 1 of {size:,} {entries} is" if count == 1 else f"{count:,} of {size:,} {entries} are"
+        found = self._found(int(report.nonfinite[column]), column)
         others = f"; this concerns {len(covered)} of {len(self._layers)} layers" if len(covered) > 1 else ""
         return Evidence(
             measured=f"{found} NaN or Inf at step {report.step}{others}.",
             cause=_with_origin(report, self._cause(report)),
         )
+
+    def _found(self, count: int, column: int) -> str:
+        """Return the words for so many sick entries; off the CPU a count of 1 means "at least one"."""
+        size, name = int(self._layers.size[column]), self._layers.names[column]
+        if size == 1:
+            return f"The only gradient entry of {name} is"
+        if count == 1:
+            return f"At least 1 of {size:,} gradient entries of {name} is"
+        return f"{count:,} of {size:,} gradient entries of {name} are"
 
     def _count_overflows(self, report: StepReport) -> None:
         """Count overflows in a row; the scale is not to blame for a loss that is not finite itself."""

@@ -183,7 +183,8 @@ class TotalRows:
 
     def totals(self) -> Totals:
         """Return all rows."""
-        columns = np.array(self._rows, dtype=np.float64).reshape(-1, len(TOTALS)).T
+        with np.errstate(invalid="ignore"):  # a damaged file may hold a NaN that signals
+            columns = np.array(self._rows, dtype=np.float64).reshape(-1, len(TOTALS)).T
         return Totals(np.array(self._steps, dtype=np.int64), dict(zip(TOTALS, columns, strict=True)))
 
 
