@@ -1,4 +1,4 @@
-"""The pictures of docs/remedies.md: what ``python examples/remedies`` left in runs/remedies, drawn side by side.
+"""Draw the pictures of docs/remedies.md from the runs that ``python examples/remedies`` left in runs/remedies.
 
 One picture a family, one row a table of the page: the loss, and the gradient norm of the first weight.
 """
@@ -26,13 +26,13 @@ LOWEST, HIGHEST = 1e-12, 1e6  # beyond, a logarithmic axis would show little els
 
 
 def main(directory: str = "runs/remedies") -> None:
-    """One picture for each family that has runs."""
+    """Draw one picture for each family that has runs."""
     for family in sorted(path for path in Path(directory).iterdir() if path.is_dir()):
         draw(family, IMAGES / f"remedy-{family.name.replace('_', '-')}.png")
 
 
 def draw(family: Path, path: Path) -> None:
-    """A row for each table: the loss to the left, the first weight's gradient to the right."""
+    """Draw a row for each table: the loss to the left, the first weight's gradient to the right."""
     tables = sorted((table for table in family.iterdir()), key=lambda table: table.stat().st_mtime)
     figure, rows = plt.subplots(
         len(tables), 2, figsize=(11, 2.9 * len(tables)), squeeze=False, sharex="row", layout="constrained"
@@ -63,22 +63,22 @@ def draw(family: Path, path: Path) -> None:
 
 
 def sick_style(number: int) -> dict[str, object]:
-    """Black for what every other row is held against."""
+    """Return black, for the rows that all others are compared with."""
     return {"color": "black", "linewidth": 2, "linestyle": ("-", "--", ":", "-.")[number % 4]}
 
 
 def cured_style(number: int) -> dict[str, object]:
-    """A colour for each remedy."""
+    """Return a colour for each remedy."""
     return {"color": f"C{number % 10}", "linewidth": 1.5, "linestyle": "--" if number > 9 else "-"}
 
 
 def first_weight(run: Run) -> int:
-    """The column of the weight nearest the input."""
+    """Return the column of the weight nearest the input."""
     return next(int(column) for column in run.order if "weight" in run.layers[column])
 
 
 def curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: dict[str, object]) -> None:
-    """A line that ends in a cross where it stops being finite; a zero is drawn below the lower edge."""
+    """Draw a line that ends in a cross if it stops being finite; a zero is drawn below the lower edge."""
     finite = np.isfinite(values)
     axes.plot(steps[finite], np.where(values == 0, LOWEST / 1e9, values)[finite], label=label, **style)
     if not finite.all() and finite.any():
@@ -87,13 +87,13 @@ def curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: 
 
 
 def spans_decades(axes: Axes) -> bool:
-    """Whether a straight scale would flatten all lines but one."""
+    """Return whether a linear scale would flatten all lines but one."""
     values = values_of(axes)
     return values.min() > 0 and math.log10(values.max() / values.min()) > 3
 
 
 def limits(axes: Axes) -> tuple[float, float]:
-    """Around what is drawn, as far as it lies between ``LOWEST`` and ``HIGHEST``."""
+    """Return limits around the values that lie between ``LOWEST`` and ``HIGHEST``."""
     values = values_of(axes)
     if axes.get_yscale() == "linear":
         margin = 0.05 * (values.max() - values.min() or 1.0)
@@ -102,7 +102,7 @@ def limits(axes: Axes) -> tuple[float, float]:
 
 
 def values_of(axes: Axes) -> np.ndarray:
-    """All that is drawn."""
+    """Return all values that are drawn."""
     return np.concatenate([line.get_ydata() for line in axes.lines])
 
 

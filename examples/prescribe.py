@@ -1,9 +1,9 @@
-"""From finding to cure: ten sigmoid layers that learn nothing, and which remedy makes them learn.
+"""Find the remedy that makes ten sigmoid layers learn.
 
     python examples/prescribe.py [seconds]
 
-Every remedy that fits is tried on copies, and measured: did the finding go, does the loss on batches that were not
-trained on come down, what does a step cost? With more seconds, more remedies get more seeds.
+Every remedy that fits is tried on copies and measured: is the finding gone, how low is the loss on held-out batches,
+what does a step cost? With more seconds, more remedies get more seeds.
 """
 
 import sys
@@ -15,7 +15,7 @@ import gradwatch
 
 
 def make_model() -> nn.Module:
-    """Ten sigmoid layers: each passes on at most a quarter of the gradient."""
+    """Make ten sigmoid layers, each of which passes on at most a quarter of the gradient."""
     layers: list[nn.Module] = [nn.Linear(16, 32), nn.Sigmoid()]
     for _ in range(9):
         layers += [nn.Linear(32, 32), nn.Sigmoid()]
@@ -23,14 +23,14 @@ def make_model() -> nn.Module:
 
 
 def problem(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(count, 16) numbers, and which of four directions each lies furthest along."""
+    """Return (count, 16) numbers, and for each the one of four directions in which it lies furthest."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 16, generator=generator)
     return x, (x @ torch.randn(16, 4, generator=generator)).argmax(1)
 
 
 def main(seconds: float) -> None:
-    """Prescribes, and prints what came of it."""
+    """Prescribe, and print the result."""
     x, y = problem(1280)
     prescription = gradwatch.prescribe(
         make_model,

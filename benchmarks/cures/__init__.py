@@ -1,1 +1,1 @@
-"""Whether ``gradwatch.prescribe`` finds the cure of sick programs for which there is one."""
+"""Measure whether ``gradwatch.prescribe`` finds a cure of sick programs for which there is one."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.cures search|measure|table``: see each module."""
+"""Run ``python -m benchmarks.cures search|measure|table``: see each module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def main() -> None:
-    """Runs what is asked for."""
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cures", description=__doc__)
     parser.add_argument("what", choices=["search", "measure", "table"])
     parser.add_argument(

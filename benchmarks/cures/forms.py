@@ -1,4 +1,4 @@
-"""Sick programs of ``benchmarks.detection`` → the four arguments of ``gradwatch.prescribe``, or why not.
+"""Turn sick programs of ``benchmarks.detection`` into the four arguments of ``gradwatch.prescribe``, or say why not.
 
 Two forms. Where a program tells its data and its loss apart, batches are drawn beforehand. Where its forward pass is
 one function, the model draws its batch and returns its loss, as models of some libraries do; a batch is then nothing
@@ -38,7 +38,7 @@ EXCLUDED = {
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """What ``prescribe`` is given; one is like no other, since its batches were drawn for it."""
+    """The arguments of ``prescribe``. No two forms are equal, since the batches of each were drawn for it."""
 
     make_model: Callable[[], nn.Module]
     make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -59,7 +59,7 @@ class Inside(nn.Module):
 
 @functools.lru_cache(maxsize=8)
 def form_of(program: Program, seed: int) -> Form | str:
-    """The program's form with data drawn under ``seed``, or the reason why it has none."""
+    """Return the program's form with data drawn under ``seed``, or the reason why it has none."""
     if program.name in EXCLUDED:
         return EXCLUDED[program.name]
     training = start(program, seed)
@@ -82,18 +82,18 @@ def form_of(program: Program, seed: int) -> Form | str:
 
 
 def programs() -> list[Program]:
-    """The sick ones, shuffled: in the order of their names' hashes, so that the first so many are a random part."""
+    """Return the sick programs in the order of their names' hashes, so that the first ones are a random sample."""
     sick = (program for program in PROGRAMS.values() if program.kind is not None)
     return sorted(sick, key=lambda program: hashlib.sha256(f"cures {program.name}".encode()).digest())
 
 
 def _same_kind(optimizer: Optimizer) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    """An optimizer of the same type and settings, for other parameters."""
+    """Return a function that makes an optimizer of the same type and settings for other parameters."""
     known = inspect.signature(type(optimizer)).parameters
     settings = {name: value for name, value in optimizer.defaults.items() if name in known}
     return lambda parameters: type(optimizer)(parameters, **settings)
 
 
 def silence() -> None:
-    """One thread each, as two run at a time."""
+    """Use one thread, since two processes run at a time."""
     torch.set_num_threads(1)

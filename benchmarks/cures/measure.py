@@ -1,4 +1,4 @@
-"""Whether the first-ranked remedy cures on fresh seeds, for programs for which the search found a cure.
+"""Measure whether the first-ranked remedy cures on fresh seeds, for programs for which the search found a cure.
 
 Each program is prescribed for once, within ``BUDGET`` seconds; what is ranked first is tried again on seeds of model
 and data that nobody has seen. Beside it stand the controls: nothing, remedies drawn at random, and always the same.
@@ -31,13 +31,13 @@ ALWAYS = "he + lower-learning-rate"
 
 
 def measure(seconds: float, half: str, only: Sequence[str] | None = None) -> None:
-    """Measures what is not measured yet, for about so many seconds."""
+    """Measure the programs that are not measured yet, for about so many seconds."""
     curable = search.curable(None if half == "all" else half == "measured")
     results.go_on(RESULTS, curable, measured, seconds, only)
 
 
 def measured(program: Program) -> dict[str, Any]:
-    """One program: what was ranked first, and on which share of the fresh seeds it and the controls cure."""
+    """Return what was ranked first for one program, and how it and the controls do on the fresh seeds."""
     form = form_of(program, PRESCRIBED)
     assert isinstance(form, Form)
     begin = time.perf_counter()
@@ -62,7 +62,7 @@ def measured(program: Program) -> dict[str, Any]:
 
 
 def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float | None]:
-    """On one fresh seed: 1 or 0 for the first-ranked and the constant remedy, a share for those drawn.
+    """Return for one fresh seed 1 or 0 for the first-ranked and the constant remedy, and a share for those drawn.
 
     None for each where nothing is sick on this seed: nothing tells the remedies apart, and none is judged.
     """
@@ -85,7 +85,7 @@ def fresh(program: Program, seed: int, first: Candidate | None, always: Candidat
 
 
 def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, form: Form) -> float | None:
-    """1 where it cures, None where it does not apply."""
+    """Return 1 if the candidate cures, 0 if not, None if it does not apply."""
     try:
         return float(search.cures(program, candidate, seed, kind, form))
     except NotApplicableError:
@@ -95,10 +95,10 @@ def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, for
 
 
 def candidate_of(trial: Trial) -> Candidate:
-    """The treatments that a trial was made with."""
+    """Return the treatments of a trial."""
     return next(each for each in everything() if name_of(each) == trial.remedy and trial.code.endswith(code_of(each)))
 
 
 def read() -> list[dict[str, Any]]:
-    """What was measured so far."""
+    """Return what was measured so far."""
     return results.read(RESULTS)

@@ -1,4 +1,4 @@
-"""Results, a line of JSON a program: written as soon as known, so that whoever was broken off goes on where he was."""
+"""Keep results as lines of JSON, one a program, written at once, so that a run that was broken off can go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 
 def read(path: Path) -> list[Result]:
-    """What is known so far."""
+    """Return the results so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -27,7 +27,7 @@ def go_on(
     seconds: float,
     only: Sequence[str] | None,
 ) -> None:
-    """Works on those of ``programs`` that are not in ``path`` yet, for about so many seconds.
+    """Work on those of ``programs`` that are not in ``path`` yet, for about so many seconds.
 
     Args:
         path: of the results; each is added to it.

@@ -1,4 +1,4 @@
-"""The exhaustive search: is there any cure at all among all treatments and pairs?
+"""Search all treatments and pairs for any cure.
 
 Each is tried on one seed until one cures; that one is confirmed on fresh seeds, of model and data, and the search goes
 on where they do not bear it out. Each program's result is written as soon as it is known, so the search can be broken
@@ -30,13 +30,13 @@ SCREEN, CONFIRM = 100, (101, 102)
 
 
 def search(seconds: float, half: str, only: list[str] | None = None) -> None:
-    """Goes on with the search for about so many seconds."""
+    """Go on with the search for about so many seconds."""
     of_half = (program for program in programs() if half == "all" or program.is_measured == (half == "measured"))
     results.go_on(RESULTS, of_half, searched, seconds, only)
 
 
 def searched(program: Program) -> dict[str, Any]:
-    """What the search finds for one program."""
+    """Return what the search finds for one program."""
     begin = time.perf_counter()
     base = {"program": program.name, "kind": program.kind, "is_measured": program.is_measured}
     form = form_of(program, SCREEN)
@@ -65,18 +65,18 @@ def searched(program: Program) -> dict[str, Any]:
 
 
 def ordered(kind: Kind, findings: Sequence[Finding]) -> list[Candidate]:
-    """Everything, in the order of ``prescribe`` as far as it goes: that changes when the search ends, not whether."""
+    """Return everything, first what ``prescribe`` would try first, so that a cure is found sooner."""
     first = candidates(kind, findings)
     return [*first, *(candidate for candidate in everything() if candidate not in first)]
 
 
 def confirmed(program: Program, candidate: Candidate, kind: str) -> bool:
-    """Whether it cures on fresh seeds."""
+    """Return whether the candidate cures on fresh seeds."""
     return all(cures_afresh(program, candidate, kind, seed) for seed in CONFIRM)
 
 
 def cures_afresh(program: Program, candidate: Candidate, kind: str, seed: int) -> bool:
-    """The same on another seed, of data and model; whatever is raised is no cure."""
+    """Return whether the candidate cures on another seed, of data and model; an error is no cure."""
     form = form_of(program, seed)
     assert isinstance(form, Form)
     try:
@@ -86,33 +86,33 @@ def cures_afresh(program: Program, candidate: Candidate, kind: str, seed: int) -
 
 
 def cures(program: Program, candidate: Candidate, seed: int, kind: str, form: Form) -> bool:
-    """Whether ``candidate`` cures the program under ``seed``."""
+    """Return whether ``candidate`` cures the program under ``seed``."""
     return is_cured(run(problem_of(form), candidate, seed, LONGEST), untreated(form, seed), kind)
 
 
 @functools.lru_cache(maxsize=8)
 def untreated(form: Form, seed: int) -> TrialRun:
-    """The run without a treatment, made once."""
+    """Return the run without a treatment, which is made once."""
     return run(problem_of(form), (), seed, LONGEST)
 
 
 @functools.lru_cache(maxsize=8)
 def problem_of(form: Form) -> Problem:
-    """The form's problem: one and the same, since a run without a treatment tells it which batches judge."""
+    """Return the form's problem, always the same: a run without a treatment may drop held-out batches from it."""
     return Problem.of(form.make_model, form.make_optimizer, form.batches, form.loss_fn)
 
 
 def sickness(untreated: TrialRun) -> Kind | None:
-    """The kind that ``prescribe`` would set out to cure."""
+    """Return the kind that ``prescribe`` would try to cure."""
     return main_kind(untreated) if untreated.findings else None
 
 
 def read() -> list[dict[str, Any]]:
-    """What the search has found so far."""
+    """Return what the search has found so far."""
     return results.read(RESULTS)
 
 
 def curable(half: bool | None = None) -> list[Program]:
-    """The programs for which the search found a cure."""
+    """Return the programs for which the search found a cure."""
     found = [each for each in read() if each.get("cure") and (half is None or each["is_measured"] == half)]
     return [PROGRAMS[each["program"]] for each in found]

@@ -1,4 +1,4 @@
-"""The results as tables, written between markers of a page."""
+"""Write the results as tables between the markers of pages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.detection.table import rate
 PAGES = {Path("docs/prescribe.md"): "cures", Path("docs/remedies.md"): "prescribe"}
 """Page → the name of its markers: the first has all tables, the second the summary."""
 HALVES = ("measured", "other")
-"""Of the programs: nothing was tuned on the first."""
+"""The halves of the programs; nothing was tuned on the first."""
 
 
 def write() -> None:
-    """Puts the tables between the markers of the pages, below the first where the second is missing."""
+    """Put the tables between the markers of the pages, or below the first marker if the second is missing."""
     for (page, name), text in zip(PAGES.items(), [tables(), summary("measured")]):
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before = page.read_text() if page.exists() else ""
@@ -29,12 +29,12 @@ def write() -> None:
 
 
 def tables() -> str:
-    """The summary of each half, each program, and what was left out."""
+    """Return the summary of each half, each program, and the programs that were left out."""
     return "\n\n".join([*map(summary, HALVES), _programs(measure.read()), _left_out(search.read())])
 
 
 def summary(half: str) -> str:
-    """What came of one half: ``measured``, on which nothing was tuned, or ``other``."""
+    """Return the summary of one half: ``measured``, on which nothing was tuned, or ``other``."""
     return _summary(half, *([each for each in read() if _half(each) == half] for read in (search.read, measure.read)))
 
 
@@ -68,12 +68,12 @@ def _summary(name: str, searched: Sequence[dict[str, Any]], half: Sequence[dict[
 
 
 def _judged(result: dict[str, Any], what: str) -> list[float]:
-    """The fresh seeds' figures, but for those on which nothing was sick."""
+    """Return the figures of the fresh seeds on which something was sick."""
     return [figure for figure in result[what] if figure is not None]
 
 
 def _rates(judged: Sequence[dict[str, Any]], what: str) -> tuple[str, float]:
-    """Of programs on all their judged seeds, and of judged runs, the share that ``what`` cures."""
+    """Return the share that ``what`` cures, of programs on all their judged seeds and of judged runs."""
     figures = [_judged(each, what) for each in judged]
     return rate([all(figure == 1 for figure in each) for each in figures]), fmean(f for each in figures for f in each)
 

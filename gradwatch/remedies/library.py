@@ -24,8 +24,12 @@ for group in optimizer.param_groups:  # before a scheduler is made, since that s
     return Change(_OPTIMIZER, lines)
 
 
+def _call(function: str, arguments: str = "model, x") -> Change:
+    return Change(_MODEL, f"{function}({arguments})", (function,))
+
+
 def _activation(module: str) -> Change:
-    return Change(_MODEL, f"replace_activations_(model, x, {module})", ("replace_activations_",))
+    return _call("replace_activations_", f"model, x, {module}")
 
 
 def _safe(mode: str, by_hand: str) -> Change:
@@ -34,14 +38,6 @@ def _safe(mode: str, by_hand: str) -> Change:
 
 def _watch(clip: str, comment: str = "") -> Change:
     return Change(_OPTIMIZER, f"watcher = gradwatch.watch(model, optimizer, clip={clip}){comment}")
-
-
-def _init(function: str) -> Change:
-    return Change(_MODEL, f"{function}(model, x)", (function,))
-
-
-def _norm(kind: str) -> Change:
-    return Change(_MODEL, f'insert_norms_(model, x, "{kind}")', ("insert_norms_",))
 
 
 _LEARNING_RATE = (
@@ -215,7 +211,7 @@ _INITIALISATION = (
         kinds=KINDS,
         why="Var(w) = 2/(fan_in + fan_out): between what keeps the signal and what keeps the gradient, where f′(0) = 1",
         source="Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks",
-        change=_init("init_xavier_"),
+        change=_call("init_xavier_"),
         cost="none",
     ),
     Remedy(
@@ -227,7 +223,7 @@ _INITIALISATION = (
         why="Var(w) = 2/fan_in: a ReLU halves the mean square, and 2 makes up for it. PyTorch's own nn.Linear has "
         "1/(3·fan_in), so that each ReLU layer passes on a sixth of the mean square",
         source="He et al. 2015, arXiv:1502.01852",
-        change=_init("init_he_"),
+        change=_call("init_he_"),
         cost="none",
     ),
     Remedy(
@@ -238,7 +234,7 @@ _INITIALISATION = (
         kinds=("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled"),
         why="WᵀW = I: ‖Wᵀg‖ = ‖g‖ for every g, so that T steps keep the norm where λᵀ would take or blow it up",
         source="Saxe, McClelland and Ganguli 2013, arXiv:1312.6120",
-        change=_init("init_orthogonal_"),
+        change=_call("init_orthogonal_"),
         cost="a QR decomposition per weight, once",
     ),
     Remedy(
@@ -249,7 +245,7 @@ _INITIALISATION = (
         kinds=("vanishing", "exploding", "nonfinite", "stalled"),
         why="Var(x_L) = Var(x₀)·(1 + s²)ᴸ: s = 1/√L keeps it below e, s = 1 makes it 2ᴸ",
         source="Radford et al. 2019 (GPT-2); Zhang, Dauphin and Ma 2019, Fixup, arXiv:1901.09321",
-        change=_init("init_depth_scaled_"),
+        change=_call("init_depth_scaled_"),
         cost="none",
     ),
 )
@@ -265,7 +261,7 @@ _NORMALISATION = (
         why="y = γ(x − μ_B)/σ_B + β over the batch: whatever the weights' scale, inputs of the next function have "
         "variance γ²",
         source="Ioffe and Szegedy 2015, arXiv:1502.03167",
-        change=_norm("batch"),
+        change=_call("insert_norms_", 'model, x, "batch"'),
         cost="two vectors a layer; samples of a batch depend on one another; train() and eval() differ",
     ),
     Remedy(
@@ -276,7 +272,7 @@ _NORMALISATION = (
         kinds=KINDS,
         why="y = γ(x − μ)/σ + β over the units of one sample: the same at any batch size",
         source="Ba, Kiros and Hinton 2016, arXiv:1607.06450",
-        change=_norm("layer"),
+        change=_call("insert_norms_", 'model, x, "layer"'),
         cost="two vectors a layer, and a reduction per sample",
     ),
     Remedy(
@@ -287,7 +283,7 @@ _NORMALISATION = (
         kinds=KINDS,
         why="y = γx/√(mean(x²)): the scale alone is taken out",
         source="Zhang and Sennrich 2019, arXiv:1910.07467",
-        change=_norm("rms"),
+        change=_call("insert_norms_", 'model, x, "rms"'),
         cost="one vector a layer, and a reduction per sample",
     ),
 )
@@ -374,7 +370,7 @@ _ACTIVATIONS = (
         kinds=("vanishing", "dead", "saturated"),
         why="f(x) = maxⱼ(wⱼ·x + bⱼ): f′ is one of the wⱼ, so that some piece always passes the gradient",
         source="Goodfellow et al. 2013, Maxout networks, arXiv:1302.4389",
-        change=Change(_MODEL, "use_maxout_(model)", ("use_maxout_",)),
+        change=_call("use_maxout_", "model"),
         cost="k times the weights and the multiplications",
     ),
 )
@@ -389,7 +385,7 @@ _RESIDUAL = (
         why="y = x + f(x), ∂y/∂x = 1 + f′(x): a product over L layers contains a path of factor 1, however small each "
         "f′ is",
         source="He et al. 2015, arXiv:1512.03385; in this order: He et al. 2016, arXiv:1603.05027",
-        change=Change(_MODEL, "add_residuals_(model, x)", ("add_residuals_",)),
+        change=_call("add_residuals_"),
         cost="one addition a block; the widths must agree; activations grow with depth unless branches are scaled",
     ),
 )
@@ -404,7 +400,7 @@ _RECURRENT = (
         why="cₜ = fₜ∘cₜ₋₁ + iₜ∘c̃ₜ, ∂cₜ/∂cₜ₋₁ = fₜ: a gate that learns to stay near 1, where the RNN multiplies by "
         "Wᵀ·tanh′ each step",
         source="Hochreiter and Schmidhuber 1997; Cho et al. 2014, arXiv:1406.1078",
-        change=Change(_MODEL, "replace_rnns_(model)", ("replace_rnns_",)),
+        change=_call("replace_rnns_", "model"),
         cost="four times the weights and multiplications (GRU: three)",
     ),
     Remedy(
@@ -417,7 +413,7 @@ _RECURRENT = (
         why="∂L/∂W = Σₜ over the last k steps alone: the product has at most k factors, and what lies further back is "
         "not learnt",
         source="Williams and Peng 1990; Werbos 1990",
-        change=Change(_MODEL, "truncate_backprop_(model, steps=10)", ("truncate_backprop_",)),
+        change=_call("truncate_backprop_", "model, steps=10"),
         cost="less memory; dependencies longer than k are lost",
     ),
 )
@@ -451,7 +447,7 @@ _REDESIGN = (
         kinds=("vanishing", "exploding", "dead", "saturated"),
         why="‖∂L/∂x₀‖ ≤ Πₗ‖Jₗ‖·‖∂L/∂x_L‖: with L halved, a factor qᴸ becomes its square root",
         source="Bengio, Simard and Frasconi 1994, Learning long-term dependencies with gradient descent is difficult",
-        change=Change(_MODEL, "remove_layers_(model, x)", ("remove_layers_",)),
+        change=_call("remove_layers_"),
         cost="less to compute, and less that it can express",
     ),
     Remedy(
@@ -489,7 +485,7 @@ _LIPSCHITZ = (
         kinds=("exploding", "nonfinite", "unstable"),
         why="W ← W/σ₁(W): each layer stretches by at most 1, so that |f(x) − f(y)| ≤ ‖x − y‖ through any ReLU stack",
         source="Miyato et al. 2018, arXiv:1802.05957",
-        change=Change(_MODEL, "add_spectral_norms_(model, x)", ("add_spectral_norms_",)),
+        change=_call("add_spectral_norms_"),
         cost="a power iteration per layer and forward pass",
     ),
     Remedy(
