@@ -1,7 +1,7 @@
 """Clipping policies: from magnitudes to a scale on the device, multiplied in place.
 
 No policy syncs with the host, and none ever scales by a total that is not finite: one NaN would spread to every layer.
-Beside each stands a plain way that needs torch alone: it clips where measuring or the policy itself has failed, since
+Each has a plain way that needs torch alone: it clips where measuring or the policy itself has failed, since
 clipping that was asked for always happens. The plain ways may wait for the device.
 """
 

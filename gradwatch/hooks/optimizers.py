@@ -51,7 +51,7 @@ def learning_rate_of(optimizer: Optimizer) -> float | None:
 
 
 def _enter_plainly(hooks: StepHooks, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
-    """Have an update acted on that could not be followed. Nested steps are not told apart.
+    """Act on an update that could not be followed; nested steps are taken for separate ones.
 
     It shares no function with the way that failed.
     """

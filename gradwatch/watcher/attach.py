@@ -64,7 +64,7 @@ def watch(
         include: globs over parameter names, or ``callable(name, parameter)``; None takes all.
         exclude: the same, for what is left out of them.
         thresholds: what counts as sick; the defaults need no scale.
-        trace_nonfinite: look at what every module is given and returns, so that a ``nonfinite`` finding names the one
+        trace_nonfinite: observe what every module is given and returns, so that a ``nonfinite`` finding names the one
             that made it. Compiled and scripted modules are left out.
         layer_scalars: names of per-layer TensorBoard tags to write besides the packed rows; True all eight, False none.
         histograms: also write histograms of gradients and weights, of at most 4,096 entries each.
@@ -161,7 +161,7 @@ def loop_of_model(
     advises: bool = True,
     **options: Unpack[Options],
 ) -> WatchedLoop:
-    """Return the loop behind the ``Watcher`` that ``watch`` returns for the same keywords; for integrations.
+    """Return the loop of the ``Watcher`` that ``watch`` returns for the same keywords; for integrations.
 
     Args:
         advises: as for ``WatchedLoop``; all else as for ``watch``.
@@ -209,7 +209,7 @@ def loop_of_tensors(
     advises: bool = True,
     **options: Unpack[Options],
 ) -> WatchedLoop:
-    """Return the loop behind the ``Watcher`` that ``watch_tensors`` returns for the same keywords; for integrations.
+    """Return the loop of the ``Watcher`` that ``watch_tensors`` returns for the same keywords; for integrations.
 
     Args:
         measures_ends, advises: as for ``WatchedLoop``; all else as for ``watch_tensors``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from gradwatch.measure.report import Origin, StepReport
 __all__ = ["OriginFinder", "StepOrigin"]
 
 
-@dataclass(frozen=True)
-class StepOrigin:
+class StepOrigin(NamedTuple):
     """The traces of one step, for whoever asks where its NaN or Inf came from.
 
     Attributes:
@@ -46,7 +45,7 @@ class OriginFinder:
     Args:
         layers: the table.
         models: {name: module}, as watched; empty for bare tensors.
-        traces_calls: look at what every module is given and returns, which needs nothing to wait.
+        traces_calls: observe what every module is given and returns, for which no update has to wait.
         can_always_wait: whether the update waits for the device in any case.
         guard: takes the faults.
 

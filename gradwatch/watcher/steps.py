@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ def _act_plainly(
         if current is None:
             steps.processor.skipped_steps += not again
         else:
-            current.mark_skipped()
+            _note(steps, current.mark_skipped)
         if steps.on_nonfinite == "raise":
             raise _plain_error(steps, attempt)
         for parameter in attempt.parameters:
@@ -72,7 +72,7 @@ def _clip_plainly(steps: Steps, track: OptimizerTrack | None, attempt: Attempt, 
     if policy is None:
         return
     if current is not None:
-        current.forget_clipped_total()
+        _note(steps, current.forget_clipped_total)
     try:
         plain_acts.clip_attempt_plainly_(attempt, policy)
     except Exception as error:
@@ -81,6 +81,14 @@ def _clip_plainly(steps: Steps, track: OptimizerTrack | None, attempt: Attempt, 
             f"clip={policy.description} failed ({type(error).__name__}: {error}): the gradients of step "
             f"{steps.count - 1} are not clipped, and those of later steps neither where it fails again.",
         )
+
+
+def _note(steps: Steps, note: Callable[[], None]) -> None:
+    """Note a plain act in the figures of its step; the act does not depend on it."""
+    try:
+        note()
+    except Exception:
+        steps.guard.note_fault("noting a plain act")
 
 
 def _plain_error(steps: Steps, attempt: Attempt) -> NonFiniteError:

@@ -73,7 +73,7 @@ class WatchedLoop:
         models: {name: module}, as watched; empty for bare tensors.
         optimizers: those to hook; None finds those that own a watched parameter as they step.
         scaler: decides about updates, if there is one.
-        trace_nonfinite: look at what every module is given and returns.
+        trace_nonfinite: observe what every module is given and returns.
         sees_gradients: False where an integration calls ``before_update`` itself, also for what a scaler leaves out.
         measures_ends: also measure where a backward pass ends, for loops that clip by themselves; False where no
             backward pass is expected.
@@ -269,7 +269,7 @@ class WatchedLoop:
     def flush(self) -> None:
         """Write everything that was seen so far, so that it is safe."""
         self.drain()
-        self.processor.write_changes()
+        self._write_changes()
         self._dispatcher.flush()
 
     def add_sink(self, sink: Sink) -> None:
@@ -327,10 +327,14 @@ class WatchedLoop:
         self.drain()
         if self._advises:
             self._say_what_was_missing()
-        self.processor.write_changes()
+        self._write_changes()
         self._dispatcher.close()
 
     # the small things
+
+    @observing("writing open findings")
+    def _write_changes(self) -> None:
+        self.processor.write_changes()
 
     def _current_of(self, optimizer: Optimizer) -> OptimizerTrack | None:
         track = self.steps.known(optimizer)
@@ -359,7 +363,7 @@ class WatchedLoop:
             )
         elif not self.steps.saw_loss:
             logger.warning(
-                "gradwatch: no loss was seen, so a loss that is NaN, flat or unstable was not looked for. "
+                "gradwatch: no loss was seen, so the rules that need one did not run. "
                 "Call watcher.observe_loss(loss) in the loop."
             )
 

@@ -680,7 +680,13 @@ def test_a_sink_that_fails_at_anything_is_left_out_with_one_warning(sink, verb, 
 LOOPS = ("closure", "scaler", "by hand", "optimizer found")
 
 
-def run_of(kind, watcher_of):
+def clip_by_torch(model):
+    """As the loop would do by itself, for gradients whose total is finite."""
+    if torch.isfinite(nn.utils.get_total_norm([p.grad for p in model.parameters()])):
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+
+def run_of(kind, watcher_of, *, clips_itself=False):
     """Parameters after 10 updates of a loop of this ``kind``."""
     torch.manual_seed(0)
     model = Mlp().eval()
@@ -696,6 +702,9 @@ def run_of(kind, watcher_of):
         optimizer.zero_grad()
         loss = (model(torch.full((4, 6), step / 5)) - 1).square().mean() * (torch.inf if step == 6 else 1)
         scaler.scale(loss).backward()
+        if clips_itself:
+            scaler.unscale_(optimizer)
+            clip_by_torch(model)
         return loss
 
     for step in range(10):
@@ -721,6 +730,35 @@ def test_a_fault_stops_no_other_kind_of_loop(kind, name, monkeypatch):
     def watched(*args, **options):
         watcher = gradwatch.watch(*args, **options)
         break_(monkeypatch, *CALLED[name])
+        return watcher
+
+    watcher, parameters = run_of(kind, watched)
+    assert parameters == expected
+    assert_still_answers(watcher)
+
+
+def opens_the_way(owner):
+    """Whether ``owner`` is of a part through which an update reaches what clips it."""
+    return getattr(owner, "__module__", owner.__name__).split(".")[1] in (
+        "hooks",
+        "watcher",
+        "clip",
+        "measure",
+        "_torch",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LOOPS)
+@pytest.mark.parametrize("name", sorted(n for n, (at, _) in CALLED_BY_ACTS["clip"].items() if opens_the_way(at)))
+def test_a_fault_stops_the_clipping_of_no_kind_of_loop(kind, name, monkeypatch):
+    _, unclipped = run_of(kind, lambda *_args, **_kwargs: None)
+    _, expected = run_of(kind, lambda *_args, **_kwargs: None, clips_itself=True)
+    assert expected != unclipped
+
+    def watched(*args, **options):
+        watcher = gradwatch.watch(*args, clip=0.1, **options)
+        break_(monkeypatch, *CALLED_BY_ACTS["clip"][name])
         return watcher
 
     watcher, parameters = run_of(kind, watched)
