@@ -1,7 +1,8 @@
-"""Small trainings whose first NaN or Inf has a known origin, and the proof of each.
+"""Define small trainings whose first NaN or Inf has a known origin, and prove each origin.
 
-``ORIGINS``: name → (make, truth); ``make(seed)`` → ``Training``. Like the programs of ``benchmarks.detection``, they
-seed nothing by themselves: seed torch before ``make``. ``python -m benchmarks.origins prove [NAME…]`` proves them.
+``ORIGINS`` maps a name to (make, truth), and ``make(seed)`` returns a ``Training``. Like the programs of
+``benchmarks.detection``, they seed nothing by themselves: seed torch before ``make``.
+``python -m benchmarks.origins prove [NAME…]`` proves them.
 """
 
 from benchmarks.origins import backward, formulas, outside, structures, weights

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.origins prove [NAME…]``: checks the stated origins under seeds 0 and 1."""
+"""Prove the stated origins under seeds 0 and 1: ``python -m benchmarks.origins prove [NAME…]``."""
 
 import sys
 import warnings

@@ -1,6 +1,6 @@
-"""Parts that the programs share: plain networks, the loop over digits, and changes that begin at some step.
+"""Share parts of the programs: plain networks, the loop over digits, and changes of the data that begin at some step.
 
-Enters: models and losses. Leaves: ``Training``. Every change keeps finite what it changes; the fault is the model's.
+Every change keeps finite what it changes. The fault is the model's.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from benchmarks.detection.data import digits
 from benchmarks.detection.program import Training, plain
 
 Change = Callable[[int, Tensor], Tensor]
-"""(step, inputs) → inputs."""
+"""From (step, inputs) to inputs."""
 BatchLoss = Callable[[int, Tensor, Tensor], Tensor]
-"""(step, inputs, targets) → loss."""
+"""From (step, inputs, targets) to the loss."""
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
@@ -28,7 +28,7 @@ def named(**modules: nn.Module) -> nn.Sequential:
 
 
 def network(*widths: int, bias: bool = True) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between."""
+    """Return linear layers of these widths with ReLU between them."""
     layers: list[nn.Module] = []
     for inner, outer in itertools.pairwise(widths):
         layers += [nn.Linear(inner, outer, bias=bias), nn.ReLU()]
@@ -52,7 +52,7 @@ def on_digits(
     optimizer: Optimizer | None = None,
     **options,
 ) -> Training:
-    """Random batches of digits: (batch, 64) grey levels from 0 to 1, (batch,) classes."""
+    """Train on random batches of digits: (batch, 64) grey levels from 0 to 1, (batch,) classes."""
     x, y = digits()
 
     def loss_of(step: int) -> Tensor:
@@ -63,12 +63,12 @@ def on_digits(
 
 
 def classify(model: nn.Module, change: Change = lambda _, x: x, **options) -> Training:
-    """Digits by cross-entropy; ``change`` is applied to each batch before the model sees it."""
+    """Train on digits by cross-entropy; ``change`` is applied to each batch before the model is given it."""
     return on_digits(model, lambda step, x, y: F.cross_entropy(model(change(step, x)), y), **options)
 
 
 def on_features(model: nn.Module, loss: BatchLoss, *, features: int = 8, batch: int = 32, **options) -> Training:
-    """Normal inputs (batch, features) and a smooth function (batch, 1) of them."""
+    """Train on normal inputs (batch, features) and a smooth function (batch, 1) of them."""
     direction = torch.randn(features, 1) / features**0.5
 
     def featured(step: int, *_: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ def regress(model: nn.Module, change: Change = lambda _, x: x, **options) -> Tra
 
 
 def since(first: int, change: Callable[[Tensor], Tensor]) -> Change:
-    """``change`` from step ``first`` on."""
+    """Return ``change``, applied from step ``first`` on."""
     return lambda step, x: change(x) if step >= first else x
 
 
 def row_since(first: int, row: int, value: float) -> Change:
-    """From step ``first`` on, every entry of one row of the batch is ``value``."""
+    """Return a change that sets every entry of one row of the batch to ``value`` from step ``first`` on."""
 
     def fill(x: Tensor) -> Tensor:
         x = x.clone()
@@ -108,11 +108,11 @@ def both(*changes: Change) -> Change:
 
 
 def after_update(optimizer: Optimizer, number: int, action: Callable[[], object]) -> None:
-    """Runs ``action`` right after the optimiser's update of step ``number``."""
+    """Run ``action`` right after the optimizer's update of step ``number``."""
     updates = itertools.count()
     optimizer.register_step_post_hook(lambda *_: action() if next(updates) == number else None)
 
 
 def images(x: Tensor) -> Tensor:
-    """(batch, 64) → (batch, 1, 8, 8)."""
+    """Return (batch, 1, 8, 8) from (batch, 64)."""
     return x.view(-1, 1, 8, 8)

@@ -1,6 +1,6 @@
-"""What a program of this benchmark is: a small training run, and where its first NaN or Inf is made.
+"""Define a program of this benchmark: a small training run, and where its first NaN or Inf is made.
 
-Leaves: ``ORIGINS``, name → (make, truth). Knows nothing of gradwatch, nor of how the truths are proven.
+Nothing here uses gradwatch, or depends on how the truths are proven.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ CAUSES = (
 
 @dataclass(frozen=True)
 class Truth:
-    """Where the first NaN or Inf of a run is made; ``prove.py`` proves it.
+    """The place where the first NaN or Inf of a run is made; ``prove.py`` proves it.
 
     Attributes:
         module: dotted name of the innermost module whose forward (or backward) pass was given finite values and
-            returned one that is not; "" for the model's own forward, and for what lies outside the model.
-        place: ``forward`` or ``backward`` of that module; ``loss``: computed from the model's outputs (its value or
-            its derivative); ``input``: the data came so; ``between``: made by the loop between two calls of modules.
+            returned a value that is not; "" for the model's own forward, and for a place outside the model.
+        place: ``forward`` or ``backward`` pass of that module; ``loss``, computed from the model's outputs (its value
+            or its derivative); ``input``, the data; ``between``, made by the loop between two calls of modules.
         cause: one of ``CAUSES``.
-        operation: torch's name of the operation; for a backward pass, of the one whose derivative failed.
-        note: one sentence why: the first line of the program's docstring.
-        rows: of the batch, that were bad; for ``input`` alone.
+        operation: torch's name of the operation; in a backward pass, of the operation whose derivative failed.
+        note: one sentence that says why: the first line of the program's docstring.
+        rows: the bad rows of the batch; for ``input`` alone.
         weight: name of the corrupt parameter or buffer; for the cause ``weight`` alone.
     """
 
@@ -51,7 +51,7 @@ ORIGINS: dict[str, tuple[Make, Truth]] = {}
 def origin(
     module: str, place: str, cause: str, operation: str, *, rows: tuple[int, ...] = (), weight: str = ""
 ) -> Callable[[Make], Make]:
-    """Registers a program under the name of the function that makes it."""
+    """Register a program under the name of the function that makes it."""
     if place not in PLACES or cause not in CAUSES:
         raise ValueError(f"place={place!r}, cause={cause!r}: expected one of {PLACES} and one of {CAUSES}")
 
@@ -66,5 +66,5 @@ def origin(
 
 
 def is_measured(name: str) -> bool:
-    """Whether a program belongs to the half that is only measured on, never tuned on."""
+    """Tell whether a program belongs to the half that is only measured, and that nothing is tuned on."""
     return hashlib.sha256(name.encode()).digest()[0] % 2 == 1

@@ -1,9 +1,9 @@
-"""Proves every truth, slowly and by plain hooks: which module, which place, which weight, which rows, which operation.
+"""Prove every truth, slowly and by plain hooks: which module, which place, which weight, which rows, which operation.
 
-Enters: ``ORIGINS``. Leaves: a line for each program and seed, and an exit status. Two runs of each: one under hooks on
-every module and on every tensor that enters or leaves one, up to the first step with anything that is not finite; one
-without hooks whose same step runs under a dispatch mode, which names the first operation that made NaN or Inf of finite
-numbers. Arguments called ``mask`` may hold −Inf.
+Each program runs twice for each seed. The first run has hooks on every module, and on every tensor that a module is
+given or returns; it ends at the first step with anything that is not finite. The second run has no hooks. Its same step
+runs under a dispatch mode, which names the first operation that made NaN or Inf of finite numbers. Arguments called
+``mask`` may hold −Inf.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SAME = {
     # composed of slogdet and of where(sign < 0, nan, ·)
     "logdet": {"scalar_tensor"},
 }
-"""What an operation is called once torch has taken it apart."""
+"""From an operation to the names of the operations that torch composes it of."""
 
 VIEWS = {"t", "view", "transpose", "detach", "alias", "slice", "select", "expand", "unsqueeze", "clone"}
-"""They pass on what they were given."""
+"""Operations that pass on what they are given."""
 
 
 def finite(tensor: Tensor) -> bool:
@@ -50,19 +50,19 @@ def tensors(tree: object) -> list[Tensor]:
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module, and whether the gradients of what it returned and was given were finite."""
+    """One call of a module: whether the gradients of what it returned, and of what it was given, were finite."""
 
     name: str
     parent: Call | None
     corrupt: list[str]
-    """Own parameters and buffers that were not finite on entry."""
+    """Names of the module's own parameters and buffers that were not finite when it was called."""
     returned: list[bool] = field(default_factory=list)
     given: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something not finite was seen: what entered or left a call, the loss, or a gradient."""
+    """Something that is not finite: what a call was given or returned, the loss, or a gradient."""
 
     what: str
     call: Call | None = None
@@ -71,6 +71,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Found:
+    """The place where the first NaN or Inf was seen, as in ``Truth``."""
+
     module: str
     place: str
     rows: tuple[int, ...] = ()
@@ -78,7 +80,7 @@ class Found:
 
 
 class Hooks:
-    """Watches every call of every module, and every gradient that passes one."""
+    """Hooks on every call of every module, and on every gradient that passes it."""
 
     def __init__(self, training: Training) -> None:
         self.clear()
@@ -124,7 +126,7 @@ class Hooks:
         return self._apart(output, call.returned)
 
     def _apart(self, tree, verdicts: list[bool]):
-        """Clones of all that require gradients, so that each call's gradients are its own; equal tensors stay equal."""
+        """Clone all tensors that require gradients, so that each call has gradients of its own."""
         clones: dict[int, Tensor] = {}
 
         def record(gradient: Tensor) -> None:
@@ -162,12 +164,12 @@ def join(*parts: str) -> str:
 
 
 def recomputing() -> bool:
-    """Whether a checkpointed module is called again from within a backward pass."""
+    """Tell whether a checkpointed module is called again from within a backward pass."""
     return torch._C._current_graph_task_id() != -1
 
 
 def origin_of(hooks: Hooks) -> Found:
-    """Of the first thing that was not finite."""
+    """Return the origin of the first thing that was not finite."""
     event = hooks.events[0]
     if event.what == "gradient":
         return origin_of_gradient(hooks)
@@ -176,19 +178,26 @@ def origin_of(hooks: Hooks) -> Found:
     call = event.call if event.what == "leave" else event.call.parent
     if call is not None:
         return Found(call.name, "forward", weight=call.corrupt[0] if call.corrupt else "")
-    bad = [tensor.detach() for tensor in event.seen if not finite(tensor.detach())]
-    if any(tensor.requires_grad for tensor in event.seen if not finite(tensor.detach())):
+    bad = [tensor for tensor in event.seen if not finite(tensor.detach())]
+    if any(tensor.requires_grad for tensor in bad):
         return Found("", "between")
-    rows = {row for tensor in bad for row in (~tensor.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()}
+    rows: set[int] = set()
+    for tensor in bad:
+        rows.update((~tensor.detach().isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist())
     return Found("", "input", tuple(sorted(rows)))
 
 
 def origin_of_gradient(hooks: Hooks) -> Found:
-    """The innermost call whose outputs' gradients were finite, and one inside it or of its inputs was not."""
+    """Return the innermost call that was given finite gradients and made others, inside it or for its input."""
     guilty = [call for call in hooks.calls if call.returned and all(call.returned) and sick_inside(call, hooks)]
-    innermost = [call for call in guilty if not any(inside(other, call) for other in guilty if other is not call)]
-    if innermost:
-        return Found(innermost[-1].name, "backward")
+    for call in reversed(guilty):
+        if not any(inside(other, call) for other in guilty if other is not call):
+            return Found(call.name, "backward")
+    return origin_between_calls(hooks)
+
+
+def origin_between_calls(hooks: Hooks) -> Found:
+    """Return whether a gradient was made between two outermost calls, or by the loss."""
     top = [call for call in hooks.calls if call.parent is None]
     sick = [number for number, call in enumerate(top) if not all(call.returned)]
     passed_on = any(call.given and all(call.given + call.returned) for call in top[min(sick, default=0) + 1 :])
@@ -208,8 +217,12 @@ def sick_inside(call: Call, hooks: Hooks) -> bool:
 
 
 def sick_parameter_of(call: Call, hooks: Hooks) -> bool:
-    """A parameter's gradient sums over the module's calls: it speaks against one only if none was given a sick one."""
-    if not all(verdict for other in hooks.calls if other.name == call.name for verdict in other.returned):
+    """Tell whether a parameter of the module has a bad gradient that none of the module's calls was given.
+
+    The gradient of a parameter is a sum over all calls of its module.
+    """
+    same_module = [other for other in hooks.calls if other.name == call.name]
+    if not all(all(other.returned) for other in same_module):
         return False
     return any(name.rpartition(".")[0] == call.name for name in hooks.sick_parameters)
 
@@ -218,7 +231,7 @@ def sick_parameter_of(call: Call, hooks: Hooks) -> bool:
 
 
 class FirstMaker(TorchDispatchMode):
-    """Names the first operation that made NaN or Inf of finite numbers, and the first that passed one on."""
+    """A mode that names the first operation that made NaN or Inf of finite numbers, and the first that passed it on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,12 +242,15 @@ class FirstMaker(TorchDispatchMode):
         # the copies matter for operations in place
         before = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
         output = func(*args, **(kwargs or {}))
-        if self.made is None and not all(finite(tensor) for tensor in tensors(output)):
-            if all(harmless(leaf, name) for leaf in before):
-                self.made = None if name.startswith(("empty", "new_empty")) else named_operation(name)
-            elif self.passed is None and name not in VIEWS:
-                self.passed = named_operation(name)
+        if self.made is None and not all(map(finite, tensors(output))):
+            self._note(name, was_given_finite=all(harmless(leaf, name) for leaf in before))
         return output
+
+    def _note(self, name: str, *, was_given_finite: bool) -> None:
+        if was_given_finite:
+            self.made = None if name.startswith(("empty", "new_empty")) else named_operation(name)
+        elif self.passed is None and name not in VIEWS:
+            self.passed = named_operation(name)
 
 
 def harmless(leaf: object, operation: str) -> bool:
@@ -246,7 +262,7 @@ def harmless(leaf: object, operation: str) -> bool:
 
 
 def named_operation(name: str) -> str:
-    """In a backward pass, the operation that is derived: LinalgEighBackward0 is of linalg_eigh."""
+    """Return the operation; in a backward pass the one that is derived: linalg_eigh for LinalgEighBackward0."""
     node = torch._C._current_autograd_node()
     if node is None:
         return name
@@ -269,7 +285,7 @@ def grads_finite(training: Training) -> bool:
 
 
 def first_sick(make: Make, seed: int) -> tuple[int, Found] | None:
-    """Step and origin; None if all stays finite. A sick step is one whose loss or gradients are."""
+    """Return the first step whose loss or gradients are not finite, and its origin; None if all stays finite."""
     training = made(make, seed)
     hooks = Hooks(training)
     for step in range(training.steps):
@@ -285,7 +301,7 @@ def first_sick(make: Make, seed: int) -> tuple[int, Found] | None:
 
 
 def operation_at(make: Make, seed: int, sick: int) -> tuple[str | None, str | None]:
-    """The first maker and the first passer of step ``sick``, and that the unhooked run is finite before it."""
+    """Return the first maker and the first passer of step ``sick``; the run without hooks must be finite before it."""
     training = made(make, seed)
     losses: list[Tensor] = []
     for step in range(sick):
@@ -325,7 +341,7 @@ def seconds_of(make: Make, seed: int = 0) -> float:
 
 
 def prove(names: list[str], seeds: tuple[int, ...] = (0, 1)) -> int:
-    """How many truths failed."""
+    """Print a line for each program; return how many truths failed."""
     failed = 0
     for name in names or ORIGINS:
         make, truth = ORIGINS[name]

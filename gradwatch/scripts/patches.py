@@ -29,11 +29,11 @@ def before(owner: Any, name: str, tell: Callable[..., object]) -> Callable[[], N
     """Have ``tell`` called with the arguments before each call, see ``around``."""
 
     def make(original: Function) -> Function:
-        def told(*args: Any, **kwargs: Any) -> Any:
+        def patched(*args: Any, **kwargs: Any) -> Any:
             tell(*args, **kwargs)
             return original(*args, **kwargs)
 
-        return told
+        return patched
 
     return around(owner, name, make)
 
@@ -42,11 +42,11 @@ def after(owner: Any, name: str, tell: Callable[..., object]) -> Callable[[], No
     """Have ``tell`` called with the arguments and ``result=`` after each call, see ``around``."""
 
     def make(original: Function) -> Function:
-        def told(*args: Any, **kwargs: Any) -> Any:
+        def patched(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             tell(*args, **kwargs, result=result)
             return result
 
-        return told
+        return patched
 
     return around(owner, name, make)

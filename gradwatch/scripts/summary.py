@@ -70,7 +70,7 @@ def summary_text(summaries: Sequence[SummarySink], *, has_failed: bool = False) 
 
     Args:
         summaries: of all models.
-        has_failed: the program has ended with a status other than 0, of which it has told itself.
+        has_failed: the program has ended with a status other than 0, and has said so itself.
     """
     seen = [summary for summary in summaries if summary.steps]
     if not seen:

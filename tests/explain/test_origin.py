@@ -303,7 +303,7 @@ def test_a_forward_value_that_the_loss_masks_is_found(caused_by):
     assert "1 (Does) was given finite values and returned NaN" in said
 
 
-def test_a_mask_of_minus_infinity_is_no_fault_of_the_calls_behind(caused_by):
+def test_a_mask_of_minus_infinity_is_no_fault_of_later_calls(caused_by):
     class Attends(Parts):
         def __init__(self):
             super().__init__()

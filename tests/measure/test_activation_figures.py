@@ -69,7 +69,7 @@ def test_the_saturated_share_is_that_of_its_twin(name):
     expected = reference.saturated_share([slope(x) for x in before], steepest=1.0)
     assert history["saturated_share"][2, 0] == pytest.approx(expected)
     assert 0 < expected < 1
-    assert math.isnan(history["saturated_share"][0, 0])  # activations are looked at from step 1 on
+    assert math.isnan(history["saturated_share"][0, 0])  # activations are measured from step 1 on
 
 
 RECTIFIERS = {
@@ -122,7 +122,7 @@ def test_a_unit_that_wakes_up_for_one_batch_is_not_dead():
 def test_the_root_mean_square_is_that_of_what_the_module_returned():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
-    images = lambda step: batch(step, 36).reshape(-1, 1, 6, 6)[:4]  # few enough that every row is looked at
+    images = lambda step: batch(step, 36).reshape(-1, 1, 6, 6)[:4]  # few enough that every row is examined
     history = watched(model, 3, images).history
     returned = model[0].double()(images(2).double())
     assert history["activation_rms"][2, 0] == pytest.approx(

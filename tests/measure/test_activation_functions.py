@@ -38,7 +38,7 @@ INPUTS = torch.cat([torch.linspace(-30, 30, 1201), torch.tensor([0.0, -200.0, 20
 
 
 def looked_at(function, *inputs):
-    """What is flat of calls of ``function`` on each of ``inputs``, looked at in one."""
+    """The flat entries of calls of ``function`` on each of ``inputs``, examined together."""
     outputs = [function(x.clone().requires_grad_()) for x in inputs]
     return list(flat_entries([(y.grad_fn, lambda saved: saved) for y in outputs]))
 
