@@ -49,7 +49,7 @@ class Prescription:
         if self.ranking:
             parts.append(table(self.ranking, self.controls))
         if self.best is not None:
-            parts.append(f"The change, to paste:\n\n{self.best.code}")
+            parts.append(f"The change, to paste (x are the inputs of one batch):\n\n{self.best.code}")
         if self.not_applicable:
             singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
             parts.append("\n".join(["Not tried, or not in full:", *singles]))

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ class Scaling:
         return outputs if moments is None else outputs * moments.deviation + moments.mean
 
 
-def scale_batches(batches: Sequence[Batch], model: nn.Module) -> tuple[list[Batch], Scaling]:
+def scale_batches(batches: Iterable[Batch], model: nn.Module) -> tuple[list[Batch], Scaling]:
     """Return batches whose inputs have mean 0 and deviation 1, and the figures; targets, too, where they are large.
 
     ∂²L/∂W₁² ∝ E[x²]: inputs 16 times as large allow 1/256 of the learning rate (LeCun et al. 1998). Features of
@@ -93,6 +93,7 @@ def scale_batches(batches: Sequence[Batch], model: nn.Module) -> tuple[list[Batc
         (tensor([[-1.],
                 [ 1.]]), tensor([[0.]]))
     """
+    batches = list(batches)
     given = _moments([inputs for inputs, _ in batches])
     wanted, reason = _target_moments(batches, model)
     if wanted is None and given is None:
@@ -105,7 +106,7 @@ def scale_batches(batches: Sequence[Batch], model: nn.Module) -> tuple[list[Batc
     return [(scaling.inputs(inputs), scaling.targets(targets)) for inputs, targets in batches], scaling
 
 
-def clean_batches(batches: Sequence[Batch], model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> list[Batch]:
+def clean_batches(batches: Iterable[Batch], model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> list[Batch]:
     """Return batches without rows that hold NaN, Inf or wild numbers, and without batches that have no finite loss.
 
     A number is wild beyond 100 times the largest one of the median batch. The median is over batches, not over rows:
@@ -127,6 +128,7 @@ def clean_batches(batches: Sequence[Batch], model: nn.Module, loss_fn: Callable[
         [(tensor([[1.],
                 [2.]]), tensor([0, 1]))]
     """
+    batches = list(batches)
     sizes = [largest_entries(batch) for batch in batches]
     finite = [rows[rows.isfinite()] for rows in sizes]
     usual = statistics.median([float(rows.max()) for rows in finite if len(rows)] or [0.0])
@@ -144,7 +146,7 @@ def clean_batches(batches: Sequence[Batch], model: nn.Module, loss_fn: Callable[
     return list(itertools.compress(cleaned, has_loss))
 
 
-def split_batches(batches: Sequence[Batch], parts: int = 4) -> list[Batch]:
+def split_batches(batches: Iterable[Batch], parts: int = 4) -> list[Batch]:
     """Return each batch cut into ``parts`` smaller ones, the last of which may be shorter.
 
     Raises:

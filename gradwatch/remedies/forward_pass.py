@@ -168,13 +168,16 @@ class _Scope:
     """The two hooks between which a context holds."""
 
     def __init__(self, context: AbstractContextManager[Any]) -> None:
-        self.context = context
+        self.context, self.depth = context, 0
 
     def enter(self, model: nn.Module, args: Any) -> None:
         self.context.__enter__()
+        self.depth += 1
 
     def leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        self.context.__exit__(None, None, None)
+        if self.depth:  # an earlier hook may have raised before the context was entered
+            self.depth -= 1
+            self.context.__exit__(None, None, None)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def code_of(changes: Iterable[Change]) -> str:
     for place in get_args(Place):
         lines = [change.lines for change in changes if change.place == place]
         parts += [f"# {place}\n" + "\n".join(lines) + "\n"] if lines else []
-    return "\n".join(parts)
+    return "\n".join(parts).rstrip("\n")
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def test_of_several_strengths_the_best_stands_for_all():
     }
     (trial,) = ranking.rank(runs, baseline, "vanishing")
     assert (trial.code, trial.loss, trial.baseline_loss, trial.cured) == (
-        "# after the optimizer is made\nr03-2\n", 4.0, 10.0, True,
+        "# after the optimizer is made\nr03-2", 4.0, 10.0, True,
     )  # fmt: skip
     assert trial.cost == pytest.approx(2.0)
 
@@ -238,4 +238,4 @@ def test_what_a_code_cannot_do_stands_above_it():
     baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
     runs = [TrialRun(0, 300, 10.0, 1.0, (), 1e-3, True, not_done="forward calls tanh by name")]
     (trial,) = ranking.rank({named("a"): runs}, baseline, "vanishing")
-    assert trial.code == "# forward calls tanh by name\n# after the optimizer is made\na\n"
+    assert trial.code == "# forward calls tanh by name\n# after the optimizer is made\na"

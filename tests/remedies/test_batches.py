@@ -245,3 +245,13 @@ def test_batches_without_a_loss_are_left_out_and_the_model_stays_in_training_mod
     left = clean_batches(batches, model, F.cross_entropy)
     torch.testing.assert_close(left, [batches[number] for number in (0, 1, 3)])
     assert model.training
+
+
+def test_a_loader_that_shuffles_is_read_once():
+    x = torch.arange(8.0)[:, None].repeat(1, 6)
+    x[3, 2] = math.nan
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.arange(8)), batch_size=2, shuffle=True)
+    left = clean_batches(loader, nn.Identity(), lambda output, y: torch.zeros(()))
+    assert sorted(torch.cat([y for _, y in left]).tolist()) == [0, 1, 2, 4, 5, 6, 7]
+    scaled, scaling = scale_batches(left, nn.Identity())
+    assert all(torch.equal(a, scaling.inputs(b)) for (a, _), (b, _) in zip(scaled, left, strict=True))

@@ -162,5 +162,8 @@ def test_a_mode_around_a_model_holds_in_its_copies_and_ends_where_forward_raises
         assert zeros.grad.isfinite().all()
     with pytest.raises(RuntimeError, match="shapes"):
         model(torch.zeros(3, 5))
+    model.register_forward_pre_hook(lambda *_: 1 / 0, prepend=True)  # before the mode is entered
+    with SafeLog(), pytest.raises(ZeroDivisionError):
+        model(torch.zeros(3, 4))
     assert mode.called
     assert torch.zeros(1).sqrt().item() == 0.0
