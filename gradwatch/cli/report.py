@@ -49,7 +49,7 @@ def command(directories: Sequence[Path], as_json: bool, html: Path | None, fail_
       4  no event files in it
       5  event files of something else
       6  event files that are damaged, or may not be opened
-    What cannot be read beside what can is told on standard error.
+    What cannot be read is said on standard error, and the rest is shown.
     Of several RUNs, the first that cannot be read decides; the others are shown.
     """  # noqa: D301 (click reads the backslash)
     runs, status = _read(directories)

@@ -15,6 +15,7 @@ __all__ = ["Log", "logger"]
 logger = logging.getLogger("gradwatch")
 
 MOST_LINES = 10
+_LONGEST_LINE = 160  # characters: what a terminal or a log viewer shows without a break
 
 
 class Log:
@@ -22,7 +23,7 @@ class Log:
 
     def __init__(self) -> None:
         self._lines = 0
-        self._untold: Counter[str] = Counter()
+        self._unwritten: Counter[str] = Counter()
 
     def write_row(self, row: Row) -> None:
         pass
@@ -32,25 +33,35 @@ class Log:
             return
         if self._lines >= MOST_LINES:
             if not ended:
-                self._untold[finding.kind] += 1
+                self._unwritten[finding.kind] += 1
             return
         self._lines += 1
-        level = logging.ERROR if finding.severity == "error" else logging.WARNING
-        name = finding.layer or "the whole run"
         if ended:
-            logger.log(logging.WARNING, "gradwatch: %s in %s ended: last seen at step %d (since step %d).",
-                       finding.kind, name, finding.last_step, finding.step)  # fmt: skip
+            logger.warning("%s", _end_of(finding))
         else:
+            level = logging.ERROR if finding.severity == "error" else logging.WARNING
             logger.log(level, "gradwatch: %s", finding.message)
 
     def flush(self) -> None:
         pass
 
     def close(self) -> None:
-        if self._untold and _is_first_rank():
-            counts = ", ".join(f"{count} {kind}" for kind, count in self._untold.items())
+        if self._unwritten and _is_first_rank():
+            counts = ", ".join(f"{count} {kind}" for kind, count in self._unwritten.items())
             logger.warning("gradwatch: and further findings, not shown here: %s. All are in watcher.findings.", counts)
-            self._untold.clear()
+            self._unwritten.clear()
+
+
+def _end_of(finding: Finding) -> str:
+    """Return one line of at most 160 characters; a long name of a layer loses its middle."""
+    start, end = (
+        f"gradwatch: {finding.kind} in ",
+        f" ended: last seen at step {finding.last_step} (since step {finding.step}).",
+    )
+    name, most = finding.layer or "the whole run", _LONGEST_LINE - len(start) - len(end)
+    if len(name) > most:
+        name = f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
+    return start + "".join(each if each.isprintable() else "?" for each in name) + end
 
 
 def _is_first_rank() -> bool:

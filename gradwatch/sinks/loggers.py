@@ -103,7 +103,9 @@ def _to_mlflow(logger: Any, findings: list[list[str]], step: int) -> None:
 
 
 def _to_tensorboard(logger: Any, findings: list[list[str]], step: int) -> None:
-    lines = ["    " + "  ".join(cells) for cells in (_COLUMNS, *findings)]  # indented: to Markdown as it stands
+    lines = [
+        "    " + "  ".join(cells) for cells in (_COLUMNS, *findings)
+    ]  # indented, so that Markdown leaves it as it is
     logger.experiment.add_text("gradwatch/findings", "\n".join(lines), step)
 
 

@@ -46,9 +46,9 @@ def verdict(run: Run) -> Verdict:
         return Verdict("healthy", "No findings.")
     by_kind = list(dict.fromkeys(finding.kind for finding in run.findings))
     firsts = [next(finding for finding in run.findings if finding.kind == kind) for kind in by_kind]
-    told = "; ".join(f"{each.kind} in {layer_of(each)} since step {each.step}" for each in firsts)
+    kinds = "; ".join(f"{each.kind} in {layer_of(each)} since step {each.step}" for each in firsts)
     gravest = "error" if any(finding.severity == "error" for finding in run.findings) else "warning"
-    return Verdict(gravest, f"{counted(len(run.findings), 'finding')}: {told}.")
+    return Verdict(gravest, f"{counted(len(run.findings), 'finding')}: {kinds}.")
 
 
 def facts(run: Run, now: float) -> str:
@@ -72,9 +72,9 @@ def layer_of(finding: Finding) -> str:
 
 def since(finding: Finding, ended: bool) -> str:
     """Say when it began, when it was raised, and whether it is over."""
-    told = "" if finding.raised_step == finding.step else f", raised at step {finding.raised_step}"
+    raised = "" if finding.raised_step == finding.step else f", raised at step {finding.raised_step}"
     end = f", last seen at step {finding.last_step}, ended" if ended else ", still open"
-    return f"since step {finding.step}{told}{end}"
+    return f"since step {finding.step}{raised}{end}"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def in_terminal(runs: Sequence[Run], compares: bool = False) -> Iterator[Rendera
 def _run(run: Run) -> RenderableType:
     parts: list[RenderableType] = [Rule(Text(run.name, style="bold"), align="left"), _headline(run)]
     parts.append(Text(facts(run, time.time())))
-    parts += [_finding(*told) for told in zip(run.findings, run.ended, strict=True)]
+    parts += [_finding(finding, ended) for finding, ended in zip(run.findings, run.ended, strict=True)]
     if len(run.steps):
         parts += [_titled("Along time"), _along_time(run), _titled("Along depth, last finite figures, input first")]
         parts.append(_along_depth(run))

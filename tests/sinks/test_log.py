@@ -90,3 +90,14 @@ def test_findings_are_visible_without_any_logging_configuration():
     )
     assert done.stderr.splitlines() == [line] * 2
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("layer", ["a" * 300, "a\nb", "", "x" * 90])
+def test_no_line_is_longer_than_160_characters_or_more_than_one(lines, layer):
+    log = Log()
+    finding = replace(SICK, layer=layer, last_step=10**9)
+    log.write_finding(replace(finding, last_step=finding.raised_step), ended=False)
+    log.write_finding(finding, ended=True)
+    texts = [line.getMessage() for line in lines]
+    assert len(texts) == 2
+    assert all(len(text) <= 160 and len(text.splitlines()) == 1 for text in texts)
