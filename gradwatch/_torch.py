@@ -37,6 +37,7 @@ __all__ = [
     "forward_hook_tables",
     "hook_tables",
     "in_backward",
+    "is_scripted",
     "is_tracing",
     "modules_set_so_far",
     "own_modules",
@@ -146,6 +147,11 @@ def compiled_graphs() -> int:
     """Return how many graphs ``torch.compile`` has compiled in this process, without importing the compiler."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Return whether ``torch.jit.script`` or ``torch.jit.trace`` made ``module``."""
+    return isinstance(module, torch.jit.ScriptModule)  # torch 2.14 warns of both
 
 
 def is_tracing() -> bool:

@@ -17,6 +17,9 @@ OF_PYTHON = {"_getframe"}
 OF_TENSORBOARD = {"_stub"}  # of its data server
 OPERATIONS = {"_softmax", "_log_softmax", "_to_copy"}  # what they are called in a graph
 
+OF_LAST_RESORT = {"watcher/watched_loop.py": {"found_inf", "grad_scale"}}
+"""What clips where everything else failed asks for these itself: it shares no function with what failed."""
+
 
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__") and len(name) > 1
@@ -57,6 +60,7 @@ OWN = set().union(*(defined_in(TREES[path]) for path in FILES)) - OF_TORCH
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
 def test_no_other_file_touches_a_private_name_of_torch(path: Path):
     allowed = OWN | OF_PYTHON | OF_TENSORBOARD | OPERATIONS
+    allowed |= OF_LAST_RESORT.get(path.relative_to(PACKAGE).as_posix(), set())
     found = [(line, name) for line, name in names_in(TREES[path]) if name in OF_TORCH or is_private(name)]
     strange = [(line, name) for line, name in found if name not in allowed]
     assert not strange, f"{path}: move these to gradwatch/_torch.py: {strange}"

@@ -54,7 +54,7 @@ def _replica_of_container(thing: Any, known: dict[int, Any]) -> Any:
 
 
 def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
-    if isinstance(module, torch.jit.ScriptModule):
+    if _torch.is_scripted(module):
         raise UnrepeatableError("a part of the model is scripted")
     if (eager := _torch.compiled_part_of(module)) is not None:
         known[id(module)] = made = _replica_of_module(eager, known)

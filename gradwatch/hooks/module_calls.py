@@ -58,7 +58,7 @@ class _Listened:
 
 def is_compiled(module: nn.Module) -> bool:
     """Return whether calls of ``module`` itself are compiled or scripted."""
-    if isinstance(module, torch.jit.ScriptModule) or _torch.compiled_part_of(module) is not None:
+    if _torch.is_scripted(module) or _torch.compiled_part_of(module) is not None:
         return True
     return not isinstance(_torch.compiled_call_of(module), _Listened | None)
 

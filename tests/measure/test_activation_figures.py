@@ -370,6 +370,9 @@ def test_no_function_of_the_graph_is_held_once_the_step_is_over():
             assert saved() is None
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # the compiler of torch 2.14 asks for it
 def test_no_activations_of_what_is_compiled():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
     model[1].compile(backend="eager")
