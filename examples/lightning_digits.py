@@ -36,14 +36,14 @@ class Classifier(L.LightningModule):
 
 
 def batches() -> DataLoader[tuple[Tensor, ...]]:
-    """1,797 images of 8 × 8, in batches of 64."""
+    """Return 1,797 images of 8 × 8, in batches of 64."""
     data = load_digits()
     pixels = torch.tensor(data.data, dtype=torch.float32) / 16
     return DataLoader(TensorDataset(pixels, torch.tensor(data.target)), batch_size=64, shuffle=True)
 
 
 def train(name: str, model: L.LightningModule) -> GradWatch:
-    """Ten epochs; TensorBoard files go where the Trainer's logger writes."""
+    """Train for ten epochs; TensorBoard files go where the Trainer's logger writes."""
     watch = GradWatch(clip="auto", log_every_n_steps=10)
     trainer = L.Trainer(
         max_epochs=10,

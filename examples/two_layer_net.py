@@ -1,4 +1,4 @@
-"""A two-layer network with gradients derived by hand: no autograd, no optimizer, and gradwatch looking on.
+"""A two-layer network with gradients derived by hand: without autograd and without an optimizer.
 
     y_pred = max(x·w1, 0)·w2        loss = Σ (y_pred − y)²
 
@@ -20,14 +20,14 @@ LEARNING_RATES = (1e-6, 3e-6, 1e-5, 1e-4, 1e-3)
 
 
 def problem(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(64, 1000) inputs, (64, 10) targets and the two weights, everything standard normal."""
+    """Return (64, 1000) inputs, (64, 10) targets and the two weights, everything standard normal."""
     torch.manual_seed(seed)
     x, y = torch.randn(SAMPLES, INPUTS), torch.randn(SAMPLES, OUTPUTS)
     return x, y, torch.randn(INPUTS, HIDDEN), torch.randn(HIDDEN, OUTPUTS)
 
 
 def train_by_hand(learning_rate: float, seed: int = 0) -> tuple[float, list[Finding]]:
-    """The last loss and the findings of plain descent along gradients written out below."""
+    """Descend along gradients that are written out below; return the last loss and the findings."""
     x, y, w1, w2 = problem(seed)
     with gradwatch.watch_tensors({"w1": w1, "w2": w2}) as watcher:
         for _ in range(STEPS):
@@ -38,7 +38,7 @@ def train_by_hand(learning_rate: float, seed: int = 0) -> tuple[float, list[Find
 
             grad_output = 2 * error  # dloss/dy_pred
             grad_w2 = active.T @ grad_output
-            grad_hidden = (grad_output @ w2.T).masked_fill(hidden < 0, 0)  # where the clamp lets it through
+            grad_hidden = (grad_output @ w2.T).masked_fill(hidden < 0, 0)  # where the clamp is active
             grad_w1 = x.T @ grad_hidden
 
             watcher.step(grads={"w1": grad_w1, "w2": grad_w2}, loss=loss)
@@ -48,7 +48,7 @@ def train_by_hand(learning_rate: float, seed: int = 0) -> tuple[float, list[Find
 
 
 class TwoLayerNet(nn.Module):
-    """The same network, its weights named ``w1`` and ``w2``."""
+    """The same network as a module, with weights ``w1`` and ``w2``."""
 
     def __init__(self, w1: Tensor, w2: Tensor) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class TwoLayerNet(nn.Module):
 
 
 def train_by_autograd(learning_rate: float, seed: int = 0) -> tuple[float, list[Finding]]:
-    """The same run with ``nn.Module`` and ``torch.optim.SGD``."""
+    """Train the same network with ``nn.Module`` and ``torch.optim.SGD``; return the same."""
     x, y, w1, w2 = problem(seed)
     model = TwoLayerNet(w1, w2)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
@@ -74,7 +74,7 @@ def train_by_autograd(learning_rate: float, seed: int = 0) -> tuple[float, list[
 
 
 def summary(findings: list[Finding]) -> list[tuple[str, str, tuple[str, ...], int]]:
-    """What both ways must agree on: kind, layer, layers and onset of each finding."""
+    """Return what both ways must agree on: kind, layer, layers and first step of each finding."""
     return [(finding.kind, finding.layer, finding.layers, finding.step) for finding in findings]
 
 

@@ -1,6 +1,6 @@
 """Findings, advice, thresholds and errors: plain values, no torch.
 
-Enters: nothing. Leaves: the words in which every other part speaks of a sick run. Knows nothing of torch.
+Every other room reports a sick run in these values.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Finding:
 
     @property
     def _figure(self) -> str:
-        """What was measured, in a few words for ``message``."""
+        """Return what was measured, in a few words for ``message``."""
         if self.kind == "exploding" and not math.isfinite(self.value):
             return "its gradient norm overflows"
         if self.kind == "nonfinite" and not self.layer:
@@ -218,7 +218,9 @@ def _shortened(name: str, length: int) -> str:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as sick. ``None`` means the scale-free default (docs/detection.md); a set value holds literally.
+    """The limits beyond which a layer counts as sick.
+
+    ``None`` means the scale-free default (docs/detection.md); a value that is set holds literally.
 
     Attributes:
         vanishing_norm: a layer whose gradient's L2 norm stays below this is vanishing.

@@ -1,14 +1,17 @@
 """Train four networks on real data, one healthy and three sick, for ``gradwatch demo``.
 
-The data are scikit-learn's handwritten digits (1,797 images of 8 × 8, shipped with it). Each network ends in a table of
-findings and in TensorBoard files.
+The networks learn scikit-learn's handwritten digits: 1,797 images of 8 × 8, which come with the package. Each network
+gets a table of findings and a TensorBoard file.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +38,11 @@ class Network:
     """One network of the demonstration.
 
     Attributes:
-        name: of its run.
-        what: it is, in a few words.
-        model: makes it.
-        optimizer: makes its optimizer from its parameters.
-        loss: (outputs, classes) → loss.
+        name: the name of its run.
+        what: a description of a few words.
+        model: a function that makes the model.
+        optimizer: a function that makes the optimizer from the model's parameters.
+        loss: a function of outputs and classes that returns the loss.
     """
 
     name: str
@@ -59,7 +62,7 @@ def _squared_error(outputs: Tensor, classes: Tensor) -> Tensor:
 
 
 def _unguarded_cross_entropy(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Return −Σ y·log p written out, as beginners do: 0·log 0 is NaN once a probability underflows."""
+    """Return −Σ y·log p, written out as beginners do: 0·log 0 is NaN once a probability underflows."""
     probabilities = outputs.softmax(1)
     return -(F.one_hot(classes, 10) * probabilities.log()).sum(1).mean()
 
@@ -107,7 +110,7 @@ def digits() -> tuple[Tensor, Tensor]:
 def train(
     network: Network, steps: int, log_dir: Path | None, each_step: Callable[[], object] = lambda: None
 ) -> list[Finding]:
-    """Train ``network`` for ``steps`` steps from seed 0 and return what was found."""
+    """Train ``network`` for ``steps`` steps from seed 0 and return its findings."""
     torch.manual_seed(0)
     pixels, classes = digits()
     model = network.model()
@@ -127,22 +130,34 @@ def train(
 
 
 def table_of(network: Network, findings: list[Finding]) -> Table:
-    """Return the findings of one run, or one line that says that there are none."""
+    """Return a table of the findings of one run, or of one line that says that there are none."""
     table = Table(title=f"{network.name}: {network.what}", title_justify="left", show_lines=True, expand=True)
-    for column, ratio in (("kind", None), ("layer", None), ("step", None), ("value", None), ("what was measured", 1)):
-        table.add_column(column, ratio=ratio, justify="right" if column in ("step", "value") else "left")
+    for column, ratio in (("kind", None), ("layer", None), ("step", None), ("measured, and what to try first", 1)):
+        table.add_column(column, ratio=ratio, justify="right" if column == "step" else "left")
     for finding in findings:
         layer = finding.layer or "whole run"
         if len(finding.layers) > 1:
             layer += f"\nand {len(finding.layers) - 1} more"
-        table.add_row(finding.kind, layer, str(finding.step), f"{finding.value:.3g}", finding.measured)
+        words = [finding.measured, *(f"Try: {advice}" for advice in finding.remedies[:1])]
+        table.add_row(finding.kind, layer, str(finding.step), "\n".join(words))
     if not findings:
-        table.add_row("none", "", "", "", "nothing to report")
+        table.add_row("none", "", "", "nothing to report")
     return table
 
 
+def as_typed(command: str) -> str:
+    """Return what to type for ``command`` of this environment: its name, or its path if the name leads elsewhere."""
+    name = f"{command}.exe" if os.name == "nt" else command
+    installed = Path(sysconfig.get_path("scripts")) / name
+    on_path = shutil.which(command)
+    if not installed.exists() or (on_path is not None and os.path.realpath(on_path) == os.path.realpath(installed)):
+        return command
+    here = Path.cwd()
+    return shlex.quote(str(installed.relative_to(here) if installed.is_relative_to(here) else installed))
+
+
 def main(directory: str = "runs", steps: int = 300) -> None:
-    """Train the four networks, print their findings, and leave TensorBoard files in ``directory``."""
+    """Train the four networks, print their findings, and write TensorBoard files into ``directory``."""
     digits()  # without scikit-learn it fails before anything is shown
     console = Console()
     torch.set_num_threads(1)  # networks this small are slower on several
@@ -157,8 +172,12 @@ def main(directory: str = "runs", steps: int = 300) -> None:
             findings = train(network, steps, log_dir, lambda t=task: progress.advance(t))  # type: ignore[misc]
         console.print(table_of(network, findings))
     where = shlex.quote(directory)
-    console.print(f"In short: gradwatch report {where}", highlight=False, markup=False)
-    console.print(f"Now look: tensorboard --logdir {where}", highlight=False, markup=False)
+    for line in (
+        "Type one of these to see more. The tab of TensorBoard is called GradWatch.",
+        f"  {as_typed('gradwatch')} report {where}",
+        f"  {as_typed('tensorboard')} --logdir {where}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

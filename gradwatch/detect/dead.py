@@ -21,7 +21,7 @@ PATIENCE = 2  # samples
 
 @dataclass
 class DeadState:
-    """What ``Dead`` remembers.
+    """The state of ``Dead`` across steps.
 
     Attributes:
         samples: the steps of the last five samples.

@@ -38,7 +38,7 @@ class DetectorResult:
 
     @cached_property
     def is_sick(self) -> bool:
-        """Whether any layer is sick."""
+        """Return True if any layer is sick."""
         return bool(self.sick.any())
 
 

@@ -38,7 +38,7 @@ WORSE = 0.5  # share by which the loss must have risen since the evidence began;
 
 @dataclass
 class ExplodingState:
-    """What ``Exploding`` remembers; arrays have an entry for each of P layers, and a last one for the total.
+    """The state of ``Exploding`` across steps; arrays have an entry for each of P layers, and a last one for the total.
 
     Attributes:
         count: usable norms so far.

@@ -67,7 +67,7 @@ class IncidentEvent:
 
 @dataclass
 class TrackerState:
-    """What one tracker remembers; arrays have an entry for each column, or one for the whole run.
+    """The state of one tracker across steps; arrays have an entry for each column, or one for the whole run.
 
     Attributes:
         streak: sick steps in a row.
@@ -118,7 +118,7 @@ class IncidentTracker:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no incident is open and no layer was sick at the last step."""
+        """Return True if no incident is open and no layer was sick at the last step."""
         return self._state.open is None and not self._has_streaks
 
     def advance(self, report: StepReport, result: DetectorResult) -> IncidentEvent | None:

@@ -18,7 +18,7 @@ RUNAWAY = 10.0  # times the largest of the first steps, below zero: an error asc
 
 @dataclass
 class LossLevel:
-    """What is known of a loss.
+    """The level of a loss: running means, and the largest of its first values.
 
     Attributes:
         count: finite losses so far.

@@ -23,7 +23,7 @@ PERSISTS = 20  # overflows in a row under a gradient scaler: halved as often, a 
 
 @dataclass
 class GradientState:
-    """What ``NonFiniteGradient`` remembers.
+    """The state of ``NonFiniteGradient`` across steps.
 
     Attributes:
         overflows: overflows in a row under a gradient scaler.
@@ -119,7 +119,7 @@ class NonFiniteGradient(Detector[GradientState]):
 
 @dataclass
 class LossState:
-    """What ``NonFiniteLoss`` remembers.
+    """The state of ``NonFiniteLoss`` across steps.
 
     Attributes:
         went_first: whether the loss turned NaN or Inf while every gradient was finite, and has stayed so.

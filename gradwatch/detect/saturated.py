@@ -26,7 +26,7 @@ RECENT = 10  # losses
 
 @dataclass
 class SaturatedState:
-    """What ``Saturated`` remembers.
+    """The state of ``Saturated`` across steps.
 
     Attributes:
         trained: (P,) layers that were below ``UNSATURATED`` at some sample.

@@ -22,7 +22,7 @@ SAMPLES = 10  # samples of the weights in a row, taken at steps 0, 1, 2, 4, 8 an
 
 @dataclass
 class StalledState:
-    """What ``Stalled`` remembers.
+    """The state of ``Stalled`` across steps.
 
     Attributes:
         weights_moved: whether any sampled update moved a layer by more than rounding.

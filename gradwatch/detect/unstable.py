@@ -20,7 +20,7 @@ JUMP = 1.0  # a jump is as large as the whole loss was at first
 
 @dataclass
 class UnstableState:
-    """What ``Unstable`` remembers, of finite losses.
+    """The state of ``Unstable`` across steps, from finite losses alone.
 
     Attributes:
         first: the first loss.

@@ -42,7 +42,7 @@ RECOVERING = 2.0  # a ratio that doubled within the patience is waking up: a zer
 
 @dataclass
 class VanishingState:
-    """What ``Vanishing`` remembers.
+    """The state of ``Vanishing`` across steps.
 
     Attributes:
         ratios: (patience − 1, P) the latest ratios of each sick layer, oldest first; NaN where there is none.

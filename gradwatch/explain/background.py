@@ -67,7 +67,7 @@ class Course:
 
 @dataclass
 class BackgroundState:
-    """What ``Background`` remembers.
+    """The state of ``Background`` across steps.
 
     Attributes:
         total, loss: the courses of the total gradient norm and of the loss.

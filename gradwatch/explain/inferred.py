@@ -40,7 +40,7 @@ LeafModules = Sequence[tuple[str, bool]]
 
 @dataclass(frozen=True)
 class InferredOrigin:
-    """Where a NaN or Inf may have come from, as the gradients of the step show it.
+    """The likely origin of a NaN or Inf, as the gradients of the step show it.
 
     Attributes:
         pattern: what was seen.

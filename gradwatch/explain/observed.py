@@ -56,7 +56,7 @@ class BadRows:
 
 @dataclass(frozen=True)
 class ObservedOrigin:
-    """Where a NaN or Inf came from, as the calls of the step show it. The pattern decides which fields are set.
+    """The origin of a NaN or Inf, as the calls of the step show it. The pattern decides which fields are set.
 
     Attributes:
         pattern: what was seen.

@@ -57,7 +57,7 @@ FAMILIES: dict[Operation, set[str]] = {
 
 
 class Faults(NamedTuple):
-    """Whether any of some tensors holds NaN, and whether any holds Inf."""
+    """The faults among some tensors: does any hold NaN, does any hold Inf."""
 
     nan: bool
     inf: bool
@@ -65,7 +65,7 @@ class Faults(NamedTuple):
 
 @dataclass(frozen=True)
 class Operands:
-    """What an operation was given.
+    """The inputs of an operation.
 
     Attributes:
         faults: among its tensors.

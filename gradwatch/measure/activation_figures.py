@@ -64,7 +64,7 @@ class _Maker(NamedTuple):
 
 @dataclass(eq=False)
 class _LayerActivations:
-    """What was measured of one layer in the forward passes since the last sample.
+    """The figures of one layer, from the forward passes since the last sample.
 
     Attributes:
         output: () L2 norm of what its module returned, or of a part of it, and the number of entries of that part.

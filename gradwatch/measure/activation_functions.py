@@ -83,7 +83,7 @@ ACTIVATION_FUNCTIONS: Mapping[str, _ActivationFunction] = {
 
 @dataclass(frozen=True)
 class _SavedTensor:
-    """What the node of an activation function has saved: ``tensor`` is steep inside ``steep``."""
+    """The tensor that the node of an activation function has saved: ``tensor`` is steep inside ``steep``."""
 
     kind: Kind
     steep: SteepRange

@@ -63,7 +63,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class _HostFigures:
-    """What the copy to the host brings: vectors over the n gradients, and ``figures`` over the w watched ones."""
+    """The contents of one copy to the host: vectors over the n gradients, and ``figures`` over the w watched ones."""
 
     l2: Floats
     nonfinite: Floats
@@ -139,7 +139,7 @@ class Measurement:
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether every gradient entry and the loss are finite. Waits for the device."""
+        """Return True if every gradient entry and the loss are finite. Waits for the device."""
         if self.loss is not None and not math.isfinite(self.loss):
             return False
         # the norm may have overflowed, of entries that did not
@@ -147,7 +147,7 @@ class Measurement:
 
     @property
     def is_overflow(self) -> bool:
-        """Whether a loss scale may explain what is not finite. Waits for the device."""
+        """Return True if a loss scale may explain what is not finite. Waits for the device."""
         return self.plan.has_scaler and (self.loss is None or math.isfinite(self.loss))
 
     @cached_property

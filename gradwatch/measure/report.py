@@ -130,10 +130,10 @@ class StepReport:
 
     @cached_property
     def gradients_are_finite(self) -> bool:
-        """Whether every entry of every gradient is finite."""
+        """Return True if every entry of every gradient is finite."""
         return not self.nonfinite.any()
 
     @property
     def is_finite(self) -> bool:
-        """Whether every gradient and the loss are finite."""
+        """Return True if every gradient and the loss are finite."""
         return self.gradients_are_finite and (self.loss is None or math.isfinite(self.loss))

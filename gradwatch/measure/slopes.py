@@ -1,4 +1,4 @@
-"""Where activation functions are steep: for each function of torch an interval, in closed form.
+"""The intervals where activation functions are steep: one for each function of torch, in closed form.
 
 A rectifier is steep where the absolute value of its slope exceeds ``SILENT_SLOPE``. A squashing function is steep where
 its slope exceeds the share ``SATURATED_SHARE`` of its largest slope. A single point inside the interval at which the

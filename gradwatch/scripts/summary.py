@@ -49,7 +49,7 @@ class SummarySink:
 
     @property
     def log_dir(self) -> Path | None:
-        """Where its event files are: beside those of an earlier run, where one was there already."""
+        """Return where its event files are: beside those of an earlier run, if there is one."""
         return None if self.files is None else self.files.opened
 
     def write_row(self, row: Row) -> None:

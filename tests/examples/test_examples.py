@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib.util
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,10 +101,12 @@ def test_the_healthy_network_of_the_demonstration_learns():
 
 
 @pytest.mark.process
-def test_the_demonstration_ends_with_the_tensorboard_command(tmp_path):
+def test_the_demonstration_ends_with_the_two_commands_to_type(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "gradwatch", "demo", "--steps", "20"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[-1] == "Now look: tensorboard --logdir runs"
+    report, tensorboard = (shlex.split(line) for line in run.stdout.splitlines()[-2:])
+    assert (report[1:], tensorboard[1:]) == (["report", "runs"], ["--logdir", "runs"])
+    assert [Path(shutil.which(typed[0])).stem for typed in (report, tensorboard)] == ["gradwatch", "tensorboard"]
     assert run.stderr == ""
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(n.name for n in demonstration.NETWORKS)
 

@@ -1,0 +1,41 @@
+"""The demonstration names its two closing commands as they must be typed."""
+
+import shlex
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from gradwatch.cli.demonstration import as_typed
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    if not list(SCRIPTS.glob("tensorboard*")):
+        pytest.skip("tensorboard's command is not in this environment")
+
+
+def test_a_command_on_the_path_is_typed_by_its_name(monkeypatch):
+    monkeypatch.setenv("PATH", str(SCRIPTS))
+    assert as_typed("tensorboard") == "tensorboard"
+
+
+def test_a_command_below_the_working_directory_is_typed_by_its_relative_path(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(SCRIPTS.parent)
+    (typed,) = shlex.split(as_typed("tensorboard"))
+    assert not Path(typed).is_absolute()
+    assert (SCRIPTS.parent / typed).samefile(next(SCRIPTS.glob("tensorboard*")))
+
+
+def test_a_command_elsewhere_is_typed_by_its_full_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (typed,) = shlex.split(as_typed("tensorboard"))
+    assert Path(typed).is_absolute()
+
+
+def test_a_command_that_is_not_installed_is_its_name():
+    assert as_typed("no-such-command") == "no-such-command"
