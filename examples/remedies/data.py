@@ -1,4 +1,4 @@
-"""What goes in: pixels that nobody scaled, and one broken row."""
+"""Data: pixels that nobody scaled, and one broken row."""
 
 from __future__ import annotations
 

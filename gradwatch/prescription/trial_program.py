@@ -70,7 +70,7 @@ class TrialProgram:
 
     @property
     def scaling(self) -> Scaling:
-        """How inputs and outputs that are not among ``batches`` are to be scaled."""
+        """The scaling of inputs and outputs that are not among ``batches``."""
         return self._names.get("scaling") or Scaling()
 
     @property

@@ -179,3 +179,20 @@ def test_a_run_is_the_same_twice():
     first, second = learn(20), learn(20)
     assert (first.before, first.after) == (second.before, second.after)
     assert first.before > first.after
+
+
+def in_half_precision(make_optimizer):
+    batches = [(x.half(), y.half()) for x, y in identity().training]
+    return Problem.of(
+        lambda: nn.Linear(6, 6).half(), make_optimizer, batches, lambda out, y: F.mse_loss(out.float(), y.float())
+    )
+
+
+def test_a_model_in_half_precision_learns_with_a_scaled_loss_as_in_float32():
+    (scaling,) = (treatment for treatment in TREATMENTS if treatment.remedy == "loss-scaling")
+    found = run(in_half_precision(lambda p: torch.optim.SGD(p, lr=0.05)), (scaling,), 0, 60)
+    exact = run(of_batches(identity().training), (), 0, 60)
+    assert found.after == pytest.approx(exact.after, rel=0.01)
+    assert not found.findings
+    with pytest.raises(NotApplicableError, match="LBFGS evaluates the loss by itself"):
+        run(in_half_precision(lambda p: torch.optim.LBFGS(p, lr=0.5)), (scaling,), 0, 10)
