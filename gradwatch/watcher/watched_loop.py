@@ -205,7 +205,7 @@ class WatchedLoop:
         """Take in a step of a loop without an optimizer: {column: gradient}; its update is seen at the next one."""
         parameters = [self.layers.tensors[column] for column in gradients]
         self.steps.begin(Attempt(None, parameters, list(gradients.values())))
-        self.guard.run("finishing an update", self._wait_for_next)
+        self._wait_for_next()
 
     @otherwise("observing a loss", _observe_loss_plainly)
     def observe_loss(self, loss: Tensor | float) -> None:
@@ -340,6 +340,7 @@ class WatchedLoop:
         track = self.steps.known(optimizer)
         return track if track is not None and track.current is not None else None
 
+    @observing("finishing an update")
     def _wait_for_next(self) -> None:
         if (track := self.steps.known(None)) is not None:
             self.steps.wait_for_next(track)
