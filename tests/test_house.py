@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from radon.complexity import cc_visit
+from radon.visitors import Function
 
 import gradwatch
 
 PACKAGE = Path(gradwatch.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 sys.path.insert(0, str(PACKAGE.parent / "docs"))
 import house  # noqa: E402
@@ -38,6 +41,20 @@ def test_contributing_shows_the_rooms_as_they_are():
     page = house.PAGE.read_text(encoding="utf-8")
     drawn = page.partition(house.BEGIN)[2].partition(house.END)[0]
     assert drawn == house.table(), "run: python docs/house.py"
+
+
+LARGEST_COMPLEXITY = 10
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_function_is_complex_without_saying_why(path):
+    """Cyclomatic complexity as radon counts it; above 10 the line above the function begins with ``# complexity:``."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    functions = [block for block in cc_visit(text) if isinstance(block, Function)]
+    complex_ones = [function for function in functions if function.complexity > LARGEST_COMPLEXITY]
+    has_reason = [lines[function.lineno - 2].strip().startswith("# complexity: ") for function in complex_ones]
+    assert [str(one) for one, explained in zip(complex_ones, has_reason, strict=True) if not explained] == []
 
 
 HEAVY_FREE = [
