@@ -180,7 +180,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
 
     def _own_sinks(self, trainer: Any) -> list[Sink]:
         """Return a sink of TensorBoard files, and one of findings for every logger whose files these are not."""
-        shared = [logger for logger in trainer.loggers if self._log_dir is None and is_a(logger, "TensorBoardLogger")]
+        shared = self._shared_loggers(trainer)
         others = [logger for logger in trainer.loggers if logger not in shared[:1]]
         self._writes_totals = bool(shared)  # else self.log would write the same tags once more
         if not trainer.is_global_zero:
@@ -188,6 +188,12 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         where = [self._log_dir] if self._log_dir is not None else [logger.experiment for logger in shared[:1]]
         files = [_file_sink(each, self._layer_scalars) for each in where]
         return [*files, *([Loggers(others, totals=self._writes_totals)] if others else [])]
+
+    def _shared_loggers(self, trainer: Any) -> list[Any]:
+        """Return the loggers into whose TensorBoard files gradwatch may write: none if it has a ``log_dir``."""
+        if self._log_dir is not None:
+            return []
+        return [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
 
 
 def _file_sink(where: Any, layer_scalars: bool | Sequence[str]) -> Sink:

@@ -54,13 +54,9 @@ def command(directories: Sequence[Path], as_json: bool, html: Path | None, fail_
     """  # noqa: D301 (click reads the backslash)
     runs, status = _read(directories)
     _say_what_was_not_read(runs)
-    compares = len(runs) == 2 and (len(directories) == 2 or runs[0].layers == runs[1].layers)  # no two of a GAN
-    if html is not None and runs:
-        _write(html, runs, compares)
-    if as_json and runs:
-        _print_json(runs)
-    elif runs and html is None:
-        _print(runs, compares)
+    if runs:
+        compares = len(runs) == 2 and (len(directories) == 2 or runs[0].layers == runs[1].layers)  # no two of a GAN
+        _show(runs, compares, as_json, html)
     found = any(finding.kind in fail_on for run in runs for finding in run.findings)
     raise click.exceptions.Exit(status or int(found))
 
@@ -90,6 +86,16 @@ def _say_what_was_not_read(runs: Sequence[Run]) -> None:
 
 def _say(problem: str) -> None:
     click.echo(f"gradwatch: {problem}.", err=True)
+
+
+def _show(runs: Sequence[Run], compares: bool, as_json: bool, html: Path | None) -> None:
+    """Write the page, print JSON, or both; without either, print text."""
+    if html is not None:
+        _write(html, runs, compares)
+    if as_json:
+        _print_json(runs)
+    elif html is None:
+        _print(runs, compares)
 
 
 def _print_json(runs: Sequence[Run]) -> None:

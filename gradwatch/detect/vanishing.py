@@ -225,16 +225,22 @@ class Vanishing(Detector[VanishingState]):
             change = abs(loss - ours.first_loss) / (abs(ours.first_loss) or 1.0)
             ours.loss_change = max(ours.loss_change, change)
 
-    def _is_gone(self, report: StepReport) -> bool:
+    def _follow_total(self, total: float) -> bool:
+        """Take in the total gradient norm of a step, and return whether it is faint against the first ones."""
         ours = self._state
         if ours.updates < FIRST_STEPS:
-            ours.first_total = max(ours.first_total, report.grad_norm_total)
+            ours.first_total = max(ours.first_total, total)
         ours.updates += 1
-        self._follow_loss(report.loss)
-        faint = report.grad_norm_total <= GONE_RATIO * ours.first_total
+        faint = total <= GONE_RATIO * ours.first_total
         if ours.updates <= FIRST_STEPS and faint and ours.last_total > CLIFF * ours.first_total:
             ours.fell = True
-        ours.last_total = report.grad_norm_total
+        ours.last_total = total
+        return faint
+
+    def _is_gone(self, report: StepReport) -> bool:
+        ours = self._state
+        faint = self._follow_total(report.grad_norm_total)
+        self._follow_loss(report.loss)
         if report.loss is None or ours.first_loss is None:
             return faint and (ours.first_total == 0 or ours.fell)
         share = UNIMPROVED if report.grad_norm_total > 0 else UNFINISHED

@@ -10,7 +10,8 @@ one logger does, in the same. What was written of them before is dropped (``begi
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -154,12 +155,9 @@ class LayerRows:
                 f"{PREFIX}{self._name}: {shape[1]:,} steps of {shape[2]:,} layers are more than can be held."
             )
         values = np.empty(shape, dtype=np.float32)  # K outermost: a heat map reads one of them
-        at = 0
-        for block in blocks:
-            columns = _columns(block.layers, layers)
-            for row in block.rows:
-                values[:, at] = row if columns is None else np.where(columns >= 0, row[:, columns], np.nan)
-                at += 1
+        rows = itertools.chain.from_iterable(_rows_in_order(block, layers) for block in blocks)
+        for place, row in enumerate(rows):
+            values[:, place] = row
         left_out = sum(len(block.steps) for block in self._blocks) - len(steps)
         return LayerSeries(np.array(steps, dtype=np.int64), values, left_out)
 
@@ -271,6 +269,13 @@ class RunAssembler:
             written_at=written_at,
             problems=(*problems, *_left_out(norms)),
         )
+
+
+def _rows_in_order(block: _Block, layers: tuple[str, ...]) -> Iterator[Floats]:
+    """Yield the rows of ``block`` with a column for each of ``layers``: NaN for those that the block does not have."""
+    columns = _columns(block.layers, layers)
+    for row in block.rows:
+        yield row if columns is None else np.where(columns >= 0, row[:, columns], np.nan)
 
 
 def _columns(own: tuple[str, ...], wanted: tuple[str, ...]) -> NDArray[np.int64] | None:

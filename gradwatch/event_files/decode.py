@@ -100,13 +100,7 @@ def layer_table_of(tensor: Any, what: str = "gradwatch/layers") -> LayerTable:
         UnreadableError: if it holds none.
     """
     content = _object(_text(tensor, what), what)
-    layers = content.get("layers")
-    if not isinstance(layers, list) or not 0 < len(layers) <= _MOST_LAYERS:
-        raise UnreadableError(f"{what}: expected 1 to {_MOST_LAYERS:,} layers.")
-    if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in layers):
-        raise UnreadableError(f"{what}: expected names of at most {_LONGEST_NAME:,} characters.")
-    if len(set(layers)) < len(layers):
-        raise UnreadableError(f"{what}: a name is there twice.")
+    layers = _layer_names(content.get("layers"), what)
     for name in ("depth", "size"):
         if not (_is_list_of(_is_count)(content.get(name)) and len(content[name]) == len(layers)):
             raise UnreadableError(f"{what}: expected {len(layers)} whole numbers as {name}.")
@@ -190,6 +184,16 @@ def _object(text: bytes, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UnreadableError(f"{what}: expected a JSON object, found {type(content).__name__}.")
     return content
+
+
+def _layer_names(found: object, what: str) -> list[str]:
+    if not isinstance(found, list) or not 0 < len(found) <= _MOST_LAYERS:
+        raise UnreadableError(f"{what}: expected 1 to {_MOST_LAYERS:,} layers.")
+    if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in found):
+        raise UnreadableError(f"{what}: expected names of at most {_LONGEST_NAME:,} characters.")
+    if len(set(found)) < len(found):
+        raise UnreadableError(f"{what}: a name is there twice.")
+    return found
 
 
 def _number(found: float | None) -> float:

@@ -114,8 +114,7 @@ class Background:
             ours.first_shares = self._shares(report)
         ours.total.add(report.step, report.grad_norm_total)
         ours.loss.add(report.step, report.loss)
-        if report.loss is not None and (ours.lowest_loss is None or report.loss < ours.lowest_loss):
-            ours.lowest_loss, ours.lowest_step, ours.lowest_rate = report.loss, report.step, report.learning_rate
+        self._follow_lowest_loss(report)
         if ours.first_weights is None and "weight_norm" in report.figures:
             ours.first_weights = report.figures["weight_norm"]
         if report.sampled:  # not at logged steps, so that the logging changes no cause
@@ -157,6 +156,11 @@ class Background:
             ValueError: if ``saved`` is of another version.
         """
         self._state = state.read(self._state, saved)
+
+    def _follow_lowest_loss(self, report: StepReport) -> None:
+        ours = self._state
+        if report.loss is not None and (ours.lowest_loss is None or report.loss < ours.lowest_loss):
+            ours.lowest_loss, ours.lowest_step, ours.lowest_rate = report.loss, report.step, report.learning_rate
 
     @property
     def _weights(self) -> WeightFigures:

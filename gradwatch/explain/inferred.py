@@ -76,6 +76,11 @@ def infer_origin(
     is_finite = loss is None or math.isfinite(loss)
     if not layers_at_fault or not is_finite:
         return InferredOrigin("forward")
+    return _origin_in_backward(layers, modules, layers_at_fault)
+
+
+def _origin_in_backward(layers: Layers, modules: LeafModules, layers_at_fault: Sequence[str]) -> InferredOrigin:
+    """Return where the backward pass of a finite loss may have made a NaN or Inf."""
     order = [layers.names[column] for column in np.argsort(layers.depth)]
     bad = sorted(order.index(name) for name in layers_at_fault)
     last = order[bad[-1]]

@@ -182,7 +182,7 @@ def _fault_of(node: Any) -> FaultyOperation | None:
     """Return what an operation did to finite numbers, as far as its node has saved them."""
     name = operation_of(node)
     saved = [saved_by(node, operand) for operand in ("self", "other", "exponent")]
-    tensors = [tensor for tensor in saved if isinstance(tensor, Tensor) and tensor.numel() > 0]
+    tensors = _tensors_with_entries(saved)
     if any(_faults(tensors)) or not (tensors or name in WITHOUT_OPERANDS):
         return None
     if name == "div" and _has_zero(saved[1]):
@@ -229,6 +229,10 @@ def _floats(tree: Any) -> list[Tensor]:
     leaves = (leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor))
     fractions = (leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex())
     return [tensor for tensor in fractions if tensor.numel() > 0 and tensor.layout is torch.strided]
+
+
+def _tensors_with_entries(values: Iterable[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor) and value.numel() > 0]
 
 
 def _has_zero(operand: Any) -> bool:

@@ -41,8 +41,7 @@ class WeightFigures:
 def weight_facts(layers: Layers, column: int, weights: WeightFigures) -> Iterator[Fact]:
     """Yield what is unusual about the weight at ``column``: entries all alike, or far too small or large."""
     rms, mean = _rms(layers, column, weights.norm), _value(column, weights.mean)
-    is_judged = layers.is_weight[column] and layers.size[column] > 1 and layers.owners[column] != "Embedding"
-    if not is_judged or rms is None or mean is None:
+    if not _has_expected_scale(layers, column) or rms is None or mean is None:
         return
     name, std = layers.names[column], max(rms**2 - mean**2, 0.0) ** 0.5
     if std <= ALIKE * rms:
@@ -66,18 +65,31 @@ def bias_facts(layers: Layers, column: int | None, weights: WeightFigures) -> It
 
     The bias of the output is left out, unless it is the layer's own, because the output has a unit.
     """
-    biases = [int(c) for c in layers.order if layers.names[c].rpartition(".")[2] == "bias" and layers.size[c]]
+    biases = _biases(layers)
     for bias in biases:
         is_own = column is not None and _module(layers, bias) == _module(layers, column)
         first = _rms(layers, bias, weights.first_norm)
         began_so = is_own if first is None else first > FAR_OUT
-        if not is_own and (not began_so or bias == biases[-1]):
-            continue
-        mean = _value(bias, weights.mean)
+        mean = _value(bias, weights.mean) if is_own or (began_so and bias != biases[-1]) else None
         if mean is not None and abs(mean) > FAR_OUT:
-            then = "" if began_so else f" ({first:.3g} at first)"
-            clue: Clue = "bias far out" if began_so else "weights grown"
-            yield Fact(f"{layers.names[bias]} is {mean:.3g} on average{then}.", clue)
+            yield _far_out(layers.names[bias], mean, None if began_so else first)
+
+
+def _has_expected_scale(layers: Layers, column: int) -> bool:
+    """Return whether initialisation theory says how large the entries of the tensor at ``column`` should be."""
+    return bool(layers.is_weight[column] and layers.size[column] > 1 and layers.owners[column] != "Embedding")
+
+
+def _biases(layers: Layers) -> list[int]:
+    """Return the columns of the biases that have entries, in the layers' order."""
+    return [int(c) for c in layers.order if layers.names[c].rpartition(".")[2] == "bias" and layers.size[c]]
+
+
+def _far_out(name: str, mean: float, first: float | None) -> Fact:
+    """Return the fact that a bias is far out; ``first`` is where it began, None if that was far out already."""
+    if first is None:
+        return Fact(f"{name} is {mean:.3g} on average.", "bias far out")
+    return Fact(f"{name} is {mean:.3g} on average ({first:.3g} at first).", "weights grown")
 
 
 def _clue_of_scale(is_large: bool, began_so: bool) -> Clue | None:

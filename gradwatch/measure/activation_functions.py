@@ -122,8 +122,7 @@ def _saved_by_function(node: Any) -> _SavedTensor | None:
     """Return what the node of a rectifier or squashing function holds; None for other nodes, or where it was freed."""
     name = operation_of(node)
     if name == "div":
-        divisor = saved_by(node, "other") if _is_softsign(node) else None
-        return None if divisor is None else _SavedTensor("squashing", slopes.softsign_divisors(), divisor)
+        return _saved_by_division(node)
     function = ACTIVATION_FUNCTIONS.get(name)
     if function is None:
         return None
@@ -134,6 +133,12 @@ def _saved_by_function(node: Any) -> _SavedTensor | None:
     is_relu6 = name == "hardtanh" and settings[0] == 0
     kind: Kind = "rectifier" if function.is_rectifier or is_relu6 else "squashing"
     return _SavedTensor(kind, function.steep_range(*settings), saved)
+
+
+def _saved_by_division(node: Any) -> _SavedTensor | None:
+    """Return what the node of a softsign holds; None for other divisions, or where it was freed."""
+    divisor = saved_by(node, "other") if _is_softsign(node) else None
+    return None if divisor is None else _SavedTensor("squashing", slopes.softsign_divisors(), divisor)
 
 
 def _batches(parts: list[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:

@@ -102,14 +102,14 @@ def prescribe(
             return Prescription([], outcome.nothing_sick(untreated), steps=first.steps)
         kind = main_kind(first)
         baselines = {seed: first}
-        order = [seed, *(other for other in range(seeds) if other != seed)]
+        order = [seed, *range(seed), *range(seed + 1, seeds)]
         length = _length(first, budget_seconds)
         field = candidates(kind, first.findings)
         tried, reasons = race(field, try_one, baselines, order, length, kind, deadline, advance)
     ranking = rank(tried, baselines, kind)
     if ranking:
         note = outcome.sentence(ranking, kind)
-    elif all(_is_explained(candidate, reasons) for candidate in field):
+    elif _are_explained(field, reasons):
         note = outcome.none_fits(kind)
     else:
         note = outcome.too_little(budget_seconds, first)
@@ -146,8 +146,12 @@ def _cannot(error: Exception) -> str:
     )
 
 
-def _is_explained(candidate: Candidate, reasons: Mapping[str, str]) -> bool:
-    return name_of(candidate) in reasons or any(treatment.remedy in reasons for treatment in candidate)
+def _are_explained(candidates: Iterable[Candidate], reasons: Mapping[str, str]) -> bool:
+    """Return whether there is a reason for each candidate, or for a part of it, why it could not be tried."""
+    return all(
+        name_of(candidate) in reasons or any(treatment.remedy in reasons for treatment in candidate)
+        for candidate in candidates
+    )
 
 
 def _length(untreated: TrialRun, budget: float) -> int:

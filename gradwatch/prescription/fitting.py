@@ -37,9 +37,7 @@ def candidates(kind: Kind, findings: Sequence[Finding] = ()) -> list[tuple[Treat
     First come the remedies that ``findings`` of this kind advise, in their order, then the rest of the library: a slow
     model is given the first of them alone. Strengths far from the user's own come last among singles.
     """
-    advised = (advice.name for found in findings if found.kind == kind for advice in found.remedies)
-    order = (name for name in dict.fromkeys([*advised, *remedies.LIBRARY]) if kind in remedies.LIBRARY[name].kinds)
-    places = {name: place for place, name in enumerate(order)}
+    places = {name: place for place, name in enumerate(_fitting_remedies(kind, findings))}
     singles = sorted((t for t in TREATMENTS if t.remedy in places), key=lambda t: (_is_extreme(t), places[t.remedy]))
     pairs = [pair for pair in _sensible() if all(t.remedy in places for t in pair)]
     pairs.sort(key=lambda pair: sum(places[t.remedy] for t in pair))
@@ -49,6 +47,13 @@ def candidates(kind: Kind, findings: Sequence[Finding] = ()) -> list[tuple[Treat
 def everything() -> list[tuple[Treatment, ...]]:
     """Return every treatment and every sensible pair, whatever was found, for an exhaustive search."""
     return [*((single,) for single in TREATMENTS), *_sensible()]
+
+
+def _fitting_remedies(kind: Kind, findings: Sequence[Finding]) -> list[str]:
+    """Return the names of the remedies that fit ``kind``: those that its findings advise, then the others."""
+    advised = [advice.name for found in findings if found.kind == kind for advice in found.remedies]
+    names = dict.fromkeys([*advised, *remedies.LIBRARY])
+    return [name for name in names if kind in remedies.LIBRARY[name].kinds]
 
 
 def _sensible() -> Iterator[tuple[Treatment, ...]]:

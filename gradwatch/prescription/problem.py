@@ -66,12 +66,7 @@ class Problem:
             ArgumentTypeError, ArgumentValueError: for an argument that makes no sense.
         """
         _refuse_bad_functions(make_model, make_optimizer, loss_fn)
-        if not isinstance(batches, Sequence):
-            raise ArgumentTypeError(
-                f"batches: expected a sequence, found {type(batches).__name__}. Write list(loader)."
-            )
-        if len(batches) < 2:
-            raise ArgumentValueError(f"batches: expected two or more, one of them to hold out, found {len(batches)}.")
+        _refuse_bad_batches(batches)
         pairs = [_pair(number, batch) for number, batch in enumerate(batches)]
         every = max(EVERY, -(-len(pairs) // MOST))
         held_out = [*range(every - 1, len(pairs), every)] or [len(pairs) - 1]
@@ -160,6 +155,13 @@ def _refuse_bad_functions(make_model: object, make_optimizer: object, loss_fn: o
         raise ArgumentTypeError(
             "make_model: expected a function that makes a model, found a model. Write lambda: MyModel()."
         )
+
+
+def _refuse_bad_batches(batches: object) -> None:
+    if not isinstance(batches, Sequence):
+        raise ArgumentTypeError(f"batches: expected a sequence, found {type(batches).__name__}. Write list(loader).")
+    if len(batches) < 2:
+        raise ArgumentValueError(f"batches: expected two or more, one of them to hold out, found {len(batches)}.")
 
 
 def _pair(number: int, batch: Any) -> Batch:

@@ -74,9 +74,8 @@ def race(
             advance((number + place / len(running)) / len(rounds))
             if state.tried(candidate, seed, steps):
                 going_on.append(candidate)
-        state.shortened = state.shortened or steps < length
-        going_on.sort(key=lambda candidate: score_of(state.whole[candidate], baselines, kind))
-        running = going_on[: max(FINALISTS, len(going_on) // KEPT)]
+        state.shortened |= steps < length
+        running = state.better_part(going_on)
     return state.whole, state.reasons()
 
 
@@ -129,6 +128,11 @@ class _Race:
             kept = [run for run in earlier if not (self.shortened and run.seed == self.first.seed)]
             self.whole[candidate] = [*kept, found]
         return found.is_whole
+
+    def better_part(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates that go on to the next round, best first."""
+        best_first = sorted(candidates, key=lambda each: score_of(self.whole[each], self.baselines, self.kind))
+        return best_first[: max(FINALISTS, len(best_first) // KEPT)]
 
     def _run_of(self, candidate: Candidate, seed: int, steps: int) -> TrialRun | None:
         """Return the candidate's run; None if there is nothing for it to change in this model, or if it raises."""

@@ -129,21 +129,28 @@ def _trial(
     treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], cured: bool
 ) -> Trial:
     losses = [run.after for run in runs]
-    seconds = statistics.fmean(run.seconds_per_step for run in runs)
-    is_comparable = all(
-        each.steps >= FEWEST and not each.is_hopeless for run in runs for each in (run, baselines[run.seed])
-    )
-    untreated = statistics.fmean(baselines[run.seed].seconds_per_step for run in runs)
-    partly = [f"# {text}\n" for text in dict.fromkeys(run.not_done for run in runs) if text]
+    untreated = [baselines[run.seed] for run in runs]
+    not_done = dict.fromkeys(run.not_done for run in runs if run.not_done)
     return Trial(
         remedy=name_of(treatments),
         cured=cured,
         loss=statistics.fmean(losses),
-        baseline_loss=statistics.fmean(baselines[run.seed].after for run in runs),
+        baseline_loss=statistics.fmean(run.after for run in untreated),
         findings=tuple(finding for run in runs for finding in run.findings),
-        seconds_per_step=seconds,
+        seconds_per_step=_mean_seconds(runs),
         loss_interval=(min(losses), max(losses)),
         seeds=tuple(run.seed for run in runs),
-        cost=seconds / untreated if untreated and is_comparable else math.nan,
-        code="".join([*partly, code_of(treatments)]),
+        cost=_cost(runs, untreated),
+        code="".join([*(f"# {text}\n" for text in not_done), code_of(treatments)]),
     )
+
+
+def _cost(runs: Sequence[TrialRun], untreated: Sequence[TrialRun]) -> float:
+    """Return the time of a step as a multiple of the untreated one's; NaN if a run was broken off early."""
+    is_comparable = all(run.steps >= FEWEST and not run.is_hopeless for run in (*runs, *untreated))
+    seconds = _mean_seconds(untreated)
+    return _mean_seconds(runs) / seconds if seconds and is_comparable else math.nan
+
+
+def _mean_seconds(runs: Sequence[TrialRun]) -> float:
+    return statistics.fmean(run.seconds_per_step for run in runs)

@@ -70,17 +70,23 @@ def replace_activations_(model: nn.Module, x: Any, activation: nn.Module) -> Non
     has_weights = any(True for _ in activation.parameters())
     kept, called_by_name = _functions_called(model, x, activation)
     if not names and (has_weights or not called_by_name):
-        reason = " as a module, and a function has no room for its weight" if has_weights else ""
-        raise NotApplicableError(f"no {others or ('other ' if kept else '')}activation function was found{reason}")
+        raise _nothing_found(others or ("other " if kept else ""), has_weights)
     weight = next(model.parameters(), torch.empty(0))
     for name in names:
         replace_(model, name, copy.deepcopy(activation).to(weight.device, weight.dtype))
+    if not called_by_name:
+        return
     called = " and ".join(called_by_name)
-    if called and not has_weights:
+    if has_weights:
+        _warn(f"{called}, which forward calls by name, stayed: no room for a weight")
+    else:
         run_within_(model, _Answered(activation, kept))
         _warn(f"forward calls {called} by name: there write {activation} by hand")
-    elif called:
-        _warn(f"{called}, which forward calls by name, stayed: no room for a weight")
+
+
+def _nothing_found(others: str, has_weights: bool) -> NotApplicableError:
+    reason = " as a module, and a function has no room for its weight" if has_weights else ""
+    return NotApplicableError(f"no {others}activation function was found{reason}")
 
 
 def use_maxout_(model: nn.Module) -> None:
@@ -188,11 +194,16 @@ class _Answered(TorchFunctionMode):
 def _modules(model: nn.Module, x: Any, activation: nn.Module) -> tuple[list[str], str]:
     """Return the names of the activation modules to replace, and the word for those that there are otherwise."""
     ending = _ending(model, x)
-    named = model.named_modules(remove_duplicate=False)  # one activation may stand in several places
-    found = [(name, part) for name, part in named if name and isinstance(part, ACTIVATIONS)]
+    found = _activation_modules(model)
     hidden = [(name, part) for name, part in found if isinstance(part, RECTIFYING) or part not in ending]
     names = [name for name, part in hidden if not _is_alike(part, activation)]
     return names, "other " if hidden else "hidden " if found else ""
+
+
+def _activation_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return (name, module) of each activation module, except for ``model`` itself."""
+    named = model.named_modules(remove_duplicate=False)  # one activation may stand in several places
+    return [(name, part) for name, part in named if name and isinstance(part, ACTIVATIONS)]
 
 
 def _ending(model: nn.Module, x: Any) -> set[nn.Module]:

@@ -129,10 +129,7 @@ def clean_batches(batches: Iterable[Batch], model: nn.Module, loss_fn: Callable[
                 [2.]]), tensor([0, 1]))]
     """
     batches = list(batches)
-    sizes = [largest_entries(batch) for batch in batches]
-    finite = [rows[rows.isfinite()] for rows in sizes]
-    usual = statistics.median([float(rows.max()) for rows in finite if len(rows)] or [0.0])
-    sound = [rows.isfinite() & (rows <= (WILD * usual or math.inf)) for rows in sizes]
+    sound = _sound_rows(batches)
     left = [keep_rows(batch, rows) for batch, rows in zip(batches, sound, strict=True)]
     cleaned: list[Batch] = [batch for batch in left if batch is not None]
     if not cleaned:
@@ -159,6 +156,14 @@ def split_batches(batches: Iterable[Batch], parts: int = 4) -> list[Batch]:
         [[0, 1, 2, 3], [4, 5, 6, 7]]
     """
     return [part for batch in batches for part in _parts(batch, parts)]
+
+
+def _sound_rows(batches: Sequence[Batch]) -> list[Tensor]:
+    """Return for each batch which of its rows hold neither NaN nor Inf nor wild numbers."""
+    sizes = [largest_entries(batch) for batch in batches]
+    finite = [rows[rows.isfinite()] for rows in sizes]
+    usual = statistics.median([float(rows.max()) for rows in finite if len(rows)] or [0.0])
+    return [rows.isfinite() & (rows <= (WILD * usual or math.inf)) for rows in sizes]
 
 
 def _have_finite_loss(batches: Sequence[Batch], model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> list[bool]:
@@ -190,7 +195,7 @@ def _moments(tensors: Sequence[Any], alike: bool = False) -> Moments | None:
     None where these are not tensors of real numbers; those that hold NaN or Inf do not count. A feature that hardly
     varies gets the largest deviation, so that it is not blown up.
     """
-    finite = [tensor.detach() for tensor in tensors if isinstance(tensor, Tensor) and tensor.isfinite().all()]
+    finite = _finite_tensors(tensors)
     if not finite or not all(tensor.is_floating_point() and tensor.ndim for tensor in finite):
         return None
     has_features = not alike and {tensor.shape[1:] for tensor in finite} == {finite[0].shape[1:2]}
@@ -199,6 +204,10 @@ def _moments(tensors: Sequence[Any], alike: bool = False) -> Moments | None:
     deviation = (rows - mean).square().mean(0).sqrt()
     largest = deviation.max().clamp(min=1e-12)
     return Moments(mean, deviation.where(deviation > 1e-3 * largest, largest))
+
+
+def _finite_tensors(values: Sequence[Any]) -> list[Tensor]:
+    return [value.detach() for value in values if isinstance(value, Tensor) and value.isfinite().all()]
 
 
 def _target_moments(batches: Sequence[Batch], model: nn.Module) -> tuple[Moments | None, str]:

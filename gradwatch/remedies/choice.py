@@ -69,6 +69,7 @@ def _no_gradient(case: Case) -> Iterator[str]:
         yield "leaky-relu"
 
 
+# complexity: the cases are independent of each other, and read best in the order in which their remedies are tried
 def _exploding(case: Case) -> Iterator[str]:
     if case.is_critic:
         yield from ("gradient-penalty", "spectral-norm")
@@ -113,13 +114,18 @@ def _nonfinite(case: Case) -> Iterator[str]:
         yield from ("loss-scaling", "lower-learning-rate") if updates_matter else ("loss-scaling",)
     if "diverged" in case.clues:
         yield from _exploding(case)
-    for clue, names in _SAFE_FORMS.items():
-        if clue in case.clues:
-            yield from names
+    yield from _safe_forms(case)
     if {"overflow", "exponential"} & case.clues:
         yield from _exploding(case) if updates_matter else _overflowing_at_once(case)
     if not case.clues & _CAUSES_OF_NONFINITE:
         yield from _nonfinite_without_a_cause(case, updates_matter)
+
+
+def _safe_forms(case: Case) -> Iterator[str]:
+    """Yield the safe forms of the operations that made NaN or Inf."""
+    for clue, names in _SAFE_FORMS.items():
+        if clue in case.clues:
+            yield from names
 
 
 def _nonfinite_without_a_cause(case: Case, updates_matter: bool) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,19 +32,24 @@ def add_residuals_(model: nn.Module, x: Any) -> None:
         >>> [type(part).__name__ for part in model]
         ['Residual', 'Identity', 'Linear']
     """
-    calls = layer_calls(model, x, (*LAYERS, nn.MultiheadAttention))
-    same = {call.name: call.module for call in calls if call.name and call.keeps_shape}
     blocks = {block.names[0]: block for block in layer_blocks(model, ACTIVATIONS)}
-    hidden = [name for name in same if name in blocks or name != calls[-1].name]
+    hidden = _hidden_layers(model, x, blocks)
     if not hidden:
         raise NotApplicableError("no block returns the shape that it was given")
-    for name in hidden:
+    for name, layer in hidden.items():
         if name not in blocks:
-            replace_(model, name, Residual(same[name]))
+            replace_(model, name, Residual(layer))
             continue
         replace_(model, name, Residual(*blocks[name].modules))
         for further in blocks[name].names[1:]:
             replace_(model, further, nn.Identity())
+
+
+def _hidden_layers(model: nn.Module, x: Any, blocks: Container[str]) -> dict[str, nn.Module]:
+    """Return name → layer for those that keep their shape; a last one that begins none of ``blocks`` is left out."""
+    calls = layer_calls(model, x, (*LAYERS, nn.MultiheadAttention))
+    same = {call.name: call.module for call in calls if call.name and call.keeps_shape}
+    return {name: layer for name, layer in same.items() if name in blocks or name != calls[-1].name}
 
 
 def remove_layers_(model: nn.Module, x: Any) -> None:

@@ -30,14 +30,7 @@ class Profile:
 
 def profile_of(run: Run, most: int) -> Profile:
     """Return the last finite figure of each layer; of a group the largest."""
-    order = run.order
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entries = np.where(run.size > 0, np.sqrt(run.size), np.nan)
-    gradient = latest_finite(run.packed["grad_norm"].values) / entries
-    columns: dict[str, Floats] = {"gradient RMS": gradient}
-    for title, name in (("activation RMS", "activation_rms"), ("update ratio", "update_ratio")):
-        if name in run.packed:
-            columns[title] = latest_finite(run.packed[name].values)
+    order, columns = run.order, _columns(run)
     groups = [group for group in np.array_split(order, min(most, len(order)) or 1) if len(group)]
     starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return Profile(
@@ -72,6 +65,17 @@ def lengths(values: Floats) -> Floats:
     low, high = finite.min(), finite.max()
     shares = 0.1 + 0.9 * (decades - low) / max(high - low, 1.0)  # less than a decade apart looks alike
     return np.where(np.isneginf(decades), 0.0, shares)
+
+
+def _columns(run: Run) -> dict[str, Floats]:
+    """Return title → (P,) the last finite figure of each layer, for the figures that the run has."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entries = np.where(run.size > 0, np.sqrt(run.size), np.nan)
+    columns: dict[str, Floats] = {"gradient RMS": latest_finite(run.packed["grad_norm"].values) / entries}
+    for title, name in (("activation RMS", "activation_rms"), ("update ratio", "update_ratio")):
+        if name in run.packed:
+            columns[title] = latest_finite(run.packed[name].values)
+    return columns
 
 
 def _name(run: Run, group: NDArray[np.int64]) -> str:

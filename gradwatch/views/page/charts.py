@@ -126,12 +126,10 @@ def _chart(title: str, series: Sequence[TimeSeries]) -> Chart:
     if not len(finite):
         return Chart(title)
     is_log = bool(finite.min() > 0 and finite.max() > 20 * finite.min())
-    low, high = np.log10([finite.min(), finite.max()]) if is_log else (finite.min(), finite.max())
-    high = max(high, low + max(1e-12, abs(low) * 1e-6))
+    extent = _extent(finite, is_log)
     steps = np.concatenate([each.steps for each in series])
     first, last = int(steps.min()), int(steps.max())
-    same = len(series) > 1 and np.array_equal(series[0].values, series[1].values, equal_nan=True)
-    paths = [_paths(each, (first, last), (low, high), is_log) for each in (series[:1] if same else series)]
+    paths = [_paths(each, (first, last), extent, is_log) for each in _distinct(series)]
     return Chart(
         title=title,
         is_log=is_log,
@@ -142,6 +140,18 @@ def _chart(title: str, series: Sequence[TimeSeries]) -> Chart:
         curves=[curve for curve, _ in paths],
         crosses=[crosses for _, crosses in paths if crosses],
     )
+
+
+def _distinct(series: Sequence[TimeSeries]) -> Sequence[TimeSeries]:
+    """Return only the first of two equal curves: where nothing is clipped, the norms before and after are equal."""
+    is_same = len(series) > 1 and np.array_equal(series[0].values, series[1].values, equal_nan=True)
+    return series[:1] if is_same else series
+
+
+def _extent(finite: Floats, is_log: bool) -> tuple[float, float]:
+    """Return both ends of the axis, which are never the same; those of a logarithmic axis are decades."""
+    low, high = np.log10([finite.min(), finite.max()]) if is_log else (finite.min(), finite.max())
+    return low, max(high, low + max(1e-12, abs(low) * 1e-6))
 
 
 def _paths(series: TimeSeries, steps: tuple[int, int], extent: tuple[float, float], is_log: bool) -> tuple[str, str]:
