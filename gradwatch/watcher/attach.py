@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.optimizers import parameters_of
 from gradwatch.measure import layers as layer_table
-from gradwatch.measure.layers import Selection
+from gradwatch.measure.layers import Layers, Selection
 from gradwatch.sinks import Sink
 from gradwatch.sinks.log import logger
 from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
@@ -174,12 +174,7 @@ def loop_of_model(
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler: expected torch.amp.GradScaler, found {type(scaler).__name__}.")
     refuse_bad_options({**DEFAULTS, **options})
-    for each in optimizers or ():
-        if not any(layers.column(parameter) is not None for parameter in parameters_of(each)):
-            raise ValueError(
-                f"optimizer: this {type(each).__name__} owns none of the {len(layers)} watched parameters. "
-                "Give it model.parameters() of the model that is watched."
-            )
+    _refuse_foreign_optimizers(optimizers or (), layers)
     models = {"": model} if isinstance(model, nn.Module) else model
     for root in models.values():
         _close_earlier(root)
@@ -196,6 +191,15 @@ def loop_of_model(
     for root in models.values():
         _loops[root] = weakref.ref(loop)
     return loop
+
+
+def _refuse_foreign_optimizers(optimizers: Iterable[Optimizer], layers: Layers) -> None:
+    for optimizer in optimizers:
+        if not any(layers.column(parameter) is not None for parameter in parameters_of(optimizer)):
+            raise ValueError(
+                f"optimizer: this {type(optimizer).__name__} owns none of the {len(layers)} watched parameters. "
+                "Give it model.parameters() of the model that is watched."
+            )
 
 
 def loop_of_tensors(

@@ -45,13 +45,22 @@ def _before_update_plainly(
     watched = set(map(id, loop.layers.tensors))
     if not any(id(parameter) in watched for parameter in parameters):
         return
-    if isinstance(loss, Tensor | float) and not loop.steps.losses and not again:
-        loop.steps.losses = [loss] if isinstance(loss, float) or loss.numel() == 1 else []
-    scaler = loop.scaler
-    has_scaler = hasattr(optimizer, "found_inf") or (scaler is not None and scaler.is_enabled())
+    if not again:
+        _keep_loss_plainly(loop, loss)
+    has_scaler = _has_scaler_plainly(loop, optimizer)
     scale = getattr(optimizer, "grad_scale", None) if scale is None else scale
     gradients = [parameter.grad for parameter in parameters]
     begin_plainly(loop.steps, Attempt(optimizer, parameters, gradients, scale, has_scaler), again=again)
+
+
+def _keep_loss_plainly(loop: WatchedLoop, loss: object) -> None:
+    """Keep the loss that a closure returned, if it is a single number and no loss was observed."""
+    if isinstance(loss, Tensor | float) and not loop.steps.losses:
+        loop.steps.losses = [loss] if isinstance(loss, float) or loss.numel() == 1 else []
+
+
+def _has_scaler_plainly(loop: WatchedLoop, optimizer: Optimizer) -> bool:
+    return hasattr(optimizer, "found_inf") or (loop.scaler is not None and loop.scaler.is_enabled())
 
 
 def _observe_loss_plainly(loop: WatchedLoop, loss: Tensor | float) -> None:
