@@ -90,7 +90,7 @@ class Detector(Generic[S]):
         """Return True if a step with these figures, and those that wait before it, may be examined later.
 
         The promise is that ``examine`` finds nothing sick at any of them. A detector that returns True states the bound
-        behind that promise in its docstring; this one makes no promise.
+        that proves its promise in its docstring; this one makes no promise.
 
         Args:
             waiting: how many steps have not been examined, this one included; none of them is sampled.

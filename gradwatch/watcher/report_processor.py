@@ -21,7 +21,8 @@ __all__ = ["ReportProcessor", "SentStep"]
 
 LONGEST_WAIT = 9
 """Steps that may wait to be examined: in a row they cost a third of what they cost one by one, between two steps that
-have used the processor's caches for something else. The tenth is sampled, most often."""
+have used the processor's caches for something else. The tenth is sampled, most often. Without waiting a whole step
+costs 13 % more where it takes 1 ms (a perceptron of three layers), and 0.6 % more where it takes 27 ms (300 layers)."""
 
 
 class SentStep(NamedTuple):

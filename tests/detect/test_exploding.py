@@ -64,7 +64,7 @@ def slow_loss_suffers(losses):
     return suffers
 
 
-def slow_exploding(reports):
+def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
     """The default rule: for each step the onset of each sick layer, None where the step says nothing."""
     suffering = slow_loss_suffers([step.loss for step in reports])
     count = len(reports[0].grad_norm)

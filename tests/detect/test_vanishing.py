@@ -42,7 +42,7 @@ from tests.reports import (
 )
 
 
-def slow_vanishing(reports, layers):
+def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the rule
     """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
     first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
     last_total, fell, seen = 0.0, False, []
