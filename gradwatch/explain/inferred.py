@@ -22,7 +22,7 @@ InferredPattern = Literal[
     "between layers",  # gradients are finite down to one layer, and no longer at the next
 ]
 
-_WHERE: dict[InferredPattern, Where] = {
+_PART_OF_INFERRED_STEP: dict[InferredPattern, Where] = {
     "forward": "forward",
     "below the loss": "loss",
     "one layer": "backward",
@@ -59,7 +59,7 @@ class InferredOrigin:
     @property
     def where(self) -> Where:
         """The part of the step in which it was made."""
-        return _WHERE[self.pattern]
+        return _PART_OF_INFERRED_STEP[self.pattern]
 
 
 def infer_origin(

@@ -26,7 +26,7 @@ Pattern = Literal[
     "gradient of the loss",  # the gradient of what the last call returned was not finite
 ]
 
-_WHERE: dict[Pattern, Where] = {
+_PART_OF_STEP: dict[Pattern, Where] = {
     "forward": "forward",
     "input": "input",
     "computed between": "between",
@@ -89,7 +89,7 @@ class ObservedOrigin:
     @property
     def where(self) -> Where:
         """The part of the step in which it was made."""
-        return _WHERE[self.pattern]
+        return _PART_OF_STEP[self.pattern]
 
 
 def observed_origin(

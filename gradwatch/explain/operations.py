@@ -47,7 +47,7 @@ _REPEATABLE = {"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "
 WITHOUT_OPERANDS = ("sqrt", "rsqrt", "reciprocal", "exp", "softmax", "logsoftmax")
 """Operations whose nodes save their result, not what they were given."""
 
-FAMILIES: dict[Operation, set[str]] = {
+OPERATION_FAMILIES: dict[Operation, set[str]] = {
     "logarithm": {"log", "log2", "log10", "log1p", "xlogy", "specialentr"},
     "root": {"sqrt", "rsqrt", "linalgvectornorm", "linalg_vector_norm", "norm", "std", "var"},
     "division": {"div", "true_divide", "reciprocal", "pow", "float_power"},
@@ -213,7 +213,7 @@ def _is_bounded_power(node: Any) -> bool:
 
 def _family_of(name: str, dtype: torch.dtype = torch.float32, made_nan: bool = True) -> Operation | None:
     """Return the family of an operation by what it made, NaN or Inf, in which format."""
-    known = next((family for family, names in FAMILIES.items() if name in names), None)
+    known = next((family for family, names in OPERATION_FAMILIES.items() if name in names), None)
     if made_nan or (known is not None and (known, dtype) != ("exponential", torch.float16)):
         return known
     return "overflow of float16" if dtype is torch.float16 else "overflow"

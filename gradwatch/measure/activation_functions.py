@@ -28,7 +28,7 @@ TOGETHER = 2**20
 Rows = Callable[[Tensor], Tensor]
 """From what a function has saved to (rows, units), the part of it that is examined."""
 
-Kind = Literal["rectifier", "squashing"]
+FunctionKind = Literal["rectifier", "squashing"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ ACTIVATION_FUNCTIONS: Mapping[str, _ActivationFunction] = {
 class _SavedTensor:
     """The tensor that the node of an activation function has saved: ``tensor`` is steep inside ``steep``."""
 
-    kind: Kind
+    kind: FunctionKind
     steep: SteepRange
     tensor: Tensor
 
@@ -131,7 +131,7 @@ def _saved_by_function(node: Any) -> _SavedTensor | None:
         return None
     settings = [saved_by(node, setting) for setting in function.settings]
     is_relu6 = name == "hardtanh" and settings[0] == 0
-    kind: Kind = "rectifier" if function.is_rectifier or is_relu6 else "squashing"
+    kind: FunctionKind = "rectifier" if function.is_rectifier or is_relu6 else "squashing"
     return _SavedTensor(kind, function.steep_range(*settings), saved)
 
 

@@ -36,7 +36,7 @@ def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_
     """
     watched = _Watched(log_dir.absolute(), clip)  # the program may change its directory
     stop_waiting = after_import("torch", watched.begin)
-    end = programs.run(program)
+    end = programs.run_program(program)
     stop_waiting()
     kinds = watched.end(has_failed=end.status != 0)
     programs.leave(end, otherwise=int(not kinds.isdisjoint(fail_on)))

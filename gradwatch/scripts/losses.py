@@ -19,7 +19,8 @@ from gradwatch import _torch
 
 __all__ = ["Losses"]
 
-KEPT = 256  # losses between two updates: more than most accumulate; a program that never updates must not fill memory
+MOST_LOSSES = 256
+"""Losses between two updates, more than most loops accumulate: a program that never updates must not fill memory."""
 
 
 class Losses:
@@ -29,7 +30,7 @@ class Losses:
     """
 
     def __init__(self) -> None:
-        self._since: deque[Tensor] = deque(maxlen=KEPT)
+        self._since: deque[Tensor] = deque(maxlen=MOST_LOSSES)
         self._latest: Tensor | None = None
         self._took: set[int] = set()  # optimizers that have updated since the latest backward pass
         self._unscaled = WeakIdKeyDictionary()  # what a scaler returned → what it was given

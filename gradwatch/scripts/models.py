@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradwatch import _torch
 from gradwatch.measure.layers import submodules
 
-__all__ = ["caller_outside", "name_of", "roots_of", "tensor_names"]
+__all__ = ["caller_outside", "model_name", "roots_of", "tensor_names"]
 
 _ANY_MODEL = {"model", "module", "net", "network"}  # arguments of a function that trains whatever it is given
 
@@ -55,7 +55,7 @@ def _held_by_roots(wanted: AbstractSet[int]) -> list[tuple[nn.Module, set[int]]]
     return list(held.values())
 
 
-def name_of(model: nn.Module, frame: FrameType) -> str:
+def model_name(model: nn.Module, frame: FrameType) -> str:
     """Return the class of ``model``; for a class of torch, which says little, the variable around ``frame``."""
     model = next(submodules(model))[1]  # under its wrappers
     kind = type(model)

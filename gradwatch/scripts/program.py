@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
-__all__ = ["End", "Program", "leave", "run"]
+__all__ = ["End", "Program", "leave", "run_program"]
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _interrupts: list[KeyboardInterrupt] = []
@@ -70,7 +70,7 @@ class End:
         return code if isinstance(code, int) else int(code is not None)
 
 
-def run(program: Program) -> End:
+def run_program(program: Program) -> End:
     """Run ``program`` to its end. An exception is printed as ``python`` prints it."""
     atexit.register(_die_if_interrupted)  # before the program registers any: it is called when all of those have been
     try:

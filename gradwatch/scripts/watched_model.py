@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwatch.hooks.module_calls import listen
-from gradwatch.scripts.models import name_of, roots_of, tensor_names
+from gradwatch.scripts.models import model_name, roots_of, tensor_names
 from gradwatch.scripts.summary import SummarySink
 from gradwatch.sinks.log import logger
 from gradwatch.watcher import WatchedLoop, loop_of, loop_of_model, loop_of_tensors
@@ -48,7 +48,7 @@ class WatchedModel:
         self.summary: SummarySink | None = None
         self._stop: list[Callable[[], None]] = []
         roots, bare = roots_of(parameters)
-        self._models = {_free(name_of(root, frame), taken): weakref.ref(root) for root in roots}
+        self._models = {_free(model_name(root, frame), taken): weakref.ref(root) for root in roots}
         self._bare = {} if roots else {n: weakref.ref(t) for n, t in tensor_names(bare, frame).items()}
         self.name = "+".join(self._models) or _free("tensors", taken)
 
