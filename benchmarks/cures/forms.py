@@ -1,6 +1,6 @@
 """Turn sick programs of ``benchmarks.detection`` into the four arguments of ``gradwatch.prescribe``, or say why not.
 
-Two forms. Where a program tells its data and its loss apart, batches are drawn beforehand. Where its forward pass is
+There are two forms. If a program has a data and a loss function, batches are drawn beforehand. If its forward pass is
 one function, the model draws its batch and returns its loss, as models of some libraries do; a batch is then nothing
 but its number.
 """

@@ -1,7 +1,7 @@
 """Measure whether the first-ranked remedy cures on fresh seeds, for programs for which the search found a cure.
 
 Each program is prescribed for once, within ``BUDGET`` seconds; what is ranked first is tried again on seeds of model
-and data that nobody has seen. Beside it stand the controls: nothing, remedies drawn at random, and always the same.
+and data that nobody has seen. The controls are no remedy, remedies drawn at random, and always the same remedy.
 Each program's result is written as soon as it is known, and known ones are left out of a further run.
 """
 
@@ -64,7 +64,7 @@ def measured(program: Program) -> dict[str, Any]:
 def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float | None]:
     """Return for one fresh seed 1 or 0 for the first-ranked and the constant remedy, and a share for those drawn.
 
-    None for each where nothing is sick on this seed: nothing tells the remedies apart, and none is judged.
+    None for each if nothing is sick on this seed: then no remedy can be judged.
     """
     form = form_of(program, seed)
     assert isinstance(form, Form)

@@ -17,7 +17,7 @@ class Treatment:
     Attributes:
         remedy: its name in ``gradwatch.remedies``.
         change: the lines that a trial executes and a user pastes.
-        strength: tells those of one remedy apart; empty where there is one.
+        strength: of the remedy, or empty if it has a single one.
     """
 
     remedy: str

@@ -30,8 +30,8 @@ LossFunction = Callable[[Any, Any], Tensor]
 class TrialProgram:
     """The training program of one trial.
 
-    Its global names are those of ``gradwatch.remedies.PRELUDE``, which pasted lines read and set. The trial then trains
-    with what they stand for.
+    Its global names are those of ``gradwatch.remedies.PRELUDE``. Pasted lines read and set them, and the trial trains with
+    their values.
 
     Args:
         model: the trial's own.
@@ -81,12 +81,12 @@ class TrialProgram:
     def watch(self, optimizer: Optimizer, log_dir: Path | None, on_finding: Callable[[Finding], None]) -> Watcher:
         """Execute what belongs after the optimizer is made, and return the watcher, which a treatment may have made.
 
-        ``gradwatch.watch`` of the pasted lines also writes to ``log_dir`` and tells ``on_finding``.
+        ``gradwatch.watch`` of the pasted lines also writes to ``log_dir`` and calls ``on_finding``.
         """
-        told = functools.partial(watch, log_dir=log_dir, on_finding=on_finding)
-        self._names["gradwatch"] = SimpleNamespace(watch=told, clip=clip)
+        watch_trial = functools.partial(watch, log_dir=log_dir, on_finding=on_finding)
+        self._names["gradwatch"] = SimpleNamespace(watch=watch_trial, clip=clip)
         self.execute("after the optimizer is made", optimizer=optimizer)
-        return self._names.get("watcher") or told(self.model, optimizer, scaler=self.scaler)
+        return self._names.get("watcher") or watch_trial(self.model, optimizer, scaler=self.scaler)
 
     def execute(self, place: Place, **names: Any) -> None:
         """Execute the treatments of this place, with further ``names`` set."""
