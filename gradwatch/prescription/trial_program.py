@@ -30,8 +30,8 @@ LossFunction = Callable[[Any, Any], Tensor]
 class TrialProgram:
     """The training program of one trial.
 
-    Its global names are those of ``gradwatch.remedies.PRELUDE``. Pasted lines read and set them, and the trial trains with
-    their values.
+    Its global names are those of ``gradwatch.remedies.PRELUDE``. Pasted lines read and set them, and the trial trains
+    with their values.
 
     Args:
         model: the trial's own.

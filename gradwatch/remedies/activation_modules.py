@@ -202,7 +202,7 @@ def _modules(model: nn.Module, x: Any, activation: nn.Module) -> tuple[list[str]
 
 def _activation_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return (name, module) of each activation module, except for ``model`` itself."""
-    named = model.named_modules(remove_duplicate=False)  # one activation may stand in several places
+    named = model.named_modules(remove_duplicate=False)  # one activation may be in several places
     return [(name, part) for name, part in named if name and isinstance(part, ACTIVATIONS)]
 
 
