@@ -166,7 +166,6 @@ def test_history_keeps_the_learning_rate():
 
 
 def test_history_becomes_a_data_frame():
-    pytest.importorskip("pandas")
     frame = history_of(run_of([[1.0, 2.0], [3.0, 4.0]], [0.5, 0.25]), 4).to_pandas()
     assert frame.index.names == ["step", "layer"]
     assert frame.loc[(1, "w0"), "grad_norm"] == 3.0
