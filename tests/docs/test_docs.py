@@ -1,7 +1,10 @@
 """Every Python block of README.md and docs/*.md runs as it stands, and so do the examples in docstrings.
 
-The blocks of one page run in order and share one namespace, as a reader would type them. Each page has a process (a
-fork of one that has loaded torch and Lightning) and a working directory of its own, with Python's usual warnings.
+The blocks of one page run in order and share one namespace, as a reader would type them. The codes of the remedies are
+left out: each fits some models only, and tests/remedies/test_pasted_code.py runs each on a model that it fits.
+
+Each page has a process (a fork of one that has loaded torch and Lightning) and a working directory of its own, with
+Python's usual warnings.
 """
 
 import doctest
@@ -15,11 +18,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = re.compile(r"^<!-- library: (\w+): begin -->$.*?^<!-- library: \1: end -->$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 def program_of(text: str) -> str:
-    """The Python blocks of a page, each on the line where it stands, so that a traceback names the page's line."""
+    """Return the Python blocks of a page, each on its own line, so that a traceback names the page's line."""
+    text = LIBRARY.sub(lambda section: "\n" * section[0].count("\n"), text)
     lines: list[str] = []
     for block in BLOCK.finditer(text):
         begins = text.count("\n", 0, block.start(1))
