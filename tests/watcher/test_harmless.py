@@ -620,14 +620,19 @@ def test_a_fault_stops_no_clipping_skipping_or_raising(act, name, once, monkeypa
     assert_warned_once(caplog, faults)
 
 
+ONLY_IN_LONG_RUNS = {
+    name: at for name, at in {**CALLED, **CALLED_BY_CLIPPING}.items() if name not in CALLED_BY_ACTS["clip"]
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", {**CALLED, **CALLED_BY_CLIPPING})
+@pytest.mark.parametrize("name", ONLY_IN_LONG_RUNS)
 def test_a_fault_under_clipping_warns_once_and_training_goes_on(name, monkeypatch, caplog, tmp_path):
     faults = []
 
     def with_fault(loop):
         nonlocal faults
-        faults = break_(monkeypatch, *{**CALLED, **CALLED_BY_CLIPPING}[name])
+        faults = break_(monkeypatch, *ONLY_IN_LONG_RUNS[name])
         loop()
 
     watcher, _, optimizer = long_run(tmp_path, 1.0, with_fault)
@@ -719,22 +724,9 @@ def run_of(kind, watcher_of, *, clips_itself=False):
     return watcher, [bits(parameter) for parameter in model.parameters()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", LOOPS)
-@pytest.mark.parametrize(
-    "name", sorted(name for name in CALLED if "write" not in name and not is_deep_inside(CALLED[name][0]))
-)
-def test_a_fault_stops_no_other_kind_of_loop(kind, name, monkeypatch):
-    _, expected = run_of(kind, lambda *_args, **_kwargs: None)
-
-    def watched(*args, **options):
-        watcher = gradwatch.watch(*args, **options)
-        break_(monkeypatch, *CALLED[name])
-        return watcher
-
-    watcher, parameters = run_of(kind, watched)
-    assert parameters == expected
-    assert_still_answers(watcher)
+@functools.cache
+def parameters_of_a_bare_loop(kind, *, clips_itself=False):
+    return run_of(kind, lambda *_args, **_kwargs: None, clips_itself=clips_itself)[1]
 
 
 def opens_the_way(owner):
@@ -748,13 +740,34 @@ def opens_the_way(owner):
     )
 
 
+ON_THE_WAY = sorted(name for name, (owner, _) in CALLED_BY_ACTS["clip"].items() if opens_the_way(owner))
+BESIDE_THE_WAY = sorted(
+    name
+    for name, (owner, _) in CALLED.items()
+    if "write" not in name and not is_deep_inside(owner) and name not in ON_THE_WAY
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LOOPS)
-@pytest.mark.parametrize("name", sorted(n for n, (at, _) in CALLED_BY_ACTS["clip"].items() if opens_the_way(at)))
+@pytest.mark.parametrize("name", BESIDE_THE_WAY)
+def test_a_fault_stops_no_other_kind_of_loop(kind, name, monkeypatch):
+    def watched(*args, **options):
+        watcher = gradwatch.watch(*args, **options)
+        break_(monkeypatch, *CALLED[name])
+        return watcher
+
+    watcher, parameters = run_of(kind, watched)
+    assert parameters == parameters_of_a_bare_loop(kind)
+    assert_still_answers(watcher)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LOOPS)
+@pytest.mark.parametrize("name", ON_THE_WAY)
 def test_a_fault_stops_the_clipping_of_no_kind_of_loop(kind, name, monkeypatch):
-    _, unclipped = run_of(kind, lambda *_args, **_kwargs: None)
-    _, expected = run_of(kind, lambda *_args, **_kwargs: None, clips_itself=True)
-    assert expected != unclipped
+    expected = parameters_of_a_bare_loop(kind, clips_itself=True)
+    assert expected != parameters_of_a_bare_loop(kind)
 
     def watched(model, optimizer, **options):
         hooked = [] if kind == "by hand" else optimizer  # else both would clip
