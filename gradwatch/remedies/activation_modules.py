@@ -60,7 +60,7 @@ def replace_activations_(model: nn.Module, x: Any, activation: nn.Module) -> Non
     Raises:
         NotApplicableError: if there is nothing to replace.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Sigmoid(), torch.nn.Linear(8, 2))
         >>> replace_activations_(model, torch.randn(3, 4), torch.nn.ReLU())
         >>> model[1]
@@ -97,7 +97,7 @@ def use_maxout_(model: nn.Module) -> None:
     Raises:
         NotApplicableError: if there is no such layer.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         >>> use_maxout_(model)
         >>> [type(part).__name__ for part in model]

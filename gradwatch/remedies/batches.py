@@ -86,7 +86,7 @@ def scale_batches(batches: Iterable[Batch], model: nn.Module) -> tuple[list[Batc
     Raises:
         NotApplicableError: if there is nothing to scale.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[0.0], [4.0]])
         >>> batches, scaling = scale_batches([(x, torch.tensor([0, 1]))], torch.nn.Linear(1, 2))
         >>> batches[0][0], scaling.inputs(torch.tensor([[2.0]]))
@@ -122,7 +122,7 @@ def clean_batches(batches: Iterable[Batch], model: nn.Module, loss_fn: Callable[
     Raises:
         NotApplicableError: if nothing is broken, or everything.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0], [torch.nan], [2.0]])
         >>> clean_batches([(x, torch.tensor([0, 1, 1]))], torch.nn.Linear(1, 2), torch.nn.functional.cross_entropy)
         [(tensor([[1.],
@@ -150,7 +150,7 @@ def split_batches(batches: Iterable[Batch], parts: int = 4) -> list[Batch]:
         NotApplicableError: if the tensors of a batch do not all begin with the same number of items, ``2 * parts`` at
             least.
 
-    Example:
+    Examples:
         >>> batches = split_batches([(torch.arange(8.0), torch.arange(8))], parts=2)
         >>> [targets.tolist() for _, targets in batches]
         [[0, 1, 2, 3], [4, 5, 6, 7]]

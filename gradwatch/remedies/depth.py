@@ -26,7 +26,7 @@ def add_residuals_(model: nn.Module, x: Any) -> None:
     Raises:
         NotApplicableError: if no hidden layer keeps its shape.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         >>> add_residuals_(model, torch.randn(3, 8))
         >>> [type(part).__name__ for part in model]
@@ -64,7 +64,7 @@ def remove_layers_(model: nn.Module, x: Any) -> None:
     Raises:
         NotApplicableError: if there are not two such layers.
 
-    Example:
+    Examples:
         >>> layers = [torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Tanh()]
         >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(8, 2))
         >>> remove_layers_(model, torch.randn(3, 8))

@@ -34,7 +34,7 @@ def init_he_(model: nn.Module, x: Any) -> None:
     Raises:
         NotApplicableError: if the model has no layer of a known type.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.ReLU(), torch.nn.Linear(400, 2))
         >>> init_he_(model, torch.randn(3, 400))
         >>> round(model[0].weight.std().item() / (2 / 400) ** 0.5, 1)

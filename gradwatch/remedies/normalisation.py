@@ -31,7 +31,7 @@ def insert_norms_(model: nn.Module, x: Any, kind: Literal["batch", "layer", "rms
     Raises:
         NotApplicableError: if there is no such layer.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> insert_norms_(model, torch.randn(3, 4), "layer")
         >>> [type(part).__name__ for part in model[0]]

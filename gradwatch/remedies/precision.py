@@ -26,7 +26,7 @@ def use_mixed_precision_(model: nn.Module) -> torch.amp.GradScaler:
     Raises:
         NotApplicableError: if no weight is in half precision.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(4, 2).half()
         >>> scaler = use_mixed_precision_(model)
         >>> model.weight.dtype, model(torch.randn(3, 4)).dtype, scaler.is_enabled()

@@ -24,7 +24,7 @@ def replace_rnns_(model: nn.Module) -> None:
     Raises:
         NotApplicableError: if there is no plain recurrent layer.
 
-    Example:
+    Examples:
         >>> model = torch.nn.ModuleDict({"cell": torch.nn.RNN(4, 8)})
         >>> replace_rnns_(model)
         >>> model["cell"]
@@ -50,7 +50,7 @@ def truncate_backprop_(model: nn.Module, steps: int = 10) -> None:
     Raises:
         NotApplicableError: if there is no such layer.
 
-    Example:
+    Examples:
         >>> model = torch.nn.ModuleDict({"cell": torch.nn.LSTM(4, 8)})
         >>> truncate_backprop_(model)
         >>> x = torch.randn(25, 1, 4, requires_grad=True)

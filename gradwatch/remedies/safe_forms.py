@@ -26,7 +26,7 @@ def safe_log(x: Tensor) -> Tensor:
     Better where the argument comes from exp: ``logsumexp``, ``log_softmax``, ``logsigmoid``, ``cross_entropy``
     (Blanchard, Higham and Higham 2021).
 
-    Example:
+    Examples:
         >>> safe_log(torch.tensor([0.0, 1.0]))
         tensor([-13.8155,   0.0000])
     """
@@ -41,7 +41,7 @@ def safe_log1p(x: Tensor) -> Tensor:
 def safe_exp(x: Tensor) -> Tensor:
     """Return eˣ with x kept below where it overflows: in float32 below 0.9 · 88.7.
 
-    Example:
+    Examples:
         >>> safe_exp(torch.tensor(1000.0)).isfinite()
         tensor(True)
     """
@@ -53,7 +53,7 @@ def safe_sqrt(x: Tensor) -> Tensor:
 
     ``safe_sqrt(x.var(0))`` takes the place of ``x.std(0)``.
 
-    Example:
+    Examples:
         >>> x = torch.zeros(3, requires_grad=True)
         >>> safe_sqrt(x).sum().backward()
         >>> x.grad
@@ -67,7 +67,7 @@ def safe_norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dty
 
     ``safe_norm(x[:, None] - y, dim=-1)`` takes the place of ``torch.cdist(x, y)``.
 
-    Example:
+    Examples:
         >>> safe_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), dim=1)
         tensor([5.0000e+00, 1.0000e-06])
     """
@@ -98,7 +98,7 @@ def safe_divide(a: Any, b: Any, **named: Any) -> Tensor:
 
     ``torch.where`` after a plain division hides the value, not the slope: ∞ · 0 is NaN (PyTorch issue 36923).
 
-    Example:
+    Examples:
         >>> safe_divide(torch.zeros(2), torch.tensor([0.0, 2.0]))
         tensor([0., 0.])
     """
@@ -108,7 +108,7 @@ def safe_divide(a: Any, b: Any, **named: Any) -> Tensor:
 def masked_softmax(scores: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
     """Return a softmax of scores that are −inf where they are masked; rows that are masked entirely become 0, not 0/0.
 
-    Example:
+    Examples:
         >>> masked_softmax(torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf]]))
         tensor([[1., 0.],
                 [0., 0.]])
@@ -122,7 +122,7 @@ def unmask_full_rows(mask: Tensor) -> Tensor:
 
     For ``nn.MultiheadAttention``; add a mask of padding to it first (PyTorch issue 41508).
 
-    Example:
+    Examples:
         >>> unmask_full_rows(torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf]]))
         tensor([[0., -inf],
                 [0., 0.]])

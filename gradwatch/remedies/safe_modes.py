@@ -57,7 +57,7 @@ class SafeMode(TorchFunctionMode):
             model: is changed in place.
             loss_fn: (outputs, targets) → scalar. Attributes and weights of a module stay reachable by ``.loss_fn``.
 
-        Example:
+        Examples:
             >>> model = torch.nn.Linear(4, 1)
             >>> loss_fn = SafeLog().around_(model, lambda outputs, y: (0 * outputs).log().mean())
             >>> loss_fn(model(torch.randn(3, 4)), None).isfinite()

@@ -26,7 +26,7 @@ def add_spectral_norms_(model: nn.Module, x: Any) -> None:
     Raises:
         NotApplicableError: if there is no such layer whose weight is not parametrized already.
 
-    Example:
+    Examples:
         >>> critic = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
         >>> add_spectral_norms_(critic, torch.randn(3, 4))
         >>> torch.nn.utils.parametrize.is_parametrized(critic[0], "weight")
@@ -51,7 +51,7 @@ def gradient_penalty(critic: nn.Module, x: Any) -> Tensor:
     Raises:
         NotApplicableError: if ``x`` is not a tensor of real numbers.
 
-    Example:
+    Examples:
         >>> critic = torch.nn.Linear(4, 1)
         >>> penalty = gradient_penalty(critic, torch.randn(3, 4))
         >>> torch.allclose(penalty, (critic.weight.norm() - 1) ** 2)
