@@ -124,7 +124,7 @@ class Finding:
 
     def __str__(self) -> str:
         """Three short blocks: what was measured, why, and what to do."""
-        blocks = [f"What: {self.kind} ({self.severity}) in {self._place_and_others}, {self._time}\n  {self.measured}"]
+        blocks = [f"What: {self.kind} ({self.severity}) in {self.place}, {self._time}\n  {self.measured}"]
         if self.cause:
             blocks.append(f"Why:\n  {self.cause}")
         if self.remedies:
@@ -136,15 +136,16 @@ class Finding:
         return "\n\n".join(blocks)
 
     @property
-    def _place(self) -> str:
-        return self.layer or "the whole run"
-
-    @property
-    def _place_and_others(self) -> str:
+    def place(self) -> str:
+        """The layer that names it and how many others it covers, or ``"the whole run"``."""
         others = len(set(self.layers) - {self.layer})
         if not self.layer or not others:
             return self._place
         return f"{self._place} and {others} other {'layer' if others == 1 else 'layers'}"
+
+    @property
+    def _place(self) -> str:
+        return self.layer or "the whole run"
 
     @property
     def _time(self) -> str:

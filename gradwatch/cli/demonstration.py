@@ -135,11 +135,8 @@ def table_of(network: Network, findings: list[Finding]) -> Table:
     for column, ratio in (("kind", None), ("layer", None), ("step", None), ("measured, and what to try first", 1)):
         table.add_column(column, ratio=ratio, justify="right" if column == "step" else "left")
     for finding in findings:
-        layer = finding.layer or "whole run"
-        if len(finding.layers) > 1:
-            layer += f"\nand {len(finding.layers) - 1} more"
         words = [finding.measured, *(f"Try: {advice}" for advice in finding.remedies[:1])]
-        table.add_row(finding.kind, layer, str(finding.step), "\n".join(words))
+        table.add_row(finding.kind, finding.place, str(finding.step), "\n".join(words))
     if not findings:
         table.add_row("none", "", "", "nothing to report")
     return table

@@ -8,7 +8,7 @@ from __future__ import annotations
 from gradwatch.event_files.run import Run
 from gradwatch.views.colours import scale_of
 from gradwatch.views.page.heatmap import heatmap_of, legend_of
-from gradwatch.views.phrases import counted, layer_of, since, verdict
+from gradwatch.views.phrases import counted, since, verdict
 from gradwatch.views.templates import render
 
 __all__ = ["in_notebook"]
@@ -32,7 +32,6 @@ def in_notebook(run: Run) -> str:
         titles=_TITLES,
         findings=findings[:_MOST],
         more=max(0, len(findings) - _MOST),
-        layer_of=layer_of,
         since=since,
     )
 

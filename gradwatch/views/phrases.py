@@ -17,7 +17,6 @@ __all__ = [
     "changes",
     "counted",
     "facts",
-    "layer_of",
     "number",
     "onset",
     "since",
@@ -46,7 +45,7 @@ def verdict(run: Run) -> Verdict:
         return Verdict("healthy", "No findings.")
     by_kind = list(dict.fromkeys(finding.kind for finding in run.findings))
     firsts = [next(finding for finding in run.findings if finding.kind == kind) for kind in by_kind]
-    kinds = "; ".join(f"{each.kind} in {layer_of(each)} since step {each.step}" for each in firsts)
+    kinds = "; ".join(f"{each.kind} in {each.place} since step {each.step}" for each in firsts)
     gravest = "error" if any(finding.severity == "error" for finding in run.findings) else "warning"
     return Verdict(gravest, f"{counted(len(run.findings), 'finding')}: {kinds}.")
 
@@ -60,14 +59,6 @@ def facts(run: Run, now: float) -> str:
     skipped = f", {counted(run.skipped_steps, 'update')} skipped" if run.skipped_steps else ""
     still = "; the run may still be going on" if now - run.written_at < FLUSHED else ""
     return f"{extent}{skipped}; last written {age(now - run.written_at)} ago{still}."
-
-
-def layer_of(finding: Finding) -> str:
-    """Say where it is: a layer, and how many more."""
-    if not finding.layer:
-        return "the whole run"
-    more = len(set(finding.layers) - {finding.layer})
-    return f"{finding.layer} and {more} more" if more else finding.layer
 
 
 def since(finding: Finding, ended: bool) -> str:

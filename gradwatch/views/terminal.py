@@ -18,7 +18,7 @@ from rich.text import Text
 
 from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
-from gradwatch.views.phrases import changes, facts, layer_of, number, onset, since, verdict
+from gradwatch.views.phrases import changes, facts, number, onset, since, verdict
 from gradwatch.views.profile import lengths, pooled, profile_of
 
 __all__ = ["in_terminal"]
@@ -61,7 +61,7 @@ def _compared(first: Run, second: Run) -> RenderableType:
     for change in changes(first, second):
         finding = change.finding
         steps = [onset(each) for each in (change.before, change.after)]
-        table.add_row(Text(change.what, styles[change.what]), finding.kind, Text(layer_of(finding)), *steps)
+        table.add_row(Text(change.what, styles[change.what]), finding.kind, Text(finding.place), *steps)
     if not table.row_count:
         return Group(Text(""), title, Text("Neither run has a finding.", style="green"))
     return Group(Text(""), title, table)
@@ -78,7 +78,7 @@ def _titled(title: str) -> Text:
 
 def _finding(finding: Finding, ended: bool) -> RenderableType:
     kind = (finding.kind, STYLES[finding.severity])
-    head = Text.assemble("\n", kind, f" ({finding.severity}) in {layer_of(finding)}, {since(finding, ended)}")
+    head = Text.assemble("\n", kind, f" ({finding.severity}) in {finding.place}, {since(finding, ended)}")
     body = [Text(finding.measured), Text(f"Cause: {finding.cause}")]
     body += [Text("What to try:")] if finding.remedies else []
     body += [Text(f"• {advice.text} ({advice.name})") for advice in finding.remedies]

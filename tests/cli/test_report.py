@@ -61,8 +61,8 @@ def test_a_healthy_run_is_called_healthy(runs):
 
 def test_a_sick_run_shows_finding_curves_and_profile(runs):
     text = report(runs / "sick").stdout
-    assert "ERROR  1 finding: nonfinite in 2.bias and 3 more since step 30." in text
-    assert "nonfinite (error) in 2.bias and 3 more, since step 30, still open" in text
+    assert "ERROR  1 finding: nonfinite in 2.bias and 3 other layers since step 30." in text
+    assert "nonfinite (error) in 2.bias and 3 other layers, since step 30, still open" in text
     assert "Cause: Observed:" in text
     assert "• leave out the broken rows of the batch (clean-data)" in text
     assert re.search(r"total norm +[▁-█]+✗+ ", text)
@@ -304,7 +304,7 @@ def test_the_page_tells_findings_with_evidence_cause_and_remedies(runs, tmp_path
     words = " ".join(Tags(page_of(tmp_path, runs / "sick")).words)
     for told in (
         "nonfinite",
-        "2.bias and 3 more",
+        "2.bias and 3 other layers",
         "since step 30",
         "Measured",
         "Observed:",

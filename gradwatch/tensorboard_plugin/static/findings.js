@@ -67,7 +67,8 @@ export function showFindings(container, runs, answers, selected, choose) {
  */
 function item(run, finding, isSelected, choose) {
   const {kind, severity, layer, layers} = finding;
-  const more = layers.length > 1 ? ` and ${layers.length - 1} more` : '';
+  const others = layers.length - 1;
+  const more = others > 0 ? ` and ${others} other ${others === 1 ? 'layer' : 'layers'}` : '';
   return element(
     'li',
     {},

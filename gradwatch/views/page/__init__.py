@@ -14,7 +14,7 @@ from gradwatch.findings import Finding
 from gradwatch.views.colours import ColourScale, scale_of
 from gradwatch.views.page.charts import BarTable, Chart, bars_of, charts_of
 from gradwatch.views.page.heatmap import Heatmap, Legend, heatmap_of, legend_of
-from gradwatch.views.phrases import Change, Verdict, changes, facts, layer_of, number, onset, since, verdict
+from gradwatch.views.phrases import Change, Verdict, changes, facts, number, onset, since, verdict
 from gradwatch.views.profile import profile_of
 from gradwatch.views.templates import render
 
@@ -58,7 +58,6 @@ def page_of(runs: Sequence[Run], compares: bool = False) -> str:
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         comparison=_Comparison(runs[0].name, runs[1].name, list(changes(*runs))) if compares else None,
         runs=[_section(run, scale) for run in runs],
-        layer_of=layer_of,
         number=number,
         onset=onset,
         since=since,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
 from gradwatch.views.colours import NOT_FINITE_COLOUR, VIRIDIS, ColourScale
-from gradwatch.views.phrases import layer_of, number, since
+from gradwatch.views.phrases import number, since
 from gradwatch.views.picture import picture_of, png
 
 __all__ = ["Heatmap", "Legend", "heatmap_of", "labels", "legend_of"]
@@ -130,7 +130,7 @@ def _outlines(run: Run, height: int) -> Iterator[_Outline]:
         if ended and len(run.steps) and finding.last_step < run.steps[0]:
             continue  # over before the picture begins
         left, right = _across(run.steps, finding, ended)
-        words = f"{index}. {finding.kind} in {layer_of(finding)}, {since(finding, ended)}"
+        words = f"{index}. {finding.kind} in {finding.place}, {since(finding, ended)}"
         for first, last in _stretches(_places(run, finding)):
             top, bottom = (place * height / len(run.layers) for place in (first, last + 1))
             yield _Outline(index, words, left, top, right - left, bottom - top)
