@@ -34,9 +34,9 @@ __all__ = [
 FLOAT32, FLOAT64, STRING = 1, 2, 7  # DT_FLOAT, DT_DOUBLE, DT_STRING
 LARGEST_STEP = 2**53 - 1  # what a browser counts exactly
 _LONGEST_JSON = 1 << 26
-_LONGEST_TEXT = 20_000
-_LONGEST_NAME = 1_000
-_MOST_LAYERS = 100_000
+_LONGEST_TEXT = 1_000_000
+_LONGEST_NAME = 100_000
+_MOST_LAYERS = 10_000_000  # what a text of the largest size can hold
 
 
 class UnreadableError(ValueError):

@@ -23,7 +23,8 @@ _BLOCK = 1024  # bytes looked up at once; the table of 1 MiB stays in a processo
 _SHORT = 64  # bytes that are sooner summed one by one
 _ONES = 0xFFFFFFFF
 _HEADER = struct.Struct("<QI")  # length, and its checksum
-_SEARCHED = 1 << 20  # bytes in which a header is sought at once
+_SEARCHED = 1 << 20  # most bytes in which a header is sought at once
+_NEARBY = 1 << 10  # bytes in which it is sought first: the next record is seldom far
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ def checksum(content: bytes) -> int:
 
 def _find_header(file: BinaryIO, start: int, size: int) -> None:
     """Move to the next header whose checksum holds, or to the end."""
-    for begin in range(start, size, _SEARCHED):
+    begin, searched = start, _NEARBY
+    while begin < size:
         file.seek(begin)
-        found = np.frombuffer(file.read(_SEARCHED + _HEADER.size - 1), dtype=np.uint8)
+        found = np.frombuffer(file.read(searched + _HEADER.size - 1), dtype=np.uint8)
         if len(found) < _HEADER.size:
             break
         windows = sliding_window_view(found, _HEADER.size)
@@ -102,6 +104,7 @@ def _find_header(file: BinaryIO, start: int, size: int) -> None:
         if len(sound):
             file.seek(begin + int(sound[0]))
             return
+        begin, searched = begin + searched, min(2 * searched, _SEARCHED)
     file.seek(size)
 
 

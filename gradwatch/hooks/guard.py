@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import gc
-import logging
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from gradwatch.findings import NonFiniteError
+from gradwatch.hooks.logger import logger
 
 __all__ = [
     "REST_AFTER",
@@ -26,8 +26,6 @@ __all__ = [
 
 REST_AFTER = 3
 """Faults in a row after which a block rests: one may be the batch's fault, three are ours and would cost every step."""
-
-_logger = logging.getLogger("gradwatch")
 
 
 class UnwatchableError(RuntimeError):
@@ -86,14 +84,14 @@ class Guard:
         self._faults[block] = in_a_row, self.step
         if block not in self._logged:
             self._logged.add(block)
-            _logger.warning(
+            logger.warning(
                 "gradwatch: a fault in gradwatch itself (%s); training goes on, and the next step tries again. "
                 "Please report it with these lines:",
                 block,
                 exc_info=True,
             )
         if in_a_row == REST_AFTER:
-            _logger.warning(
+            logger.warning(
                 "gradwatch: a fault in gradwatch itself (%s) came %d times in a row; this part rests from now on, "
                 "training goes on.",
                 block,

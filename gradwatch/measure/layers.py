@@ -28,7 +28,7 @@ class Layers:
     """The table of P watched tensors, in order of registration.
 
     Attributes:
-        names: (P,) unique names; a tied tensor has its first.
+        names: (P,) unique names that any file can hold; a tied tensor has its first.
         tensors: (P,) the tensors themselves.
         owners: (P,) type name of the module that holds each, ``""`` for a bare tensor.
         depth: (P,) int, position of each from input to output: order of registration, until a backward pass was seen.
@@ -49,6 +49,7 @@ class Layers:
     depth: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in self.names)
         self.depth = _read_only(np.arange(len(self.names)))
         self._known: tuple[NDArray[np.bool_], NDArray[np.int64]] | None = None
         self._order: NDArray[np.int64] | None = None

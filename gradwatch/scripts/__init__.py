@@ -6,12 +6,12 @@ earlier than the program loads it.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradwatch.hooks.logger import logger
 from gradwatch.scripts import program as programs
 from gradwatch.scripts.imports import after_import
 from gradwatch.scripts.program import Program
@@ -57,7 +57,7 @@ class _Watched:
             tracker.begin()
             self._tracker = tracker
         except Exception:
-            logging.getLogger("gradwatch").warning("gradwatch: this run cannot be watched:", exc_info=True)
+            logger.warning("gradwatch: this run cannot be watched:", exc_info=True)
 
     def end(self, *, has_failed: bool) -> set[str]:
         """Print the summary, and return the kinds of findings."""
@@ -74,5 +74,5 @@ class _Watched:
                 sys.stderr.write(summary_text(summaries, has_failed=has_failed))
             return {finding.kind for summary in summaries for finding in summary.findings}
         except Exception:
-            logging.getLogger("gradwatch").warning("gradwatch: the summary failed:", exc_info=True)
+            logger.warning("gradwatch: the summary failed:", exc_info=True)
             return set()

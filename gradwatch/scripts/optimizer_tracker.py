@@ -17,13 +17,13 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing
+from gradwatch.hooks.logger import logger
 from gradwatch.hooks.optimizers import StepHooks, parameters_of
 from gradwatch.scripts.losses import Losses
 from gradwatch.scripts.models import caller_outside
 from gradwatch.scripts.patches import after, around, before
 from gradwatch.scripts.summary import SummarySink
 from gradwatch.scripts.watched_model import WatchedModel
-from gradwatch.sinks.log import logger
 
 __all__ = ["OptimizerTracker"]
 

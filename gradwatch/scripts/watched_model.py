@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradwatch.hooks.logger import logger
 from gradwatch.hooks.module_calls import listen
 from gradwatch.scripts.models import model_name, roots_of, tensor_names
 from gradwatch.scripts.summary import SummarySink
-from gradwatch.sinks.log import logger
 from gradwatch.watcher import WatchedLoop, loop_of, loop_of_model, loop_of_tensors
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from collections import Counter
 import torch.distributed
 
 from gradwatch.findings import Finding
+from gradwatch.hooks.logger import logger
 from gradwatch.sinks import Row, is_update
 
-__all__ = ["Log", "logger"]
-
-logger = logging.getLogger("gradwatch")
+__all__ = ["Log"]
 
 MOST_LINES = 10
 _LONGEST_LINE = 160  # characters: what a terminal or a log viewer shows without a break

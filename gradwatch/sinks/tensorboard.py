@@ -20,10 +20,10 @@ from torch.utils.tensorboard.summary import hparams
 from gradwatch import _torch
 from gradwatch.event_files import format
 from gradwatch.findings import Finding
+from gradwatch.hooks.logger import logger
 from gradwatch.measure.report import Floats
 from gradwatch.sinks import Row, is_update
 from gradwatch.sinks.jsonl import json_of
-from gradwatch.sinks.log import logger
 from gradwatch.sinks.tags import layer_tags
 
 __all__ = ["TensorBoard"]
@@ -78,7 +78,8 @@ class TensorBoard:
         self._tags = layer_tags(layer_scalars)
         self.continues = False
         self.opened: Path | None = None
-        self._directory = None if isinstance(where, SummaryWriter) else Path(where)
+        # absolute: the program may change its directory
+        self._directory = None if isinstance(where, SummaryWriter) else Path(where).absolute()
         self._writer = where if isinstance(where, SummaryWriter) else None
         self._described: set[str] = set()  # tags whose first event, with its metadata, is written
         self._table: tuple[tuple[str, ...], bytes] | None = None
@@ -216,13 +217,26 @@ def _histograms(row: Row) -> Iterator[tuple[str, Floats]]:
 
 
 def _histogram(tag: str, entries: Floats) -> Summary.Value:
-    counts, edges = np.histogram(entries, bins=_HISTOGRAM_BINS)
+    """Return the histogram of finite ``entries`` (N,) float64; sums that overflow are Inf there."""
     value = Summary.Value(tag=tag)
     value.histo.min, value.histo.max, value.histo.num = entries.min(), entries.max(), len(entries)
-    value.histo.sum, value.histo.sum_squares = entries.sum(), np.square(entries).sum()
+    with np.errstate(over="ignore", invalid="ignore"):
+        value.histo.sum, value.histo.sum_squares = entries.sum(), np.square(entries).sum()
+        edges = _edges(entries.min(), entries.max())
+        value.histo.bucket.extend(np.histogram(entries, bins=edges)[0])
     value.histo.bucket_limit.extend(edges[1:])
-    value.histo.bucket.extend(counts)
     return value
+
+
+def _edges(lowest: np.floating, highest: np.floating) -> Floats:
+    """Return the edges of the bins; there is one bin where no float64 lies between them, or the range overflows."""
+    width = highest - lowest
+    if width == 0 and abs(lowest) < 2.0**52:
+        lowest, highest = lowest - 0.5, highest + 0.5
+    edges = np.linspace(lowest, highest, _HISTOGRAM_BINS + 1) if np.isfinite(width) else np.array([lowest, highest])
+    if (np.diff(edges) > 0).all():
+        return edges
+    return np.array([np.nextafter(lowest, -np.inf), np.nextafter(highest, np.inf)])
 
 
 def _in_words(finding: Finding, ended: bool) -> str:

@@ -14,11 +14,11 @@ from typing_extensions import Unpack
 
 from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
+from gradwatch.hooks.logger import logger
 from gradwatch.hooks.optimizers import parameters_of
 from gradwatch.measure import layers as layer_table
 from gradwatch.measure.layers import Layers, Selection
 from gradwatch.sinks import Sink
-from gradwatch.sinks.log import logger
 from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
 from gradwatch.watcher.watched_loop import WatchedLoop
 from gradwatch.watcher.watcher import Watcher

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 
 from gradwatch.findings import Finding
+from gradwatch.hooks.logger import logger
 from gradwatch.sinks import Row, Sink
-from gradwatch.sinks.log import Log, logger
+from gradwatch.sinks.log import Log
 from gradwatch.watcher.diagnosis import FindingUpdate
 
 __all__ = ["SinkDispatcher"]

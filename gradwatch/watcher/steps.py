@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 from gradwatch.clip import Policy
 from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
+from gradwatch.hooks.logger import logger
 from gradwatch.measure import statistics
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass, EndMagnitudes
 from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.measurement import Measurement, StepPlan
-from gradwatch.sinks.log import logger
 from gradwatch.watcher import plain_acts
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.cadence import Cadence

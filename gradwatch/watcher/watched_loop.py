@@ -16,12 +16,12 @@ from gradwatch import _torch
 from gradwatch.clip import policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
+from gradwatch.hooks.logger import logger
 from gradwatch.hooks.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
 from gradwatch.measure.layers import Layers
 from gradwatch.sinks import Sink
-from gradwatch.sinks.log import logger
 from gradwatch.sinks.memory import History
 from gradwatch.sinks.tags import logged_figures
 from gradwatch.watcher.attempt import Attempt

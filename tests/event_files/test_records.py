@@ -65,6 +65,35 @@ def test_after_a_damaged_length_reading_goes_on_at_the_next_sound_one(tmp_path, 
     assert read == [CONTENTS[1], Damage(len(SOUND[1]), "a record's length is damaged"), *CONTENTS[3:]]
 
 
+def test_a_file_damaged_everywhere_is_read_about_once(tmp_path, monkeypatch):
+    path = file_of(tmp_path / "file", *[SOUND[2] + b"\r" for _ in range(2000)])  # as a copy in text mode makes it
+    taken = []
+
+    class Counting:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def read(self, size):
+            content = self.file.read(size)
+            taken.append(len(content))
+            return content
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    sound = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: Counting(sound(self, mode)))
+    read = list(records(path))
+    assert [each for each in read if isinstance(each, bytes)] == [CONTENTS[2]] * 2000
+    assert sum(taken) < 20 * path.stat().st_size
+
+
 def test_a_length_beyond_the_file_allocates_nothing(tmp_path):
     length = (1 << 62).to_bytes(8, "little")
     path = file_of(tmp_path / "file", length, masked_crc32c(length).to_bytes(4, "little"), b"x" * 100)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradwatch.sinks.log import MOST_LINES, Log, logger
+from gradwatch.sinks.log import MOST_LINES, Log
 from tests.reports import NAN, findings, report, run_of
 from tests.sinks.test_memory import row_of
 
@@ -19,6 +19,7 @@ def lines():
     kept = []
     handler = logging.Handler()
     handler.emit = kept.append
+    logger = logging.getLogger("gradwatch")
     logger.addHandler(handler)
     yield kept
     logger.removeHandler(handler)

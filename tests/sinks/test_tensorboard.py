@@ -11,6 +11,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from gradwatch.event_files import format
+from gradwatch.event_files.legible import legible
+from gradwatch.event_files.reader import read_runs
 from gradwatch.findings import Finding
 from gradwatch.sinks import RowBuilder
 from gradwatch.sinks.tags import LAYER_TAGS
@@ -227,11 +229,54 @@ def test_histograms_hold_every_finite_entry_they_were_given(tmp_path):
     assert events.Histograms("weight/w0")[0].histogram_value.num == 1
 
 
-@pytest.mark.parametrize("entries", [[0.0, 0.0], [1.0, 1.0000001], [1e-45, 3e-45], [-3e38, 3e38]])
-def test_a_histogram_of_any_float32_entries_can_be_written(tmp_path, entries):
-    sample = np.array(entries, dtype=np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [0.0, 0.0],
+        [1.0, 1.0000001],
+        [1e-45, 3e-45],
+        [-3e38, 3e38],
+        [1e15, 1e15],
+        [3e38, 3e38],
+        [1e30, 1.0000001e30],
+        [1e30, 1.0],
+    ],
+)
+def test_a_histogram_of_any_finite_entries_can_be_written(tmp_path, entries, dtype):
+    sample = np.array(entries, dtype=dtype)
     events = written(tmp_path, [report([1.0], entries={"grad": [sample]})])
     assert sum(events.Histograms("grad/w0")[0].histogram_value.bucket) == 2
+
+
+def test_a_histogram_of_the_largest_float64_entries_can_be_written(tmp_path):
+    events = written(tmp_path, [report([1.0], entries={"grad": [np.array([-1.7e308, 1.7e308, 1.0])]})])
+    assert sum(events.Histograms("grad/w0")[0].histogram_value.bucket) == 3
+
+
+def test_a_relative_directory_stays_where_it_was_when_the_program_moves(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sink = TensorBoard("runs/mine")
+    sink.write_row(row_of([report([1.0])]))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sink.write_finding(FINDING, ended=False)
+    sink.close()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (run,) = read_runs(tmp_path / "runs" / "mine")
+    assert [finding.kind for finding in run.findings] == [FINDING.kind]
+
+
+@pytest.mark.parametrize("name", ["n" * 30_000, "a\nb", "\x00"])
+def test_rows_and_findings_of_any_name_can_be_read(tmp_path, name):
+    sink = TensorBoard(tmp_path, layer_scalars=True)
+    sink.write_row(row_of([replace(report([1.0]), layers=(name,))]))
+    sink.write_finding(replace(FINDING, layer=name, layers=(name,)), ended=False)
+    sink.close()
+    (run,) = read_runs(tmp_path)
+    assert run.layers == (legible(name),)
+    assert [finding.layer for finding in run.findings] == [legible(name)]
+    assert not run.problems
 
 
 (FINDING,) = findings([report([1.0, NAN], 7, loss=0.5, nonfinite=[0, 2])])

@@ -1,0 +1,23 @@
+"""The logger ``gradwatch``, which never throws: its handlers, filters and streams are the user's, and may be broken."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+__all__ = ["logger"]
+
+
+class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
+    """The logger of that name, whose lines are lost where they cannot be written.
+
+    It is called from within ``optimizer.step()``: a closed stderr would throw there.
+    """
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(Exception):
+            super().log(level, msg, *args, **kwargs)
+
+
+logger = _QuietLogger(logging.getLogger("gradwatch"), {})
