@@ -47,7 +47,10 @@ class Row:
 
 
 class Sink(Protocol):
-    """The four methods of a sink. One that raises is dropped with one warning; training goes on."""
+    """The four methods of a sink. Training goes on where one raises, with one warning.
+
+    What it did not take waits, and is handed to it again later: an OSError is most often a disk that is full.
+    """
 
     def write_row(self, row: Row) -> None:
         """Take a logged step."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ class JsonLines:
 
     def __init__(self, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (open for as long as the sink lives)
+        self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115 (open for as long as the sink lives)
 
     def write_row(self, row: Row) -> None:
         report = row.report
@@ -50,16 +52,24 @@ class JsonLines:
     def write_finding(self, finding: Finding, ended: bool) -> None:
         event = "ended" if ended else "updated" if is_update(finding, ended) else "opened"
         self._write(event=event, **finding.as_dict())
-        self.flush()
 
     def flush(self) -> None:
-        self._file.flush()
+        pass  # each line was handed to the system whole
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, **values: Any) -> None:
-        self._file.write(json_of(values) + "\n")
+        """Add a line at once. It is there whole, or not at all where the disk is full."""
+        line = memoryview((json_of(values) + "\n").encode())
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise
 
 
 def json_of(values: Any, indent: int | None = None) -> str:

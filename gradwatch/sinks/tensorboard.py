@@ -7,6 +7,7 @@ in one directory freeze TensorBoard. One ``Summary`` holds all of a row's values
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import hparams, text
 
 from gradwatch import _torch
 from gradwatch.event_files import format
@@ -35,6 +36,7 @@ _METADATA = SummaryMetadata(
     data_class=2,  # DATA_CLASS_TENSOR
 )
 _HISTOGRAM_BINS = 64
+_MOST_UNFLUSHED = 64  # summaries that are kept until they are safe
 _TOTAL_CHARTS = {
     "total gradient norm, before and after clipping": "^grad_norm_(clipped_)?total",
     "loss": "^loss",
@@ -80,6 +82,8 @@ class TensorBoard:
         self.opened: Path | None = None
         # absolute: the program may change its directory
         self._directory = None if isinstance(where, SummaryWriter) else Path(where).absolute()
+        self._run: Path | None = None  # chosen once: it holds files of ours if the writer has to be opened again
+        self._unflushed: list[tuple[Summary, int]] = []
         self._writer = where if isinstance(where, SummaryWriter) else None
         self._described: set[str] = set()  # tags whose first event, with its metadata, is written
         self._table: tuple[tuple[str, ...], bytes] | None = None
@@ -88,26 +92,33 @@ class TensorBoard:
 
     def write_row(self, row: Row) -> None:
         report = row.report
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars(row)]
-        values += [self._tensor(tag, content) for tag, content in self._tensors(row)]
-        values += [_histogram(tag, entries) for tag, entries in _histograms(row)]
-        _torch.file_writer_of(self._open()).add_summary(Summary(value=values), report.step)
+        with self._knowing_only_what_was_written():
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars(row)]
+            values += [self._tensor(tag, content) for tag, content in self._tensors(row)]
+            values += [_histogram(tag, entries) for tag, entries in _histograms(row)]
+            self._write(Summary(value=values), report.step)
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        writer = self._open()
         self._kinds[finding.kind] = None
         is_new = not ended and not is_update(finding, ended)
         step = max(self._last_finding_step + 1, finding.raised_step if is_new else finding.last_step)
         self._last_finding_step = step
-        content = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
-        _torch.file_writer_of(writer).add_summary(Summary(value=[content]), step)
+        with self._knowing_only_what_was_written():
+            content = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
+            self._write(Summary(value=[content]), step)
         if is_new or ended:
-            writer.add_text("gradwatch/findings", _in_words(finding, ended), step)
+            self._write(text("gradwatch/findings", _in_words(finding, ended)), step)
             self.flush()  # what a killed process had not flushed is lost
 
     def flush(self) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.flush()
+        except Exception:
+            self._abandon()
+            raise
+        self._unflushed.clear()
 
     def close(self) -> None:
         if self._writer is not None and self._directory is not None:
@@ -115,6 +126,36 @@ class TensorBoard:
             self._writer.close()
             self._writer = None
         self.flush()
+
+    @contextlib.contextmanager
+    def _knowing_only_what_was_written(self) -> Iterator[None]:
+        """Forget at a fault that the table and the metadata of a tag were written."""
+        described, table = set(self._described), self._table
+        try:
+            yield
+        except Exception:
+            self._described, self._table = described, table
+            raise
+
+    def _write(self, summary: Summary, step: int) -> None:
+        """Hand ``summary`` to the writer, and keep it until it was flushed: a writer that fails has lost some."""
+        try:
+            _torch.file_writer_of(self._open()).add_summary(summary, step)
+        except Exception:
+            self._abandon()
+            raise
+        self._unflushed.append((summary, step))
+        if len(self._unflushed) >= _MOST_UNFLUSHED:
+            self.flush()
+
+    def _abandon(self) -> None:
+        """Let go of our own writer, whose thread has ended at a fault of the disk; the next write opens another."""
+        if self._directory is None:
+            return
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(Exception):
+                writer.close()
 
     def _write_verdict(self, writer: SummaryWriter) -> None:
         """Write one entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
@@ -125,9 +166,13 @@ class TensorBoard:
     def _open(self) -> SummaryWriter:
         if self._writer is None:
             assert self._directory is not None
-            self.opened = self._directory if self.continues else _without_run(self._directory)
-            self._writer = SummaryWriter(str(self.opened))
+            if self._run is None:
+                self._run = self._directory if self.continues else _without_run(self._directory)
+            self._writer = SummaryWriter(str(self._run))
+            self.opened = self._run
             self._writer.add_custom_scalars(_layout(self._tags))
+            for summary, step in self._unflushed:
+                _torch.file_writer_of(self._writer).add_summary(summary, step)
         return self._writer
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:

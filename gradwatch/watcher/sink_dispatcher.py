@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from gradwatch.findings import Finding
@@ -13,9 +13,112 @@ from gradwatch.watcher.diagnosis import FindingUpdate
 
 __all__ = ["SinkDispatcher"]
 
+MOST_ROWS = 100  # that wait for a sink that fails; each holds a few arrays of one entry per layer
+MOST_FINDINGS = 1_000
+LONGEST_PAUSE = 64  # calls between two attempts: a disk that is full is not asked at every step
+
+
+class _Outlet:
+    """One sink, and what waits for it while it fails.
+
+    An attempt follows after 1, 2, 4, … up to 64 calls. What waits is handed over in order, findings first, once the
+    sink works again. There is one warning as it begins to fail, and one line at its end that says what was lost.
+
+    Args:
+        sink: takes rows and findings.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self._findings: deque[tuple[Finding, bool]] = deque()
+        self._rows: deque[Row] = deque()
+        self._lost: Counter[str] = Counter()
+        self._failures = self._calls_to_leave_out = 0
+        self._has_warned = False
+
+    def write_row(self, row: Row) -> None:
+        """Hand over ``row``, now or later."""
+        self._rows.append(row)
+        self._go_on("write row")
+
+    def write_finding(self, finding: Finding, ended: bool) -> None:
+        """Hand over ``finding``, now or later."""
+        self._findings.append((finding, ended))
+        self._go_on("write finding")
+
+    def flush(self) -> None:
+        """Hand over what waits, and flush."""
+        self._calls_to_leave_out = 0
+        self._go_on("flush", self.sink.flush)
+
+    def close(self) -> None:
+        """Flush and close; say what was lost."""
+        self.flush()
+        self._lost += Counter(row=len(self._rows), finding=len(self._findings))
+        self._rows.clear()
+        self._findings.clear()
+        try:
+            self.sink.close()
+        except Exception as error:
+            self._warn("close", error)
+        if lost := self._words_of_lost():
+            logger.warning("gradwatch: %s never took %s.", type(self.sink).__name__, lost)
+
+    def _go_on(self, verb: str, then: Callable[[], object] = lambda: None) -> None:
+        self._forget_the_oldest()
+        if self._calls_to_leave_out:
+            self._calls_to_leave_out -= 1
+            return
+        try:
+            while self._findings:
+                self.sink.write_finding(*self._findings[0])
+                self._findings.popleft()
+            while self._rows:
+                self.sink.write_row(self._rows[0])
+                self._rows.popleft()
+            then()
+        except Exception as error:
+            self._calls_to_leave_out = min(2**self._failures, LONGEST_PAUSE)
+            self._failures += 1
+            self._warn(verb, error)
+        else:
+            self._note_success()
+
+    def _note_success(self) -> None:
+        if not self._failures:
+            return
+        self._failures = 0
+        lost = self._words_of_lost()
+        logger.warning("gradwatch: %s works again; %s lost.", type(self.sink).__name__, lost or "nothing was")
+        self._lost.clear()
+
+    def _forget_the_oldest(self) -> None:
+        """Keep no more than fits."""
+        while len(self._rows) > MOST_ROWS:
+            self._rows.popleft()
+            self._lost["row"] += 1
+        while len(self._findings) > MOST_FINDINGS:
+            self._findings.popleft()
+            self._lost["finding"] += 1
+
+    def _warn(self, verb: str, error: Exception) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        logger.warning(
+            "gradwatch: %s failed to %s (%s: %s); it is tried again, training goes on.",
+            type(self.sink).__name__, verb, type(error).__name__, error,
+        )  # fmt: skip
+
+    def _words_of_lost(self) -> str:
+        counts = [f"{count} {what}{'' if count == 1 else 's'}" for what, count in self._lost.items() if count]
+        return " and ".join(counts)
+
 
 class SinkDispatcher:
-    """The sinks, the log among them, and the user's callback; one that raises is left out with one warning.
+    """The sinks, the log among them, and the user's callback.
+
+    A sink that raises is tried again later, with one warning, and a callback that raises is not called again.
 
     Args:
         sinks: the user's, and ours.
@@ -23,19 +126,22 @@ class SinkDispatcher:
     """
 
     def __init__(self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None) -> None:
-        self._sinks, self._on_finding = [*sinks, Log()], on_finding
+        self._outlets = [_Outlet(sink) for sink in (*sinks, Log())]
+        self._on_finding = on_finding
 
     def add(self, sink: Sink) -> None:
         """Hand everything to ``sink``, too, from now on."""
-        self._sinks.append(sink)
+        self._outlets.append(_Outlet(sink))
 
     def write_row(self, row: Row) -> None:
         """Hand ``row`` to every sink."""
-        self._each("write_row", row)
+        for outlet in self._outlets:
+            outlet.write_row(row)
 
     def write_finding(self, event: FindingUpdate) -> None:
         """Hand a finding to every sink: as it opens, goes on or ends; to ``on_finding``, too, where it opens."""
-        self._each("write_finding", event.finding, event.ended)
+        for outlet in self._outlets:
+            outlet.write_finding(event.finding, event.ended)
         if not event.is_new or self._on_finding is None:
             return
         try:
@@ -46,30 +152,17 @@ class SinkDispatcher:
 
     def flush(self) -> None:
         """Flush every sink."""
-        self._each("flush")
+        for outlet in self._outlets:
+            outlet.flush()
 
     def close(self) -> None:
         """Flush and close every sink; twice is fine."""
-        self._each("flush")
-        self._each("close")
-        self._sinks = []
+        outlets, self._outlets = self._outlets, []
+        for outlet in outlets:
+            outlet.close()
 
     def go_on(self) -> None:
         """Continue the files of a run that was cut."""
-        for sink in self._sinks:
-            if hasattr(sink, "continues"):
-                sink.continues = True
-
-    def _each(self, verb: str, *args: object) -> None:
-        for sink in list(self._sinks):
-            try:
-                getattr(sink, verb)(*args)
-            except Exception as error:
-                self._sinks.remove(sink)
-                logger.warning(
-                    "gradwatch: %s failed to %s (%s: %s); it is left out from here on, training goes on.",
-                    type(sink).__name__, verb.replace("_", " "), type(error).__name__, error,
-                )  # fmt: skip
-                if verb != "close":
-                    with contextlib.suppress(Exception):
-                        sink.close()  # its files and threads are not left open
+        for outlet in self._outlets:
+            if hasattr(outlet.sink, "continues"):
+                outlet.sink.continues = True

@@ -279,7 +279,7 @@ class WatchedLoop:
         """Write everything that was seen so far, so that it is safe."""
         self.drain()
         self._write_changes()
-        self._dispatcher.flush()
+        self.guard.run("flushing the sinks", self._dispatcher.flush)
 
     def add_sink(self, sink: Sink) -> None:
         """Hand to ``sink`` what comes from now on."""
@@ -337,7 +337,7 @@ class WatchedLoop:
         if self._advises:
             self._say_what_was_missing()
         self._write_changes()
-        self._dispatcher.close()
+        self.guard.run("closing the sinks", self._dispatcher.close)
 
     # the small things
 

@@ -293,12 +293,13 @@ class Broken(Memory):
         raise OSError("disk full")
 
 
-def test_a_broken_sink_is_left_out_with_one_warning_and_training_goes_on(caplog):
+def test_a_broken_sink_is_tried_again_with_one_warning_and_training_goes_on(caplog):
     memory = Memory()
     watcher, _ = watched_run(5, sinks=[Broken(), memory], log_every_n_steps=1)
     assert len(watcher.history) == len(memory.rows) == 5
-    assert [record.message for record in caplog.records if "disk full" in record.message] == [
-        "gradwatch: Broken failed to write row (OSError: disk full); it is left out from here on, training goes on."
+    assert [record.message for record in caplog.records if "Broken" in record.message] == [
+        "gradwatch: Broken failed to write row (OSError: disk full); it is tried again, training goes on.",
+        "gradwatch: Broken never took 5 rows.",
     ]
 
 
@@ -459,11 +460,12 @@ def test_a_log_dir_that_holds_a_run_is_left_alone_unless_that_run_goes_on(tmp_pa
     assert [len(list((tmp_path / f"run_{n}").glob("*tfevents*"))) for n in (2, 3)] == [1, 1]
 
 
-def test_an_unwritable_log_dir_is_left_out_with_one_warning(tmp_path, caplog):
+def test_an_unwritable_log_dir_is_said_once_and_what_it_never_took_at_the_end(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     watcher, _ = watched_run(5, log_dir=tmp_path / "file" / "run", log_every_n_steps=1)
     assert len(watcher.history) == 5
-    assert sum("left out from here on" in record.message for record in caplog.records) == 1
+    assert sum("it is tried again" in record.message for record in caplog.records) == 1
+    assert sum("TensorBoard never took 5 rows" in record.message for record in caplog.records) == 1
 
 
 def test_a_writer_of_the_users_own_is_shared_and_left_open(tmp_path):

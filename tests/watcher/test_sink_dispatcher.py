@@ -1,0 +1,147 @@
+import errno
+from dataclasses import replace
+
+import pytest
+import torch
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+
+import gradwatch
+from gradwatch.event_files.reader import read_runs
+from gradwatch.sinks.jsonl import JsonLines
+from gradwatch.sinks.memory import Memory
+from gradwatch.watcher.diagnosis import FindingUpdate
+from gradwatch.watcher.sink_dispatcher import LONGEST_PAUSE, MOST_ROWS, SinkDispatcher
+from tests.reports import NAN, findings, report
+from tests.sinks.test_memory import row_of
+
+(SICK,) = findings([report([NAN, 1.0], 3, nonfinite=[2, 0])])
+
+
+class Flaky(Memory):
+    """A sink that fails while ``is_down``, and counts how often it was asked."""
+
+    is_down, asked = False, 0
+
+    def write_row(self, row):
+        self._ask()
+        super().write_row(row)
+
+    def write_finding(self, finding, ended):
+        self._ask()
+        super().write_finding(finding, ended)
+
+    def _ask(self):
+        self.asked += 1
+        if self.is_down:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def rows(count):
+    return [row_of([replace(report([1.0, 1.0]), step=step)]) for step in range(count)]
+
+
+def opened(step):
+    return FindingUpdate(replace(SICK, step=step), ended=False, is_new=True)
+
+
+def test_what_a_sink_did_not_take_comes_later_findings_first(caplog):
+    sink = Flaky()
+    dispatcher = SinkDispatcher([sink], None)
+    dispatcher.write_row(rows(1)[0])
+    sink.is_down = True
+    for row in rows(3)[1:]:
+        dispatcher.write_row(row)
+    dispatcher.write_finding(opened(3))
+    assert [row.report.step for row in sink.rows] == [0]
+    sink.is_down = False
+    dispatcher.flush()
+    assert [row.report.step for row in sink.rows] == [0, 1, 2]
+    assert [finding.step for finding, _ in sink.events] == [3]
+    ours = [record.getMessage() for record in caplog.records if "Flaky" in record.getMessage()]
+    assert ours == [
+        "gradwatch: Flaky failed to write row (OSError: [Errno 28] No space left on device); it is tried again, "
+        "training goes on.",
+        "gradwatch: Flaky works again; nothing was lost.",
+    ]
+
+
+def test_a_sink_that_stays_down_is_asked_less_and_less_and_keeps_the_latest(caplog):
+    sink = Flaky()
+    dispatcher = SinkDispatcher([sink], None)
+    sink.is_down = True
+    for row in rows(1000):
+        dispatcher.write_row(row)
+    assert sink.asked <= 8 + 1000 // LONGEST_PAUSE
+    sink.is_down = False
+    dispatcher.flush()
+    assert [row.report.step for row in sink.rows] == list(range(1000 - MOST_ROWS, 1000))
+    assert f"works again; {1000 - MOST_ROWS} rows lost." in caplog.text
+
+
+def test_what_was_never_taken_is_said_at_the_end(caplog):
+    sink = Flaky()
+    dispatcher = SinkDispatcher([sink], None)
+    sink.is_down = True
+    dispatcher.write_row(rows(1)[0])
+    dispatcher.write_finding(opened(3))
+    dispatcher.close()
+    dispatcher.close()
+    assert [record.getMessage() for record in caplog.records][-1] == "gradwatch: Flaky never took 1 row and 1 finding."
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread ends so
+@pytest.mark.parametrize("down", [range(50, 52), range(50, 120), range(148, 156), range(1)])
+def test_a_disk_that_is_full_for_a_while_loses_nothing_that_matters(tmp_path, monkeypatch, down):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    write = LocalFileSystem._write
+
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with gradwatch.watch(model, optimizer, log_dir=tmp_path, log_every_n_steps=5) as watcher:
+        for step in range(200):
+            monkeypatch.setattr(LocalFileSystem, "_write", refuse if step in down else write)
+            inputs = torch.ones(8, 8)
+            if step == 150:
+                inputs[0, 0] = torch.nan
+            optimizer.zero_grad()
+            (model(inputs) - 1).square().mean().backward()
+            optimizer.step()
+    (run,) = read_runs(tmp_path)
+    assert [(each.kind, each.layer, each.step) for each in run.findings] == [
+        (each.kind, each.layer, each.step) for each in watcher.findings
+    ]
+    assert run.findings[0].step == 150
+    assert list(run.steps) == [0, *range(5, 200, 5)]
+
+
+def test_a_line_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    sink = JsonLines(tmp_path / "run.jsonl")
+    sink.write_row(rows(1)[0])
+    whole = (tmp_path / "run.jsonl").read_bytes()
+    file = sink._file
+
+    class Full:
+        """A disk on which ten more bytes fit."""
+
+        left = 10
+
+        def write(self, line):
+            if not self.left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written, self.left = file.write(line[: self.left]), 0
+            return written
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+    sink._file = Full()
+    with pytest.raises(OSError, match="No space"):
+        sink.write_row(rows(2)[1])
+    assert (tmp_path / "run.jsonl").read_bytes() == whole
+    sink._file = file
+    sink.write_row(rows(2)[1])
+    sink.close()
+    assert (tmp_path / "run.jsonl").read_bytes().startswith(whole)
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 2
