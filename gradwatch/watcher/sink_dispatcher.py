@@ -53,16 +53,21 @@ class _Outlet:
 
     def close(self) -> None:
         """Flush and close; say what was lost."""
-        self.flush()
+        try:
+            self.flush()
+        finally:  # its files and threads are not left open
+            self._close_sink()
         self._lost += Counter(row=len(self._rows), finding=len(self._findings))
         self._rows.clear()
         self._findings.clear()
+        if lost := self._words_of_lost():
+            logger.warning("gradwatch: %s never took %s.", type(self.sink).__name__, lost)
+
+    def _close_sink(self) -> None:
         try:
             self.sink.close()
         except Exception as error:
             self._warn("close", error)
-        if lost := self._words_of_lost():
-            logger.warning("gradwatch: %s never took %s.", type(self.sink).__name__, lost)
 
     def _go_on(self, verb: str, then: Callable[[], object] = lambda: None) -> None:
         self._forget_the_oldest()
