@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
@@ -162,9 +163,10 @@ class SinkDispatcher:
 
     def close(self) -> None:
         """Flush and close every sink; twice is fine."""
-        outlets, self._outlets = self._outlets, []
-        for outlet in outlets:
-            outlet.close()
+        with contextlib.ExitStack() as closing:  # each of them, whatever fails in another
+            for outlet in reversed(self._outlets):
+                closing.callback(outlet.close)
+            self._outlets = []
 
     def go_on(self) -> None:
         """Continue the files of a run that was cut."""
