@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
@@ -124,7 +125,8 @@ class _Outlet:
 class SinkDispatcher:
     """The sinks, the log among them, and the user's callback.
 
-    A sink that raises is tried again later, with one warning, and a callback that raises is not called again.
+    A sink that raises is tried again later, with one warning, and a callback that raises is not called again. In a
+    forked child nothing is handed on: files are the parent's, and the threads that write them are not there.
 
     Args:
         sinks: the user's, and ours.
@@ -134,6 +136,7 @@ class SinkDispatcher:
     def __init__(self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None) -> None:
         self._outlets = [_Outlet(sink) for sink in (*sinks, Log())]
         self._on_finding = on_finding
+        self._process = os.getpid()
 
     def add(self, sink: Sink) -> None:
         """Hand everything to ``sink``, too, from now on."""
@@ -141,12 +144,12 @@ class SinkDispatcher:
 
     def write_row(self, row: Row) -> None:
         """Hand ``row`` to every sink."""
-        for outlet in self._outlets:
+        for outlet in self._outlets_of_this_process():
             outlet.write_row(row)
 
     def write_finding(self, event: FindingUpdate) -> None:
         """Hand a finding to every sink: as it opens, goes on or ends; to ``on_finding``, too, where it opens."""
-        for outlet in self._outlets:
+        for outlet in self._outlets_of_this_process():
             outlet.write_finding(event.finding, event.ended)
         if not event.is_new or self._on_finding is None:
             return
@@ -158,15 +161,18 @@ class SinkDispatcher:
 
     def flush(self) -> None:
         """Flush every sink."""
-        for outlet in self._outlets:
+        for outlet in self._outlets_of_this_process():
             outlet.flush()
 
     def close(self) -> None:
         """Flush and close every sink; twice is fine."""
         with contextlib.ExitStack() as closing:  # each of them, whatever fails in another
-            for outlet in reversed(self._outlets):
+            for outlet in reversed(self._outlets_of_this_process()):
                 closing.callback(outlet.close)
             self._outlets = []
+
+    def _outlets_of_this_process(self) -> list[_Outlet]:
+        return self._outlets if os.getpid() == self._process else []
 
     def go_on(self) -> None:
         """Continue the files of a run that was cut."""

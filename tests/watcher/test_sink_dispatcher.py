@@ -1,4 +1,8 @@
 import errno
+import gc
+import os
+import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -145,3 +149,59 @@ def test_a_line_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     sink.close()
     assert (tmp_path / "run.jsonl").read_bytes().startswith(whole)
     assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 2
+
+
+def exit_status_of_child(do, seconds=20):
+    """Fork, ``do`` in the child, and return its exit status; a child that hangs is killed, and that is a failure."""
+    child = os.fork()
+    if not child:
+        try:
+            do()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("verb", ["close", "flush", "findings", "history", "state_dict", "garbage", "step"])
+def test_a_forked_child_neither_hangs_nor_writes(tmp_path, verb):
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    held = [gradwatch.watch(model, optimizer, log_dir=tmp_path, log_every_n_steps=1)]
+
+    def step(spoiled=1.0):
+        optimizer.zero_grad()
+        (model(torch.ones(8, 4)) * spoiled).square().mean().backward()
+        optimizer.step()
+
+    def in_child():
+        if verb == "garbage":
+            held.pop()
+            gc.collect()
+        elif verb == "step":
+            for _ in range(30):
+                step(torch.nan)
+        elif callable(found := getattr(held[0], verb)):
+            found()
+
+    for _ in range(20):
+        step()
+    held[0].flush()
+    before = [path.read_bytes() for path in tmp_path.glob("*tfevents*")]
+    assert exit_status_of_child(in_child) == 0
+    assert [path.read_bytes() for path in tmp_path.glob("*tfevents*")] == before
+    step(torch.nan)
+    held[0].close()
+    (run,) = read_runs(tmp_path)
+    assert [finding.step for finding in run.findings if finding.kind == "nonfinite"] == [20]
+    assert len(run.steps) == 21
