@@ -55,6 +55,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
             it has none.
         clip: as in ``gradwatch.watch``. Together with the Trainer's ``gradient_clip_val`` it is an error.
         on_nonfinite: ``"report"``, ``"skip"`` or ``"raise"``.
+        find_loss: take the loss from the Trainer; False leaves it to ``watcher.observe_loss``.
         log_every_n_steps: None follows the Trainer.
         include: names or globs of parameters to watch, or ``callable(name, parameter)``.
         exclude: those to leave out.
@@ -79,6 +80,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         log_dir: str | Path | None = None,
         clip: float | str | Policy | None = None,
         on_nonfinite: OnNonFinite = "report",
+        find_loss: bool = True,
         log_every_n_steps: int | None = None,
         include: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
         exclude: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
@@ -94,6 +96,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         policy_of(clip)  # a bad value is refused where it is written, not when the fit begins
         self.watcher: Watcher | None = None
         self._loop: WatchedLoop | None = None
+        self._find_loss = find_loss
         self._log_dir, self._sinks, self._layer_scalars = log_dir, sinks, layer_scalars
         self._clip, self._log_every_n_steps = clip, log_every_n_steps
         self._include, self._exclude, self._trace_nonfinite = include, exclude, trace_nonfinite
@@ -125,7 +128,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         self._loop = WatchedLoop(
             layer_table.of_model(pl_module, self._include, self._exclude),
             [*self._own_sinks(trainer), *self._sinks],
-            {**self._options, "log_every_n_steps": max(1, steps)},
+            {**self._options, "log_every_n_steps": max(1, steps), "find_loss": False},  # a Trainer hands it over
             models={"": pl_module},
             optimizers=trainer.optimizers,
             scaler=_scaler_of(trainer),
@@ -141,12 +144,14 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         if self._loop is None:
             return
         self._loop.follow_loss(loss)
+        if not self._find_loss:
+            return
         loss = loss.detach()
         if (scaler := _scaler_of(trainer)) is not None:
             loss = loss / scaler.scale(torch.ones((), device=loss.device))
         if pl_module.automatic_optimization:
             loss = loss * trainer.accumulate_grad_batches
-        self._loop.observe_loss(loss)
+        self._loop.note_found_loss(loss)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         if self._loop is None:

@@ -1,4 +1,5 @@
-"""Learn from the backward pass how deep each tensor lies, and what its gradient was before the loop changed it.
+"""Learn from the backward pass how deep each tensor lies, which losses reach it, and what its gradient was before the
+loop changed it.
 
 The hooks are on tensors, never on modules, so that scripting, exporting, pickling and compiling a watched model do what
 they always did.
@@ -18,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradwatch import _torch
 from gradwatch.hooks.guard import Guard, observing
+from gradwatch.hooks.losses import LossFinder
 from gradwatch.hooks.module_calls import anything_is_compiled
 from gradwatch.measure import statistics
 from gradwatch.measure.layers import Layers
@@ -52,7 +54,7 @@ class EndMagnitudes:
 
 
 class BackwardPass:
-    """A listener on gradients: on every watched tensor until the first update, later on one tensor of each optimizer.
+    """A listener on gradients: on every watched tensor until the first update, later on few tensors of each optimizer.
 
     *Depth.* Autograd runs the backward pass of an eager model in the reverse order of its forward pass, so a gradient
     that arrives first belongs nearest the output. A compiled graph delivers its gradients all at once, in an order that
@@ -66,14 +68,22 @@ class BackwardPass:
         layers: the table to put in order.
         measures_ends: also measure where a backward pass ends. Never done under ``torch.distributed``, which averages
             afterwards.
+        losses: told which gradients a backward pass has reached; None where nobody looks for losses.
         guard: takes the faults.
 
     Attributes:
         guard: as given.
     """
 
-    def __init__(self, layers: Layers, guard: Guard | None = None, *, measures_ends: bool = False) -> None:
-        self._layers, self.guard = layers, guard or Guard()
+    def __init__(
+        self,
+        layers: Layers,
+        guard: Guard | None = None,
+        *,
+        measures_ends: bool = False,
+        losses: LossFinder | None = None,
+    ) -> None:
+        self._layers, self.guard, self._losses = layers, guard or Guard(), losses
         self._arrived: dict[int, int] = {}  # column → version of its gradient, in order of first arrival
         self._handles: dict[int, RemovableHandle] = {}
         self._can_measure = self._measures = measures_ends and not _averages_later()
@@ -85,7 +95,7 @@ class BackwardPass:
                 self._handles[column] = tensor.register_post_accumulate_grad_hook(self._hook_of(column))
 
     def settle(self, columns: Collection[int]) -> bool:
-        """Put ``columns`` in order after their first backward pass, and keep a hook on one of them.
+        """Put ``columns`` in order after their first backward pass, and keep hooks on few of them.
 
         Returns:
             False if no backward pass was seen, because listening began in the midst of a step.
@@ -96,7 +106,10 @@ class BackwardPass:
         if not anything_is_compiled():
             self._layers.sort(mine)  # in the order in which they ran
             self._sort_recurrent(mine)
-        for column in set(columns) - set(mine[:1] if self._can_measure else ()):
+        kept = set(mine[:1] if self._can_measure else ())
+        if self._losses is not None:
+            kept |= self._losses.choose(columns, mine)
+        for column in set(columns) - kept:
             if column in self._handles:
                 self._handles.pop(column).remove()
                 self._arrived.pop(column, None)
@@ -151,6 +164,8 @@ class BackwardPass:
     def _arrive(self, column: int, tensor: Tensor) -> None:
         if tensor.grad is not None:
             self._arrived[column] = _torch.version_of(tensor.grad)
+        if self._losses is not None:
+            self._losses.arrive(column)
         if self._measures and not self._is_queued:
             self._is_queued = True
             _torch.call_after_backward(self._end)

@@ -36,6 +36,7 @@ def watch(
     clip: float | str | Policy | None = None,
     on_nonfinite: OnNonFinite = "report",
     scaler: GradScaler | None = None,
+    find_loss: bool = True,
     log_every_n_steps: int = 50,
     include: Selection | None = None,
     exclude: Selection | None = None,
@@ -60,6 +61,8 @@ def watch(
             scaler decides about updates, both leave that to it.
         scaler: the loop's ``torch.amp.GradScaler``. Updates that it leaves out are then counted as skipped, and its
             overflows are a finding only where they persist. Give ``observe_loss`` the loss before scaling.
+        find_loss: take the scalar that ``backward()`` is called on as the loss of the update, unless ``observe_loss``
+            was called for it. Several that an update is made of are averaged.
         log_every_n_steps: how often a row is written, in updates of each optimizer.
         include: globs over parameter names, or ``callable(name, parameter)``; None takes all.
         exclude: the same, for what is left out of them.
@@ -91,6 +94,7 @@ def watch(
     options: Options = {
         "clip": clip,
         "on_nonfinite": on_nonfinite,
+        "find_loss": find_loss,
         "log_every_n_steps": log_every_n_steps,
         "thresholds": thresholds,
         "layer_scalars": layer_scalars,

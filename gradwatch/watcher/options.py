@@ -20,6 +20,7 @@ class Options(TypedDict, total=False):
 
     clip: float | str | Policy | None
     on_nonfinite: OnNonFinite
+    find_loss: bool
     log_every_n_steps: int
     thresholds: Thresholds | None
     layer_scalars: bool | Sequence[str]
@@ -31,6 +32,7 @@ class Options(TypedDict, total=False):
 DEFAULTS: Options = {
     "clip": None,
     "on_nonfinite": "report",
+    "find_loss": True,
     "log_every_n_steps": 50,
     "thresholds": None,
     "layer_scalars": False,
@@ -48,6 +50,8 @@ def refuse_bad_options(options: Options) -> None:
     """
     if options["on_nonfinite"] not in ("report", "skip", "raise"):
         raise ValueError(f'on_nonfinite={options["on_nonfinite"]!r}: expected "report", "skip" or "raise".')
+    if not isinstance(options["find_loss"], bool):
+        raise TypeError(f"find_loss={options['find_loss']!r}: expected True or False.")
     for name in ("log_every_n_steps", "history"):
         value: object = options[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -8,14 +8,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradwatch import _torch
 from gradwatch.clip import Policy
 from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.hooks.logger import logger
+from gradwatch.hooks.losses import LossFinder
 from gradwatch.measure import statistics
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass, EndMagnitudes
@@ -105,10 +106,18 @@ def _losses_of_failed_step(steps: Steps, *, again: bool) -> Sequence[Tensor | fl
         return ()
     losses, steps.undecided = steps.undecided, None
     if losses is None:  # it failed before it was counted
-        losses, steps.losses = steps.losses, []
+        losses = steps.losses or [*steps.found_losses]
+        steps.losses, steps.found_losses = [], []
         steps.count += 1
         steps.guard.step += 1
     return losses
+
+
+def _scale_at_end(attempt: Attempt) -> Tensor | None:
+    """Return the () loss scale that the gradients held where their backward pass ended."""
+    if attempt.scaler is None or not attempt.has_scaler:
+        return None
+    return _torch.scale_of(attempt.scaler).to(attempt.parameters[0].device, non_blocking=True)
 
 
 class Steps:
@@ -124,12 +133,14 @@ class Steps:
         thresholds: what counts as sick.
         origins: notes what a step leaves behind, should its NaN or Inf be asked about.
         activations: measures the forward passes of sampled steps; None where no module is watched.
+        finder: knows the losses that nobody has observed; None where they are not looked for.
         guard: takes the faults of what only observes.
 
     Attributes:
         layers, processor, policy, on_nonfinite, activations, guard: as given.
         count: of steps so far.
         losses: observed for the coming step.
+        found_losses: found by an integration for the coming step; they count where none was observed.
         undecided: the losses of a step that was counted, but neither clipped nor skipped yet; None between steps.
         saw_loss: whether any step had one.
     """
@@ -145,22 +156,29 @@ class Steps:
         thresholds: Thresholds,
         origins: OriginFinder,
         activations: Activations | None,
+        finder: LossFinder | None,
         guard: Guard,
     ) -> None:
         self.layers, self.processor, self.guard = layers, processor, guard
         self.policy, self.on_nonfinite = policy, on_nonfinite
         self.count = 0
         self.losses: list[Tensor | float] = []
+        self.found_losses: list[Tensor] = []
         self.undecided: list[Tensor | float] | None = None
         self.saw_loss = False
         self._backward, self._cadence, self._thresholds = backward, cadence, thresholds
-        self._origins, self.activations = origins, activations
+        self._origins, self.activations, self._finder = origins, activations, finder
         self._tracks: weakref.WeakKeyDictionary[Optimizer, OptimizerTrack] = weakref.WeakKeyDictionary()
         self._by_hand: OptimizerTrack | None = None  # of a loop without an optimizer
         self._all_tracks: list[OptimizerTrack] = []  # those of optimizers that are gone among them, until they retire
         self._tracks_made = 0
         self._restored: deque[TrackState] = deque()
         self._warned_about: set[str] = set()
+
+    def expect(self, optimizers: Sequence[Optimizer]) -> None:
+        """Number ``optimizers`` in the order given, whichever steps first."""
+        for optimizer in optimizers:
+            self.track_of(optimizer)
 
     def track_of(self, optimizer: Optimizer | None) -> OptimizerTrack:
         """Return what lives across the updates of ``optimizer``, None for a loop without one; made at first sight."""
@@ -183,13 +201,11 @@ class Steps:
         """
         track = self.track_of(attempt.optimizer)
         if again:
-            self.losses = []  # the step has its loss, that of the first evaluation
+            self._take_losses()  # the step has its loss, that of the first evaluation
             self._evaluate_again(track, attempt)
             return
         self.guard.step += 1
-        losses = self.undecided = self.losses
-        self.losses = []
-        self.saw_loss = self.saw_loss or bool(losses)
+        losses = self.undecided = self._take_losses()
         step, update = self.count, track.count
         self.count += 1
         track.count += 1
@@ -197,7 +213,7 @@ class Steps:
         track.current = self.guard.run("measuring", self._measure, track, attempt, step, update, losses)
         if track.current is not None:
             self._look_closer(track, track.current)
-        self._decide(track, attempt, track.current, losses)
+        self._decide(track, attempt, track.current, self.undecided)
         self.undecided = None
 
     def finish(self, track: OptimizerTrack, is_made: bool = True) -> None:
@@ -205,6 +221,8 @@ class Steps:
         current, track.current = track.current, None
         if current is None:
             return
+        if self._finder is not None:
+            self.guard.run("finding the loss", self._finder.leave, track.watched, track.index)
         origin, track.origin = track.origin, None
         if is_made:
             self.guard.run("update ratios", self._follow_update, current)
@@ -266,17 +284,28 @@ class Steps:
             self._all_tracks.remove(track)
             self.processor.retire(track)
 
+    def _found_losses(self, track: OptimizerTrack) -> list[Tensor | float]:
+        """Return the losses of the coming update that its backward passes have shown."""
+        if self._finder is None:
+            return []
+        return [*(self.guard.run("finding the loss", self._finder.take, track.watched, track.index) or ())]
+
+    def _take_losses(self) -> list[Tensor | float]:
+        """Return the losses that somebody has handed over for the coming step; forget them here."""
+        taken = self.losses or [*self.found_losses]
+        self.losses, self.found_losses = [], []
+        return taken
+
     @without_collecting
     def _measure(
         self, track: OptimizerTrack, attempt: Attempt, step: int, update: int, losses: Sequence[Tensor | float]
     ) -> Measurement:
         track.use(attempt.parameters, self.layers)
+        losses = self.undecided = [*losses] or self._found_losses(track)
+        self.saw_loss = self.saw_loss or bool(losses)
         columns = track.columns(attempt.gradients, self.layers)
         gradients = [gradient for gradient in attempt.gradients if gradient is not None]
         is_changed, at_end = self.guard.run("clipping of the loop", self._compare_with_backward, track) or (False, None)
-        scale_at_end = None
-        if at_end is not None and attempt.has_scaler and attempt.scaler is not None:
-            scale_at_end = attempt.scaler.scale(gradients[0].new_ones((), dtype=torch.float32))
         plan = StepPlan(
             step=step,
             optimizer=track.index,
@@ -288,6 +317,7 @@ class Steps:
             already_clipped=is_changed and at_end is None,
             learning_rate=attempt.learning_rate,
         )
+        scale_at_end = None if at_end is None else _scale_at_end(attempt)
         return Measurement(plan, self.layers, columns, gradients, losses, attempt.scale, at_end, scale_at_end)
 
     def _compare_with_backward(self, track: OptimizerTrack) -> tuple[bool, EndMagnitudes | None]:

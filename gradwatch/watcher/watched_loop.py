@@ -17,6 +17,7 @@ from gradwatch.clip import policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
+from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, follow_scale, roots_of_backward
 from gradwatch.hooks.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
@@ -120,7 +121,8 @@ class WatchedLoop:
         self.scaler: GradScaler | None = None
         self._advises, self.is_closed = advises, False
         self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"])
-        backward = BackwardPass(layers, self.guard, measures_ends=measures_ends)
+        self._finder = LossFinder(layers.tensors) if wanted["find_loss"] else None
+        backward = BackwardPass(layers, self.guard, measures_ends=measures_ends, losses=self._finder)
         self.origins = OriginFinder(
             layers,
             models or {},
@@ -144,19 +146,21 @@ class WatchedLoop:
             wanted["thresholds"] or Thresholds(),
             self.origins,
             self.activations,
+            self._finder,
             self.guard,
         )
+        self._was_followed = False  # the graph of the loss that the coming backward pass begins at
         self._undo: dict[str, Callable[[], object]] = {"backward": backward.remove, "origins": self.origins.remove}
         if self.activations is not None:
             self._undo["activations"] = self.activations.remove
-        for optimizer in optimizers or ():
-            self.steps.track_of(optimizer)  # in the order given, whichever steps first
+        self.steps.expect(optimizers or ())
         before = self.before_update if sees_gradients else None
         act_plainly = self.act_plainly if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns, self.guard, act_plainly)
         self._undo["optimizers"] = hooks.remove
         if scaler is not None:
             self.use_scaler(scaler, sees_gradients=sees_gradients)
+        self._undo |= self._follow_losses()
         _open_loops.add(self)
         weakref.finalize(self, self._dispatcher.close).atexit = False  # dropped unclosed, as in a notebook
 
@@ -221,8 +225,14 @@ class WatchedLoop:
         """Take a loss of the coming update, before or after its backward pass; several are averaged."""
         if isinstance(loss, Tensor):
             self.follow_loss(loss)
+            self._was_followed = loss.grad_fn is not None
             loss = loss.detach()
         self.steps.losses.append(loss)
+
+    @observing("finding the loss")
+    def note_found_loss(self, loss: Tensor) -> None:
+        """Take a loss of the coming update that an integration has found; ``observe_loss`` overrides it."""
+        self.steps.found_losses.append(loss.detach())
 
     @observing("graph of the loss")
     def follow_loss(self, loss: Tensor) -> None:
@@ -341,6 +351,14 @@ class WatchedLoop:
 
     # the small things
 
+    def _follow_losses(self) -> dict[str, Callable[[], object]]:
+        if self._finder is None:
+            return {}
+        return {
+            "losses": follow_backward(self._begin_backward, self._end_backward),
+            "scaled losses": follow_scale(self._begin_scaling, self._note_scaled),
+        }
+
     @observing("writing open findings")
     def _write_changes(self) -> None:
         self.processor.write_changes()
@@ -359,6 +377,34 @@ class WatchedLoop:
         if self.owns(parameters_of(optimizer)):
             self.before_update(optimizer)
             self.after_update(optimizer, is_made=False)
+
+    @observing("finding the loss")
+    def _begin_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoundLoss | None:
+        """Take the loss that ``backward()`` is called on, and look at its graph as long as that is whole."""
+        if self._finder is None or _torch.in_backward():  # a checkpoint, within a backward pass
+            return None
+        roots, is_loss = roots_of_backward(args, kwargs)
+        found = self._finder.begin(roots, is_loss=is_loss)
+        if not self._was_followed:
+            for root in roots:
+                self.follow_loss(root)
+        self._was_followed = False
+        return found
+
+    @observing("finding the loss")
+    def _end_backward(self, found: FoundLoss | None, result: object, has_failed: bool) -> None:
+        if self._finder is not None and found is not None:
+            self._finder.end(found, has_failed=has_failed)
+
+    @observing("scaled losses")
+    def _begin_scaling(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[GradScaler, Any]:
+        """Return the scaler, and what it is to scale."""
+        return args[0], args[1] if len(args) > 1 else kwargs.get("outputs")
+
+    @observing("scaled losses")
+    def _note_scaled(self, call: tuple[GradScaler, Any] | None, result: Any, has_failed: bool) -> None:
+        if self._finder is not None and call is not None and not has_failed:
+            self._finder.note_scaled(*call, result)
 
     @observing("counting updates")
     def _count_of(self, optimizer: Optimizer) -> int:

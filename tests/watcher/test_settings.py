@@ -58,13 +58,15 @@ class Run:
     Attributes:
         rows, totals, losses, skipped: of each step, as the bare run sees them.
         also: modules whose state counts too.
+        observes: the watched loop hands its losses over; else they are found.
     """
 
-    def __init__(self, is_watched, found=False, on_nonfinite="report", spoiled=None):
-        self.is_watched, self.found, self.on_nonfinite = is_watched, found, on_nonfinite
+    def __init__(self, is_watched, found=False, on_nonfinite="report", spoiled=None, observes=True):
+        self.is_watched, self.found, self.on_nonfinite, self.observes = is_watched, found, on_nonfinite, observes
         self.spoiled = (() if on_nonfinite == "report" else SPOILED) if spoiled is None else spoiled
         self.watcher, self.also = None, []
-        self.rows, self.totals, self.losses, self.skipped, self._observed = [], [], [], [], []
+        self.rows, self.totals, self.losses, self.skipped, self._returned = [], [], [], [], None
+        self._made_of, self._stepped = {}, set()  # optimizer → losses that its gradients are made of
 
     def watch(self, models, *optimizers):
         """The loop begins; a watcher is given the optimizers, or left to find them."""
@@ -84,10 +86,23 @@ class Run:
         loss = loss_of(model, step, part)
         if step in self.spoiled and part == 0:
             loss = loss * torch.nan
-        if self.watcher is not None:
+        if self.watcher is not None and self.observes:
             self.watcher.observe_loss(loss)
-        self._observed.append(loss.item())
+        if not self.is_watched:
+            self._note(loss)
         return loss
+
+    def _note(self, loss):
+        """Note for each optimizer, before the backward pass, of which losses its gradients will be made."""
+        reached = leaves_of(loss)
+        for optimizer in self.optimizers:
+            mine = parameters_of(optimizer)
+            is_empty = all(p.grad is None or not p.grad.any() for p in mine)
+            if is_empty or optimizer in self._stepped:
+                self._made_of.pop(optimizer, None)
+            if any(id(p) in reached for p in mine):
+                self._made_of.setdefault(optimizer, []).append(loss.item())
+        self._stepped.clear()
 
     def step(self, optimizer, step, closure=None, how=None):
         """One step of ``optimizer``; ``how`` is what to call in place of ``optimizer.step``."""
@@ -97,7 +112,7 @@ class Run:
             self._watched_step(optimizer, step, how, arguments)
             return
         if closure is not None:
-            self._observed = [closure().item()]
+            self._returned = closure().item()
         self._look(optimizer)
         self.skipped.append(self.on_nonfinite != "report" and not np.isfinite(self.totals[-1]))
         if self.skipped[-1]:
@@ -134,8 +149,23 @@ class Run:
         gradients = [p.grad.norm() for p in parameters_of(optimizer) if p.grad is not None]
         self.rows.append(norms)
         self.totals.append(torch.stack(gradients).norm().item())
-        self.losses.append(np.mean(self._observed) if self._observed else np.nan)
-        self._observed = []
+        made_of = self._made_of.get(optimizer, [np.nan]) if self._returned is None else [self._returned]
+        self.losses.append(np.mean(made_of))
+        self._returned = None
+        self._stepped.add(optimizer)
+
+
+def leaves_of(loss):
+    """The ids of all leaves that a backward pass from ``loss`` reaches."""
+    found, ahead, seen = set(), [loss.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [following for following, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                found.add(id(node.variable))
+    return found
 
 
 def forget_gradients(optimizer):
@@ -168,9 +198,9 @@ def assert_figures(history, bare):
     assert history["skipped"].tolist() == bare.skipped
 
 
-def run_both(loop, found=False, on_nonfinite="report"):
+def run_both(loop, found=False, on_nonfinite="report", observes=True):
     """(watched, bare), once figures, weights and optimizer state were found to be the same."""
-    watched, bare = (Run(is_watched, found, on_nonfinite) for is_watched in (True, False))
+    watched, bare = (Run(is_watched, found, on_nonfinite, observes=observes) for is_watched in (True, False))
     for run in (watched, bare):
         loop(run)
         run.close()
@@ -414,8 +444,9 @@ decides = pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
 
 @named
 @every_setting
-def test_figures_and_weights_are_those_of_the_bare_loop(loop, found):
-    run_both(loop, found)
+@pytest.mark.parametrize("observes", [True, False], ids=["loss observed", "loss found"])
+def test_figures_and_weights_are_those_of_the_bare_loop(loop, found, observes):
+    run_both(loop, found, observes=observes)
 
 
 @pytest.mark.slow
@@ -543,7 +574,7 @@ def sharpened(needs_gradient):
                 run.step(optimizer, step, look_again)
                 continue
             optimizer.climb()
-            run._observed = [look_again().item()]
+            run._returned = look_again().item()
             optimizer.come_back()
             run.step(optimizer.inner, step)
 
@@ -558,9 +589,10 @@ def test_of_sharpened_optimizers_the_gradients_that_the_update_is_made_of_are_wa
     run_both(sharpened(needs_gradient), found, on_nonfinite)
 
 
-def test_the_two_calls_of_a_sharpened_optimizer_are_one_step():
+@pytest.mark.parametrize("observes", [True, False], ids=["loss observed", "loss found"])
+def test_the_two_calls_of_a_sharpened_optimizer_are_one_step(observes):
     """``first_step`` and ``second_step``, as most loops call it: only the inner optimizer steps."""
-    watched, bare = Run(True, found=True), Run(False)
+    watched, bare = Run(True, found=True, observes=observes), Run(False)
     for run in (watched, bare):
         model = net()
         optimizer = Sharpened(model.parameters(), needs_gradient=True)
@@ -598,8 +630,11 @@ backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @backends
 @pytest.mark.parametrize("on_nonfinite", ["report", "skip"])
 @pytest.mark.parametrize("watch_first", [True, False], ids=["watched first", "compiled first"])
-def test_a_compiled_model_is_compiled_once_and_gives_its_own_figures(compiler, backend, watch_first, on_nonfinite):
-    runs = Run(True, on_nonfinite=on_nonfinite), Run(False, on_nonfinite=on_nonfinite)
+@pytest.mark.parametrize("observes", [True, False], ids=["loss observed", "loss found"])
+def test_a_compiled_model_is_compiled_once_and_gives_its_own_figures(
+    compiler, backend, watch_first, on_nonfinite, observes
+):
+    runs = Run(True, on_nonfinite=on_nonfinite, observes=observes), Run(False, on_nonfinite=on_nonfinite)
     for run in runs:
         compiler()
         model, counter = net(), CompileCounterWithBackend(backend)
@@ -627,7 +662,7 @@ def test_a_compiled_model_is_compiled_once_and_gives_its_own_figures(compiler, b
 @pytest.mark.parametrize("found", [False, True], ids=["given", "found"])
 @pytest.mark.parametrize("how", ["the step", "a function around it"])
 def test_a_compiled_step_is_compiled_as_often_as_bare(compiler, backend, how, found):
-    runs = Run(True, found), Run(False, found)
+    runs = Run(True, found, observes=False), Run(False, found)
     compiled = []
     for run in runs:
         compiler()
@@ -852,8 +887,9 @@ def test_toggled_optimizers_in_lightning_are_those_of_the_bare_loop(namespace, o
 
 @named
 @pytest.mark.parametrize("on_nonfinite", ["report", "skip", "raise"])
-def test_halves_trained_by_turns_are_those_of_the_bare_loop(on_nonfinite, found):
-    run_both(toggling, found, on_nonfinite)
+@pytest.mark.parametrize("observes", [True, False], ids=["loss observed", "loss found"])
+def test_halves_trained_by_turns_are_those_of_the_bare_loop(on_nonfinite, found, observes):
+    run_both(toggling, found, on_nonfinite, observes)
 
 
 @pytest.mark.parametrize(("rows", "is_known"), [(8, True), (4096, False)], ids=["every entry sampled", "a sample"])

@@ -1,0 +1,230 @@
+"""Find the loss of an update: the scalars that ``backward()`` was called on since its gradients were empty.
+
+Calls of ``torch.autograd.backward`` (``Tensor.backward`` calls it) tell the losses, and calls of ``GradScaler.scale``
+what they were before they were scaled. Losses of ``torch.autograd.grad`` stay unseen: compiled code takes that function
+into its graphs, and a wrapper would keep it out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.utils.weak import WeakIdKeyDictionary
+
+from gradwatch import _torch
+from gradwatch.hooks.followed_function import FollowedFunction
+from gradwatch.hooks.graph import operation_of, saved_by
+
+__all__ = ["FoundLoss", "LossFinder", "follow_backward", "follow_scale", "roots_of_backward"]
+
+MOST_LOSSES = 256
+"""Losses of one update, more than most loops accumulate: a program that never updates must not fill memory."""
+
+_backward = FollowedFunction(torch.autograd, "backward")
+_scale = FollowedFunction(GradScaler, "scale")
+
+follow_backward = _backward.listen
+"""Listen to the calls of ``backward()`` in this process; see ``FollowedFunction.listen``."""
+follow_scale = _scale.listen
+"""Listen to the calls of ``GradScaler.scale`` in this process; see ``FollowedFunction.listen``."""
+
+
+def roots_of_backward(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
+    """Return the tensors that a call of ``backward()`` begins at, and whether they are a loss.
+
+    They are none where one has several entries, or where the caller hands gradients over.
+    """
+    parts = _listed(args[0] if args else kwargs.get("tensors"))
+    gradients = _listed(args[1] if len(args) > 1 else kwargs.get("grad_tensors"))
+    roots = [part for part in parts if isinstance(part, Tensor)]  # others are edges of the graph
+    are_scalars = bool(roots) and len(roots) == len(parts) and all(root.numel() == 1 for root in roots)
+    return roots, are_scalars and all(gradient is None for gradient in gradients)
+
+
+def _listed(tensors: Any) -> list[Any]:
+    if tensors is None:
+        return []
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+@dataclass(eq=False)
+class FoundLoss:
+    """A call of ``backward()``.
+
+    Attributes:
+        value: () the loss without its loss scale, detached; None where the call was made on no loss.
+        factor: the number that the loop has multiplied it by at last: 1/4 for ``(loss / 4).backward()``.
+        reached: columns whose gradients it has added to, as far as they are listened to.
+    """
+
+    value: Tensor | None
+    factor: float = 1.0
+    reached: set[int] = field(default_factory=set)
+
+
+class LossFinder:
+    """The losses of the coming updates.
+
+    An update has the losses whose backward passes its gradients are made of: those that have reached its parameters
+    since these were without gradient, or since the last update where nobody clears gradients. So a loss of another
+    model is none of its losses, and neither is a generator's, whose gradients in the critic are cleared. A few
+    parameters of each optimizer stand for all. Where none of them was reached (their layers were not used, or their
+    gradients come another way, as under FSDP), the losses count that have reached nobody since the last update.
+
+    Losses that a loop has divided by the number of backward passes of an update are multiplied by it again, so that
+    the figure does not depend on the accumulation.
+
+    Args:
+        tensors: the watched tensors, by column.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._calls: dict[int, FoundLoss] = {}  # by the thread that called
+        self._made_of: dict[int, deque[FoundLoss]] = {}  # column → what its gradient is made of
+        self._left: dict[int, tuple[int, int]] = {}  # column → its gradient where the latest backward pass ended
+        self._updated: set[int] = set()  # columns that were updated since the latest backward pass
+        self._since: deque[FoundLoss] = deque(maxlen=MOST_LOSSES)
+        self._took: set[int] = set()  # optimizers that were updated since the latest backward pass
+        self._division: float | None = None  # the factor by which this loop accumulates, once it was seen to
+        self._unscaled = WeakIdKeyDictionary()  # what a scaler returned → what it was given
+        self._scaler: GradScaler | None = None  # has scaled something since the latest backward pass
+
+    def note_scaled(self, scaler: GradScaler, given: Any, scaled: Any) -> None:
+        """Note that ``scaler`` made ``scaled`` from ``given``."""
+        if isinstance(scaled, Tensor) and isinstance(given, Tensor) and scaled is not given:
+            self._unscaled[scaled] = given
+            self._scaler = scaler
+
+    def begin(self, roots: Sequence[Tensor], *, is_loss: bool) -> FoundLoss:
+        """Note that a backward pass begins at ``roots``. Several losses at once count as their sum."""
+        for column in self._made_of:
+            if column in self._updated or self._state(column) != self._left.get(column):
+                self._made_of[column].clear()
+        if self._took:
+            self._since.clear()
+        self._updated.clear()
+        self._took.clear()
+        scaler, self._scaler = self._scaler, None
+        found = self._found(roots, scaler) if is_loss else FoundLoss(None)
+        self._calls[threading.get_ident()] = found
+        self._since.append(found)
+        return found
+
+    def arrive(self, column: int) -> None:
+        """Note that the backward pass under way has added to the gradient of ``column``."""
+        calls = self._calls  # under autograd's own threads only one pass can be told apart
+        found = next(iter(calls.values()), None) if len(calls) == 1 else calls.get(threading.get_ident())
+        if found is not None and column not in found.reached:
+            found.reached.add(column)
+            self._made_of.setdefault(column, deque(maxlen=MOST_LOSSES)).append(found)
+
+    def end(self, found: FoundLoss, *, has_failed: bool) -> None:
+        """Note that a backward pass has ended; one that has failed has no loss."""
+        self._calls = {thread: each for thread, each in self._calls.items() if each is not found}
+        if has_failed:
+            found.value = None
+        for column in found.reached:
+            if column in self._made_of and (state := self._state(column)) is not None:
+                self._left[column] = state
+
+    def take(self, columns: Collection[int], optimizer: int) -> list[Tensor]:
+        """Return the () losses of an update that is about to be made.
+
+        Args:
+            columns: the watched parameters of the optimizer.
+            optimizer: a number of its own.
+        """
+        found = self._reaching(columns)
+        if not found and optimizer not in self._took:
+            found = [each for each in self._since if not each.reached]
+        self.leave(columns, optimizer)
+        return self._undivided([each for each in found if each.value is not None])
+
+    def leave(self, columns: Collection[int], optimizer: int) -> None:
+        """Note that an update is made: whatever backward pass comes next, its losses are none of this update's."""
+        self._updated.update(column for column in self._made_of if column in columns)
+        self._took.add(optimizer)
+
+    def choose(self, columns: Collection[int], arrived: Sequence[int]) -> set[int]:
+        """Return the columns to listen to from now on, which stand for all of an optimizer; forget its others.
+
+        Args:
+            columns: all of the optimizer, after its first backward passes.
+            arrived: those with a gradient, the one that arrived last first. Each pass is met by at least one that
+                is chosen.
+        """
+        chosen = set(arrived[:1])
+        for found in self._reaching(columns):
+            if not chosen & found.reached:
+                chosen.add(next(column for column in arrived if column in found.reached))
+        for column in set(columns) - chosen:
+            self._made_of.pop(column, None)
+            self._left.pop(column, None)
+        return chosen
+
+    def _reaching(self, columns: Collection[int]) -> list[FoundLoss]:
+        """Return the passes that the gradients of ``columns`` are made of, in their order."""
+        mine = [made_of for column, made_of in self._made_of.items() if column in columns]
+        return list(dict.fromkeys(itertools.chain.from_iterable(mine)))
+
+    def _state(self, column: int) -> tuple[int, int] | None:
+        """Return what changes where the gradient of ``column`` is replaced, or changed in place; None without one."""
+        gradient = self._tensors[column].grad
+        return None if gradient is None else (id(gradient), _torch.version_of(gradient))
+
+    def _found(self, roots: Sequence[Tensor], scaler: GradScaler | None) -> FoundLoss:
+        with torch.no_grad():
+            values = [self._value(root, scaler) for root in roots]
+            if len(values) > 1:
+                return FoundLoss(torch.stack(values).sum())
+        given = self._given(roots[0])
+        return FoundLoss(values[0], factor_of(roots[0] if given is None else given))
+
+    def _value(self, loss: Tensor, scaler: GradScaler | None) -> Tensor:
+        """Return () ``loss`` without its scale: as it was before scaling, or divided where it was computed since."""
+        value = loss.detach()
+        if (given := self._given(loss)) is not None:
+            value = given.detach()
+        elif scaler is not None:
+            value = value / _torch.scale_of(scaler)
+        return value.reshape(())
+
+    def _given(self, loss: Tensor) -> Tensor | None:
+        """Return what a scaler was given for ``loss``; None where no scaler has returned it."""
+        return self._unscaled.get(loss) if self._unscaled else None
+
+    def _undivided(self, found: Sequence[FoundLoss]) -> list[Tensor]:
+        """Return the losses; those that were divided by the number of passes, as they were before."""
+        factors = {each.factor for each in found}
+        factor = factors.pop() if len(factors) == 1 else 1.0
+        if len(found) > 1 and abs(factor * len(found) - 1) < 1e-6:
+            self._division = factor
+        is_divided = factor == self._division  # an epoch may end with fewer passes, divided by the same number
+        return [each.value / factor if is_divided else each.value for each in found if each.value is not None]
+
+
+def factor_of(loss: Tensor) -> float:
+    """Return the number that ``loss`` was multiplied by in its last operation; 1 where that was no such product."""
+    node: Any = loss.grad_fn
+    operation = None if node is None else operation_of(node)
+    number = _number(saved_by(node, "other")) if operation in ("mul", "div") else None
+    if not number:
+        return 1.0
+    return 1 / number if operation == "div" else number
+
+
+def _number(other: Any) -> float | None:
+    """Return a factor that is no tensor to wait for; torch keeps numbers as tensors on the CPU."""
+    if isinstance(other, Tensor):
+        is_at_hand = other.is_cpu and other.numel() == 1 and not (other.requires_grad or other.is_complex())
+        return float(other) if is_at_hand else None
+    return float(other) if isinstance(other, int | float) else None
