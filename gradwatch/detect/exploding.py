@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
-from gradwatch.detect.loss_level import LossLevel, loss_suffers
+from gradwatch.detect.loss_evidence import LossEvidence
+from gradwatch.detect.loss_level import LossLevel, loss_suffers, runs_away
 from gradwatch.detect.wording import times
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
@@ -32,7 +33,9 @@ FIRST_STEPS = 10
 NEGLIGIBLE = 0.1  # times the first total: without a loss, what is below has converged
 OUTGROWN = 1e4  # times the largest of the first steps, three steps in a row: enough without a loss, however slowly
 IN_A_ROW = 3
+DISPLACED = 2.0  # times its own norm that an update moves a weight by; healthy first updates reach 1.9
 LONGEST_PROVEN = 16  # steps for which the bound of ``may_wait`` holds
+COME_DOWN = 0.5  # a loss that has halved since its peak has settled: a catapult at the edge of stability, one bad batch
 WORSE = 0.5  # share by which the loss must have risen since the evidence began; after a change of task it only falls
 
 
@@ -49,8 +52,13 @@ class ExplodingState:
         first_peak: the largest norm of the first ten steps.
         outgrown: steps in a row above ``OUTGROWN`` times that.
         first_total: the first total norm.
+        first_logs: (10, P + 1) log10 of the first norms of each; rows from ``count`` on mean nothing.
+        has_level: whether the level was taken from all of them.
+        was_displaced: whether a measured update has moved a weight by more than twice its own norm.
+        evidence_of_loss: what the loss can prove.
         loss: the level of the loss.
         loss_at_onset: the loss of the step at which the total's evidence began to gather.
+        peak_since_onset: the largest finite loss since that step.
         goes_on: whether the loss has risen further since then, or the evidence came at once.
     """
 
@@ -63,9 +71,14 @@ class ExplodingState:
     onset: NDArray[np.int64]
     first_peak: Floats
     outgrown: NDArray[np.int64]
+    first_logs: Floats
+    has_level: bool = False
+    was_displaced: bool = False
     first_total: float = 0.0
+    evidence_of_loss: LossEvidence = field(default_factory=LossEvidence)
     loss: LossLevel = field(default_factory=LossLevel)
     loss_at_onset: float | None = None
+    peak_since_onset: float = 0.0
     goes_on: bool = False
 
     @classmethod
@@ -79,6 +92,7 @@ class ExplodingState:
             onset=np.zeros(columns, dtype=np.int64),
             first_peak=np.zeros(columns),
             outgrown=np.zeros(columns, dtype=np.int64),
+            first_logs=np.zeros((FIRST_STEPS, columns)),
         )
 
 
@@ -106,7 +120,7 @@ class Exploding(Detector[ExplodingState]):
         self._threshold: Floats = np.zeros(0)
 
     def examine(self, report: StepReport) -> DetectorResult | None:
-        suffers = None if report.loss is None else loss_suffers(self._state.loss, report.loss)
+        suffers = self._suffers(report)
         if not report.gradients_are_finite:
             return None  # no norm can be compared with a NaN; nonfinite takes over
         norm = self._norm
@@ -115,6 +129,8 @@ class Exploding(Detector[ExplodingState]):
         known = self._state.count[:-1] > 0
         deviation = self._learn(report.step, norm, margin, asks=suffers is None)[:-1]
         goes_on = self._goes_on(report.step, report.loss)
+        self._take_level(suffers)
+        self._note_displacement(report)
         overflow = np.isinf(report.grad_norm)
         if self._literal is None and not overflow.any() and not self._state.evidence.any():
             outgrown = self._outgrown(suffers)
@@ -150,7 +166,7 @@ class Exploding(Detector[ExplodingState]):
         them, which is more for every w up to ``LONGEST_PROVEN``.
         """
         ours = self._state
-        has_settled = ours.count[-1] >= HORIZON and ours.evidence[-1] <= 0
+        has_settled = ours.has_level and ours.count[-1] >= HORIZON and ours.evidence[-1] <= 0
         if self._literal is not None or not has_settled or total <= 0 or waiting > LONGEST_PROVEN:
             return False
         if loss is None and total > OUTGROWN * ours.first_peak[-1]:
@@ -205,6 +221,9 @@ class Exploding(Detector[ExplodingState]):
                 ours.first_total = float(norm[-1])
         deviation = np.where(usable, log - ours.level, 0.0)
         self._compare_with_first(norm, usable, asks=asks)
+        if not ours.has_level:
+            early = np.flatnonzero(usable & (ours.count < FIRST_STEPS))
+            ours.first_logs[ours.count[early], early] = log[early]
         self._gather(step, usable, deviation - margin)
         rate = usable / np.minimum(ours.count + 1, HORIZON)
         taken = np.minimum(np.maximum(deviation, -margin), margin)  # a spike must not become the new normal
@@ -212,6 +231,30 @@ class Exploding(Detector[ExplodingState]):
         ours.spread += rate * (np.abs(taken) - ours.spread)
         ours.count += usable
         return deviation
+
+    def _take_level(self, suffers: bool | None) -> None:
+        """Take level and spread from the first ten norms together, unless the run suffers just now.
+
+        A level that was learned from one norm is none: the first batch may have held nothing to learn from. What has
+        gathered against such a level is no evidence.
+        """
+        ours = self._state
+        if ours.has_level or suffers or ours.count[-1] < FIRST_STEPS:
+            return
+        ours.has_level = True
+        seen = ours.count > 0
+        is_filled = np.arange(FIRST_STEPS)[:, None] < ours.count[seen]
+        first = np.where(is_filled, ours.first_logs[:, seen], np.nan)
+        ours.level[seen] = np.nanmedian(first, axis=0)
+        ours.spread[seen] = np.nanmean(np.abs(first - ours.level[seen]), axis=0)
+        ours.evidence[:] = 0.0
+
+    def _note_displacement(self, report: StepReport) -> None:
+        """Note whether an update moved a weight further than its own norm: growth that follows needs no level."""
+        ratio = report.figures.get("update_ratio")
+        if ratio is not None and report.sampled and not self._state.was_displaced:
+            with np.errstate(invalid="ignore"):
+                self._state.was_displaced = bool((ratio[self._layers.is_weight] > DISPLACED).any())
 
     def _gather(self, step: int, usable: NDArray[np.bool_], excess: Floats) -> None:
         evidence, onset = self._state.evidence, self._state.onset
@@ -233,6 +276,20 @@ class Exploding(Detector[ExplodingState]):
         if outgrows.any() or ours.outgrown.any():
             ours.outgrown = np.where(outgrows, ours.outgrown + 1, np.where(usable, 0, ours.outgrown))
 
+    def _suffers(self, report: StepReport) -> bool | None:
+        """Return whether the loss suffers; None where there is none, or where its level measures nothing.
+
+        A loss that runs away below zero suffers in any case: an error is ascended.
+        """
+        ours = self._state
+        reach = ours.evidence_of_loss.take_in(report)
+        if report.loss is None:
+            return None
+        suffers = loss_suffers(ours.loss, report.loss, reach)
+        if ours.evidence_of_loss.measures_progress or runs_away(ours.loss, report.loss):
+            return suffers
+        return None
+
     def _margin(self) -> Floats:
         return np.maximum(MARGIN, SPREADS * self._state.spread)
 
@@ -240,19 +297,27 @@ class Exploding(Detector[ExplodingState]):
         evidence = self._state.evidence
         if suffers is None:
             is_large = total > NEGLIGIBLE * self._state.first_total
-            return (evidence[:-1] >= EVIDENCE_ALONE) & (evidence[-1] > 0) & is_large
+            enough = evidence[:-1] >= EVIDENCE_ALONE
+            is_believed = self._state.has_level or self._state.was_displaced
+            return enough & (evidence[-1] >= EVIDENCE) & is_large & is_believed
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
 
     def _goes_on(self, step: int, loss: float | None) -> bool:
-        """Return True if the evidence came at once, or the loss has risen further since the evidence began."""
+        """Return True if the evidence came at once, or the loss has risen further since the evidence began.
+
+        A loss that has come down to half of its peak has settled.
+        """
         ours = self._state
         before = ours.loss_at_onset
         if ours.onset[-1] == step:
-            ours.loss_at_onset = loss
+            ours.loss_at_onset, ours.peak_since_onset = loss, -math.inf
             ours.goes_on = loss is None or bool((ours.evidence[:-1] >= EVIDENCE).any())
         elif loss is not None and before is not None:
             ours.goes_on |= loss < 0 or not loss - before <= WORSE * abs(before)
-        return bool(ours.goes_on)
+        if loss is None or not math.isfinite(loss):
+            return bool(ours.goes_on)
+        ours.peak_since_onset = max(ours.peak_since_onset, loss)
+        return bool(ours.goes_on) and not 0 < loss < COME_DOWN * ours.peak_since_onset
 
     def _outgrown(self, suffers: bool | None) -> NDArray[np.bool_]:
         lasting = self._state.outgrown >= IN_A_ROW

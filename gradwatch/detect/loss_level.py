@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["LossLevel", "loss_suffers"]
+from gradwatch.detect.loss_evidence import Reach
+
+__all__ = ["LossLevel", "loss_suffers", "runs_away"]
 
 HORIZON = 30  # steps that the level remembers
 RISE = 0.5  # a loss suffers from half its level above it ...
@@ -25,6 +27,7 @@ class LossLevel:
         mean: running mean over about 30 of them.
         spread: running mean of their distance from it.
         largest: the largest absolute value of the first ten.
+        latest: the latest finite loss.
     """
 
     VERSION: ClassVar[int] = 1
@@ -33,21 +36,29 @@ class LossLevel:
     mean: float = 0.0
     spread: float = 0.0
     largest: float = 0.0
+    latest: float = 0.0
 
 
-def loss_suffers(level: LossLevel, loss: float) -> bool:
+def loss_suffers(level: LossLevel, loss: float, reach: Reach) -> bool:
     """Return True if ``loss`` rises above its level; then take it into the level, in place.
 
     A loss that is NaN or Inf suffers and is not taken in. A loss that runs away below zero suffers, too. A loss below a
     hundredth of its first values does not suffer: Adam near a minimum leaps and settles by turns. A loss that suffers
     is taken in only as far as it may rise without suffering, so that a spike does not become the new normal while a
     lasting change slowly does.
+
+    The part of a change that lies beyond the ``reach`` of the updates came with the data. A batch that is harder than
+    the last one does no harm, so the level moves with it; and the spread grows, because what the updates make must
+    stand out from what the data makes.
     """
     if not math.isfinite(loss):
         return True
     if level.count == 0:
-        level.count, level.mean, level.largest = 1, loss, abs(loss)
+        level.count, level.mean, level.largest, level.latest = 1, loss, abs(loss), loss
         return False
+    change, level.latest = loss - level.latest, loss
+    beyond = change - max(-reach.fall, min(change, reach.rise))
+    level.mean += beyond
     if level.count < FIRST_STEPS and abs(loss) < RUNAWAY * level.largest:
         level.largest = max(level.largest, abs(loss))
     allowed = max(RISE * abs(level.mean), SPREADS * level.spread)
@@ -56,6 +67,11 @@ def loss_suffers(level: LossLevel, loss: float) -> bool:
     rate = 1 / min(level.count + 1, HORIZON)
     taken = max(-allowed, min(deviation, allowed)) if allowed > 0 else deviation
     level.mean += rate * taken
-    level.spread += rate * (abs(taken) - level.spread)
+    level.spread += rate * (abs(taken) + abs(beyond) - level.spread)
     level.count += 1
-    return suffers or -loss > RUNAWAY * level.largest
+    return suffers or runs_away(level, loss)
+
+
+def runs_away(level: LossLevel, loss: float) -> bool:
+    """Return True if ``loss`` is not finite, or further below zero than ten times the largest of its first values."""
+    return not math.isfinite(loss) or -loss > RUNAWAY * level.largest

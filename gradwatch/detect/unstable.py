@@ -1,13 +1,20 @@
-"""``unstable``: a loss that keeps jumping up instead of coming down."""
+"""``unstable``: updates that overshoot, so that the loss jumps up again and again instead of coming down.
+
+A jump is one that the update before it can have made (``loss_evidence``). That keeps healthy runs silent whose losses
+jump because the next batch is a harder one, or because the targets have moved. A jump is also large. It is compared
+with the first loss, because near convergence a healthy loss jumps by many times its own, tiny, level. And it is
+compared with the jumps of the same run that came with the data, because the first batch may have been an easy one.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
+import statistics
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy, whole_run
+from gradwatch.detect.loss_evidence import LossEvidence
 from gradwatch.findings import Thresholds
 from gradwatch.measure.report import StepReport
 
@@ -15,7 +22,7 @@ __all__ = ["Unstable"]
 
 WINDOW = 40  # steps in which jumps are counted
 JUMPS = 6  # upward jumps among them: a spike is one, a schedule's restart is one, a bad data shard a few
-JUMP = 1.0  # a jump is as large as the whole loss was at first
+JUMP = 1.0  # a jump is as large as the whole loss was at first, and as those that come with the data
 
 
 @dataclass
@@ -25,26 +32,30 @@ class UnstableState:
     Attributes:
         first: the first loss.
         last: the latest loss.
-        rises: the last 41 differences between one loss and the next, as shares of the first loss.
-        negative: whether any loss was below zero.
-        positive: whether any loss was above zero.
+        rose: whether the latest loss was above the one before it.
+        jumps: for each of the last 40 changes, the jump as a multiple of the first loss; 0 where it is none.
+        limits: the smallest multiple that would have been one.
+        beyond: for each of the last 40 changes, how far it rose beyond the reach of the updates, or 0.
+        evidence: what the loss can prove.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     first: float | None = None
     last: float = 0.0
-    rises: list[float] = field(default_factory=list)
-    negative: bool = False
-    positive: bool = False
+    rose: bool = False
+    jumps: list[float] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
+    beyond: list[float] = field(default_factory=list)
+    evidence: LossEvidence = field(default_factory=LossEvidence)
 
 
 class Unstable(Detector[UnstableState]):
-    """Upward jumps of the loss, as large as its first value, again and again.
+    """Upward jumps of the loss that the updates can have made, again and again.
 
-    ``value`` is the largest upward jump in the last 40 steps as a share of the first loss. Jumps are compared with the
-    first loss because near convergence a healthy loss jumps by many times its own, tiny, level. A loss that changes
-    sign (policy gradients, adversarial games) is no distance and is not judged.
+    ``value`` is the largest such jump in the last 40 steps, as a multiple of the first loss, and ``threshold`` the
+    multiple from which on it counts: 1, or the median of the rises that the updates cannot have made, where that is
+    larger. A loss that changes sign (policy gradients, adversarial games) is no distance and is not judged.
     """
 
     kind = "unstable"
@@ -58,42 +69,54 @@ class Unstable(Detector[UnstableState]):
 
     def examine(self, report: StepReport) -> DetectorResult | None:
         loss, ours = report.loss, self._state
+        reach = ours.evidence.take_in(report)
         if loss is None or not math.isfinite(loss):
             return None
-        ours.negative |= loss < 0
-        ours.positive |= loss > 0
         if ours.first is None:
-            ours.first, ours.last, ours.rises = loss, loss, [0.0]
+            ours.first = ours.last = loss
             return None
-        rise = (loss - ours.last) / abs(ours.first) if ours.first else 0.0
-        ours.rises = [*ours.rises[-WINDOW:], rise]  # and the one before them
+        self._take_change(loss - ours.last, reach.rise)
         ours.last = loss
-        largest = max(ours.rises[-WINDOW:])
-        changes_sign = ours.negative and ours.positive
-        if largest <= self._jump or changes_sign or len(self._jumps()) < JUMPS:
+        if self._count() < JUMPS or not ours.evidence.measures_progress:
             return self._healthy
-        return whole_run(True, largest, self._jump)
+        return whole_run(True, *self._largest())
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
         """Allow losses within half a jump of the last examined one.
 
-        Bound: two losses that each lie within half a jump of the same value lie at most one jump apart, so none of the
-        steps that wait adds a jump. A run that was not sick before is then not sick at any of them, because the number
-        of jumps in the window can only fall. A step without a loss is not judged at all.
+        Bound: two losses that each lie within half a jump of the same value lie at most one jump apart, and no jump is
+        smaller than the first loss times ``unstable_jump``. So none of the steps that wait adds a jump, and their
+        number in the window can only fall. A step without a loss is not judged at all.
         """
         if loss is None:
             return True
-        first, last = self._state.first, self._state.last
-        return first is not None and abs(loss - last) <= self._jump / 2 * abs(first)
+        ours = self._state
+        return ours.first is not None and abs(loss - ours.last) <= self._jump / 2 * abs(ours.first)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
-        jumps, steps = self._jumps(), len(self._state.rises) - 1
+        largest, limit = self._largest()
         measured = (
-            f"The loss jumped up {len(jumps)} times in the last {steps} steps, by up to {max(jumps):.3g} times its "
-            f"first value of {self._state.first:.4g} (a jump counts from {self._jump:g} times on)."
+            f"The loss jumped up {self._count()} times in the last {len(self._state.jumps)} steps, by up to "
+            f"{largest:.3g} times its first value of {self._state.first:.4g} (a jump counts from {limit:.3g} times on)."
         )
         return Evidence(measured, ("Updates overshoot: each undoes what the one before had gained.",))
 
-    def _jumps(self) -> list[float]:
-        """Return the rises above one jump that follow a fall: a loss that climbs all the time diverges."""
-        return [rise for before, rise in itertools.pairwise(self._state.rises) if rise > self._jump and before <= 0]
+    def _take_change(self, rise: float, reach: float) -> None:
+        """Note whether this change of the loss is a jump; a rise that follows a rise is none: such a loss diverges."""
+        ours, jump, limit = self._state, 0.0, self._jump
+        scale = abs(ours.first or 0.0)
+        if not ours.rose and reach >= rise > limit * scale > 0:
+            beyond = [each for each in ours.beyond if each > 0]
+            limit *= max(1.0, statistics.median(beyond) / scale if beyond else 0.0)
+            jump = rise / scale if rise > limit * scale else 0.0
+        ours.jumps = [*ours.jumps[1 - WINDOW :], jump]
+        ours.limits = [*ours.limits[1 - WINDOW :], limit]
+        ours.beyond = [*ours.beyond[1 - WINDOW :], max(0.0, rise - reach)]
+        ours.rose = rise > 0
+
+    def _count(self) -> int:
+        return sum(jump > 0 for jump in self._state.jumps)
+
+    def _largest(self) -> tuple[float, float]:
+        """Return (the largest jump, the limit that it was compared with), both as multiples of the first loss."""
+        return max(zip(self._state.jumps, self._state.limits, strict=True))

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from gradwatch.detect import loss_level
 from gradwatch.detect.exploding import (
+    COME_DOWN,
+    DISPLACED,
     EVIDENCE,
     EVIDENCE_ALONE,
     FIRST_STEPS,
@@ -19,7 +21,9 @@ from gradwatch.detect.exploding import (
     WORSE,
     Exploding,
 )
+from gradwatch.detect.loss_evidence import Reach
 from gradwatch.findings import Thresholds
+from tests.detect.test_loss_evidence import slow_reaches
 from tests.reports import (
     INF,
     NAN,
@@ -35,21 +39,26 @@ from tests.reports import (
     times,
 )
 
+UNBOUNDED = Reach(INF, INF)
 
-def slow_loss_suffers(losses):
+
+def slow_loss_suffers(losses, reaches):
     """``loss_level`` over a whole run, a step at a time."""
-    mean = spread = largest = 0.0
+    mean = spread = largest = last = 0.0
     seen = 0
     suffers = []
-    for loss in losses:
+    for loss, reach in zip(losses, reaches, strict=True):
         if loss is None:
             suffers.append(None)
         elif not math.isfinite(loss):
             suffers.append(True)
         elif seen == 0:
-            mean, largest, seen = loss, abs(loss), 1
+            mean, largest, seen, last = loss, abs(loss), 1, loss
             suffers.append(False)
         else:
+            change, last = loss - last, loss
+            beyond = change - reach.rise if change > reach.rise else min(0.0, change + reach.fall)
+            mean += beyond
             allowed = max(loss_level.RISE * abs(mean), loss_level.SPREADS * spread)
             above = loss - mean
             if seen < loss_level.FIRST_STEPS and abs(loss) < loss_level.RUNAWAY * largest:
@@ -59,18 +68,35 @@ def slow_loss_suffers(losses):
             if allowed > 0 and abs(above) > allowed:
                 above = math.copysign(allowed, above)
             share = 1 / min(seen + 1, loss_level.HORIZON)
-            mean, spread = mean + share * above, spread + share * (abs(above) - spread)
+            mean, spread = mean + share * above, spread + share * (abs(above) + abs(beyond) - spread)
             seen += 1
+    return suffers
+
+
+def slow_suffers(reports):
+    """Whether the loss suffers at each step; None where there is none, or where it has been on both sides of zero."""
+    losses = [step.loss for step in reports]
+    suffers = slow_loss_suffers(losses, slow_reaches(reports))
+    first = []
+    for place, loss in enumerate(losses):
+        seen = [each for each in losses[: place + 1] if each is not None]
+        if loss is not None and math.isfinite(loss) and (not first or abs(loss) < loss_level.RUNAWAY * max(first)):
+            first += [abs(loss)] * (len([each for each in seen if math.isfinite(each)]) <= loss_level.FIRST_STEPS)
+        is_signed = any(each < 0 for each in seen) and any(each > 0 for each in seen)
+        runs_away = loss is not None and (not math.isfinite(loss) or -loss > loss_level.RUNAWAY * max(first, default=0))
+        if is_signed and not runs_away:
+            suffers[place] = None
     return suffers
 
 
 def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
     """The default rule: for each step the onset of each sick layer, None where the step says nothing."""
-    suffering = slow_loss_suffers([step.loss for step in reports])
+    suffering = slow_suffers(reports)
     count = len(reports[0].grad_norm)
     seen, level, spread, evidence, onset, peak, outgrown = ([0.0] * (count + 1) for _ in range(7))
+    first_logs = [[] for _ in range(count + 1)]
     told = []
-    loss_at_onset, goes_on, first_total = None, False, 0.0
+    loss_at_onset, peak_since, goes_on, first_total, has_level, displaced = None, 0.0, False, 0.0, False, False
     for step, suffers in zip(reports, suffering, strict=True):
         if any(step.nonfinite > 0):
             told.append(None)
@@ -82,6 +108,7 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
             if seen[column] == 0:
                 level[column] = math.log10(norm)
                 first_total = norm if column == count else first_total
+            first_logs[column].append(math.log10(norm))
             above = math.log10(norm) - level[column]
             margin = max(MARGIN, SPREADS * spread[column])
             if seen[column] < FIRST_STEPS:
@@ -98,18 +125,33 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
             spread[column] += share * (abs(taken) - spread[column])
             seen[column] += 1
         if onset[count] == step.step:
-            loss_at_onset = step.loss
+            loss_at_onset, peak_since = step.loss, -INF
             goes_on = step.loss is None or max(evidence[:count]) >= EVIDENCE
         elif step.loss is not None and loss_at_onset is not None:
             worse = not step.loss - loss_at_onset <= WORSE * abs(loss_at_onset)
             goes_on = goes_on or worse or step.loss < 0
-        suffers = suffers and goes_on
+        is_over = False
+        if step.loss is not None and math.isfinite(step.loss):
+            peak_since = max(peak_since, step.loss)
+            is_over = 0 < step.loss < COME_DOWN * peak_since
+        if not has_level and not suffers and seen[count] >= FIRST_STEPS:
+            has_level = True
+            for column in range(count + 1):
+                if seen[column]:
+                    first = first_logs[column][:FIRST_STEPS]
+                    level[column] = float(np.median(first))
+                    spread[column] = sum(abs(each - level[column]) for each in first) / len(first)
+                evidence[column] = 0.0
+        if step.sampled and "update_ratio" in step.figures:
+            displaced = displaced or any(ratio > DISPLACED for ratio in step.figures["update_ratio"])
+        suffers = suffers and goes_on and not is_over
         enough = EVIDENCE_ALONE if suffers is None else EVIDENCE
         sick = {}
         for column in range(count):
             outgrew = evidence[column] >= enough and evidence[count] > 0 and suffers is not False
-            if suffers is None and step.grad_norm_total <= NEGLIGIBLE * first_total:
-                outgrew = False
+            if suffers is None:
+                is_small = step.grad_norm_total <= NEGLIGIBLE * first_total
+                outgrew = outgrew and evidence[count] >= EVIDENCE and not is_small and (has_level or displaced)
             slowly = suffers is None and outgrown[column] >= IN_A_ROW and outgrown[count] >= IN_A_ROW
             if slowly or (outgrew and outgrows[column]) or step.grad_norm[column] == INF:
                 sick[column] = onset[column] if evidence[column] > 0 else step.step
@@ -135,6 +177,27 @@ def test_agrees_with_the_slow_loop_on_random_walks(loss_seen):
     assert sick_steps > 50  # else this test would show nothing
 
 
+def test_agrees_with_the_slow_loop_where_updates_are_measured():
+    sick_steps = without_reach = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        norms, losses = random_walks(seed, steps=60, count=4)
+        lengths = 10.0 ** rng.normal(-5, 1, (60, 4))
+        reports = [
+            report(
+                row, step, loss, sampled=step % 3 == 0,
+                figures={"update_ratio": lengths[step], "weight_norm": np.ones(4)},
+            )
+            for step, (row, loss) in enumerate(zip(norms, losses, strict=True))
+        ]  # fmt: skip
+        slow = slow_exploding(reports)
+        assert vectorised(reports) == slow
+        sick_steps += sum(map(bool, slow))
+        without_reach += slow != slow_exploding(run_of(norms, losses))
+    assert sick_steps > 50
+    assert without_reach > 5
+
+
 norms = st.one_of(st.floats(-6, 6).map(lambda power: 10**power), st.sampled_from([0.0, NAN, INF]))
 losses = st.one_of(st.none(), st.floats(-3, 8).map(lambda power: 10**power), st.sampled_from([0.0, -1.0, NAN, INF]))
 nonfinite = st.sampled_from([0] * 9 + [1])
@@ -151,15 +214,17 @@ def test_agrees_with_the_slow_loop_on_anything(steps):
 @given(st.lists(losses, min_size=1, max_size=80))
 def test_the_loss_level_agrees_with_the_slow_loop(sequence):
     level = loss_level.LossLevel()
-    seen = [None if loss is None else loss_level.loss_suffers(level, loss) for loss in sequence]
-    assert seen == slow_loss_suffers(sequence)
+    seen = [None if loss is None else loss_level.loss_suffers(level, loss, UNBOUNDED) for loss in sequence]
+    assert seen == slow_loss_suffers(sequence, [UNBOUNDED] * len(sequence))
 
 
-def test_the_loss_level_agrees_with_the_slow_loop_where_the_loss_plunges_and_leaps():
+@pytest.mark.parametrize("reach", [UNBOUNDED, Reach(0.5, 0.3), Reach(0.0, 0.0)])
+def test_the_loss_level_agrees_with_the_slow_loop_where_the_loss_plunges_and_leaps(reach):
     for seed in range(20):
         sequence = (10.0 ** np.random.default_rng(seed).normal(0, 0.05 * seed, 80)).tolist()
         level = loss_level.LossLevel()
-        assert [loss_level.loss_suffers(level, loss) for loss in sequence] == slow_loss_suffers(sequence)
+        seen = [loss_level.loss_suffers(level, loss, reach) for loss in sequence]
+        assert seen == slow_loss_suffers(sequence, [reach] * len(sequence))
 
 
 STEADY = [[1.0, 2.0, 4.0]] * 20
@@ -340,3 +405,41 @@ def test_the_ceiling_is_what_a_norm_must_exceed():
     literal = diagnosis(layers, Thresholds(exploding_growth=50))
     literal.observe(step)
     np.testing.assert_allclose(literal.band(step)[1], [50.0, NAN])
+
+
+def test_a_level_of_one_norm_is_none_where_the_data_made_the_loss_rise():
+    """The first images of a detector held nothing; the next gradient is 25,000 times as large, and so is the loss."""
+    moved = {"update_ratio": np.array([1e-2, 1e-2]), "weight_norm": np.array([1.0, 1.0])}
+    rows = [[1e-5, 1e-5], *[[0.25 + 0.05 * (step % 3), 0.25] for step in range(60)]]
+    losses = [1e-3, *[3.0 + step % 4 for step in range(60)]]
+    run = [
+        report(row, step, loss, sampled=step % 10 == 0, figures=moved)
+        for step, (row, loss) in enumerate(zip(rows, losses, strict=True))
+    ]
+    assert kinds(run) == []
+
+
+def test_without_a_loss_an_early_leap_is_an_explosion_only_where_an_update_displaced_the_weights():
+    rows = [[1e-5, 1e-5], *[[1.0, 1.0]] * 30]
+    for moved, expected in ((1e-2, []), (5.0, ["exploding"])):
+        figures = {"update_ratio": np.full(2, moved), "weight_norm": np.ones(2)}
+        run = [report(row, step, sampled=step % 10 == 0, figures=figures) for step, row in enumerate(rows)]
+        assert kinds(run) == expected
+
+
+def test_a_catapult_that_has_come_down_is_no_explosion():
+    """At the edge of stability a loss leaps to nine times its value within three steps, and settles in three more."""
+    losses = [1.0] * 20 + [1.1, 2.0, 9.0, 3.5, 3.9, 2.6, 1.9] + [1.2] * 20
+    leap = [2.5, 9.0, 25.0, 10.0, 15.0, 7.0, 3.0]
+    rows = STEADY + [times(factor, STEADY[0]) for factor in leap] + STEADY
+    assert kinds(run_of(rows, losses)) == []
+    still_up = losses[:23] + [9.0] * 24
+    assert kinds(run_of(rows, still_up)) == ["exploding"]
+
+
+def test_growth_under_a_loss_that_has_been_on_both_sides_of_zero_needs_the_evidence_of_no_loss():
+    """The loss of a policy gradient rises and falls through zero; its rise is no harm."""
+    losses = [(-1.0) ** step for step in range(20)] + [3.0, 5.0, 9.0, 9.0]
+    grown = [times(10.0**power, STEADY[0]) for power in (1, 2, 3)]
+    assert kinds(run_of(STEADY + grown, losses[:23])) == []
+    assert kinds(run_of([*STEADY, *grown, times(1e4, STEADY[0])], losses)) == ["exploding"]
