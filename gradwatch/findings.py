@@ -21,12 +21,25 @@ Clue = Literal[
     "division",
     "softmax",
     "exponential",
+    "power",
+    "arc",
+    "decomposition",
     "overflow",
     "overflow of float16",
+    "another operation",  # one that has no remedy of its own
     "bad batch",  # what the model was given was sick
+    "bad target",  # what the loss was given beside the outputs was sick
+    "sick from the start",  # a weight, before any update
+    "sick update",  # the update of an optimizer made NaN or Inf of finite gradients
+    "epsilon is 0",  # of the optimizer, in the format of its weights
+    "zero gradient",  # was what the sick update was made of
+    "rate is not finite",
     "scaler gave up",
+    "norm overflows",  # so that clipping would scale nothing
     "diverged",  # loss, gradients or a weight had grown a hundredfold before
     "no gradient",  # output or loss are flat
+    "softmax of one",  # over an axis of one entry: 1 whatever it is given
+    "given zeros",  # what the layer was given is 0 throughout
     "weights alike",  # of the layer, when the run began
     "weights small",
     "weights large",

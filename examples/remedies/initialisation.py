@@ -9,7 +9,7 @@ from activations import other, stack
 from side_by_side import Table, Way, changed, compare
 from torch import Tensor, nn
 
-from gradwatch.remedies import init_he_, init_orthogonal_, init_xavier_
+from gradwatch.remedies import init_he_, init_nonfinite_, init_orthogonal_, init_xavier_, init_zero_gains_
 
 
 def hidden_weights(initialise: Callable[[Tensor], object]) -> Callable[[nn.Module, Tensor], None]:
@@ -29,6 +29,20 @@ def far_below_zero(model: nn.Module, _: Tensor) -> None:
     for layer in model[:-1]:
         if isinstance(layer, nn.Linear):
             nn.init.constant_(layer.bias, -4.0)
+
+
+def never_initialised(model: nn.Module, _: Tensor) -> None:
+    """Let the first weight hold what memory may hold."""
+    nn.init.constant_(model[0].weight, float("nan"))
+
+
+def normalised() -> nn.Sequential:
+    """Return a network whose two normalisations have gains of 0, and shifts of 0."""
+    first, second = stack(nn.Tanh, 2)[0], stack(nn.Tanh, 2)[2]
+    norms = [nn.LayerNorm(first.out_features), nn.LayerNorm(second.out_features)]
+    for norm in norms:
+        nn.init.zeros_(norm.weight)
+    return nn.Sequential(first, norms[0], nn.Tanh(), second, norms[1], nn.Tanh(), nn.Linear(second.out_features, 10))
 
 
 def main() -> list[str]:
@@ -71,5 +85,18 @@ def main() -> list[str]:
                 Way("lower-learning-rate, 0.01", biased, 0.01),
             ],
             steps=150,
+        ),
+        Table(
+            "A weight that holds NaN from the start, and normalisations whose gain is 0",
+            [
+                Way("do nothing: NaN", changed(partial(stack, nn.ReLU, 2), never_initialised)),
+                Way(
+                    "initialise",
+                    changed(partial(stack, nn.ReLU, 2), never_initialised, lambda model, _: init_nonfinite_(model)),
+                ),
+                Way("do nothing: gains of 0", normalised),
+                Way("nonzero-gain", changed(normalised, lambda model, _: init_zero_gains_(model))),
+            ],
+            steps=100,
         ),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,6 +15,16 @@ from torch import nn
 def rising(steps: int) -> object:
     """Return a schedule that warms up over so many steps."""
     return lambda step: min(1.0, (step + 1) / steps)
+
+
+def divided_by_zero(step: int) -> float:
+    """Return 1 up to step 20, and what a ratio of two zeros is from there on."""
+    return 1.0 if step < 20 else math.nan
+
+
+def finite(schedule: Callable[[int], float]) -> Callable[[int], float]:
+    """Return ``schedule`` with 0 in place of what is no number."""
+    return lambda step: rate if math.isfinite(rate := schedule(step)) else 0.0
 
 
 def main() -> list[str]:
@@ -56,5 +68,13 @@ def main() -> list[str]:
                 Way("Adam at 1e-8", relu, 1e-8, optimizer=torch.optim.Adam),
             ],
             steps=120,
+        ),
+        Table(
+            "A schedule that divides by 0 from step 20 on",
+            [
+                Way("do nothing", relu, 0.3, schedule=divided_by_zero),
+                Way("finite-rate", relu, 0.3, schedule=finite(divided_by_zero)),
+            ],
+            steps=30,
         ),
     )

@@ -7,9 +7,23 @@ from functools import partial
 from activations import stack
 from initialisation import hidden_weights
 from side_by_side import Table, Way, changed, compare
-from torch import nn
+from torch import Tensor, nn
 
-from gradwatch.remedies import init_xavier_, insert_norms_
+from gradwatch.remedies import init_xavier_, insert_norms_, scale_layer_inputs_
+
+
+class Hundredfold(nn.Module):
+    """A factor that somebody left in the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * x
+
+
+def with_a_factor() -> nn.Sequential:
+    """Return a network whose second layer has small weights and is given large values."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), Hundredfold(), nn.Linear(64, 64), nn.Tanh())
+    nn.init.normal_(model[3].weight, std=0.02)
+    return model.append(nn.Linear(64, 10))
 
 
 def main() -> list[str]:
@@ -38,6 +52,15 @@ def main() -> list[str]:
                 Way("layer-norm", changed(flat, layer)),
                 Way("rms-norm", changed(flat, rms)),
                 Way("xavier", changed(flat, init_xavier_)),
+            ],
+            steps=150,
+        ),
+        Table(
+            "A factor of 100 before the layer of a tanh",
+            [
+                Way("do nothing", with_a_factor),
+                Way("scaled-layer-inputs", changed(with_a_factor, scale_layer_inputs_)),
+                Way("xavier", changed(with_a_factor, init_xavier_)),
             ],
             steps=150,
         ),

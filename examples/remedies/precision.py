@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradwatch
+from gradwatch.remedies import use_mixed_precision_
 
 SHARE = 1e-7  # of the loss: one term of many
 
@@ -56,8 +57,47 @@ def train(way: Precise, seed: int, steps: int, log_dir: Path | None, scale: floa
     return outcome_of(watcher, losses, times, held_out_accuracy(model, way, held_out, held_out_classes))
 
 
+@dataclass(frozen=True)
+class InHalf(Way):
+    """A way to train weights that are held in half precision themselves.
+
+    Attributes:
+        dtype: of weights and inputs.
+        epsilon: of Adam.
+        mixed: weights in float32, and the forward pass in half precision, with a scaled loss.
+    """
+
+    dtype: torch.dtype = torch.float16
+    epsilon: float = 1e-8
+    mixed: bool = False
+
+
+def train_in_half(way: InHalf, seed: int, steps: int, log_dir: Path | None, scale: float) -> Outcome:
+    """Train one run on the digits with Adam and weights in half precision."""
+    inputs, classes, held_out, held_out_classes = digits(scale)
+    torch.manual_seed(seed)
+    model = way.model().to(way.dtype)
+    scaler = use_mixed_precision_(model) if way.mixed else torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=way.rate, eps=way.epsilon)
+    losses, times = [], []
+    with gradwatch.watch(model, optimizer, log_dir=log_dir, scaler=scaler, log_every_n_steps=1) as watcher:
+        for _ in range(steps):
+            rows = torch.randint(len(inputs), (way.batch,))
+            begin = time.process_time()
+            loss = way.loss(model(way.inputs(inputs[rows])).float(), classes[rows])
+            watcher.observe_loss(loss)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            times.append(time.process_time() - begin)
+            losses.append(loss.item())
+    return outcome_of(watcher, losses, times, held_out_accuracy(model, way, held_out, held_out_classes))
+
+
 def main() -> list[str]:
-    """Train on gradients too small for float16, and on activations too large."""
+    """Train on gradients too small for float16, on activations too large, and on weights held in float16."""
+    held = partial(InHalf, model=partial(stack, nn.ReLU, 3), rate=0.001, inputs=lambda inputs: inputs.half())
     small = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.3 / SHARE, loss=small_loss)
     large = partial(Precise, model=partial(stack, nn.ReLU, 3), rate=0.003, optimizer=torch.optim.Adam)
     bright = partial(large, inputs=lambda inputs: 1e5 * inputs)
@@ -85,5 +125,17 @@ def main() -> list[str]:
             ],
             steps=150,
             train=train,
+        ),
+        Table(
+            "Weights in float16, Adam with eps=1e-8",
+            [
+                held("do nothing: eps=1e-8"),
+                held("lower-learning-rate: 1e-5", rate=1e-5),
+                held("optimizer-epsilon: 1e-4", epsilon=1e-4),
+                held("float32-weights", mixed=True),
+                held("bfloat16: weights", dtype=torch.bfloat16, inputs=lambda inputs: inputs.bfloat16()),
+            ],
+            steps=150,
+            train=train_in_half,
         ),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from activations import WIDTH, stack
@@ -11,7 +12,16 @@ from side_by_side import Table, Way, compare, unguarded_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradwatch.remedies import masked_softmax, safe_divide, safe_norm
+from gradwatch.remedies import (
+    jittered,
+    leave_out_zero_gradients_,
+    masked_softmax,
+    safe_acos,
+    safe_divide,
+    safe_norm,
+    safe_pow,
+    softmax_over_classes,
+)
 
 
 class Lambda(nn.Module):
@@ -84,8 +94,95 @@ def safe_masked(x: Tensor) -> Tensor:
     return (masked_softmax(groups.masked_fill(groups <= 0, float("-inf")), 2) * groups).flatten(1)
 
 
+def roots(x: Tensor) -> Tensor:
+    """Return the power 0.3 of magnitudes; dropout leaves zeros."""
+    return x.abs().pow(0.3)
+
+
+def safe_roots(x: Tensor) -> Tensor:
+    """Return the same of what is kept above 0."""
+    return safe_pow(x.abs(), 0.3)
+
+
+def angles(x: Tensor) -> Tensor:
+    """Return directions of four values each, turned by their angles to where they point already."""
+    return _turned(x, lambda cosines: cosines.clamp(-1, 1).acos())
+
+
+def safe_angles(x: Tensor) -> Tensor:
+    """Return the same with the cosines kept within ±(1 − 1e-6)."""
+    return _turned(x, safe_acos)
+
+
+def _turned(x: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
+    directions = F.normalize(x.unflatten(1, (-1, 4)), dim=2)
+    return (directions + angle((directions * directions.detach()).sum(2, keepdim=True))).flatten(1)
+
+
+def vectors(x: Tensor) -> Tensor:
+    """Return the singular vectors of each sample's 8 × 8 matrix of rank 1, times the values."""
+    matrices = x[:, :8, None] * x[:, None, 8:16]
+    return _vectors(matrices)
+
+
+def jittered_vectors(x: Tensor) -> Tensor:
+    """Return the same of matrices with a little noise."""
+    return _vectors(jittered(x[:, :8, None] * x[:, None, 8:16]))
+
+
+def _vectors(matrices: Tensor) -> Tensor:
+    left, values, _ = torch.linalg.svd(matrices.nan_to_num())  # of NaN, svd raises
+    return (left * values.unsqueeze(-2)).flatten(1)
+
+
+def shares_at_times(x: Tensor) -> Tensor:
+    """Return shares of pairs in one batch of ten, and the values as they are in the others."""
+    return shares(x) if torch.rand(()) < 0.1 else x
+
+
+def over_one_entry(scores: Tensor) -> Tensor:
+    """Return a softmax over the axis of one entry, which a recurrent layer calls that of layers."""
+    return scores.unsqueeze(1).softmax(1).squeeze(1)
+
+
+def over_classes(scores: Tensor) -> Tensor:
+    """Return a softmax over the classes, which is the last axis."""
+    return softmax_over_classes(scores.unsqueeze(1), 1).squeeze(1)
+
+
+class Normalised(torch.optim.Optimizer):
+    """Descent whose every update is as long as its weight: it divides by the norm of the gradient."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight -= group["lr"] * (1 + weight.norm()) * weight.grad / weight.grad.norm()
+
+
+def normalised_safely(parameters: Iterable[nn.Parameter], lr: float) -> Normalised:
+    """Return the same optimizer, which leaves out parameters whose gradient is 0."""
+    optimizer = Normalised(parameters, lr)
+    leave_out_zero_gradients_(optimizer)
+    return optimizer
+
+
+def begun_at_zero() -> nn.Sequential:
+    """Return a network whose last weight is 0 at first, so that nothing before it gets a gradient."""
+    model = stack(nn.ReLU, 2)
+    nn.init.zeros_(model[-1].weight)
+    return model
+
+
 def main() -> list[str]:
     """Train each operation, sick and safe."""
+    rare = partial(Way, model=partial(with_function, shares_at_times))
+    adam = partial(Way, rate=0.01, optimizer=torch.optim.Adam)
+    one = lambda function: nn.Sequential(*stack(nn.ReLU, 2), Lambda(function))
     sharp = partial(Way, model=partial(sharpened, 300.0), rate=0.01, optimizer=torch.optim.Adam)
     return compare(
         "safe_forms",
@@ -103,6 +200,30 @@ def main() -> list[str]:
                 Way("safe-division", partial(with_function, safe_shares)),
                 Way("do nothing: masked softmax", partial(with_function, masked)),
                 Way("masked-softmax, safe", partial(with_function, safe_masked)),
+            ],
+            steps=100,
+        ),
+        Table(
+            "Powers, angles, singular vectors",
+            [
+                Way("do nothing: powers", partial(with_function, roots)),
+                Way("safe-power", partial(with_function, safe_roots)),
+                Way("do nothing: angles", partial(with_function, angles)),
+                Way("safe-angle", partial(with_function, safe_angles)),
+                Way("do nothing: singular vectors", partial(with_function, vectors)),
+                Way("jitter", partial(with_function, jittered_vectors)),
+                rare("do nothing: shares of pairs in one batch of ten"),
+                rare("skip-step", on_nonfinite="skip"),
+            ],
+            steps=100,
+        ),
+        Table(
+            "A softmax over one entry, and an optimizer that divides by the norm of a gradient of 0",
+            [
+                adam("do nothing: a softmax over one entry", partial(one, over_one_entry)),
+                adam("softmax-over-classes", partial(one, over_classes)),
+                Way("do nothing: normalised descent", begun_at_zero, 0.003, optimizer=Normalised),
+                Way("safe-update", begun_at_zero, 0.003, optimizer=normalised_safely),
             ],
             steps=100,
         ),

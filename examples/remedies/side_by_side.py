@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import table as rich_table
@@ -91,6 +91,7 @@ class Way:
         schedule: step → share of the rate.
         regularisation: α of α‖W‖².
         after: called with the model after each update.
+        on_nonfinite: as in ``gradwatch.watch``.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Way:
     schedule: Callable[[int], float] = lambda step: 1.0
     regularisation: float = 0.0
     after: Callable[[nn.Module], None] = lambda model: None
+    on_nonfinite: Literal["report", "skip"] = "report"
 
 
 @dataclass
@@ -147,7 +149,8 @@ def loop(
     """Train ``model`` on the batches that ``draw`` returns, and return the watcher, the losses, the times of steps."""
     optimizer = way.optimizer(model.parameters(), lr=way.rate)
     losses, times = [], []
-    with gradwatch.watch(model, optimizer, log_dir=log_dir, clip=way.clip, log_every_n_steps=1) as watcher:
+    options: dict[str, Any] = {"clip": way.clip, "on_nonfinite": way.on_nonfinite, "log_every_n_steps": 1}
+    with gradwatch.watch(model, optimizer, log_dir=log_dir, **options) as watcher:
         for step in range(steps):
             inputs, targets = draw()
             for group in optimizer.param_groups:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from gradwatch.findings import Clue
-from gradwatch.measure.report import StepReport
+from gradwatch.measure.report import Origin, StepReport
 
 __all__ = ["Fact", "clues_of"]
 
@@ -19,10 +20,19 @@ class Fact(NamedTuple):
 
 
 def clues_of(report: StepReport) -> Iterator[Clue]:
-    """Yield which operations may have made a NaN or Inf, whether the batch held it, and whether a scaler gave up."""
+    """Yield what a step itself shows: where its NaN or Inf came from, and whether scaling can act on its gradients."""
     if report.origin is not None:
-        yield from report.origin.operations
-        if report.origin.where == "input":
-            yield "bad batch"
+        yield from _clues_of_origin(report.origin)
     if report.overflowed:
         yield "scaler gave up"
+    if report.gradients_are_finite and not math.isfinite(report.grad_norm_total):
+        yield "norm overflows"
+
+
+def _clues_of_origin(origin: Origin) -> Iterator[Clue]:
+    yield from origin.operations
+    yield from origin.clues
+    if origin.where == "input":
+        yield "bad batch"
+    if origin.operation and not origin.operations:
+        yield "another operation"

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from gradwatch.explain.call_summary import ModuleCall, TensorSummary
+from gradwatch.explain.loss_graph import TakenTensor
 from gradwatch.explain.operations import FaultyOperation
 from gradwatch.measure.report import Where
 
@@ -68,6 +69,7 @@ class ObservedOrigin:
         reach: smallest and largest entry of what the module returned.
         parameter: whose gradient is not finite.
         operation: that made it.
+        taken: what the loss was given beside the outputs that held it already.
         corrupt: names of the module's buffers that held NaN or Inf.
         loss_operations: by which the loss was computed.
         unbounded: those of ``loss_operations`` whose derivative has no bound.
@@ -82,6 +84,7 @@ class ObservedOrigin:
     reach: tuple[float, float] | None = None
     parameter: str = ""
     operation: FaultyOperation | None = None
+    taken: TakenTensor | None = None
     corrupt: tuple[str, ...] = ()
     loss_operations: tuple[str, ...] = ()
     unbounded: tuple[str, ...] = ()

@@ -29,6 +29,10 @@ __all__ = [
 FURTHEST = 64
 """Nodes of a graph that are examined between a loss and the outputs of the model."""
 
+LARGE_BASE = 0.1
+"""Share of the exponent of the largest number: of a base beyond it (7,000 in float32) the tenth power overflows. An Inf
+made of a smaller base comes from a 0 under a negative exponent."""
+
 FILLS = (  # these write a constant, or nothing yet: a NaN in their result is no fault of theirs
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "resize", "full",
     "full_like", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh", "where", "constant_pad_nd", "set",
@@ -50,7 +54,28 @@ WITHOUT_OPERANDS = ("sqrt", "rsqrt", "reciprocal", "exp", "softmax", "logsoftmax
 OPERATION_FAMILIES: dict[Operation, set[str]] = {
     "logarithm": {"log", "log2", "log10", "log1p", "xlogy", "specialentr"},
     "root": {"sqrt", "rsqrt", "linalgvectornorm", "linalg_vector_norm", "norm", "std", "var"},
-    "division": {"div", "true_divide", "reciprocal", "pow", "float_power"},
+    "division": {"div", "true_divide", "reciprocal"},
+    "power": {"pow", "float_power"},
+    "arc": {"acos", "asin", "acosh", "atanh"},
+    "decomposition": {
+        "linalgsvd",
+        "linalg_svd",
+        "linalgeigh",
+        "linalg_eigh",
+        "linalgeig",
+        "linalg_eig",
+        "linalgqr",
+        "linalg_qr",
+        "linalginvex",
+        "linalg_inv_ex",
+        "linalgcholeskyex",
+        "linalg_cholesky_ex",
+        "linalgsolveex",
+        "linalg_solve_ex",
+        "linalgdet",
+        "linalgslogdet",
+        "linalglstsq",
+    },
     "softmax": {"_softmax", "_log_softmax", "softmax", "logsoftmax", "logsumexp"},
     "exponential": {"exp", "exp2", "expm1", "sinh", "cosh"},
 }
@@ -145,7 +170,7 @@ class Operations(_torch.DispatchMode):
             return
         node, dtype = _torch.current_node(), outputs[0].dtype
         derivative_of = "" if node is None else operation_of(node)
-        family = _family_of(derivative_of or name, dtype, made_nan)
+        family = _family_of(derivative_of or name, dtype, made_nan, operands.ranges)
         self._found.append(FaultyOperation(self._module(), name, derivative_of, family, made_nan, operands, dtype))
 
 
@@ -191,8 +216,9 @@ def _fault_of(node: Any) -> FaultyOperation | None:
     result = _result_of(node, saved)
     if result is None or not any(made := _faults([result])):
         return None
-    family = _family_of(name, result.dtype, made.nan)
-    return FaultyOperation("", name, "", family, made.nan, _operands(tensors), result.dtype)
+    operands = _operands(tensors)
+    family = _family_of(name, result.dtype, made.nan, operands.ranges)
+    return FaultyOperation("", name, "", family, made.nan, operands, result.dtype)
 
 
 def _result_of(node: Any, saved: Sequence[Any]) -> Tensor | None:
@@ -211,12 +237,23 @@ def _is_bounded_power(node: Any) -> bool:
     return isinstance(exponent, int | float) and exponent >= 1
 
 
-def _family_of(name: str, dtype: torch.dtype = torch.float32, made_nan: bool = True) -> Operation | None:
-    """Return the family of an operation by what it made, NaN or Inf, in which format."""
-    known = next((family for family, names in OPERATION_FAMILIES.items() if name in names), None)
-    if made_nan or (known is not None and (known, dtype) != ("exponential", torch.float16)):
+def _family_of(
+    name: str, dtype: torch.dtype = torch.float32, made_nan: bool = True, ranges: Sequence[tuple[float, float]] = ()
+) -> Operation | None:
+    """Return the family of an operation by what it made, NaN or Inf, in which format, of operands of which ranges."""
+    names = {name, name.replace("_", "")}
+    known = next((family for family, members in OPERATION_FAMILIES.items() if names & members), None)
+    overflows = known is None or (known, dtype) == ("exponential", torch.float16)
+    if made_nan or not (overflows or (known == "power" and _is_large(ranges, dtype))):
         return known
     return "overflow of float16" if dtype is torch.float16 else "overflow"
+
+
+def _is_large(ranges: Sequence[tuple[float, float]], dtype: torch.dtype) -> bool:
+    """Tell whether the first operand is so large that a small power of it overflows, and holds no 0 at its end."""
+    if not ranges or 0.0 in ranges[0]:
+        return False
+    return max(map(abs, ranges[0])) > torch.finfo(dtype).max ** LARGE_BASE
 
 
 def _operands(tensors: Sequence[Tensor]) -> Operands:

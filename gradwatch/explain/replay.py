@@ -17,16 +17,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.observed import ObservedOrigin, observed_origin
-from gradwatch.explain.operations import (
-    FaultyOperation,
-    Operations,
-    loss_fault,
-    loss_operations,
-    unbounded_loss_operations,
-)
+from gradwatch.explain.operations import Operations
 from gradwatch.explain.origin import conclusion
-from gradwatch.explain.recorded_call import LARGEST_GRADIENT, OUTPUT, RecordedCall, record_call, record_output, repeat
+from gradwatch.explain.recorded_call import LARGEST_GRADIENT, RecordedCall, record_call, record_output, repeat
 from gradwatch.explain.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.explain.trace import Trace
 from gradwatch.hooks.guard import Guard, observing
@@ -46,20 +41,22 @@ class Replay:
         models: {name: module}. Those compiled or scripted are not remembered, nor is anything under
             ``torch.distributed``, where a rank by itself must not run a step.
         guard: takes the faults.
+        losses: what the losses of the step show; who observes them forgets them, too.
 
     Attributes:
         guard: as given.
         was_called: True once any of them was called.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], guard: Guard | None = None) -> None:
+    def __init__(
+        self, models: Mapping[str, nn.Module], guard: Guard | None = None, losses: LossGraph | None = None
+    ) -> None:
         self.guard = guard or Guard()
+        self._losses = losses or LossGraph()
         self.was_called = False
         self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
         self._calls: deque[RecordedCall] = deque(maxlen=MOST_CALLS)
         self._under_way: RecordedCall | None = None
-        self._losses: deque[Any] = deque(maxlen=MOST_CALLS)
-        self._loss_fault: FaultyOperation | None = None
         self._undo: list[Callable[[], None]] = []
         self._listen()
 
@@ -75,17 +72,7 @@ class Replay:
             self._descend()
         self.was_called = self.was_called or bool(self._calls)
         self._calls.clear()
-        self._losses.clear()
-        self._loss_fault = None
         self._under_way = None
-
-    def observe_loss(self, loss: Tensor) -> None:
-        """Take a loss of the coming update, before its backward pass: its graph tells how it was computed."""
-        if loss.grad_fn is None:
-            return
-        self._losses.append(loss.grad_fn)
-        if loss.is_cpu and self._loss_fault is None and not math.isfinite(loss.item()):  # elsewhere this would wait
-            self._loss_fault = loss_fault(OUTPUT, loss.grad_fn)
 
     def remove(self) -> None:
         """Stop listening."""
@@ -130,12 +117,12 @@ class Replay:
 
     def _with_loss(self, found: ObservedOrigin, loss: float | None) -> ObservedOrigin:
         """Return ``found`` with the operations by which the loss was computed, and the one of them at fault."""
-        made_by = loss_operations(OUTPUT, self._losses)
+        losses, made_by = self._losses, self._losses.operations()
         if not made_by:
             return found
         is_finite = loss is not None and math.isfinite(loss)
-        unbounded = unbounded_loss_operations(OUTPUT, self._losses) if is_finite else ()
-        return replace(found, operation=self._loss_fault, loss_operations=made_by, unbounded=unbounded)
+        unbounded = losses.unbounded_operations() if is_finite else ()
+        return replace(found, operation=losses.fault, taken=losses.taken, loss_operations=made_by, unbounded=unbounded)
 
     def _corrupt_buffers(self, module: str) -> tuple[str, ...]:
         """Return the full names of the buffers of ``module`` that hold NaN or Inf."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 import torch
 
 from gradwatch.explain.inferred import InferredOrigin, InferredPattern, Unseen
+from gradwatch.explain.loss_graph import LossGraph, TakenTensor
 from gradwatch.explain.observed import BadRows, ModuleTitle, ObservedOrigin, Pattern
 from gradwatch.explain.operations import FaultyOperation
 
-__all__ = ["inferred_sentence", "observed_sentence", "operation_text"]
+__all__ = ["inferred_sentence", "loss_graph_text", "observed_sentence"]
 
 _MOST_ROWS = 8  # that are listed
 
@@ -55,6 +56,8 @@ def observed_sentence(origin: ObservedOrigin) -> str:
     if operation is not None:
         is_hidden = origin.where == "backward" and not operation.derivative_of
         parts.append(f": {operation_text(operation)}{', in its forward pass' if is_hidden else ''}")
+    if origin.taken is not None:
+        parts.append(f": {_target_text(origin.taken)}")
     if origin.corrupt:
         parts.append(f": its {', '.join(origin.corrupt)} already held NaN or Inf")
     if origin.loss_operations:
@@ -69,8 +72,33 @@ def inferred_sentence(origin: InferredOrigin, unseen: Unseen) -> str:
         origin: what was inferred.
         unseen: why no call was seen.
     """
+    if unseen == "bare tensors":
+        return _INFERRED[origin.pattern](origin)
     module = "the module that made it" if origin.pattern == "one module" else "the module"
     return f"{_INFERRED[origin.pattern](origin)}; {module} was not seen: {_UNSEEN[unseen]}"
+
+
+def _target_text(taken: TakenTensor) -> str:
+    """Return what the loss takes beside the outputs of the model that was sick already."""
+    return f"the loss takes {_taken_text(taken)}: a target or weight, computed without the model"
+
+
+def loss_graph_text(losses: LossGraph) -> str | None:
+    """Return what made a loss NaN or Inf, where nothing is known of the model; None where its graph shows nothing."""
+    if losses.fault is not None:
+        return f"the graph of the loss shows {operation_text(losses.fault)}"
+    if losses.taken is not None:
+        return f"the graph of the loss takes {_taken_text(losses.taken)}, computed without a gradient"
+    return None
+
+
+def _taken_text(taken: TakenTensor) -> str:
+    what = "NaN" if taken.has_nan else "Inf"
+    listed = ", ".join(map(str, taken.rows[:_MOST_ROWS])) + (", …" if len(taken.rows) > _MOST_ROWS else "")
+    rows = f", in row{'' if len(taken.rows) == 1 else 's'} {listed}" if taken.rows else ""
+    if taken.is_result:
+        return f"a tensor that already held {what} (what is computed of it, {taken.shape}, holds it{rows})"
+    return f"a {taken.shape} tensor that already held {what}{rows}"
 
 
 def operation_text(operation: FaultyOperation) -> str:
@@ -156,7 +184,11 @@ _INFERRED: Mapping[InferredPattern, Callable[[InferredOrigin], str]] = {
 
 
 _UNSEEN: Mapping[Unseen, str] = {
+    "bare tensors": "there is none",
     "parts are called": "this loop calls parts of the model, and their calls are recorded from the second step on",
+    "compiled": "the model is compiled; run it once without torch.compile to learn which it is",
+    "distributed": "one process of several does not run a step by itself; the mean over the ranks is not finite, and "
+    "another rank may have made it",
     "opaque": "calls of compiled, scripted or sharded modules cannot be recorded; run the model without that once",
     "not repeatable": "the step could not be run again as it was; trace_nonfinite=True examines every call",
     "not traced": 'trace_nonfinite=True, or on_nonfinite="skip", examines every module',

@@ -158,6 +158,8 @@ def _flat_softmax(node: Any, place: int) -> Iterator[FlatEntries]:
     if probabilities is None or probabilities.numel() == 0:
         return
     last = probabilities.movedim(dim if dim < probabilities.ndim else dim - 2**64, -1)  # −1 is saved as 2⁶⁴ − 1
+    if last.shape[-1] == 1:  # always 1: nothing lies far out
+        return
     largest = last.float().amax(-1).flatten()
     flat = (4 * largest * (1 - largest) < SATURATED_SHARE) & (largest > 0.5)
     if _is_masked(node):

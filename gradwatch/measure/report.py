@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwatch.findings import Clue
+
 __all__ = [
     "ACTIVATION_FIGURES",
     "LAYER_FIGURES",
@@ -26,8 +28,19 @@ __all__ = [
 ]
 
 Floats = NDArray[np.floating]
-Where = Literal["forward", "backward", "between", "input", "loss"]
-Operation = Literal["logarithm", "root", "division", "softmax", "exponential", "overflow", "overflow of float16"]
+Where = Literal["forward", "backward", "between", "input", "loss", "update"]
+Operation = Literal[
+    "logarithm",
+    "root",
+    "division",
+    "softmax",
+    "exponential",
+    "power",
+    "arc",
+    "decomposition",
+    "overflow",
+    "overflow of float16",
+]
 
 SILENT_SAMPLES = 5  # a unit is dead once it has passed no gradient in so many sampled forward passes in a row
 ACTIVATION_FIGURES = ("activation_rms", "dead_share", "saturated_share", "saturated_output_share")
@@ -61,11 +74,13 @@ class Origin:
     Attributes:
         module: dotted name, ``""`` for the model itself; else the one next to it.
         where: ``"forward"`` or ``"backward"`` through that module, ``"input"`` of the batch, or outside all modules:
-            ``"between"`` two calls of them, or the ``"loss"``.
+            ``"between"`` two calls of them, or the ``"loss"``; ``"update"`` where an optimizer made it.
         words: a sentence.
         evidence: ``"observed"`` in that step's own forward and backward pass, or ``"inferred"`` from which gradients
             are finite.
         operations: which family of operations made it, where that is known; several, where any of them may have.
+        operation: the name of the one that made it, where that is known and it belongs to no family.
+        clues: what else remedies depend on.
     """
 
     module: str
@@ -73,6 +88,8 @@ class Origin:
     words: str
     evidence: Literal["observed", "inferred"] = "observed"
     operations: tuple[Operation, ...] = ()
+    operation: str = ""
+    clues: tuple[Clue, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,21 @@ if TYPE_CHECKING:
         init_depth_scaled_,
         init_he_,
         init_lecun_,
+        init_nonfinite_,
         init_orthogonal_,
         init_xavier_,
+        init_zero_gains_,
     )
-    from gradwatch.remedies.normalisation import insert_norms_
+    from gradwatch.remedies.normalisation import insert_norms_, scale_layer_inputs_
     from gradwatch.remedies.precision import use_mixed_precision_
     from gradwatch.remedies.recurrence import replace_rnns_, truncate_backprop_
     from gradwatch.remedies.safe_forms import (
+        jittered,
+        jittered_symmetric,
         masked_softmax,
         safe_acos,
+        safe_acosh,
+        safe_asin,
         safe_atanh,
         safe_divide,
         safe_exp,
@@ -39,18 +45,31 @@ if TYPE_CHECKING:
         safe_norm,
         safe_pow,
         safe_sqrt,
+        softmax_over_classes,
         unmask_full_rows,
     )
-    from gradwatch.remedies.safe_modes import SafeDivision, SafeLog, SafeSoftmax, SafeSqrt
+    from gradwatch.remedies.safe_modes import (
+        SafeAngle,
+        SafeDecomposition,
+        SafeDivision,
+        SafeLog,
+        SafePower,
+        SafeSoftmax,
+        SafeSqrt,
+        SoftmaxOverClasses,
+    )
     from gradwatch.remedies.slope_limits import add_spectral_norms_, gradient_penalty
+    from gradwatch.remedies.updates import leave_out_zero_gradients_
 
 __all__ = [
     "FAMILIES", "LIBRARY", "PRELUDE", "Case", "Change", "NotApplicableError", "PartlyAppliedWarning", "Remedy",
-    "SafeDivision", "SafeLog", "SafeSoftmax", "SafeSqrt", "Scaling", "add_residuals_", "add_spectral_norms_", "advise",
-    "clean_batches", "code_of", "fitting", "gradient_penalty", "init_depth_scaled_", "init_he_", "init_lecun_",
-    "init_orthogonal_", "init_xavier_", "insert_norms_", "masked_softmax", "remove_layers_",
-    "replace_activations_", "replace_rnns_", "safe_acos", "safe_atanh", "safe_divide", "safe_exp", "safe_log",
-    "safe_log1p", "safe_norm", "safe_pow", "safe_sqrt", "scale_batches", "split_batches", "truncate_backprop_",
+    "SafeAngle", "SafeDecomposition", "SafeDivision", "SafeLog", "SafePower", "SafeSoftmax", "SafeSqrt", "Scaling",
+    "SoftmaxOverClasses", "add_residuals_", "add_spectral_norms_", "advise", "clean_batches", "code_of", "fitting",
+    "gradient_penalty", "init_depth_scaled_", "init_he_", "init_lecun_", "init_nonfinite_", "init_orthogonal_",
+    "init_xavier_", "init_zero_gains_", "insert_norms_", "jittered", "jittered_symmetric", "leave_out_zero_gradients_",
+    "masked_softmax", "remove_layers_", "replace_activations_", "replace_rnns_", "safe_acos", "safe_acosh", "safe_asin",
+    "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p", "safe_norm", "safe_pow", "safe_sqrt",
+    "scale_batches", "scale_layer_inputs_", "softmax_over_classes", "split_batches", "truncate_backprop_",
     "unmask_full_rows", "use_maxout_", "use_mixed_precision_",
 ]  # fmt: skip
 
@@ -58,13 +77,17 @@ _FUNCTIONS = {
     "activation_modules": ("replace_activations_", "use_maxout_"),
     "batches": ("Scaling", "clean_batches", "scale_batches", "split_batches"),
     "depth": ("add_residuals_", "remove_layers_"),
-    "initialisation": ("init_depth_scaled_", "init_he_", "init_lecun_", "init_orthogonal_", "init_xavier_"),
-    "normalisation": ("insert_norms_",),
+    "initialisation": ("init_depth_scaled_", "init_he_", "init_lecun_", "init_nonfinite_", "init_orthogonal_",
+                       "init_xavier_", "init_zero_gains_"),
+    "normalisation": ("insert_norms_", "scale_layer_inputs_"),
     "precision": ("use_mixed_precision_",),
+    "updates": ("leave_out_zero_gradients_",),
     "recurrence": ("replace_rnns_", "truncate_backprop_"),
-    "safe_forms": ("masked_softmax", "safe_acos", "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p",
-                   "safe_norm", "safe_pow", "safe_sqrt", "unmask_full_rows"),
-    "safe_modes": ("SafeDivision", "SafeLog", "SafeSoftmax", "SafeSqrt"),
+    "safe_forms": ("jittered", "jittered_symmetric", "masked_softmax", "safe_acos", "safe_acosh", "safe_asin",
+                   "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p", "safe_norm", "safe_pow",
+                   "safe_sqrt", "softmax_over_classes", "unmask_full_rows"),
+    "safe_modes": ("SafeAngle", "SafeDecomposition", "SafeDivision", "SafeLog", "SafePower", "SafeSoftmax", "SafeSqrt",
+                   "SoftmaxOverClasses"),
     "slope_limits": ("add_spectral_norms_", "gradient_penalty"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _FUNCTIONS.items() for name in names}

@@ -39,6 +39,7 @@ class Case:
         clips: gradients are clipped already.
         rate: the learning rate, if it is known.
         clues: what the cause says.
+        operation: the name of the one that made NaN or Inf, where it has no remedy of its own.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Case:
     clips: bool = False
     rate: float | None = None
     clues: frozenset[Clue] = frozenset()
+    operation: str = ""
 
     @cached_property
     def owners(self) -> frozenset[str]:
@@ -124,6 +126,11 @@ class Case:
         return any(CRITIC.search(name) for name in [*names, *self.layers.module_types])
 
     @property
+    def can_clip(self) -> bool:
+        """Clipping by norm would act: nobody clips, and the norm is finite."""
+        return not self.clips and "norm overflows" not in self.clues
+
+    @property
     def is_half(self) -> bool:
         """A sick layer is held in float16."""
         return any(str(self.layers.tensors[column].dtype) == "torch.float16" for column in self._columns)
@@ -154,11 +161,24 @@ class Case:
             "lower": f" ({rate / 3:.2g} where it is {rate:.2g})" if rate else "",
             "higher": f" ({10 * rate:.2g} where it is {rate:.2g})" if rate else "",
             "warm_up": "500" if self.attends else "100",
+            "broken": self._broken,
+            "guard": f"guard what goes into {self.operation or 'the operation that the cause names'} against the "
+            'values at which it fails, or leave such steps out: on_nonfinite="skip"',
         }
 
     @property
     def _columns(self) -> Sequence[int]:
         return self.columns or range(len(self.layers))
+
+    @property
+    def _broken(self) -> str:
+        """Return what is to be mended in the data: the batch, or what the loss is given beside the outputs."""
+        if "bad target" in self.clues:
+            return (
+                "mend the target or weight that the loss takes where it is computed (a division by 0? the deviation of "
+                "a single sample?), or leave out its broken rows"
+            )
+        return "leave out the broken rows of the batch"
 
     @property
     def _where(self) -> str:

@@ -19,6 +19,11 @@ def fitting(case: Case) -> tuple[str, ...]:
 
 
 def _vanishing(case: Case) -> Iterator[str]:
+    if "softmax of one" in case.clues:
+        yield "softmax-over-classes"
+    if "given zeros" in case.clues:
+        yield from ("nonzero-gain", "leaky-relu") if case.rectifies else ("nonzero-gain",)
+        return
     if case.is_half:
         yield "loss-scaling"
     if "no gradient" in case.clues:
@@ -77,7 +82,9 @@ def _exploding(case: Case) -> Iterator[str]:
         yield from ("lower-learning-rate", "warm-up")
     if {"weights large", "bias far out"} & case.clues:
         yield from _initialisations(case)
-    if not case.clips:
+    if "norm overflows" in case.clues and not case.reads_ids:  # clipping scales nothing where the norm is Inf
+        yield "scaled-inputs"
+    if case.can_clip:
         yield from ("clip-value", "clip-norm") if case.is_embedding else ("clip-norm",)
     yield "lower-learning-rate"
     if case.is_recurrent:
@@ -86,7 +93,7 @@ def _exploding(case: Case) -> Iterator[str]:
         yield "truncated-bptt"
     if case.touches_input:
         yield "scaled-inputs"
-    if not case.clips and not case.is_embedding:
+    if case.can_clip and not case.is_embedding:
         yield "clip-adaptive"  # against rare spikes: it never clips the first step, and follows a steady growth
     if case.is_residual:
         yield "depth-scaled"
@@ -96,29 +103,74 @@ def _exploding(case: Case) -> Iterator[str]:
 
 
 _BEGUN_WRONG = frozenset({"weights small", "weights large", "weights alike", "bias far out"})
-_SAFE_FORMS = {
+_SAFE_FORMS = {  # where the loss holds several, those come first that are rarely there for another reason
+    "arc": ("safe-angle",),
+    "decomposition": ("jitter",),
+    "power": ("safe-power",),
     "logarithm": ("safe-log",),
     "root": ("safe-sqrt",),
     "division": ("safe-division", "safe-sqrt"),  # a divisor is often a norm or deviation: its epsilon belongs inside
     "softmax": ("masked-softmax",),
     "exponential": ("safe-log",),  # its text says what takes the place of exp and log
 }
-_CAUSES_OF_NONFINITE = {*_SAFE_FORMS, "bad batch", "overflow", "diverged", "overflow of float16", "scaler gave up"}
+_CAUSES_OF_NONFINITE = {*_SAFE_FORMS, "bad batch", "bad target", "overflow", "diverged", "overflow of float16",
+                        "scaler gave up", "another operation"}  # fmt: skip
 
 
 def _nonfinite(case: Case) -> Iterator[str]:
+    if "sick from the start" in case.clues:
+        yield "initialise"
+    elif "sick update" in case.clues:
+        yield from _sick_update(case)
+    else:
+        yield from _nonfinite_of_a_step(case)
+
+
+def _nonfinite_of_a_step(case: Case) -> Iterator[str]:
+    """Yield what helps where the step itself, forward or backward, made NaN or Inf."""
     updates_matter = "before any update" not in case.clues
-    if "bad batch" in case.clues:
+    if {"bad batch", "bad target"} & case.clues:
         yield "clean-data"
-    if {"overflow of float16", "scaler gave up"} & case.clues or case.is_half:
-        yield from ("loss-scaling", "lower-learning-rate") if updates_matter else ("loss-scaling",)
+    yield from _beyond_float16(case, updates_matter)
     if "diverged" in case.clues:
         yield from _exploding(case)
     yield from _safe_forms(case)
     if {"overflow", "exponential"} & case.clues:
         yield from _exploding(case) if updates_matter else _overflowing_at_once(case)
+    if "another operation" in case.clues:
+        yield "skip-step"
     if not case.clues & _CAUSES_OF_NONFINITE:
         yield from _nonfinite_without_a_cause(case, updates_matter)
+
+
+def _beyond_float16(case: Case, updates_matter: bool) -> Iterator[str]:
+    """Yield what helps where float16 is left; a scale of the loss acts on gradients alone, and may be there already."""
+    overflows = {"overflow of float16", "scaler gave up"} & case.clues
+    if not overflows and not case.is_half:
+        return
+    yield "bfloat16"
+    if not overflows:
+        yield "loss-scaling"
+    if overflows and case.touches_input:
+        yield "scaled-inputs"
+    if updates_matter:
+        yield "lower-learning-rate"
+
+
+def _sick_update(case: Case) -> Iterator[str]:
+    """Yield what helps where an optimizer made NaN or Inf of finite gradients."""
+    if "rate is not finite" in case.clues:
+        yield "finite-rate"
+        return
+    if "diverged" in case.clues:
+        yield from _exploding(case)
+    if "epsilon is 0" in case.clues:
+        yield "optimizer-epsilon"
+    if "zero gradient" in case.clues:
+        yield "safe-update"
+    if case.is_half:
+        yield from ("optimizer-epsilon", "float32-weights", "bfloat16")
+    yield from ("safe-update", "skip-step")
 
 
 def _safe_forms(case: Case) -> Iterator[str]:
@@ -166,8 +218,12 @@ def _dead(case: Case) -> Iterator[str]:
     yield "he"
 
 
+# complexity: the causes are independent of each other, and read best in the order in which they are tried
 def _saturated(case: Case) -> Iterator[str]:
-    if {"weights large", "bias far out"} & case.clues:
+    if "softmax of one" in case.clues:
+        yield "softmax-over-classes"
+    begun_large = bool({"weights large", "bias far out", "weights alike"} & case.clues)
+    if begun_large:
         yield "xavier"
     if "weights grown" in case.clues:
         yield "lower-learning-rate"
@@ -176,13 +232,18 @@ def _saturated(case: Case) -> Iterator[str]:
     yield from _normalisations(case)
     if case.touches_input:
         yield "scaled-inputs"
-    yield "xavier"
+    elif "large outputs" in case.clues and not begun_large:
+        yield "scaled-layer-inputs"
+    if "weights small" not in case.clues:  # larger ones would make it flatter
+        yield "xavier"
     yield "lower-learning-rate"
     if case.squashes:
         yield from ("relu", "gelu")
 
 
 def _stalled(case: Case) -> Iterator[str]:
+    if "softmax of one" in case.clues:
+        yield "softmax-over-classes"
     if case.is_half:
         yield "loss-scaling"
     yield "higher-learning-rate"

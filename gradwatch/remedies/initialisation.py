@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from gradwatch.remedies.forward_pass import LAYERS, NORMS, layer_calls
 from gradwatch.remedies.remedy import NotApplicableError
 
-__all__ = ["init_depth_scaled_", "init_he_", "init_lecun_", "init_orthogonal_", "init_xavier_"]
+__all__ = [
+    "init_depth_scaled_", "init_he_", "init_lecun_", "init_nonfinite_", "init_orthogonal_", "init_xavier_",
+    "init_zero_gains_",
+]  # fmt: skip
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 Draw = Callable[[Tensor, bool], object]
@@ -55,6 +58,57 @@ def init_xavier_(model: nn.Module, x: Any) -> None:
     Glorot and Bengio 2010. Arguments and errors are those of ``init_he_``.
     """
     _redraw_(model, x, lambda weight, _: nn.init.xavier_uniform_(weight))
+
+
+def init_nonfinite_(model: nn.Module) -> None:
+    """Draw each weight that holds NaN or Inf from N(0, 1/n), n its inputs; set each vector that does to 0.
+
+    ``torch.empty`` and ``torch.Tensor(8, 8)`` hold whatever was in memory.
+
+    Args:
+        model: is changed in place.
+
+    Raises:
+        NotApplicableError: if every parameter is finite.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> _ = torch.nn.init.constant_(model.weight, torch.nan)
+        >>> init_nonfinite_(model)
+        >>> model.weight.isfinite().all()
+        tensor(True)
+    """
+    sick = [parameter for parameter in model.parameters() if not bool(parameter.isfinite().all())]
+    if not sick:
+        raise NotApplicableError("every parameter is finite")
+    for parameter in sick:
+        inputs = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
+        nn.init.zeros_(parameter) if parameter.ndim < 2 else nn.init.normal_(parameter, std=inputs**-0.5)
+
+
+def init_zero_gains_(model: nn.Module) -> None:
+    """Set each normalisation's gain that is 0 throughout to 1.
+
+    Args:
+        model: is changed in place.
+
+    Raises:
+        NotApplicableError: if no gain is 0 throughout.
+
+    Examples:
+        >>> model = torch.nn.LayerNorm(3)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> init_zero_gains_(model)
+        >>> model.weight.tolist()
+        [1.0, 1.0, 1.0]
+    """
+    norms = [part for part in model.modules() if "Norm" in type(part).__name__]
+    gains = [getattr(norm, "weight", None) for norm in norms]
+    flat = [gain for gain in gains if isinstance(gain, nn.Parameter) and not bool(torch.any(gain))]
+    if not flat:
+        raise NotApplicableError("no gain of a normalisation is 0")
+    for gain in flat:
+        nn.init.ones_(gain)
 
 
 def init_lecun_(model: nn.Module, x: Any) -> None:

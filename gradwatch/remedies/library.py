@@ -104,8 +104,9 @@ _DATA = (
     Remedy(
         name="clean-data",
         title="Clean data",
-        advice="leave out the broken rows of the batch",
-        applies="nonfinite from the input of the model, or from a batch that has no finite loss",
+        advice="{broken}",
+        applies="nonfinite from the input of the model, from a target or a weight of the loss, or from a batch that "
+        "has no finite loss",
         kinds=("exploding", "nonfinite"),
         why="x·w with one NaN is NaN, and one sample's NaN is every weight's after the mean over the batch",
         source="–",
@@ -161,6 +162,65 @@ _SAFE_FORMS = (
         source="PyTorch issue 41508 (nn.MultiheadAttention under full masks)",
         change=_safe("SafeSoftmax", "masked_softmax(scores), unmask_full_rows(mask)"),
         cost="one multiplication",
+    ),
+    Remedy(
+        name="safe-power",
+        title="A safe power",
+        advice="keep what is raised to a power above 0: x.clamp(min=1e-6) before pow",
+        applies="nonfinite from a power: of 0 with an exponent below 1, or with an exponent that is learnt; of a "
+        "negative number with a fraction",
+        kinds=("nonfinite",),
+        why="∂xᵖ/∂x = p·xᵖ⁻¹ is ∞ at 0 for p < 1, and ∂xᵖ/∂p = xᵖ·log x takes the logarithm of 0; a negative x has no "
+        "fractional power",
+        source="Radenović, Tolias and Chum 2018 (generalised-mean pooling with a clamp), arXiv:1711.02512",
+        change=_safe("SafePower", "safe_pow(x, p)"),
+        cost="none; no gradient below the clamp",
+    ),
+    Remedy(
+        name="safe-angle",
+        title="A safe angle",
+        advice="keep what goes into acos, asin or atanh within ±(1 − 1e-6), or take the angle by atan2",
+        applies="nonfinite from acos, asin, atanh or acosh: at ±1 the slope is infinite, beyond it there is no value",
+        kinds=("nonfinite",),
+        why="acos′(x) = −1/√(1 − x²) is −∞ at ±1, where parallel vectors are; a clamp to ±1 itself leaves it there",
+        source="PyTorch issue 8069",
+        change=_safe("SafeAngle", "safe_acos(x), safe_asin(x), safe_atanh(x)"),
+        cost="angles below 0.0014 count as 0.0014",
+    ),
+    Remedy(
+        name="jitter",
+        title="A jitter before a decomposition",
+        advice="a little noise on the matrix that is decomposed (1e-4 of its scale; on the diagonal if it is "
+        "symmetric), or a loss of its values without its vectors",
+        applies="nonfinite from svd, eigh, qr, cholesky, inverse or solve: equal values, or a matrix without full rank",
+        kinds=("nonfinite",),
+        why="the derivative of singular vectors holds 1/(sᵢ² − sⱼ²) = ∞ for equal values; noise of ε makes it 1/ε",
+        source="PyTorch documentation, torch.linalg.svd: gradients are unstable where singular values are not distinct",
+        change=_safe("SafeDecomposition", "jittered(a), jittered_symmetric(a)"),
+        cost="a bias of the size of the noise",
+    ),
+    Remedy(
+        name="skip-step",
+        title="Steps left out",
+        advice="{guard}",
+        applies="nonfinite from an operation that has no safe form, in single steps; no help where every step is sick",
+        kinds=("nonfinite",),
+        why="w ← w + NaN is NaN for good; a step that is left out costs one batch",
+        source="–",
+        change=Change(_OPTIMIZER, 'watcher = gradwatch.watch(model, optimizer, on_nonfinite="skip")'),
+        cost="the steps; on an accelerator one wait for the device at each step",
+    ),
+    Remedy(
+        name="softmax-over-classes",
+        title="A softmax over the classes",
+        advice="a softmax over one entry is 1 whatever it is given: for one output sigmoid with "
+        "binary_cross_entropy_with_logits, for several the axis of the classes (dim=-1)",
+        applies="vanishing, stalled or saturated where a softmax or cross-entropy runs along an axis of one entry",
+        kinds=("vanishing", "saturated", "stalled"),
+        why="eˣ/eˣ = 1, ∂/∂x = 0: neither value nor gradient depends on the model",
+        source="PyTorch documentation, torch.nn.functional.softmax: dim",
+        change=_safe("SoftmaxOverClasses", "torch.sigmoid(x), or x.softmax(-1)"),
+        cost="none",
     ),
 )
 
@@ -248,6 +308,30 @@ _INITIALISATION = (
         change=_call("init_depth_scaled_"),
         cost="none",
     ),
+    Remedy(
+        name="initialise",
+        title="Weights that are initialised",
+        advice="initialise {where}: it held NaN or Inf before any update (torch.empty and torch.Tensor(…) hold "
+        "whatever was in memory); if it was loaded, the checkpoint is broken",
+        applies="nonfinite where a weight is sick before the first update",
+        kinds=("nonfinite",),
+        why="y = W·x with one NaN in W is NaN in every row; Var(w) = 1/fan_in keeps the variance",
+        source="PyTorch documentation, torch.nn.init",
+        change=_call("init_nonfinite_", "model"),
+        cost="none",
+    ),
+    Remedy(
+        name="nonzero-gain",
+        title="Gains that are not 0",
+        advice="find the factor of 0 before {where} and make it another number: the gain of a normalisation, a gate, a "
+        "mask, zeros in place of values, units that are all dead",
+        applies="vanishing where what a layer is given is 0 throughout: its weight gets no gradient, its bias does",
+        kinds=("vanishing",),
+        why="∂L/∂W = Σ g·xᵀ = 0 for x = 0, whatever g is",
+        source="Ba, Kiros and Hinton 2016 (gains begin at 1), arXiv:1607.06450",
+        change=_call("init_zero_gains_", "model"),
+        cost="none",
+    ),
 )
 
 _NORMALISATION = (
@@ -285,6 +369,21 @@ _NORMALISATION = (
         source="Zhang and Sennrich 2019, arXiv:1910.07467",
         change=_call("insert_norms_", 'model, x, "rms"'),
         cost="one vector a layer, and a reduction per sample",
+    ),
+)
+
+_LAYER_INPUTS = (
+    Remedy(
+        name="scaled-layer-inputs",
+        title="Scaled inputs of a layer",
+        advice="what {where} is given scaled to a root mean square of about 1: look for a factor before it, or put a "
+        "normalisation right before it",
+        applies="saturated where a layer inside the model is given large values and its own weights are not large",
+        kinds=("vanishing", "saturated", "unstable"),
+        why="z = W·x: with |x| ten times as large, z is ten times as far out, and tanh′(z) = 1 − tanh²(z) is 0 there",
+        source="LeCun et al. 1998, Efficient backprop",
+        change=_call("scale_layer_inputs_"),
+        cost="one division",
     ),
 )
 
@@ -422,7 +521,8 @@ _PRECISION = (
     Remedy(
         name="loss-scaling",
         title="Loss scaling",
-        advice="loss scaling (torch.amp.GradScaler), or bfloat16, which needs none",
+        advice="float32 weights under torch.autocast with loss scaling (torch.amp.GradScaler), or bfloat16, which "
+        "needs none",
         applies="vanishing, stalled or nonfinite under float16; no help where the forward pass itself overflows",
         kinds=("vanishing", "nonfinite", "stalled"),
         why="∇(S·l) = S·∇l: what lies below float16's smallest 6·10⁻⁸ is lifted above it, and divided by S in float32",
@@ -435,6 +535,84 @@ _PRECISION = (
             ("use_mixed_precision_",),
         ),
         cost="one multiplication; a step skipped whenever the scale was too high",
+    ),
+    Remedy(
+        name="bfloat16",
+        title="bfloat16",
+        advice="bfloat16 in place of float16 (its largest number is 3e38, not 65,504), or the module that overflows in "
+        "float32, outside autocast; a loss scale does not act on the forward pass",
+        applies="nonfinite where float16 overflows in the forward pass, or where a gradient scaler lowers its scale in "
+        "vain",
+        kinds=("nonfinite",),
+        why="float16 has 5 bits of exponent, bfloat16 the 8 of float32: 2¹⁶ against 2¹²⁸, for 3 bits fewer of the "
+        "fraction: max = 3.4·10³⁸",
+        source="Kalamkar et al. 2019, A study of BFLOAT16 for deep learning training, arXiv:1905.12322",
+        change=Change(
+            _MODEL,
+            "use_mixed_precision_(model, torch.bfloat16)\n"
+            "# where the loop itself opens torch.autocast: dtype=torch.bfloat16, and no GradScaler",
+            ("use_mixed_precision_",),
+        ),
+        cost="two to three digits in place of three to four",
+    ),
+    Remedy(
+        name="optimizer-epsilon",
+        title="An epsilon that the format holds",
+        advice="an epsilon that is not 0 in the format of the weights: eps=1e-4 in float16",
+        applies="nonfinite where the update of Adam or the like divides by 0: eps=1e-8 and weights in float16, eps=0",
+        kinds=("nonfinite",),
+        why="Δw = lr·m/(√v + ε): in float16 ε = 10⁻⁸ is 0, and so is v = g² for |g| < 2·10⁻⁴, so that m/(0 + 0) = ∞",
+        source="Lightning issue 20619",
+        change=Change(
+            _OPTIMIZER,
+            "for group in optimizer.param_groups:\n"
+            '    if "eps" in group:\n'
+            '        group["eps"] = max(group["eps"], 1e-4)',
+        ),
+        cost="smaller updates where gradients are below ε",
+    ),
+    Remedy(
+        name="float32-weights",
+        title="Weights in float32",
+        advice="weights and the state of the optimizer in float32, the forward pass under torch.autocast",
+        applies="nonfinite, stalled or vanishing where weights are held in half precision",
+        kinds=("nonfinite", "stalled", "vanishing"),
+        why="√v, ε and lr·m are numbers down to 10⁻³⁸ in float32, and 6·10⁻⁸ in float16; an update below 2⁻⁹·|w| is 0 "
+        "in bfloat16",
+        source="Micikevicius et al. 2017, Mixed precision training (master weights), arXiv:1710.03740",
+        change=Change(_MODEL, "use_mixed_precision_(model)", ("use_mixed_precision_",)),
+        cost="twice the memory for weights",
+    ),
+    Remedy(
+        name="safe-update",
+        title="A safe update",
+        advice="in the optimizer, keep every norm that it divides by away from 0 (norm.clamp(min=1e-8)), or leave out "
+        "parameters whose gradient is 0",
+        applies="nonfinite where an optimizer that divides by a norm is given a gradient of 0",
+        kinds=("nonfinite",),
+        why="Δw = lr·g·‖a‖/‖b‖ is 0 ÷ 0 for g = 0: a projection begun at 0 gives what lies before it such a gradient",
+        source="github.com/microsoft/dion pull request 24",
+        change=Change(_OPTIMIZER, "leave_out_zero_gradients_(optimizer)", ("leave_out_zero_gradients_",)),
+        cost="a look at each gradient in each step",
+    ),
+    Remedy(
+        name="finite-rate",
+        title="A learning rate that is finite",
+        advice="a learning rate that is a number at every step: look at the schedule, which divides by 0 or takes a "
+        "root of a negative number at this step",
+        applies="nonfinite where the learning rate is NaN or Inf",
+        kinds=("nonfinite",),
+        why="w ← w − lr·g is NaN for lr = NaN, whatever g is",
+        source="–",
+        change=Change(
+            _OPTIMIZER,
+            "def keep_rate_finite(optimizer, args, kwargs):\n"
+            "    for group in optimizer.param_groups:\n"
+            '        if not 0 <= group["lr"] < torch.inf:  # NaN, too\n'
+            '            group["lr"] = 0.0\n'
+            "optimizer.register_step_pre_hook(keep_rate_finite)",
+        ),
+        cost="steps without an update",
     ),
 )
 
@@ -522,7 +700,7 @@ FAMILIES: dict[str, tuple[Remedy, ...]] = {
     "safe_forms": _SAFE_FORMS,
     "clipping": _CLIPPING,
     "initialisation": _INITIALISATION,
-    "normalisation": _NORMALISATION,
+    "normalisation": (*_NORMALISATION, *_LAYER_INPUTS),
     "activations": _ACTIVATIONS,
     "residual": _RESIDUAL,
     "recurrent": _RECURRENT,

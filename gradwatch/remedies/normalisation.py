@@ -1,17 +1,23 @@
-"""Insert normalisations after hidden layers, so that each activation function is given values of unit variance."""
+"""Insert normalisations after hidden layers, so that each activation function is given values of unit variance.
+
+Or divide what a layer is given by its own scale, where a normalisation is there and what follows it is not.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradwatch import _torch
-from gradwatch.remedies.forward_pass import CONVOLUTIONS, NORMS, LayerCall, layer_calls, replace_
+from gradwatch.remedies.forward_pass import CONVOLUTIONS, LAYERS, NORMS, LayerCall, layer_calls, listen, replace_
 from gradwatch.remedies.remedy import NotApplicableError
 
-__all__ = ["insert_norms_"]
+__all__ = ["insert_norms_", "scale_layer_inputs_"]
+
+LARGE_INPUT = 3.0  # root mean square: a layer that keeps the variance then makes tanh and sigmoid flat
 
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # dimensions of a convolution
 
@@ -45,6 +51,41 @@ def insert_norms_(model: nn.Module, x: Any, kind: Literal["batch", "layer", "rms
     for call, norm in norms:
         weight = next(call.module.parameters())
         replace_(model, call.name, nn.Sequential(call.module, norm.to(weight.device, weight.dtype)))
+
+
+def scale_layer_inputs_(model: nn.Module, x: Any) -> None:
+    """Divide what each layer is given by its root mean square in this batch, where that is above 3.
+
+    Args:
+        model: is changed in place: such layers get a forward pre-hook.
+        x: the inputs of one batch.
+
+    Raises:
+        NotApplicableError: if no layer is given such values.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> scale_layer_inputs_(model, torch.full((3, 4), 100.0))
+        >>> _ = torch.nn.init.ones_(model[0].weight), torch.nn.init.zeros_(model[0].bias)
+        >>> model(torch.full((1, 4), 100.0)).tolist()
+        [[4.0, 4.0]]
+    """
+    given: dict[nn.Module, float] = {}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+            given.setdefault(module, float(args[0].detach().float().square().mean().sqrt()))
+
+    listen(model, x, [module for module in model.modules() if isinstance(module, LAYERS)], note)
+    large = {module: rms for module, rms in given.items() if rms > LARGE_INPUT}
+    if not large:
+        raise NotApplicableError(f"no layer is given values whose root mean square is above {LARGE_INPUT:g}")
+    for module, rms in large.items():
+        module.register_forward_pre_hook(functools.partial(_divide_first_argument, rms))
+
+
+def _divide_first_argument(divisor: float, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args[0] / divisor, *args[1:]
 
 
 def _norm_for(call: LayerCall, kind: str) -> nn.Module | None:

@@ -13,8 +13,8 @@ __all__ = ["use_mixed_precision_"]
 HALF = (torch.float16, torch.bfloat16)
 
 
-def use_mixed_precision_(model: nn.Module) -> torch.amp.GradScaler:
-    """Hold weights in float32, compute the forward pass in half precision as before, and return a scaler of the loss.
+def use_mixed_precision_(model: nn.Module, dtype: torch.dtype | None = None) -> torch.amp.GradScaler:
+    """Hold weights in float32, compute the forward pass in half precision, and return a scaler of the loss.
 
     ∇(S·l) = S·∇l: what lies below float16's smallest number, 6·10⁻⁸, is lifted above it, and divided by S in float32.
     Micikevicius et al. 2017, arXiv:1710.03740. The scaler of a bfloat16 model does nothing, since bfloat16 has the
@@ -22,6 +22,7 @@ def use_mixed_precision_(model: nn.Module) -> torch.amp.GradScaler:
 
     Args:
         model: is changed in place, before its optimizer is made.
+        dtype: of the forward pass; None keeps that of the weights.
 
     Raises:
         NotApplicableError: if no weight is in half precision.
@@ -35,7 +36,7 @@ def use_mixed_precision_(model: nn.Module) -> torch.amp.GradScaler:
     held = [(each.device.type, each.dtype) for each in model.parameters() if each.dtype in HALF]
     if not held:
         raise NotApplicableError("no weight is in half precision")
-    device, dtype = held[0]
+    device, half = held[0]
     model.float()
-    run_within_(model, torch.autocast(device, dtype))
-    return torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    run_within_(model, torch.autocast(device, dtype or half))
+    return torch.amp.GradScaler(device, enabled=(dtype or half) == torch.float16)

@@ -17,6 +17,7 @@ __all__ = [
 ]  # fmt: skip
 
 REACH = 0.9  # of the largest exponent: what is computed from the result, a sum say, has some room
+JITTER = 1e-4  # the derivative of a decomposition is then at most about 1e8, which float32 holds
 LEAST = 1e-6  # far above the float32 rounding of 1 (1e-7), far below what matters in a probability or a distance
 
 
@@ -86,6 +87,59 @@ def safe_pow(x: Any, power: Any) -> Any:
 def safe_acos(x: Tensor) -> Tensor:
     """Return arccos(x) with x kept within ±(1 − 1e-6), since its slope is infinite at ±1."""
     return x.clamp(-1 + LEAST, 1 - LEAST).acos()
+
+
+def safe_asin(x: Tensor) -> Tensor:
+    """Return arcsin(x) with x kept within ±(1 − 1e-6)."""
+    return x.clamp(-1 + LEAST, 1 - LEAST).asin()
+
+
+def safe_acosh(x: Tensor) -> Tensor:
+    """Return arcosh(x) with x kept above 1 + 1e-6."""
+    return x.clamp(min=1 + LEAST).acosh()
+
+
+def jittered(x: Tensor) -> Tensor:
+    """Return x with noise of 1e-4 of its root mean square, so that no two singular values or eigenvalues are equal.
+
+    The derivative of a decomposition divides by their differences. A matrix of zeros gets noise of 1e-4.
+
+    Examples:
+        >>> torch.linalg.svdvals(jittered(torch.eye(2))).diff().abs() > 0
+        tensor([True])
+    """
+    with torch.no_grad():
+        scale = x.abs().square().mean((-2, -1), keepdim=True).sqrt()
+        noise = torch.randn_like(x) * JITTER * torch.where(scale > 0, scale, 1.0)
+    return x + noise
+
+
+def jittered_symmetric(x: Tensor) -> Tensor:
+    """Return x plus a diagonal that rises from 1e-4 to 2e-4 of its root mean square, for symmetric matrices.
+
+    It keeps a matrix symmetric and makes a semidefinite one definite.
+    """
+    with torch.no_grad():
+        scale = x.abs().square().mean((-2, -1), keepdim=True).sqrt()
+        rising = torch.linspace(1, 2, x.shape[-1], dtype=scale.dtype, device=x.device).diag()
+        diagonal = JITTER * torch.where(scale > 0, scale, 1.0) * rising
+    return x + diagonal
+
+
+def softmax_over_classes(x: Tensor, dim: int | None = None) -> Tensor:
+    """Return a softmax that depends on x: over the last axis where ``dim`` has one entry, a sigmoid where both have.
+
+    A softmax over one entry is eˣ/eˣ = 1 whatever x is, and its derivative is 0.
+
+    Examples:
+        >>> softmax_over_classes(torch.zeros(2, 1), 1)
+        tensor([[0.5000],
+                [0.5000]])
+    """
+    axis = -1 if dim is None else dim
+    if x.shape[axis] != 1:
+        return x.softmax(axis)
+    return x.softmax(-1) if x.shape[-1] > 1 else x.sigmoid()
 
 
 def safe_atanh(x: Tensor) -> Tensor:

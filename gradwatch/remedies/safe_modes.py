@@ -16,8 +16,12 @@ from gradwatch.remedies.safe_forms import (
     above,
     away_from_zero,
     fully_masked,
+    jittered,
+    jittered_symmetric,
     masked_softmax,
     safe_acos,
+    safe_acosh,
+    safe_asin,
     safe_atanh,
     safe_divide,
     safe_exp,
@@ -26,10 +30,14 @@ from gradwatch.remedies.safe_forms import (
     safe_norm,
     safe_pow,
     safe_sqrt,
+    softmax_over_classes,
     unmask_full_rows,
 )
 
-__all__ = ["SafeDivision", "SafeLog", "SafeMode", "SafeSoftmax", "SafeSqrt", "unused_modes"]
+__all__ = [
+    "SafeAngle", "SafeDecomposition", "SafeDivision", "SafeLog", "SafeMode", "SafePower", "SafeSoftmax", "SafeSqrt",
+    "SoftmaxOverClasses", "unused_modes",
+]  # fmt: skip
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -161,6 +169,68 @@ class SafeSqrt(SafeMode):
     }
 
 
+class SafePower(SafeMode):
+    """``safe_pow`` for powers."""
+
+    answers: ClassVar = {
+        torch.pow: safe_pow,
+        Tensor.pow: safe_pow,
+        Tensor.__pow__: safe_pow,
+        torch.float_power: lambda x, power: torch.float_power(above(x), power),
+        Tensor.float_power: lambda x, power: torch.float_power(above(x), power),
+    }
+
+
+class SafeAngle(SafeMode):
+    """``safe_acos`` and the like for arccosines, arcsines and their hyperbolic kin."""
+
+    answers: ClassVar = {
+        torch.acos: safe_acos,
+        Tensor.acos: safe_acos,
+        torch.arccos: safe_acos,
+        Tensor.arccos: safe_acos,
+        torch.asin: safe_asin,
+        Tensor.asin: safe_asin,
+        torch.arcsin: safe_asin,
+        Tensor.arcsin: safe_asin,
+        torch.acosh: safe_acosh,
+        Tensor.acosh: safe_acosh,
+        torch.atanh: safe_atanh,
+        Tensor.atanh: safe_atanh,
+    }
+
+
+def _of_jittered(decompose: Callable[..., Any]) -> Callable[..., Any]:
+    def decomposed(x: Tensor, *args: Any, **named: Any) -> Any:
+        return decompose(jittered(x), *args, **named)
+
+    return decomposed
+
+
+def _of_jittered_symmetric(decompose: Callable[..., Any]) -> Callable[..., Any]:
+    def decomposed(x: Tensor, *args: Any, **named: Any) -> Any:
+        return decompose(jittered_symmetric(x), *args, **named)
+
+    return decomposed
+
+
+class SafeDecomposition(SafeMode):
+    """A little noise on what is decomposed or inverted, a rising diagonal on what is symmetric."""
+
+    answers: ClassVar = {
+        **{
+            function: _of_jittered(function)
+            for function in (torch.svd, Tensor.svd, torch.linalg.svd, torch.linalg.qr, torch.linalg.eig,
+                             torch.linalg.inv, torch.inverse, Tensor.inverse, torch.linalg.solve, torch.linalg.det,
+                             torch.linalg.slogdet, torch.det, Tensor.det)
+        },
+        **{
+            function: _of_jittered_symmetric(function)
+            for function in (torch.linalg.eigh, torch.linalg.cholesky)
+        },
+    }  # fmt: skip
+
+
 class SafeDivision(SafeMode):
     """``safe_divide`` for divisions and reciprocals."""
 
@@ -177,6 +247,20 @@ class SafeDivision(SafeMode):
 
 def _softmax(x: Tensor, dim: int | None = None, *_: Any, **named: Any) -> Tensor:
     return masked_softmax(x, -1 if dim is None else dim, named.get("dtype"))
+
+
+def _over_classes(x: Tensor, dim: int | None = None, *_: Any, **named: Any) -> Tensor:
+    return softmax_over_classes(x, dim)
+
+
+class SoftmaxOverClasses(SafeMode):
+    """``softmax_over_classes`` for softmaxes."""
+
+    answers: ClassVar = {
+        torch.softmax: _over_classes,
+        Tensor.softmax: _over_classes,
+        F.softmax: _over_classes,
+    }
 
 
 def _attention(

@@ -151,12 +151,14 @@ class Diagnosis:
             threshold=incident.threshold,
             measured=incident.measured,
             cause=" ".join(_sentences(incident, facts)),
-            remedies=self._advice(incident, report.learning_rate, frozenset(clues)) or (),
+            remedies=self._advice(incident, report, frozenset(clues)) or (),
         )
 
     @observing("remedies")
-    def _advice(self, incident: Incident, rate: float | None, clues: frozenset[Clue]) -> tuple[Advice, ...]:
-        return advise(Case(incident.kind, self._layers, incident.columns, self._clips, rate, clues))
+    def _advice(self, incident: Incident, report: StepReport, clues: frozenset[Clue]) -> tuple[Advice, ...]:
+        operation = "" if report.origin is None else report.origin.operation
+        rate, kind = report.learning_rate, incident.kind
+        return advise(Case(kind, self._layers, incident.columns, self._clips, rate, clues, operation))
 
 
 def _sentences(incident: Incident, facts: Iterable[Fact]) -> list[str]:

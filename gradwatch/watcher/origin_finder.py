@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from gradwatch.explain.call_summary import ModuleCall
 from gradwatch.explain.inferred import Unseen
-from gradwatch.explain.origin import inferred_origin
+from gradwatch.explain.loss_graph import LossGraph
+from gradwatch.explain.origin import inferred_origin, origin_in_loss
 from gradwatch.explain.replay import Replay
 from gradwatch.explain.trace import Trace
 from gradwatch.hooks.guard import Guard
+from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled
 from gradwatch.measure.layers import Layers, leaf_modules
 from gradwatch.measure.measurement import Measurement
 from gradwatch.measure.report import Origin, StepReport
@@ -28,11 +30,13 @@ class StepOrigin(NamedTuple):
     Attributes:
         device_type: of the gradients.
         observed: what running the step again has shown; None where it was not run again, or showed nothing.
+        in_loss: what the graph of its loss has shown; None where it showed nothing.
         calls: of every module in this step, where they are traced.
     """
 
     device_type: str
     observed: Origin | None
+    in_loss: Origin | None
     calls: Sequence[ModuleCall]
 
 
@@ -50,6 +54,7 @@ class OriginFinder:
         guard: takes the faults.
 
     Attributes:
+        losses: what the losses of the step show.
         replay, trace: None where the run does not allow the one, or the user does not want the other.
     """
 
@@ -63,16 +68,18 @@ class OriginFinder:
         guard: Guard,
     ) -> None:
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._is_distributed = is_distributed
         self._layers, self._can_always_wait, self._guard = layers, can_always_wait, guard
         self._modules = [leaf for name, model in models.items() for leaf in leaf_modules(model, name)]
+        self._models = tuple(models.values())
         # one rank must not run a step by itself
-        self.replay = None if is_distributed or not models else guard.run("replay", Replay, models, guard)
+        self.losses = LossGraph()
+        self.replay = None if is_distributed or not models else guard.run("replay", Replay, models, guard, self.losses)
         self.trace = guard.run("trace", Trace, models, guard) if traces_calls else None
 
     def observe_loss(self, loss: Tensor) -> None:
         """Take the loss before its backward pass: the operations that made it are in its graph."""
-        if self.replay is not None:
-            self._guard.run("replay", self.replay.observe_loss, loss)
+        self._guard.run("losses", self.losses.observe, loss)
 
     def note_step(
         self, current: Measurement, *, was_seen_whole: bool, begins_to_be_sick: Callable[[int], bool]
@@ -89,8 +96,10 @@ class OriginFinder:
             if self._may_replay(current) and begins_to_be_sick(current.plan.update):
                 observed = self.replay.origin(current.loss, current.sick_layers())
             self.replay.forget(was_seen_whole=was_seen_whole)
+        in_loss = self._guard.run("losses", origin_in_loss, self.losses)
+        self.losses.forget()
         calls = [] if self.trace is None else self.trace.take() or []
-        return StepOrigin(current.device.type, observed, calls)
+        return StepOrigin(current.device.type, observed, in_loss, calls)
 
     def origin_of(self, report: StepReport, step: StepOrigin | None) -> Origin:
         """Return where the NaN or Inf of ``report`` came from, by the best evidence that ``step`` holds."""
@@ -101,8 +110,15 @@ class OriginFinder:
             traced = self.trace.origin(step.calls, report.loss, sick_layers)
             if traced is not None:
                 return traced
-        unseen = self._why_unseen("cpu" if step is None else step.device_type)
-        return inferred_origin(self._layers, self._modules, unseen, report.loss, sick_layers)
+        return self._inferred(report.loss, sick_layers, step)
+
+    def _inferred(self, loss: float | None, sick_layers: Sequence[str], step: StepOrigin | None) -> Origin:
+        """Return what gradients and the graph of the loss show; without modules, the graph alone where it can."""
+        device_type, in_loss = ("cpu", None) if step is None else (step.device_type, step.in_loss)
+        if in_loss is not None and not self._modules:
+            return in_loss
+        unseen = self._why_unseen(device_type)
+        return inferred_origin(self._layers, self._modules, unseen, loss, sick_layers, in_loss)
 
     def remove(self) -> None:
         """Listen no more; twice is fine."""
@@ -110,12 +126,23 @@ class OriginFinder:
             if part is not None:
                 part.remove()
 
+    def _is_compiled(self) -> bool:
+        """Return whether what the loop calls is compiled: the models, or wrappers around them, with no call heard."""
+        was_heard = self.replay is not None and self.replay.was_called
+        return not was_heard and (anything_is_compiled() or any(map(is_compiled, self._models)))
+
     def _may_replay(self, current: Measurement) -> bool:
         can_wait = self._can_always_wait or current.device.type == "cpu"
         return can_wait and not current.is_finite and not current.is_overflow
 
     def _why_unseen(self, device_type: str) -> Unseen:
         """Return why no call of a module was seen."""
+        if not self._modules:
+            return "bare tensors"
+        if self._is_distributed:
+            return "distributed"
+        if self._is_compiled():
+            return "compiled"
         if self.trace is None and self.replay is not None and not self.replay.was_called:
             return "parts are called"
         if self.trace is not None:

@@ -21,7 +21,9 @@ KEYS = {
     "prelu", "elu", "selu", "gelu", "maxout", "clip-value", "clip-norm", "clip-adaptive", "weight-clipping",
     "gradient-penalty", "spectral-norm", "batch-norm", "layer-norm", "rms-norm", "residual", "xavier", "he",
     "orthogonal", "depth-scaled", "lower-learning-rate", "higher-learning-rate", "warm-up", "loss-scaling", "safe-log",
-    "safe-sqrt", "safe-division", "masked-softmax", "scaled-inputs", "clean-data",
+    "safe-sqrt", "safe-division", "masked-softmax", "scaled-inputs", "clean-data", "safe-power", "safe-angle", "jitter",
+    "skip-step", "softmax-over-classes", "initialise", "nonzero-gain", "scaled-layer-inputs", "bfloat16",
+    "optimizer-epsilon", "float32-weights", "safe-update", "finite-rate",
 }  # fmt: skip
 
 
@@ -49,6 +51,11 @@ MADE_SICK = {
     "lstm-gru": "model.add_module('reader', nn.RNN(5, 5))\n",
     "truncated-bptt": "model.add_module('reader', nn.LSTM(5, 5))\n",
     "loss-scaling": "model.half()\n",
+    "bfloat16": "model.half()\n",
+    "float32-weights": "model.half()\n",
+    "initialise": "nn.init.constant_(model[0].weight, torch.nan)\n",
+    "nonzero-gain": "model.insert(1, nn.LayerNorm(32))\nnn.init.zeros_(model[1].weight)\n",
+    "scaled-layer-inputs": "x = 100 * x\n",
     "fewer-layers": "model.insert(2, nn.Linear(32, 32)).insert(3, nn.Sigmoid())\n",
 }
 """What a program has to which these remedies apply; to that of ``PRELUDE`` they do not."""
@@ -64,7 +71,7 @@ def test_its_code_runs_or_says_why_it_does_not_apply(name):
 
 
 FUNCTIONS = ["activation_modules", "batches", "depth", "initialisation", "normalisation", "precision", "recurrence",
-             "safe_forms", "safe_modes", "slope_limits"]  # fmt: skip
+             "safe_forms", "safe_modes", "slope_limits", "updates"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -133,8 +140,23 @@ GAN = nn.ModuleDict({"critic": mlp(nn.LeakyReLU()), "generator": mlp(nn.ReLU())}
         ("nonfinite", mlp(nn.ReLU()), [0], ["exponential"], ["safe-log", "clip-norm"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["overflow", "before any update"], ["scaled-inputs", "he", "batch-norm"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["bad batch"], ["clean-data"]),
-        ("nonfinite", mlp(nn.ReLU()), [0], ["overflow of float16"], ["loss-scaling"]),
-        ("nonfinite", mlp(nn.ReLU()), [0], ["scaler gave up"], ["loss-scaling"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["overflow of float16"], ["bfloat16", "scaled-inputs"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["scaler gave up"], ["bfloat16", "scaled-inputs"]),
+        ("nonfinite", mlp(nn.ReLU()).half(), [0], (), ["bfloat16", "loss-scaling"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["power"], ["safe-power"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["arc"], ["safe-angle"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["decomposition"], ["jitter"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["another operation"], ["skip-step"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["bad target"], ["clean-data"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["sick from the start", "before any update"], ["initialise"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["sick update"], ["safe-update", "skip-step"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["sick update", "rate is not finite"], ["finite-rate"]),
+        ("nonfinite", mlp(nn.ReLU()), [0], ["sick update", "diverged"], ["clip-norm"]),
+        ("nonfinite", mlp(nn.ReLU()).half(), [0], ["sick update", "epsilon is 0"],
+         ["optimizer-epsilon", "float32-weights", "bfloat16"]),
+        ("exploding", mlp(nn.ReLU()), [0], ["norm overflows"], ["scaled-inputs", "lower-learning-rate"]),
+        ("vanishing", mlp(nn.ReLU()), [0], ["softmax of one", "no gradient"], ["softmax-over-classes"]),
+        ("vanishing", mlp(nn.Tanh()), [0], ["given zeros"], ["nonzero-gain"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["diverged"], ["clip-norm"]),
         ("nonfinite", mlp(nn.ReLU()), [0], (), ["clean-data", "safe-log", "safe-sqrt", "safe-division"]),
         ("dead", mlp(nn.ReLU()), [0], (), ["lower-learning-rate", "clip-norm", "scaled-inputs", "leaky-relu"]),
@@ -144,6 +166,8 @@ GAN = nn.ModuleDict({"critic": mlp(nn.LeakyReLU()), "generator": mlp(nn.ReLU())}
          ["lower-learning-rate", "clip-norm", "scaled-inputs", "leaky-relu", "elu", "gelu", "prelu"]),
         ("saturated", mlp(nn.Tanh()), [0], ["weights large"], ["xavier", "batch-norm"]),
         ("saturated", mlp(nn.Tanh()), [0], ["large outputs"], ["scaled-inputs", "batch-norm"]),
+        ("saturated", nn.Sequential(nn.LayerNorm(8), mlp(nn.Tanh())), [2], ["large outputs", "weights small"],
+         ["scaled-layer-inputs", "lower-learning-rate"]),
         ("stalled", mlp(nn.ReLU()), (), (), ["higher-learning-rate"]),
         ("stalled", mlp(nn.ReLU()), (), ["weights alike"], ["higher-learning-rate", "he"]),
         ("unstable", mlp(nn.ReLU()), (), (), ["lower-learning-rate", "clip-norm", "warm-up"]),
@@ -295,7 +319,10 @@ def first_remedy(function, loss=lambda outputs: outputs.square().mean(), inputs=
         (lambda x: (x - x) / (x - x), "safe-division"),
         (lambda x: 1 / (x - x), "safe-division"),
         (masked, "masked-softmax"),
-        (lambda x: (1e4 * x.abs() + 1e5).half().float(), "loss-scaling"),
+        (lambda x: (1e4 * x.abs() + 1e5).half().float(), "bfloat16"),
+        (lambda x: (x - x).pow(0.5) + x, "safe-power"),
+        (lambda x: (x - x + 1).acos() + x, "safe-angle"),
+        (lambda x: torch.linalg.svd((x - x)[:, None].expand(-1, 4, 4))[0].abs().sum(1), "jitter"),
         (lambda x: (1000 * x.abs() + 1000).exp(), "safe-log"),
         (lambda x: (1e25 * x) * (1e25 * x), "scaled-inputs"),
     ],
@@ -312,6 +339,8 @@ def test_the_operation_that_made_a_nan_names_the_remedy(function, remedy):
         (lambda outputs: (outputs / (outputs - outputs)).mean(), "safe-division"),
         (lambda outputs: (outputs[None] - outputs[:, None]).pow(2).sum(-1).sqrt().mean(), "safe-sqrt"),
         (lambda outputs: (1e4 * outputs.abs()).exp().sum().log(), "safe-log"),
+        (lambda outputs: F.cosine_similarity(outputs, outputs.detach()).clamp(-1, 1).acos().mean(), "safe-angle"),
+        (lambda outputs: (outputs - outputs).pow(0.3).mean(), "safe-power"),
     ],
 )
 def test_so_does_one_in_the_loss(loss, remedy):

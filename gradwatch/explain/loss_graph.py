@@ -1,0 +1,180 @@
+"""Look at the graphs of the losses of a step before their backward pass, which frees what they have saved.
+
+A loss that is finite costs a walk over its first nodes at the first three losses of a run, and nothing later. A loss
+that is NaN or Inf is searched for the operation that made it, and for a tensor that came with it: a target, a weight or
+an advantage, which needs no gradient, so that nobody computes one for it and no module was given it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradwatch.explain.operations import (
+    FaultyOperation,
+    loss_fault,
+    loss_operations,
+    unbounded_loss_operations,
+)
+from gradwatch.explain.recorded_call import OUTPUT
+from gradwatch.hooks.graph import operation_of, saved_by, upstream_nodes
+
+__all__ = ["LossGraph", "TakenTensor"]
+
+MOST_LOSSES = 8
+"""Losses whose graphs are held until the update. Of more micro-batches than that, only the last are looked at."""
+
+FIRST_LOSSES = 3
+"""Losses whose graphs are searched for what is flat by its shape. How a model is built does not change later."""
+
+FURTHEST = 64
+"""Nodes that are searched from each loss on: as far as ``operations`` looks."""
+
+_TAKEN_BY: dict[str, tuple[tuple[str, int | None], ...]] = {
+    "mul": (("self", 0), ("other", 1)),
+    "div": (("other", 1), ("self", 0)),
+    "mseloss": (("target", 1), ("self", 0)),
+    "l1loss": (("target", 1), ("self", 0)),
+    "smoothl1loss": (("target", 1), ("self", 0)),
+    "huberloss": (("target", 1), ("self", 0)),
+    "binarycrossentropy": (("target", 1), ("weight", None), ("self", 0)),
+    "binarycrossentropywithlogits": (("target", 1), ("weight", None), ("pos_weight", None)),
+    "nllloss": (("weight", None),),
+    "nllloss2d": (("weight", None),),
+    "xlogy": (("self", 0), ("other", 1)),
+    "pow": (("exponent", 1), ("self", 0)),
+    "mm": (("self", 0), ("mat2", 1)),
+    "bmm": (("self", 0), ("mat2", 1)),
+    "dot": (("self", 0), ("tensor", 1)),
+    "mv": (("self", 0), ("vec", 1)),
+}
+"""Operation to the tensors that its node saves, with their places among its inputs; None where none has a gradient."""
+
+_KEEP_NOTHING = ("add", "sub", "rsub")
+"""Operations of two operands whose nodes save neither."""
+
+
+@dataclass(frozen=True)
+class TakenTensor:
+    """A tensor without a gradient that the loss takes beside the outputs of the model, and that holds NaN or Inf.
+
+    Attributes:
+        shape: of it.
+        rows: that hold NaN or Inf; () for a single number.
+        has_nan: NaN, not Inf only.
+        is_result: ``shape`` and ``rows`` are those of what was computed of it by an addition or subtraction, which
+            saves neither operand.
+    """
+
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    has_nan: bool
+    is_result: bool = False
+
+
+class LossGraph:
+    """The graphs of the losses since the last update.
+
+    Attributes:
+        fault: the operation that made a loss NaN or Inf, of finite numbers.
+        taken: what a loss was given that held NaN or Inf already.
+        softmax_of_one: (shape, axis) of a softmax over an axis of one entry in the first losses of the run.
+    """
+
+    def __init__(self) -> None:
+        self.fault: FaultyOperation | None = None
+        self.taken: TakenTensor | None = None
+        self.softmax_of_one: tuple[tuple[int, ...], int] | None = None
+        self._losses: deque[Any] = deque(maxlen=MOST_LOSSES)
+        self._seen = 0
+
+    def observe(self, loss: Tensor) -> None:
+        """Take a loss before its backward pass."""
+        if loss.grad_fn is None:
+            return
+        self._losses.append(loss.grad_fn)
+        if self._seen < FIRST_LOSSES:
+            self._seen += 1
+            self.softmax_of_one = self.softmax_of_one or _softmax_of_one(loss.grad_fn)
+        is_known = self.fault is not None or self.taken is not None
+        if loss.is_cpu and not is_known and not math.isfinite(loss.item()):  # elsewhere this would wait
+            self.fault = loss_fault(OUTPUT, loss.grad_fn)
+            self.taken = _taken_tensor(loss.grad_fn) if self.fault is None else None
+
+    def forget(self) -> None:
+        """Forget the losses of an update, which is now made."""
+        self._losses.clear()
+        self.fault = self.taken = None
+
+    def operations(self) -> tuple[str, ...]:
+        """Return the names of the operations between the losses and what the models returned, each once."""
+        return loss_operations(OUTPUT, self._losses)
+
+    def unbounded_operations(self) -> tuple[str, ...]:
+        """Return those of ``operations`` whose derivative has no bound."""
+        return unbounded_loss_operations(OUTPUT, self._losses)
+
+
+def _softmax_of_one(loss: Any) -> tuple[tuple[int, ...], int] | None:
+    """Return the shape and the axis of a softmax over an axis of one entry."""
+    for node in upstream_nodes([loss], "", FURTHEST):
+        if operation_of(node) not in ("softmax", "logsoftmax"):
+            continue
+        result, dim = saved_by(node, "result"), saved_by(node, "dim")
+        if not isinstance(result, Tensor) or not isinstance(dim, int):
+            continue
+        axis = dim if dim < result.ndim else dim - 2**64 + result.ndim  # −1 is saved as 2⁶⁴ − 1
+        if result.ndim and result.shape[axis] == 1:
+            return tuple(result.shape), axis
+    return None
+
+
+def _taken_tensor(loss: Any) -> TakenTensor | None:
+    """Return the first tensor without a gradient, in the order of computation, that held NaN or Inf when it was taken.
+
+    An operation that saves neither of its operands is at fault where one of them needs no gradient, what it was made of
+    with a gradient is finite as far as it is known, and what was computed of it next is not.
+    """
+    suspect: Any = None
+    for node in upstream_nodes([loss], OUTPUT, FURTHEST):
+        sick = next((pair for pair in _held_by(node) if _is_sick(pair[0])), None)
+        if sick is not None:
+            held, made_by = sick[0], _maker_of(node, sick[1])
+            if made_by is None:
+                return _taken(held, is_result=False)
+            return _taken(held, is_result=True) if made_by is suspect else None  # else an operation before made it
+        if operation_of(node) in _KEEP_NOTHING and None in (_maker_of(node, 0), _maker_of(node, 1)):
+            suspect = node
+    return None
+
+
+def _held_by(node: Any) -> Iterator[tuple[Tensor, int | None]]:
+    """Yield the tensors that a node has saved of its inputs, with their places among them."""
+    for attribute, place in _TAKEN_BY.get(operation_of(node), (("self", 0),)):
+        held = saved_by(node, attribute)
+        if isinstance(held, Tensor):
+            yield held, place
+
+
+def _maker_of(node: Any, place: int | None) -> Any:
+    """Return the node that made the input at ``place``; None where it needs no gradient."""
+    edges = node.next_functions
+    return None if place is None or place >= len(edges) else edges[place][0]
+
+
+def _is_sick(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 0 and not bool(torch.isfinite(tensor).all())
+
+
+def _taken(tensor: Tensor, *, is_result: bool) -> TakenTensor:
+    rows: tuple[int, ...] = ()
+    if tensor.ndim > 0:
+        sick = ~torch.isfinite(tensor.detach()).reshape(len(tensor), -1).all(1)
+        rows = tuple(torch.nonzero(sick).flatten().tolist())
+    return TakenTensor(tuple(tensor.shape), rows, bool(tensor.isnan().any()), is_result)
