@@ -609,7 +609,7 @@ _PRECISION = (
             "def keep_rate_finite(optimizer, args, kwargs):\n"
             "    for group in optimizer.param_groups:\n"
             '        if not 0 <= group["lr"] < torch.inf:  # NaN, too\n'
-            '            group["lr"] = 0.0\n'
+            '            group["lr"] = 0.0\n\n\n'
             "optimizer.register_step_pre_hook(keep_rate_finite)",
         ),
         cost="steps without an update",
