@@ -48,6 +48,8 @@ Clue = Literal[
     "large outputs",
     "dead units",  # somewhere in the model
     "rate rose",
+    "update too large",  # one update moved a weight by many times its size
+    "grows along depth",  # activations, or gradients, are multiplied by layer after layer
     "faded later",  # gradients reached the layer at first
     "before any update",  # neither rate nor clipping has had a part in it
 ]
@@ -202,7 +204,7 @@ _SHOWN_REMEDIES = 3  # what acts on the cause comes first; of the others names a
 
 _FIGURES: Mapping[Kind, str] = {
     "vanishing": "gradient norm {value}, normal above {limit}",
-    "exploding": "gradient norm {value} times its level, normal up to {limit}",
+    "exploding": "grown {value} times, normal up to {limit}",
     "nonfinite": "{value} gradient entries are NaN or Inf",
     "dead": "{percent}% of its units are dead, normal below {percent_limit}%",
     "saturated": "{percent}% of its activations are flat, normal below {percent_limit}%",

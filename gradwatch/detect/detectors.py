@@ -11,7 +11,10 @@ import numpy as np
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.detector import Detector
 from gradwatch.detect.exploding import Exploding
+from gradwatch.detect.exploding_along_depth import ExplodingAlongDepth
+from gradwatch.detect.exploding_at_birth import ExplodingAtBirth
 from gradwatch.detect.incident import Incident, IncidentEvent, IncidentTracker
+from gradwatch.detect.kind_rules import KindRules
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
 from gradwatch.detect.saturated import Saturated
 from gradwatch.detect.stalled import Stalled
@@ -34,28 +37,28 @@ class Detectors:
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
         self._exploding, self._vanishing = Exploding(layers, thresholds), Vanishing(layers, thresholds)
-        detectors: list[Detector[Any]] = [
-            NonFiniteLoss(),
-            NonFiniteGradient(layers),
-            self._exploding,
-            self._vanishing,
-            Dead(layers, thresholds),
-            Saturated(layers, thresholds),
-            Stalled(thresholds),
-            Unstable(thresholds),
+        rules: list[list[Detector[Any]]] = [  # in a row: those whose findings are one finding
+            [NonFiniteLoss()],
+            [NonFiniteGradient(layers)],
+            [self._exploding, ExplodingAtBirth(layers, thresholds), ExplodingAlongDepth(layers, thresholds)],
+            [self._vanishing],
+            [Dead(layers, thresholds)],
+            [Saturated(layers, thresholds)],
+            [Stalled(thresholds)],
+            [Unstable(thresholds)],
         ]
-        self._trackers = [IncidentTracker(detector, layers) for detector in detectors]
+        tracked = [[IncidentTracker(detector, layers) for detector in row] for row in rules]
+        self._trackers = [tracker for row in tracked for tracker in row]
+        self._rules = [(KindRules(row), row[0].detector.kind) for row in tracked]
         self._asked_at_every_step = [each for each in self._trackers if not each.detector.judges_samples_only]
         self._warmup_steps = thresholds.warmup_steps or 0
 
     def observe(self, report: StepReport) -> list[IncidentEvent]:
         """Take in one step; return what opens or ends at it."""
         events = []
-        for tracker in self._trackers:
-            detector = tracker.detector
-            result = detector.examine(report)  # also during the warm-up, from which levels are learned
-            counts = detector.kind == "nonfinite" or report.update >= self._warmup_steps
-            if result is not None and counts and (event := tracker.advance(report, result)) is not None:
+        is_warm = report.update >= self._warmup_steps
+        for rules, kind in self._rules:  # also during the warm-up, from which levels are learned
+            if (event := rules.observe(report, counts=is_warm or kind == "nonfinite")) is not None:
                 events.append(event)
         return events
 

@@ -86,9 +86,7 @@ def test_findings_are_visible_without_any_logging_configuration():
         "    Log().write_finding(finding, ended=False)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    line = (
-        "gradwatch: exploding in w1 since step 5: gradient norm 9 times its level, normal up to 2. More: print(finding)"
-    )
+    line = "gradwatch: exploding in w1 since step 5: grown 9 times, normal up to 2. More: print(finding)"
     assert done.stderr.splitlines() == [line] * 2
     assert done.stdout == ""
 
