@@ -18,7 +18,7 @@ def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Loss, steps: int, *, observes: bool = True
 ) -> list[Finding]:
     """Findings of a plain loop; LBFGS gets its closure."""
-    with gradwatch.watch(model, optimizer) as watcher:
+    with gradwatch.watch(model, optimizer, find_loss=False) as watcher:
         for step in range(steps):
 
             def evaluate(step: int = step) -> Tensor:
@@ -53,7 +53,7 @@ def perceptron(*widths: int, std: float | None = None, function: type[nn.Module]
 
 
 class ResidualStack(nn.Module):
-    """Residual blocks of two layers; without normalisation and with ``gain`` 1 each multiplies its input by about 1.7."""
+    """Residual blocks of two layers; with ``gain`` 1 and no normalisation each multiplies its input by 1.7."""
 
     def __init__(self, depth: int, outputs: int, *, gain: float = 1.0, normalises: bool = False) -> None:
         super().__init__()
