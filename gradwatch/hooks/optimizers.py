@@ -7,20 +7,23 @@ Optimizers are given, or found as they step because they own a watched parameter
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from gradwatch import _torch
 from gradwatch.hooks.guard import Guard, observing, otherwise
 
-__all__ = ["StepHooks", "follow_scaler", "learning_rate_of", "parameters_of"]
+__all__ = ["StepHooks", "follow_scaler", "keep_alive", "learning_rate_of", "parameters_of"]
 
 
 class Before(Protocol):
@@ -76,6 +79,22 @@ def _enter_plainly(hooks: StepHooks, optimizer: Optimizer, args: tuple[Any, ...]
     return args, {**kwargs, "closure": evaluate}
 
 
+def keep_alive(owner: object, tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Let the first of ``tensors`` that is trained keep ``owner`` alive: no variable of the user's may hold it.
+
+    Returns:
+        A function that ends it.
+    """
+    for tensor in tensors:
+        if tensor.requires_grad and tensor.is_leaf and not is_lazy(tensor):
+            return tensor.register_hook(lambda _gradient, _owner=owner: None).remove  # the collector sees what it holds
+    _kept.append(owner)  # a model that is all frozen, or lazy
+    return lambda: _kept.remove(owner) if owner in _kept else None
+
+
+_kept: list[object] = []
+
+
 class StepHooks:
     """Hooks around ``optimizer.step``; of nested optimizers (SAM) the outermost counts.
 
@@ -109,20 +128,21 @@ class StepHooks:
         self.guard, self.act_plainly = guard or Guard(), act_plainly
         self._before, self._after, self._owns = before, after, owns
         self._running: list[Optimizer] = []
-        # a compiled optimizer.step would trace them, and compile anew for each count that they change
-        enter, leave = torch.compiler.disable(self._enter), torch.compiler.disable(self._leave)
+        self._handles: list[RemovableHandle] = []
         if optimizers is None:
-            self._handles = [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
+            known = weakref.ref(self)  # the process outlives the model
+            enter, leave = _disabled(_calling(known, "_enter")), _disabled(_calling(known, "_leave"))
+            self._handles += [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
+            weakref.finalize(self, _remove_all, self._handles).atexit = False
             return
-        self._handles = []
+        enter, leave = _disabled(self._enter), _disabled(self._leave)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(enter))
             self._handles.append(optimizer.register_step_post_hook(leave))
 
     def remove(self) -> None:
         """Take every hook off again; twice is fine."""
-        while self._handles:
-            self._handles.pop().remove()
+        _remove_all(self._handles)
 
     @otherwise("noticing an update", _enter_plainly)
     def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
@@ -176,6 +196,26 @@ class StepHooks:
             return loss
 
         return evaluate
+
+
+def _disabled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep ``hook`` out of a compiled ``optimizer.step``: each count that it changes would compile that anew."""
+    return torch.compiler.disable(hook)
+
+
+def _calling(known: weakref.ref[StepHooks], name: str) -> Callable[..., Any]:
+    """Return a hook that calls this method as long as its object lives."""
+
+    def call(*args: Any) -> Any:
+        hooks = known()
+        return None if hooks is None else getattr(hooks, name)(*args)
+
+    return call
+
+
+def _remove_all(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
 
 
 def follow_scaler(

@@ -7,6 +7,7 @@ they always did.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -155,8 +156,12 @@ class BackwardPass:
             self._handles.popitem()[1].remove()
 
     def _hook_of(self, column: int) -> Callable[[Tensor], None]:
+        """Return a hook that does not hold this: the garbage collector would not see that it does."""
+        known = weakref.ref(self)
+
         def note(tensor: Tensor) -> None:
-            self._arrive(column, tensor)
+            if (listener := known()) is not None:
+                listener._arrive(column, tensor)
 
         return note
 

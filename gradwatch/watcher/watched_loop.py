@@ -18,7 +18,7 @@ from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
 from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, follow_scale, roots_of_backward
-from gradwatch.hooks.optimizers import StepHooks, follow_scaler, learning_rate_of, parameters_of
+from gradwatch.hooks.optimizers import StepHooks, follow_scaler, keep_alive, learning_rate_of, parameters_of
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
 from gradwatch.measure.layers import Layers
@@ -158,6 +158,8 @@ class WatchedLoop:
         act_plainly = self.act_plainly if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns, self.guard, act_plainly)
         self._undo["optimizers"] = hooks.remove
+        if optimizers is None:
+            self._undo["keeping alive"] = keep_alive(self, layers.tensors)
         if scaler is not None:
             self.use_scaler(scaler, sees_gradients=sees_gradients)
         self._undo |= self._follow_losses()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import gradwatch
 from gradwatch import Finding, Memory, NonFiniteError, Thresholds
@@ -286,6 +287,32 @@ def test_a_state_of_another_model_is_refused():
     state = watched_run(3)[0].state_dict()
     with gradwatch.watch(nn.Linear(2, 1)) as watcher, pytest.raises(ValueError, match="another model"):
         watcher.load_state_dict(state)
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_model_that_is_dropped_is_gone_and_one_that_lives_is_watched(is_given, is_held):
+    hooks = len(_global_optimizer_pre_hooks)
+    gone = []
+    for _ in range(5):
+        model = net()
+        optimizer = sgd(model)
+        memory = Memory()
+        watcher = gradwatch.watch(model, optimizer if is_given else None, sinks=[memory], log_every_n_steps=1)
+        if not is_held:
+            del watcher
+            gc.collect()
+        train(model, optimizer, 2)
+        gc.collect()
+        train(model, optimizer, 1)
+        assert len(memory.rows) == 3
+        gone += [weakref.ref(model), *map(weakref.ref, model.parameters())]
+    del model, optimizer, memory
+    if is_held:
+        del watcher
+    gc.collect()
+    assert not any(each() is not None for each in gone)
+    assert len(_global_optimizer_pre_hooks) == hooks
 
 
 class Broken(Memory):
