@@ -112,6 +112,13 @@ class LossGraph:
         self._losses.clear()
         self.fault = self.taken = None
 
+    def leave_out(self, count: int) -> None:
+        """Forget the last ``count`` losses, which are those of another model: their graphs are not held."""
+        for _ in range(min(count, len(self._losses))):
+            self._losses.pop()
+        if not self._losses:
+            self.fault = self.taken = None
+
     def operations(self) -> tuple[str, ...]:
         """Return the names of the operations between the losses and what the models returned, each once."""
         return loss_operations(OUTPUT, self._losses)

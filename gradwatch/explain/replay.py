@@ -74,6 +74,11 @@ class Replay:
         self._calls.clear()
         self._under_way = None
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether the model was called since the last update."""
+        return bool(self._calls)
+
     def remove(self) -> None:
         """Stop listening."""
         for stop in self._undo:

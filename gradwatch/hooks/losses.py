@@ -62,11 +62,13 @@ class FoundLoss:
     Attributes:
         value: () the loss without its loss scale, detached; None where the call was made on no loss.
         factor: the number that the loop has multiplied it by at last: 1/4 for ``(loss / 4).backward()``.
+        followed: how many of its losses were handed to whoever looks at graphs.
         reached: columns whose gradients it has added to, as far as they are listened to.
     """
 
     value: Tensor | None
     factor: float = 1.0
+    followed: int = 0
     reached: set[int] = field(default_factory=set)
 
 

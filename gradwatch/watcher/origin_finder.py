@@ -81,6 +81,14 @@ class OriginFinder:
         """Take the loss before its backward pass: the operations that made it are in its graph."""
         self._guard.run("losses", self.losses.observe, loss)
 
+    def leave_out_losses(self, count: int) -> None:
+        """Forget the last ``count`` losses, whose backward passes have reached none of the watched tensors.
+
+        A model that was called since the last update keeps them: its listeners may stand beside the way of the loss.
+        """
+        if self.replay is None or not self.replay.has_calls:
+            self._guard.run("losses", self.losses.leave_out, count)
+
     def note_step(
         self, current: Measurement, *, was_seen_whole: bool, begins_to_be_sick: Callable[[int], bool]
     ) -> StepOrigin:

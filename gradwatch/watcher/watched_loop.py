@@ -158,8 +158,7 @@ class WatchedLoop:
         act_plainly = self.act_plainly if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns, self.guard, act_plainly)
         self._undo["optimizers"] = hooks.remove
-        if optimizers is None:
-            self._undo["keeping alive"] = keep_alive(self, layers.tensors)
+        self._undo |= self._live_as_long_as_the_model(optimizers)
         if scaler is not None:
             self.use_scaler(scaler, sees_gradients=sees_gradients)
         self._undo |= self._follow_losses()
@@ -353,6 +352,10 @@ class WatchedLoop:
 
     # the small things
 
+    def _live_as_long_as_the_model(self, optimizers: Sequence[Optimizer] | None) -> dict[str, Callable[[], object]]:
+        """Let the model keep this alive where optimizers are found: those that are given do it by their hooks."""
+        return {} if optimizers is not None else {"keeping alive": keep_alive(self, self.layers.tensors)}
+
     def _follow_losses(self) -> dict[str, Callable[[], object]]:
         if self._finder is None:
             return {}
@@ -390,6 +393,7 @@ class WatchedLoop:
         if not self._was_followed:
             for root in roots:
                 self.follow_loss(root)
+            found.followed = len(roots)
         self._was_followed = False
         return found
 
@@ -397,6 +401,8 @@ class WatchedLoop:
     def _end_backward(self, found: FoundLoss | None, result: object, has_failed: bool) -> None:
         if self._finder is not None and found is not None:
             self._finder.end(found, has_failed=has_failed)
+            if not found.reached:
+                self.origins.leave_out_losses(found.followed)
 
     @observing("scaled losses")
     def _begin_scaling(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[GradScaler, Any]:
