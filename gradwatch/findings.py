@@ -51,6 +51,10 @@ Clue = Literal[
     "update too large",  # one update moved a weight by many times its size
     "grows along depth",  # activations, or gradients, are multiplied by layer after layer
     "faded later",  # gradients reached the layer at first
+    "rate zero",  # why nothing moves
+    "clipped away",
+    "rounded away",
+    "not owned",
     "before any update",  # neither rate nor clipping has had a part in it
 ]
 """What a cause says in words and remedies depend on."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.detector import Detector
+from gradwatch.detect.disconnected import Disconnected
 from gradwatch.detect.exploding import Exploding
 from gradwatch.detect.exploding_along_depth import ExplodingAlongDepth
 from gradwatch.detect.exploding_at_birth import ExplodingAtBirth
@@ -18,6 +19,7 @@ from gradwatch.detect.kind_rules import KindRules
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
 from gradwatch.detect.saturated import Saturated
 from gradwatch.detect.stalled import Stalled
+from gradwatch.detect.unmoved import Unmoved
 from gradwatch.detect.unstable import Unstable
 from gradwatch.detect.vanishing import Vanishing
 from gradwatch.findings import Thresholds
@@ -44,7 +46,8 @@ class Detectors:
             [self._vanishing],
             [Dead(layers, thresholds)],
             [Saturated(layers, thresholds)],
-            [Stalled(thresholds)],
+            [Stalled(layers, thresholds)],
+            [Disconnected(layers, thresholds), Unmoved(layers, thresholds)],
             [Unstable(thresholds)],
         ]
         tracked = [[IncidentTracker(detector, layers) for detector in row] for row in rules]

@@ -35,6 +35,7 @@ GONE_RATIO = 1e-6  # total norm against the largest of the first steps
 FIRST_STEPS = 10
 CLIFF = 0.1  # gone from above this share of the first total within one update: nobody converges so
 UNIMPROVED = 0.5  # share of its first value that the loss must still have for a model to have gone silent
+SILENT = 90  # updates without any gradient under a loss of exactly 0: with the patience a hundred
 UNFINISHED = 1e-3  # ... where the gradient is exactly zero: no minimum is hit so exactly, but a satisfied hinge at 0
 PATIENCE = 10  # steps: a zero-initialised branch wakes up within two or three
 RECOVERING = 2.0  # a ratio that doubled within the patience is waking up: a zero-initialised head under a slow warm-up
@@ -50,6 +51,7 @@ class VanishingState:
         updates: updates so far.
         first_total: the largest total norm of the first ten.
         last_total: the latest total norm.
+        was_reached: whether any total was above zero.
         fell: whether the total fell to nothing within one of the first ten updates.
         first_loss: the first loss.
         recent_loss: running mean of about ten losses.
@@ -63,6 +65,7 @@ class VanishingState:
     updates: int = 0
     first_total: float = 0.0
     last_total: float = 0.0
+    was_reached: bool = False
     fell: bool = False
     first_loss: float | None = None
     recent_loss: float = 0.0
@@ -231,6 +234,7 @@ class Vanishing(Detector[VanishingState]):
         if ours.updates < FIRST_STEPS:
             ours.first_total = max(ours.first_total, total)
         ours.updates += 1
+        ours.was_reached = ours.was_reached or total > 0
         faint = total <= GONE_RATIO * ours.first_total
         if ours.updates <= FIRST_STEPS and faint and ours.last_total > CLIFF * ours.first_total:
             ours.fell = True
@@ -243,6 +247,8 @@ class Vanishing(Detector[VanishingState]):
         self._follow_loss(report.loss)
         if report.loss is None or ours.first_loss is None:
             return faint and (ours.first_total == 0 or ours.fell)
+        if report.loss == ours.first_loss == 0 and not ours.was_reached:
+            return ours.updates > SILENT  # a softmax over one class; a hinge that is satisfied had to learn it
         share = UNIMPROVED if report.grad_norm_total > 0 else UNFINISHED
         return faint and report.loss > share * ours.first_loss > 0
 

@@ -6,16 +6,18 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradwatch import _torch
 
-__all__ = ["Layers", "Selection", "leaf_modules", "of_model", "of_tensors", "submodules"]
+__all__ = ["Layers", "Selection", "leaf_modules", "of_model", "of_tensors", "parameters_by_name", "submodules"]
 
 D = TypeVar("D", bound=np.generic)
 
@@ -92,6 +94,15 @@ class Layers:
             self._known = dimensions
         return dimensions
 
+    @cached_property
+    def resolution(self) -> NDArray[np.float64]:
+        """(P,) half of the spacing of each tensor's number format at 1: a smaller share of an entry is rounded away."""
+        return _read_only(np.array([torch.finfo(tensor.dtype).eps / 2 for tensor in self.tensors], dtype=np.float64))
+
+    def format_of(self, column: int) -> str:
+        """Return the name of the number format of a column: ``"bfloat16"``."""
+        return str(self.tensors[column].dtype).removeprefix("torch.")
+
     def column(self, tensor: Tensor) -> int | None:
         """Return the column of ``tensor``, None where it is not watched."""
         return self._column.get(id(tensor))
@@ -138,6 +149,11 @@ def of_tensors(
         raise ValueError("tensors: expected {name: torch.Tensor}, found an empty mapping. Nothing would be watched.")
     rows = [_Row(name, tensor, "", set()) for name, tensor in tensors.items()]
     return _table_of(_selected(rows, include, exclude), frozenset())
+
+
+def parameters_by_name(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return {name in the table: the tensor that a model holds by that name now}, of all parameters."""
+    return {row.name: row.tensor for row in _rows_of(models)}
 
 
 def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -32,7 +32,7 @@ from gradwatch.measure.layer_figures import (
     weight_figures,
 )
 from gradwatch.measure.layers import Layers
-from gradwatch.measure.report import Floats, StepReport
+from gradwatch.measure.report import Floats, Ownership, StepReport
 from gradwatch.measure.samples import WeightSample, sample_means, sample_weights, update_ratios
 
 __all__ = ["Measurement", "StepPlan"]
@@ -114,6 +114,7 @@ class Measurement:
         self._figures: dict[str, Tensor] = {}
         self._entries: dict[str, list[Floats | None]] = {}
         self._weights_before: WeightSample | None = None
+        self._ownership: Ownership | None = None
         self._copy: HostCopy | None = None
 
     def measure_figures(self, earlier: Measurement | None = None) -> None:
@@ -180,6 +181,10 @@ class Measurement:
         """Note that no update is made from this step."""
         self._is_skipped = True
 
+    def add_ownership(self, ownership: Ownership) -> None:
+        """Add who updates what, where it was looked up for this step."""
+        self._ownership = ownership
+
     def follow_update(self) -> None:
         """Measure how far the update, which has just been made, moved the weights."""
         self._figures |= self._update_ratios()
@@ -222,6 +227,7 @@ class Measurement:
             figures={name: columns.place(values) for name, values in arrived.figures.items()},
             weight_nonfinite=self._weight_nonfinite,
             learning_rate=plan.learning_rate,
+            ownership=self._ownership,
             entries=self._entries,
         )
 

@@ -23,6 +23,7 @@ __all__ = [
     "Floats",
     "Operation",
     "Origin",
+    "Ownership",
     "StepReport",
     "Where",
 ]
@@ -93,6 +94,27 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Ownership:
+    """The answer to "who updates what?" at one update of one optimizer.
+
+    Attributes:
+        held: (P,) bool, the layers that this optimizer holds.
+        frozen: (P,) bool, those whose ``requires_grad`` is False.
+        unowned: (P,) bool, those with a gradient that no optimizer holds and that have not moved since the last look.
+        replaced: (P,) bool, those by whose name the model holds another tensor than when watching began.
+        strangers: how many tensors this optimizer holds that are no parameters of the model and have no gradient.
+        others: how many other optimizers are watched.
+    """
+
+    held: NDArray[np.bool_]
+    frozen: NDArray[np.bool_]
+    unowned: NDArray[np.bool_]
+    replaced: NDArray[np.bool_]
+    strangers: int
+    others: int
+
+
+@dataclass(frozen=True)
 class StepReport:
     """One attempted update of one optimizer, over P watched layers in the model's order.
 
@@ -120,6 +142,7 @@ class StepReport:
             was not finite, else None.
         learning_rate: the largest of the optimizer's groups, None where it has none.
         origin: where a NaN or Inf of this step came from.
+        ownership: who updates what; looked up at a few updates of a run, else None.
         entries: ``"grad"`` and ``"weight"`` to (P,) lists of at most 4,096 evenly spaced entries, for histograms.
     """
 
@@ -143,6 +166,7 @@ class StepReport:
     weight_nonfinite: NDArray[np.int64] | None = None
     learning_rate: float | None = None
     origin: Origin | None = None
+    ownership: Ownership | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)
 
     @cached_property

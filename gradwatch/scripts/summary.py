@@ -33,6 +33,7 @@ class SummarySink:
         name: of the model.
         steps: attempted updates.
         saw_loss: one of them came with a loss.
+        notes: what is no finding and worth a line.
         files: its event files, None where this run writes none for it.
         whose: who watches it, for the summary; ``""`` for this run.
         findings: their latest state, by first step.
@@ -41,6 +42,7 @@ class SummarySink:
     def __init__(self, name: str, files: TensorBoard | None = None, whose: str = "") -> None:
         self.name, self.files, self.whose = name, files, whose
         self.steps, self.saw_loss = 0, False
+        self.notes: list[str] = []
         self._findings: dict[tuple[str, str, int], Finding] = {}
 
     @property
@@ -88,6 +90,8 @@ def _lines(summary: SummarySink, *, is_only: bool) -> Iterator[str]:
     yield f"gradwatch: {which}{steps}, {count}{_by_kind(findings)}{whose}{_where(summary.log_dir)}"
     if not (summary.saw_loss or summary.whose):
         yield "  No scalar loss was seen, so rules that need one did not run."
+    for note in summary.notes:
+        yield f"  {note}"
     if findings and summary.log_dir is not None and summary.log_dir.is_dir():
         yield f"  why, and what to do: gradwatch report {shlex.quote(str(summary.log_dir))}"
 

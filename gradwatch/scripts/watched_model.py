@@ -108,6 +108,8 @@ class WatchedModel:
         self.stop_listening()
         if self.loop is not None:
             self.loop.close()
+            if self.summary is not None:
+                self.summary.notes = self.loop.notes() or []
             self.loop = None
 
     def _watched_loop(self, has_prefix: bool, **options: Any) -> WatchedLoop:

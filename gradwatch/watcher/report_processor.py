@@ -15,6 +15,7 @@ from gradwatch.watcher.cadence import Cadence
 from gradwatch.watcher.optimizer_track import OptimizerTrack
 from gradwatch.watcher.origin_finder import OriginFinder, StepOrigin
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
+from gradwatch.watcher.unlearned import ReachedLayers
 
 __all__ = ["ReportProcessor", "SentStep"]
 
@@ -57,6 +58,7 @@ class ReportProcessor:
     Attributes:
         history: the last steps.
         skipped_steps: how many steps made no update.
+        reached: which layers had gradients.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ReportProcessor:
         guard: Guard,
     ) -> None:
         self.history, self.skipped_steps = History(names, length), 0
+        self.reached = ReachedLayers(len(names))
         self._dispatcher, self._cadence, self._origins, self._guard = dispatcher, cadence, origins, guard
         self._under_way: deque[SentStep] = deque()
         self._waiting: deque[SentStep] = deque()
@@ -153,6 +156,7 @@ class ReportProcessor:
             origin = self._guard.run("origin", self._origins.origin_of, report, sent.origin)
             report = replace(report, origin=origin)
         self.skipped_steps += report.skipped
+        self.reached.add(report)
         self._guard.run("history", self.history.append, report)
         self._guard.run("detecting", self._detect, sent.track, report)
         self._guard.run("writing", self._write, sent.track, report)

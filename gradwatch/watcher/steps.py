@@ -30,6 +30,7 @@ from gradwatch.watcher.diagnosis import Diagnosis
 from gradwatch.watcher.optimizer_track import OptimizerTrack
 from gradwatch.watcher.options import OnNonFinite
 from gradwatch.watcher.origin_finder import OriginFinder
+from gradwatch.watcher.ownership_survey import OwnershipSurvey
 from gradwatch.watcher.report_processor import ReportProcessor, SentStep
 from gradwatch.watcher.state import TrackState
 
@@ -134,10 +135,11 @@ class Steps:
         origins: notes what a step leaves behind, should its NaN or Inf be asked about.
         activations: measures the forward passes of sampled steps; None where no module is watched.
         finder: knows the losses that nobody has observed; None where they are not looked for.
+        survey: looks up who updates what.
         guard: takes the faults of what only observes.
 
     Attributes:
-        layers, processor, policy, on_nonfinite, activations, guard: as given.
+        layers, processor, policy, on_nonfinite, activations, survey, guard: as given.
         count: of steps so far.
         losses: observed for the coming step.
         found_losses: found by an integration for the coming step; they count where none was observed.
@@ -157,6 +159,7 @@ class Steps:
         origins: OriginFinder,
         activations: Activations | None,
         finder: LossFinder | None,
+        survey: OwnershipSurvey,
         guard: Guard,
     ) -> None:
         self.layers, self.processor, self.guard = layers, processor, guard
@@ -168,6 +171,7 @@ class Steps:
         self.saw_loss = False
         self._backward, self._cadence, self._thresholds = backward, cadence, thresholds
         self._origins, self.activations, self._finder = origins, activations, finder
+        self.survey = survey
         self._tracks: weakref.WeakKeyDictionary[Optimizer, OptimizerTrack] = weakref.WeakKeyDictionary()
         self._by_hand: OptimizerTrack | None = None  # of a loop without an optimizer
         self._all_tracks: list[OptimizerTrack] = []  # those of optimizers that are gone among them, until they retire
@@ -213,8 +217,13 @@ class Steps:
         track.current = self.guard.run("measuring", self._measure, track, attempt, step, update, losses)
         if track.current is not None:
             self._look_closer(track, track.current)
+            self._look_up_owners(track, attempt)
         self._decide(track, attempt, track.current, self.undecided)
         self.undecided = None
+
+    def held_columns(self) -> frozenset[int]:
+        """Return the columns that the optimizers hold which have stepped."""
+        return frozenset(column for track in self._all_tracks for column in track.watched)
 
     def finish(self, track: OptimizerTrack, is_made: bool = True) -> None:
         """Send the figures of an update to the host, and process those that have arrived."""
@@ -340,6 +349,22 @@ class Steps:
             begins_to_be_sick=track.begins_to_be_sick,
         )
         self.guard.run("activations", self._measure_activations, current)
+
+    def _look_up_owners(self, track: OptimizerTrack, attempt: Attempt) -> None:
+        """Look up who updates what, at a few updates of a run."""
+        if track.current is None or attempt.optimizer is None or not self.survey.is_due(track.current.plan.update):
+            return
+        is_first = track is self._all_tracks[0]  # what belongs to nobody is looked up once, not for each optimizer
+        ownership = self.guard.run(
+            "owners",
+            self.survey.look,
+            track.current.plan.update,
+            attempt.optimizer,
+            list(self._tracks),
+            with_unowned=is_first,
+        )
+        if ownership is not None:
+            track.current.add_ownership(ownership)
 
     @without_collecting
     def _measure_figures(self, current: Measurement, earlier: Measurement | None) -> None:

@@ -30,10 +30,12 @@ from gradwatch.watcher.cadence import Cadence
 from gradwatch.watcher.optimizer_track import OptimizerTrack
 from gradwatch.watcher.options import DEFAULTS, Options, refuse_bad_options
 from gradwatch.watcher.origin_finder import OriginFinder
+from gradwatch.watcher.ownership_survey import OwnershipSurvey
 from gradwatch.watcher.report_processor import ReportProcessor
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 from gradwatch.watcher.state import WatcherState
 from gradwatch.watcher.steps import Steps, begin_plainly
+from gradwatch.watcher.unlearned import notes_on
 
 __all__ = ["WatchedLoop", "loop_of"]
 
@@ -147,6 +149,7 @@ class WatchedLoop:
             self.origins,
             self.activations,
             self._finder,
+            OwnershipSurvey(layers, models),
             self.guard,
         )
         self._was_followed = False  # the graph of the loss that the coming backward pass begins at
@@ -304,6 +307,11 @@ class WatchedLoop:
         self.drain()
         return html_of(self.layers, self.processor)
 
+    @observing("notes")
+    def notes(self) -> list[str]:
+        """Return what is no finding and worth a line: weights without gradients, or without an optimizer."""
+        return list(notes_on(self.layers, self.steps.held_columns(), self.processor.reached, self.steps.survey.last))
+
     @observing("saving the state")
     def state_as_plain(self) -> dict[str, Any]:
         """Return what a resumed run goes on from, as numbers, strings and tensors."""
@@ -430,6 +438,8 @@ class WatchedLoop:
                 "gradwatch: no loss was seen, so the rules that need one did not run. "
                 "Call watcher.observe_loss(loss) in the loop."
             )
+        for note in self.notes() or ():
+            logger.warning("gradwatch: %s", note)
 
 
 def _is_single(loss: object) -> bool:

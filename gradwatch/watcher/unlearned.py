@@ -1,0 +1,70 @@
+"""Say in one line each, once a run is over, which weights had no gradient, and which belong to no optimizer.
+
+Neither is a finding: heads that a task leaves unused, experts that no token was sent to and backbones under a linear
+probe are healthy. Who did not mean it reads it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Ownership, StepReport
+
+__all__ = ["ReachedLayers", "notes_on"]
+
+SAMPLES = 10  # sampled updates before a weight without a gradient is mentioned
+NAMED = 3
+
+
+class ReachedLayers:
+    """Which layers had a gradient other than zero at any sampled update.
+
+    Attributes:
+        reached: (P,) bool.
+        samples: how many updates were looked at.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.reached: NDArray[np.bool_] = np.zeros(count, dtype=bool)
+        self.samples = 0
+
+    def add(self, report: StepReport) -> None:
+        """Take in one step; only sampled ones count, so that others cost nothing."""
+        if report.sampled:
+            self.samples += 1
+            self.reached |= (report.grad_norm > 0) | (report.nonfinite > 0)
+
+
+def notes_on(layers: Layers, held: Iterable[int], reached: ReachedLayers, ownership: Ownership | None) -> Iterator[str]:
+    """Yield one sentence or two for each of the two groups that is not empty.
+
+    Args:
+        layers: the table.
+        held: columns that watched optimizers hold.
+        reached: which of them had gradients.
+        ownership: as it was looked up last; None where it never was.
+    """
+    columns = [c for c in sorted(held) if layers.tensors[c].requires_grad]
+    without = [column for column in columns if not reached.reached[column]]
+    if reached.samples >= SAMPLES and 0 < len(without) < len(columns):
+        yield (
+            f"{len(without)} of {len(columns)} parameters had no gradient other than zero at any of {reached.samples} "
+            f"sampled updates: {_names(layers, without)}. They do not learn (unused, detached, or multiplied by zero)."
+        )
+    unowned = [] if ownership is None else np.flatnonzero(ownership.unowned).tolist()
+    if unowned:
+        yield (
+            f"{len(unowned)} of {len(layers)} parameters get gradients, but no optimizer holds them: "
+            f"{_names(layers, unowned)}. Give them to one; or, if they are to stay as they are, call "
+            "requires_grad_(False), which saves their gradients."
+        )
+
+
+def _names(layers: Layers, columns: Sequence[int]) -> str:
+    more = len(columns) - NAMED
+    names = ", ".join(layers.names[column] for column in columns[:NAMED])
+    return f"{names} and {more} more" if more > 0 else names
