@@ -62,7 +62,7 @@ def _enter_plainly(hooks: StepHooks, optimizer: Optimizer, args: tuple[Any, ...]
     if plainly is None:
         return None
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    if closure is None:
+    if not callable(closure):
         plainly(optimizer, None)
         return None
     evaluations = 0
@@ -158,7 +158,7 @@ class StepHooks:
         if len(self._running) > 1 or self._before is None:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
+        if not callable(closure):  # a stranger's optimizer may take something else: its loss, a number
             self._before(optimizer, None)
             return None
         wrapped = self._followed(optimizer, closure)

@@ -306,3 +306,32 @@ def test_watched_and_unwatched_optimizers_update_alike(hook):
         for _ in range(3):
             optimizer.step(closure)
     assert torch.equal(ours[0], theirs[0])
+
+
+class TakesLoss(SGD):
+    """A stranger's optimizer whose ``step`` takes the loss itself."""
+
+    def step(self, loss=None, closure=None):
+        self.given = loss, closure
+        return super().step()
+
+
+@named
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((torch.tensor(2.0),), {}), ((0.5,), {}), ((), {"loss": 3.0}), ((), {"closure": 4.0})]
+)
+def test_what_is_no_closure_is_handed_to_the_step_as_it_is(hook, named, args, kwargs, fails, monkeypatch):
+    optimizer = TakesLoss(weights())
+    calls = hook(*[optimizer] * named)
+    if fails:
+        calls.hooks.act_plainly = calls.before
+
+        def fail(*_):
+            raise ArithmeticError("made to happen")
+
+        monkeypatch.setattr(calls.hooks, "_owns", fail)
+    optimizer.step(*args, **kwargs)
+    given = args[0] if args else kwargs.get("loss"), kwargs.get("closure")
+    assert optimizer.given == given
+    assert calls[0] == ("before", optimizer, None)
