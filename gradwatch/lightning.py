@@ -151,7 +151,7 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
             loss = loss / scaler.scale(torch.ones((), device=loss.device))
         if pl_module.automatic_optimization:
             loss = loss * trainer.accumulate_grad_batches
-        self._loop.note_found_loss(loss)
+        self._loop.note_found_losses([loss])
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         if self._loop is None:

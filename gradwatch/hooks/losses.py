@@ -1,8 +1,8 @@
 """Find the loss of an update: the scalars that ``backward()`` was called on since its gradients were empty.
 
 Calls of ``torch.autograd.backward`` (``Tensor.backward`` calls it) tell the losses, and calls of ``GradScaler.scale``
-what they were before they were scaled. Losses of ``torch.autograd.grad`` stay unseen: compiled code takes that function
-into its graphs, and a wrapper would keep it out.
+(``scalers.py``) what they were before they were scaled. Losses of ``torch.autograd.grad`` stay unseen: compiled code
+takes that function into its graphs, and a wrapper would keep it out.
 """
 
 from __future__ import annotations
@@ -23,18 +23,13 @@ from gradwatch import _torch
 from gradwatch.hooks.followed_function import FollowedFunction
 from gradwatch.hooks.graph import operation_of, saved_by
 
-__all__ = ["FoundLoss", "LossFinder", "follow_backward", "follow_scale", "roots_of_backward"]
+__all__ = ["FoundLoss", "LossFinder", "follow_backward", "roots_of_backward"]
 
 MOST_LOSSES = 256
 """Losses of one update, more than most loops accumulate: a program that never updates must not fill memory."""
 
-_backward = FollowedFunction(torch.autograd, "backward")
-_scale = FollowedFunction(GradScaler, "scale")
-
-follow_backward = _backward.listen
+follow_backward = FollowedFunction(torch.autograd, "backward").listen
 """Listen to the calls of ``backward()`` in this process; see ``FollowedFunction.listen``."""
-follow_scale = _scale.listen
-"""Listen to the calls of ``GradScaler.scale`` in this process; see ``FollowedFunction.listen``."""
 
 
 def roots_of_backward(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
@@ -64,12 +59,14 @@ class FoundLoss:
         factor: the number that the loop has multiplied it by at last: 1/4 for ``(loss / 4).backward()``.
         followed: how many of its losses were handed to whoever looks at graphs.
         reached: columns whose gradients it has added to, as far as they are listened to.
+        thread: that it was made on. Gradients of what another thread trains must not even be read.
     """
 
     value: Tensor | None
     factor: float = 1.0
     followed: int = 0
     reached: set[int] = field(default_factory=set)
+    thread: int = field(default_factory=threading.get_ident)
 
 
 class LossFinder:
@@ -91,8 +88,9 @@ class LossFinder:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
         self._calls: dict[int, FoundLoss] = {}  # by the thread that called
+        self._lock = threading.Lock()  # no pass of another thread may replace gradients while they are read
         self._made_of: dict[int, deque[FoundLoss]] = {}  # column → what its gradient is made of
-        self._left: dict[int, tuple[int, int]] = {}  # column → its gradient where the latest backward pass ended
+        self._left: dict[int, tuple[int, int]] = {}  # column → its gradient where the latest backward pass left it
         self._updated: set[int] = set()  # columns that were updated since the latest backward pass
         self._since: deque[FoundLoss] = deque(maxlen=MOST_LOSSES)
         self._took: set[int] = set()  # optimizers that were updated since the latest backward pass
@@ -108,35 +106,46 @@ class LossFinder:
 
     def begin(self, roots: Sequence[Tensor], *, is_loss: bool) -> FoundLoss:
         """Note that a backward pass begins at ``roots``. Several losses at once count as their sum."""
-        for column in self._made_of:
-            if column in self._updated or self._state(column) != self._left.get(column):
-                self._made_of[column].clear()
+        scaler, self._scaler = self._scaler, None
+        found = self._found(roots, scaler) if is_loss else FoundLoss(None)
+        with self._lock:
+            self._forget_cleared()
+            self._calls[threading.get_ident()] = found
+        self._since.append(found)
+        return found
+
+    def _forget_cleared(self) -> None:
+        """Forget what gradients were made of that were cleared or used since the latest backward pass."""
+        thread, is_alone = threading.get_ident(), not self._calls
+        for column, made_of in list(self._made_of.items()):
+            is_mine = is_alone and bool(made_of) and made_of[-1].thread == thread
+            if column in self._updated or (is_mine and self._is_changed(column)):
+                made_of.clear()
         if self._took:
             self._since.clear()
         self._updated.clear()
         self._took.clear()
-        scaler, self._scaler = self._scaler, None
-        found = self._found(roots, scaler) if is_loss else FoundLoss(None)
-        self._calls[threading.get_ident()] = found
-        self._since.append(found)
-        return found
 
     def arrive(self, column: int) -> None:
         """Note that the backward pass under way has added to the gradient of ``column``."""
-        calls = self._calls  # under autograd's own threads only one pass can be told apart
-        found = next(iter(calls.values()), None) if len(calls) == 1 else calls.get(threading.get_ident())
+        found = self._calls.get(threading.get_ident())
+        if found is None and len(others := list(self._calls.values())) == 1:  # a thread of autograd's own, for a device
+            found = others[0]
+        if (state := self._state(column)) is not None:
+            self._left[column] = state
         if found is not None and column not in found.reached:
             found.reached.add(column)
             self._made_of.setdefault(column, deque(maxlen=MOST_LOSSES)).append(found)
 
     def end(self, found: FoundLoss, *, has_failed: bool) -> None:
         """Note that a backward pass has ended; one that has failed has no loss."""
-        self._calls = {thread: each for thread, each in self._calls.items() if each is not found}
         if has_failed:
             found.value = None
-        for column in found.reached:
-            if column in self._made_of and (state := self._state(column)) is not None:
-                self._left[column] = state
+        with self._lock:
+            self._calls.pop(threading.get_ident(), None)
+            for column in found.reached & self._made_of.keys() if not self._calls else ():
+                if (state := self._state(column)) is not None:  # gradients may have been averaged since they arrived
+                    self._left[column] = state
 
     def take(self, columns: Collection[int], optimizer: int) -> list[Tensor]:
         """Return the () losses of an update that is about to be made.
@@ -177,6 +186,10 @@ class LossFinder:
         """Return the passes that the gradients of ``columns`` are made of, in their order."""
         mine = [made_of for column, made_of in self._made_of.items() if column in columns]
         return list(dict.fromkeys(itertools.chain.from_iterable(mine)))
+
+    def _is_changed(self, column: int) -> bool:
+        """Return whether a gradient was cleared, or changed otherwise, since a backward pass left it."""
+        return self._state(column) != self._left.get(column)
 
     def _state(self, column: int) -> tuple[int, int] | None:
         """Return what changes where the gradient of ``column`` is replaced, or changed in place; None without one."""

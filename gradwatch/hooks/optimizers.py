@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -23,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from gradwatch import _torch
 from gradwatch.hooks.guard import Guard, observing, otherwise
 
-__all__ = ["StepHooks", "follow_scaler", "keep_alive", "learning_rate_of", "parameters_of"]
+__all__ = ["StepHooks", "keep_alive", "learning_rate_of", "parameters_of"]
 
 
 class Before(Protocol):
@@ -216,29 +215,3 @@ def _calling(known: weakref.ref[StepHooks], name: str) -> Callable[..., Any]:
 def _remove_all(handles: list[RemovableHandle]) -> None:
     while handles:
         handles.pop().remove()
-
-
-def follow_scaler(
-    scaler: GradScaler, steps_of: Callable[[Optimizer], int | None], left_out: Callable[[Optimizer], None]
-) -> Callable[[], None]:
-    """Call ``left_out`` whenever ``scaler.step(optimizer)`` found an Inf and never called ``optimizer.step``.
-
-    Args:
-        scaler: whose ``step`` is followed, on this instance alone.
-        steps_of: returns how many steps of an optimizer were seen so far, None where nobody knows.
-        left_out: called with an optimizer whose step was left out.
-
-    Returns:
-        A function that gives the scaler its own ``step`` back.
-    """
-    step = scaler.step
-
-    def followed(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        seen = steps_of(optimizer)
-        result = step(optimizer, *args, **kwargs)
-        if seen is not None and steps_of(optimizer) == seen and scaler.is_enabled():
-            left_out(optimizer)
-        return result
-
-    scaler.step = followed  # type: ignore[method-assign]
-    return lambda: scaler.__dict__.pop("step", None)

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from gradwatch import _torch
+from gradwatch.hooks.followed_function import FollowedFunction
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing
 from gradwatch.hooks.logger import logger
+from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, roots_of_backward
 from gradwatch.hooks.optimizers import StepHooks, parameters_of
-from gradwatch.scripts.losses import Losses
+from gradwatch.hooks.scalers import ScalerCall, follow_scaler_step, scaler_call
 from gradwatch.scripts.models import caller_outside
-from gradwatch.scripts.patches import after, around, before
 from gradwatch.scripts.summary import SummarySink
 from gradwatch.scripts.watched_model import WatchedModel
 
@@ -53,7 +54,7 @@ class OptimizerTracker:
         self._log_dir, self._clip = log_dir, clip
         self._trained: list[WatchedModel] = []
         self._of: weakref.WeakKeyDictionary[Optimizer, WatchedModel | None] = weakref.WeakKeyDictionary()
-        self._losses = Losses()
+        self._losses = LossFinder(())  # for the first update of a model that is watched from there on only
         self._names: set[str] = set()
         self._undo: list[Callable[[], None]] = []
         self._follows_steps = self._said_too_many = False
@@ -63,12 +64,8 @@ class OptimizerTracker:
         """Follow every optimizer that is made from now on."""
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._rest)
-        self._undo += [
-            after(Optimizer, "__init__", self._made),
-            before(torch.autograd, "backward", self._backward),
-            after(GradScaler, "scale", self._scaled),
-            around(GradScaler, "step", self._follow_scaler),
-        ]
+        # compiled code makes no optimizer; hiding a function from the compiler would load it
+        self._undo.append(FollowedFunction(Optimizer, "__init__", hides=False).listen(self._make, self._made))
 
     def end(self) -> None:
         """Remove every patch and hook, and stop watching."""
@@ -87,15 +84,19 @@ class OptimizerTracker:
 
     # calls from the patched functions of torch
 
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Optimizer:
+        optimizer: Optimizer = args[0]
+        return optimizer
+
     @observing("new optimizers")
-    def _made(self, /, *args: Any, **kwargs: Any) -> None:
+    def _made(self, optimizer: Optimizer, result: None, has_failed: bool) -> None:
         """Listen to the model of an optimizer that was made."""
-        if not self.is_in_child:
+        if not self.is_in_child and not has_failed:
             self._follow_steps()
-            self._find(args[0])
+            self._find(optimizer)
 
     def _follow_steps(self) -> None:
-        """Hook the steps of all optimizers, once.
+        """Follow the steps of all optimizers, their scalers and their backward passes, once.
 
         This waits until an optimizer is made, which loads the compiler: so does hiding a function from it.
         """
@@ -104,45 +105,46 @@ class OptimizerTracker:
         self._follows_steps = True
         is_ours = lambda parameters: not self.is_in_child
         hooks = StepHooks(self._before, self._after, None, is_ours, self.guard, self._before_plainly)
-        self._undo.append(hooks.remove)
-        torch.compiler.disable(torch.autograd.backward, recursive=False)
-
-    def _follow_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def followed(scaler: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            seen = self._use_scaler(scaler, optimizer)
-            result = step(scaler, optimizer, *args, **kwargs)
-            if seen is not None:
-                self._leave_out_unless_stepped(optimizer, seen)
-            return result
-
-        return followed
+        self._undo += [
+            hooks.remove,
+            follow_backward(self._begin_backward, self._end_backward),
+            follow_scaler_step(self._begin_scaler_step, self._end_scaler_step),
+        ]
 
     @observing("backward()")
-    def _backward(self, /, tensors: Any, *args: Any, **kwargs: Any) -> None:
-        if self.is_in_child:
-            return
+    def _begin_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoundLoss | None:
+        """Begin to watch what was not called as a model; a loop that begins here hears this very backward pass."""
+        if self.is_in_child or _torch.in_backward():
+            return None
         for trained in self._trained:
             self._watch(trained)
             trained.stop_listening()
-        self._losses.note_backward(tensors)
+        roots, is_loss = roots_of_backward(args, kwargs)
+        return self._losses.begin(roots, is_loss=is_loss)
 
-    @observing("scaled losses")
-    def _scaled(self, scaler: GradScaler, outputs: Any, *, result: Any) -> None:
-        self._losses.note_scaled(scaler, outputs, result)
+    @observing("backward()")
+    def _end_backward(self, found: FoundLoss | None, result: object, has_failed: bool) -> None:
+        if found is not None:
+            self._losses.end(found, has_failed=has_failed)
 
     @observing("scalers")
-    def _use_scaler(self, scaler: GradScaler, optimizer: Optimizer) -> int | None:
-        """Return how many steps of ``optimizer`` were seen; None if ``scaler`` leaves none out."""
-        trained = self._find(optimizer)
-        if trained is None or self.is_in_child or not scaler.is_enabled():
+    def _begin_scaler_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ScalerCall, int] | None:
+        """Tell the loop of its scaler; return the call, and how many steps of its optimizer were seen."""
+        call = scaler_call(args, kwargs)
+        trained = None if call is None or self.is_in_child else self._find(call.optimizer)
+        if call is None or trained is None:
             return None
         self._watch(trained)
         if trained.loop is not None:
-            trained.loop.use_scaler(scaler, sees_gradients=False)
-        return trained.steps_of.get(optimizer, 0)
+            trained.loop.use_scaler(call.scaler, call.optimizer)
+        return call, trained.steps_of.get(call.optimizer, 0)
 
     @observing("updates left out")
-    def _leave_out_unless_stepped(self, optimizer: Optimizer, seen: int) -> None:
+    def _end_scaler_step(self, begun: tuple[ScalerCall, int] | None, result: object, has_failed: bool) -> None:
+        """Count an update that the scaler has left out."""
+        if begun is None or has_failed:
+            return
+        (_, optimizer), seen = begun
         trained = self._of[optimizer]
         if trained is not None and trained.steps_of.get(optimizer, 0) == seen:
             self._before(optimizer)
@@ -160,26 +162,23 @@ class OptimizerTracker:
         trained = self._find(optimizer)
         if trained is None:
             return
+        is_late = trained.summary is None
         self._watch(trained)
         loop = trained.loop
         if not again:
             trained.count(optimizer)
+            losses = self._losses.take((), id(optimizer))
+            if is_late and loop is not None:
+                loop.note_found_losses(losses)
         if loop is None or loop.is_closed:
             return
-        if not again:
-            values = self._losses.take(optimizer)
-            for value in values:
-                loop.observe_loss(value)
-            trained.note_loss(bool(values) or loss is not None)
-            if (graph := self._losses.take_graph()) is not None:
-                loop.follow_loss(graph)
         try:
             loop.before_update(optimizer, loss, again=again)
         except UnwatchableError as error:
             trained.give_up(error)
+        trained.note_loss(loop.steps.saw_loss)
 
     def _after(self, optimizer: Optimizer) -> None:
-        self._losses.take(optimizer)  # those of a closure's further evaluations are none of the next step's
         trained = self._of.get(optimizer)
         if trained is not None and trained.loop is not None:
             trained.loop.after_update(optimizer)

@@ -17,8 +17,9 @@ from gradwatch.clip import policy_of
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
-from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, follow_scale, roots_of_backward
-from gradwatch.hooks.optimizers import StepHooks, follow_scaler, keep_alive, learning_rate_of, parameters_of
+from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, roots_of_backward
+from gradwatch.hooks.optimizers import StepHooks, keep_alive, learning_rate_of, parameters_of
+from gradwatch.hooks.scalers import follow_scale, follow_scaler_step, scaler_call
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
 from gradwatch.measure.layers import Layers
@@ -63,7 +64,8 @@ def _keep_loss_plainly(loop: WatchedLoop, loss: object) -> None:
 
 
 def _has_scaler_plainly(loop: WatchedLoop, optimizer: Optimizer) -> bool:
-    return hasattr(optimizer, "found_inf") or (loop.scaler is not None and loop.scaler.is_enabled())
+    scaler = loop.scalers.get(optimizer, loop.scaler)
+    return hasattr(optimizer, "found_inf") or (scaler is not None and scaler.is_enabled())
 
 
 def _observe_loss_plainly(loop: WatchedLoop, loss: Tensor | float) -> None:
@@ -93,6 +95,7 @@ class WatchedLoop:
 
     Attributes:
         layers, scaler: as given.
+        scalers: those that were found, by optimizer.
         guard: takes the faults of what only observes.
         steps: the half of the walk beside the device.
         processor: the half on the host.
@@ -117,10 +120,10 @@ class WatchedLoop:
     ) -> None:
         wanted: Options = {**DEFAULTS, **options}
         refuse_bad_options(wanted)
-        row_figures = logged_figures(wanted["layer_scalars"])
-        cadence = Cadence(wanted["log_every_n_steps"], row_figures, wanted["histograms"])
+        cadence = Cadence(wanted["log_every_n_steps"], logged_figures(wanted["layer_scalars"]), wanted["histograms"])
         self.layers, self.guard = layers, Guard()
-        self.scaler: GradScaler | None = None
+        self.scaler = scaler
+        self.scalers: weakref.WeakKeyDictionary[Optimizer, GradScaler] = weakref.WeakKeyDictionary()
         self._advises, self.is_closed = advises, False
         self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"])
         self._finder = LossFinder(layers.tensors) if wanted["find_loss"] else None
@@ -154,17 +157,15 @@ class WatchedLoop:
         )
         self._was_followed = False  # the graph of the loss that the coming backward pass begins at
         self._undo: dict[str, Callable[[], object]] = {"backward": backward.remove, "origins": self.origins.remove}
-        if self.activations is not None:
-            self._undo["activations"] = self.activations.remove
+        self._undo |= {} if self.activations is None else {"activations": self.activations.remove}
         self.steps.expect(optimizers or ())
         before = self.before_update if sees_gradients else None
         act_plainly = self.act_plainly if sees_gradients else None
         hooks = StepHooks(before, self.after_update, optimizers, self.owns, self.guard, act_plainly)
         self._undo["optimizers"] = hooks.remove
         self._undo |= self._live_as_long_as_the_model(optimizers)
-        if scaler is not None:
-            self.use_scaler(scaler, sees_gradients=sees_gradients)
-        self._undo |= self._follow_losses()
+        self._followed = None if optimizers is None else weakref.WeakSet(optimizers)
+        self._undo |= self._follow_calls(sees_steps=sees_gradients)
         _open_loops.add(self)
         weakref.finalize(self, self._dispatcher.close).atexit = False  # dropped unclosed, as in a notebook
 
@@ -195,14 +196,14 @@ class WatchedLoop:
             )
         if not again and not self.steps.losses and _is_single(loss):
             self.observe_loss(loss)  # type: ignore[arg-type]
-        parameters = parameters_of(optimizer)
+        parameters, scaler = parameters_of(optimizer), self.scalers.get(optimizer, self.scaler)
         attempt = Attempt(
             optimizer,
             parameters,
             [parameter.grad for parameter in parameters],
             _torch.scale_left_on(optimizer) if scale is None else scale,
-            _torch.uses_scaler(optimizer) or (self.scaler is not None and self.scaler.is_enabled()),
-            self.scaler,
+            _torch.uses_scaler(optimizer) or (scaler is not None and scaler.is_enabled()),
+            scaler,
             learning_rate_of(optimizer),
         )
         self.steps.begin(attempt, again=again)
@@ -234,9 +235,9 @@ class WatchedLoop:
         self.steps.losses.append(loss)
 
     @observing("finding the loss")
-    def note_found_loss(self, loss: Tensor) -> None:
-        """Take a loss of the coming update that an integration has found; ``observe_loss`` overrides it."""
-        self.steps.found_losses.append(loss.detach())
+    def note_found_losses(self, losses: Sequence[Tensor]) -> None:
+        """Take losses of the coming update that an integration has found; ``observe_loss`` overrides them."""
+        self.steps.found_losses += [loss.detach() for loss in losses]
 
     @observing("graph of the loss")
     def follow_loss(self, loss: Tensor) -> None:
@@ -245,16 +246,9 @@ class WatchedLoop:
         if self.activations is not None:
             self.guard.run("activations", self.activations.observe_loss, loss)
 
-    def use_scaler(self, scaler: GradScaler, *, sees_gradients: bool = True) -> None:
-        """Let ``scaler`` decide about updates; its loss scale is no fault, and what it leaves out counts as skipped.
-
-        Args:
-            scaler: the loop's.
-            sees_gradients: False where an integration calls ``before_update`` itself, also for what is left out.
-        """
-        self.scaler = scaler
-        if sees_gradients:
-            self._undo["scaler"] = follow_scaler(scaler, self._count_of, self._leave_out)
+    def use_scaler(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        """Take in that ``scaler`` decides about the updates of ``optimizer``: its loss scale is no fault."""
+        self.scalers[optimizer] = scaler
 
     @observing("updates under way")
     def is_updating(self, optimizer: Optimizer) -> bool:
@@ -364,13 +358,15 @@ class WatchedLoop:
         """Let the model keep this alive where optimizers are found: those that are given do it by their hooks."""
         return {} if optimizers is not None else {"keeping alive": keep_alive(self, self.layers.tensors)}
 
-    def _follow_losses(self) -> dict[str, Callable[[], object]]:
-        if self._finder is None:
-            return {}
-        return {
-            "losses": follow_backward(self._begin_backward, self._end_backward),
-            "scaled losses": follow_scale(self._begin_scaling, self._note_scaled),
-        }
+    def _follow_calls(self, *, sees_steps: bool) -> dict[str, Callable[[], object]]:
+        """Listen to the functions of torch that losses and scalers go through; return how to end that."""
+        undo: dict[str, Callable[[], object]] = {}
+        if sees_steps:
+            undo["scalers"] = follow_scaler_step(self._begin_scaler_step, self._end_scaler_step)
+        if self._finder is not None:
+            undo["losses"] = follow_backward(self._begin_backward, self._end_backward)
+            undo["scaled losses"] = follow_scale(self._begin_scaling, self._note_scaled)
+        return undo
 
     @observing("writing open findings")
     def _write_changes(self) -> None:
@@ -384,12 +380,6 @@ class WatchedLoop:
     def _wait_for_next(self) -> None:
         if (track := self.steps.known(None)) is not None:
             self.steps.wait_for_next(track)
-
-    @observing("updates left out")
-    def _leave_out(self, optimizer: Optimizer) -> None:
-        if self.owns(parameters_of(optimizer)):
-            self.before_update(optimizer)
-            self.after_update(optimizer, is_made=False)
 
     @observing("finding the loss")
     def _begin_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoundLoss | None:
@@ -422,10 +412,27 @@ class WatchedLoop:
         if self._finder is not None and call is not None and not has_failed:
             self._finder.note_scaled(*call, result)
 
-    @observing("counting updates")
-    def _count_of(self, optimizer: Optimizer) -> int:
-        track = self.steps.known(optimizer)
-        return 0 if track is None else track.count
+    @observing("gradient scalers")
+    def _begin_scaler_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Optimizer, int] | None:
+        """Find the scaler of an optimizer; return that, and how many steps were seen."""
+        call = scaler_call(args, kwargs)
+        if call is None or not self._hears(call.optimizer):
+            return None
+        self.use_scaler(call.scaler, call.optimizer)
+        return call.optimizer, self.steps.count
+
+    @observing("updates left out")
+    def _end_scaler_step(self, begun: tuple[Optimizer, int] | None, result: object, has_failed: bool) -> None:
+        """Count an update that the scaler has left out: it found an Inf, and never called ``optimizer.step``."""
+        if begun is not None and not has_failed and self.steps.count == begun[1]:
+            self.before_update(begun[0])
+            self.after_update(begun[0], is_made=False)
+
+    def _hears(self, optimizer: Optimizer) -> bool:
+        """Return whether the steps of ``optimizer`` are followed here."""
+        if self._followed is not None:
+            return optimizer in self._followed
+        return self.owns(parameters_of(optimizer))
 
     def _say_what_was_missing(self) -> None:
         if self.steps.count == 0:

@@ -337,7 +337,7 @@ def test_a_fault_of_ours_never_stops_the_program(tracker, monkeypatch, caplog):
 
     for method in ("_find", "_watch"):
         monkeypatch.setattr(OptimizerTracker, method, fault)
-    monkeypatch.setattr(tracker._losses, "note_backward", fault)
+    monkeypatch.setattr(tracker._losses, "begin", fault)
     model = Net()
     before = model.first.weight.clone()
     train(model)
