@@ -44,6 +44,7 @@ class Bare:
             met since the update before. Empty unless asked for.
         flat: for each squashing function or softmax, (S,) the share of its entries (a softmax's rows) with a slope
             below ``FLAT`` times the steepest; NaN where it was not called. Empty unless asked for.
+        score: of the training at its end; NaN where it has none.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,7 @@ class Bare:
     observed: NDArray[np.bool_]
     silent: Mapping[Site, NDArray[np.bool_]] = field(default_factory=dict)
     flat: Mapping[Site, NDArray[np.float64]] = field(default_factory=dict)
+    score: float = np.nan
 
 
 def start(program: Program, seed: int) -> Training:
@@ -120,8 +122,9 @@ def run_bare(program: Program, seed: int, with_slopes: bool | None = None) -> Ba
         for number in range(training.steps):
             training.step(number, lambda loss: observed.append(float(loss.detach())))
     columns = [np.array(column) for column in zip(*rows)]
-    found = (slopes.silent(), slopes.flat()) if slopes else ()
-    return Bare(tuple(named), *columns, np.array(changes), np.array(losses), np.array(has_loss), *found)
+    found = (slopes.silent(), slopes.flat()) if slopes else ({}, {})
+    score = np.nan if training.score is None else float(training.score())
+    return Bare(tuple(named), *columns, np.array(changes), np.array(losses), np.array(has_loss), *found, score)
 
 
 def named_parameters(training: Training) -> Iterator[tuple[str, Tensor]]:

@@ -42,6 +42,7 @@ class Training:
         loss_of: number → the forward pass, where the loop is a plain one.
         supervised: the same told apart, where it can be.
         is_plain: whether the loop does nothing but forward, backward and update.
+        score: how well it has learned, once it is over; more is better, and 1 is often the most.
     """
 
     model: nn.Module | Mapping[str, nn.Module]
@@ -51,6 +52,7 @@ class Training:
     loss_of: Callable[[int], Tensor] | None = None
     supervised: Supervised | None = None
     is_plain: bool = False
+    score: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Program:
         layers: globs over parameter names: the sick ones. Empty: whichever the proof measures.
         attainable: for ``vanishing``, ``stalled``: a loss that the cured program reaches in as many steps.
         falls_to: for healthy programs: the share of its first loss that its last ones fall to, or less.
-        seeds: whether other seeds change it.
+        pair: for programs of the group ``others``: what a sick program shares with its healthy twin.
+        reaches: for those: the score that the healthy twin reaches, and the sick one does not.
+        cause: for those that are sick: what is wrong, in a few words.
     """
 
     name: str
@@ -75,11 +79,21 @@ class Program:
     layers: tuple[str, ...] = ()
     attainable: float | None = None
     falls_to: float = 0.7
+    pair: str | None = None
+    reaches: float | None = None
+    cause: str = ""
+
+    @property
+    def half(self) -> str:
+        """``tune`` or ``measured`` (never tuned on), by its name; or ``others``, the pairs written by a stranger."""
+        if self.pair is not None:
+            return "others"
+        return ("tune", "measured")[hashlib.sha256(self.name.encode()).digest()[0] % 2]
 
     @property
     def is_measured(self) -> bool:
         """Whether it belongs to the half that is only measured on, never tuned on."""
-        return hashlib.sha256(self.name.encode()).digest()[0] % 2 == 1
+        return self.half == "measured"
 
 
 PROGRAMS: dict[str, Program] = {}
@@ -103,6 +117,34 @@ def healthy(*, falls_to: float = 0.7) -> Callable[[Callable[[int], Training]], C
         return _add(Program(make.__name__, make, None, falls_to=falls_to))
 
     return register
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Sick and healthy programs as close together as possible; its methods are decorators that register them.
+
+    Attributes:
+        name: what the programs have in common.
+        reaches: the score that the healthy ones reach, and the sick ones do not.
+    """
+
+    name: str
+    reaches: float
+
+    def sick(
+        self, kind: str, *, cause: str, also: Sequence[str] = (), layers: Sequence[str] = ()
+    ) -> Callable[[Callable[[int], Training]], Callable[[int], Training]]:
+        """Registers a program that deserves a finding of ``kind``."""
+
+        def register(make: Callable[[int], Training]) -> Callable[[int], Training]:
+            claim = (kind, tuple(also), tuple(layers))
+            return _add(Program(make.__name__, make, *claim, pair=self.name, reaches=self.reaches, cause=cause))
+
+        return register
+
+    def healthy(self, make: Callable[[int], Training]) -> Callable[[int], Training]:
+        """Registers a program that deserves none."""
+        return _add(Program(make.__name__, make, None, pair=self.name, reaches=self.reaches))
 
 
 def plain(

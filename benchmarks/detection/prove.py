@@ -33,6 +33,7 @@ import numpy as np
 
 from benchmarks.detection.bare import Bare, run_bare
 from benchmarks.detection.program import PROGRAMS, Program
+from benchmarks.detection.prove_others import prove_other
 
 SEEDS = (0, 1, 2)
 GROWTH, SHARE, SOON = 10.0, 2e-3, 10
@@ -62,6 +63,10 @@ def prove(program: Program, bare: Bare) -> Proof:
     """Measures the claim of ``program`` on its bare run."""
     sick = np.flatnonzero((bare.nonfinite.sum(1) > 0) | (bare.observed & ~np.isfinite(bare.loss)))
     first = int(sick[0]) if len(sick) else None
+    if program.pair is not None:
+        other = prove_other(program, bare, first)
+        onset = (first or 0) if program.kind == "nonfinite" else 0
+        return Proof(other.holds, onset, other.layers, first, other.why)
     if program.kind is None:
         begin = np.nanmean(bare.loss[: max(1, len(bare.loss) // 20)])
         end = np.nanmean(bare.loss[-max(1, len(bare.loss) // 10) :])
@@ -191,7 +196,7 @@ def _lasting(mask):
 
 def main(names: list[str]) -> int:
     """Proves the programs named, or all; prints each; returns how many claims failed."""
-    from benchmarks.detection import faulty, healthy  # noqa: F401  they register themselves
+    from benchmarks.detection import faulty, healthy, others  # noqa: F401  they register themselves
 
     failed = 0
     for program in [PROGRAMS[name] for name in names] or PROGRAMS.values():

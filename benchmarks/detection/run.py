@@ -1,4 +1,4 @@
-"""Programs × seeds × tools: ``python -m benchmarks.detection.run --half tune|measured|all [--write]``.
+"""Programs × seeds × tools: ``python -m benchmarks.detection.run --half tune|measured|all|others [--write]``.
 
 Every program runs three times a seed: bare (the proof), watched by gradwatch with its losses, and without; and once
 more with the rivals listening. A verdict is one tool's word on one run, beside what the proof says.
@@ -26,7 +26,7 @@ class Verdict:
     """What one tool said of one run.
 
     Attributes:
-        program, seed, kind, also, is_measured: of the program.
+        program, seed, kind, also, half: of the program.
         onset, layers, first_nonfinite: of its proof.
         tool: who speaks.
         alarms: (kind, layer, raised at) in order.
@@ -38,7 +38,7 @@ class Verdict:
     seed: int
     kind: str | None
     also: tuple[str, ...]
-    is_measured: bool
+    half: str
     onset: int
     layers: tuple[str, ...]
     first_nonfinite: int | None
@@ -59,7 +59,7 @@ def judge(task: tuple[str, int, bool]) -> list[Verdict] | str:
 def _judge(name: str, seed: int, with_rivals: bool) -> list[Verdict]:
     import torch
 
-    from benchmarks.detection import faulty, healthy  # noqa: F401  they register themselves
+    from benchmarks.detection import faulty, healthy, others  # noqa: F401  they register themselves
     from benchmarks.detection.bare import run_bare
     from benchmarks.detection.program import PROGRAMS
     from benchmarks.detection.prove import prove
@@ -77,7 +77,7 @@ def _judge(name: str, seed: int, with_rivals: bool) -> list[Verdict]:
             said[rival] = [(alarm.kind, alarm.layer, alarm.step) for alarm in alarms]
     return [
         Verdict(
-            name, seed, program.kind, program.also, program.is_measured, proof.onset, proof.layers,
+            name, seed, program.kind, program.also, program.half, proof.onset, proof.layers,
             proof.first_nonfinite, tool, tuple(alarms), proof.holds, len(bare.loss),
         )
         for tool, alarms in said.items()
@@ -111,7 +111,7 @@ def verdicts(names: Sequence[str], seeds: Sequence[int], with_rivals: bool) -> I
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs, prints the tables, and with ``--write`` puts them into docs/detection.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detection.run", description=__doc__)
-    parser.add_argument("--half", choices=["tune", "measured", "all"], default="tune")
+    parser.add_argument("--half", choices=["tune", "measured", "all", "others"], default="tune")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument("--only", nargs="*", default=None, help="names of programs")
@@ -119,15 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the tables into docs/detection.md")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
-    from benchmarks.detection import faulty, healthy, table  # noqa: F401  they register themselves
+    from benchmarks.detection import faulty, healthy, others, table  # noqa: F401  they register themselves
     from benchmarks.detection.program import PROGRAMS
 
-    names = [
-        name
-        for name, program in PROGRAMS.items()
-        if (options.only is None and options.half in ("all", "measured" if program.is_measured else "tune"))
-        or name in (options.only or ())
-    ]
+    halves = ("tune", "measured") if options.half == "all" else (options.half,)
+    of_halves = [name for name, program in PROGRAMS.items() if program.half in halves]
+    names = of_halves if options.only is None else [name for name in PROGRAMS if name in options.only]
     begin = time.perf_counter()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     collected: list[Verdict] = []

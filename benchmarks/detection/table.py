@@ -73,7 +73,7 @@ def tables(verdicts: Sequence[Verdict]) -> str:
     counted = [verdict for verdict in verdicts if verdict.is_proven]
     parts = []
     for title, part in (
-        ("The half that is only measured on", [v for v in counted if v.is_measured]),
+        ("The half that is only measured on", [v for v in counted if v.half == "measured"]),
         ("All programs", counted),
     ):
         if part:
@@ -126,8 +126,7 @@ def complaints(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         if not v.tool.startswith("gradwatch") or _is_unknowable(v):
             continue
-        half = "measured" if v.is_measured else "tune"
-        where = f"[{half}] {v.program} seed {v.seed} ({v.tool}; {v.kind or 'healthy'} since {v.onset}, NaN at "
+        where = f"[{v.half}] {v.program} seed {v.seed} ({v.tool}; {v.kind or 'healthy'} since {v.onset}, NaN at "
         where += f"{v.first_nonfinite}, of {v.steps})"
         said = ", ".join(f"{kind} {layer!r} @{step}" for kind, layer, step in v.alarms[:4]) or "nothing"
         if not v.is_proven:

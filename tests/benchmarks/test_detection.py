@@ -37,7 +37,7 @@ def claim(kind, **rest):
 
 
 def verdict(kind, alarms, onset=0, layers=("a",), first_nonfinite=None, also=()):
-    return Verdict("p", 0, kind, also, False, onset, layers, first_nonfinite, "gradwatch", tuple(alarms), True, 50)
+    return Verdict("p", 0, kind, also, "tune", onset, layers, first_nonfinite, "gradwatch", tuple(alarms), True, 50)
 
 
 def test_nonfinite_begins_at_the_first_sick_entry_and_names_its_tensors():
