@@ -9,8 +9,8 @@ vanishing: in nine of ten updates of the last half, the root mean square of the 
     of any layer, or of its own first; or there is none.
 stalled: in the last half, no update moves a weight by more than 10⁻⁴ of its norm.
 unstable: the loss rises by its own first value from one update to the next, six times or more.
-dead, saturated: in nine of ten updates of the last half, 80 % of a rectifier's units pass nothing, or 80 % of a squashing
-    function's entries are flat (as ``prove.py`` says).
+dead, saturated: in nine of ten updates of the last half, 80 % of a rectifier's units pass nothing, or 80 % of a
+    squashing function's entries are flat (as ``prove.py`` says).
 """
 
 from __future__ import annotations

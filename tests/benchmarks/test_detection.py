@@ -1,13 +1,14 @@
 """The detection benchmark's own words: what counts as proven, detected, right, early."""
 
+import dataclasses
 import fnmatch
 import logging
 
 import numpy as np
 import pytest
 
-from benchmarks.detection import faulty, healthy, table
-from benchmarks.detection.bare import Bare, run_bare
+from benchmarks.detection import faulty, healthy, others, table
+from benchmarks.detection.bare import Bare, run_bare, start
 from benchmarks.detection.program import PROGRAMS, Program
 from benchmarks.detection.prove import prove
 from benchmarks.detection.run import Verdict, judge
@@ -20,7 +21,7 @@ def _the_log_is_as_it_was():
     logging.getLogger("gradwatch").setLevel(level)  # ``judge`` silences it
 
 
-FOLDERS = faulty, healthy  # importing them registers every program
+FOLDERS = faulty, healthy, others  # importing them registers every program
 
 
 def bare(norms, losses=None, nonfinite=None, sizes=1.0):
@@ -137,3 +138,58 @@ def test_both_halves_hold_sick_and_healthy_programs():
     halves = {(program.is_measured, program.kind is None) for program in PROGRAMS.values()}
     assert len(halves) == 4
     assert not any(fnmatch.fnmatch(name, "*[A-Z]*") for name in PROGRAMS)
+
+
+OTHERS = [program for program in PROGRAMS.values() if program.half == "others"]
+
+
+def test_every_pair_has_a_healthy_program_and_every_sick_one_a_cause():
+    healthy_pairs = {program.pair for program in OTHERS if program.kind is None}
+    assert healthy_pairs == {program.pair for program in OTHERS}
+    assert all(program.cause for program in OTHERS if program.kind is not None)
+    assert len([program for program in OTHERS if program.kind is not None]) >= 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", OTHERS, ids=lambda program: program.name)
+def test_a_program_of_a_pair_runs_bare_for_three_steps(program):
+    training = start(program, 0)
+    first = dataclasses.replace(program, make=lambda seed: dataclasses.replace(program.make(seed), steps=3))
+    measured = run_bare(first, 0, with_slopes=False)
+    assert len(measured.loss) == 3
+    assert training.score is not None
+    patterns = [glob for glob in program.layers if not fnmatch.filter(measured.names, glob)]
+    assert patterns == [], "a label names layers that the program has not"
+
+
+def other(kind, **rest):
+    return Program("p", lambda seed: None, kind, pair="p", reaches=0.5, **rest)
+
+
+def scored(score, norms, **rest):
+    return dataclasses.replace(bare(norms), score=score, **rest)
+
+
+def test_a_healthy_program_of_a_pair_must_reach_its_score_without_nan():
+    assert prove(other(None), scored(0.6, [[1, 1]] * 4)).holds
+    assert not prove(other(None), scored(0.4, [[1, 1]] * 4)).holds
+    assert not prove(other(None), scored(np.nan, [[1, 1]] * 4)).holds
+    assert not prove(other(None), scored(0.6, [[1, 1]] * 4, loss=np.array([1, np.nan, 1, 1]))).holds
+
+
+def test_a_sick_program_of_a_pair_must_miss_it_and_show_its_kind():
+    tiny = [[1, 1]] + [[1e-5, 1]] * 7
+    proof = prove(other("vanishing", layers=("*",)), scored(0.1, tiny))
+    assert (proof.holds, proof.layers) == (True, ("a",))
+    assert prove(other("vanishing"), scored(0.1, tiny)).layers == ("",)
+    assert not prove(other("vanishing"), scored(0.6, tiny)).holds
+    assert not prove(other("vanishing", layers=("b",)), scored(0.1, tiny)).holds
+    still = np.array([[0.0, 1e-2]] * 8)
+    assert prove(other("stalled", layers=("a", "b")), scored(0.1, tiny, change=still)).layers == ("a",)
+    assert prove(other("exploding"), scored(0.1, [[1, 1]] * 4 + [[200, 1]] * 4)).holds
+    assert not prove(other("exploding"), scored(0.1, [[1, 1]] * 4 + [[20, 1]] * 4)).holds
+    assert prove(other("unstable"), scored(0.1, [[1, 1]] * 14, loss=np.array([1.0, 9.0] * 7))).holds
+    assert prove(other("nonfinite"), scored(np.nan, [[1, 1]] * 4)).holds
+    flat = {(("a",), 0): np.array([0.9] * 8), (("b",), 0): np.array([0.1] * 8)}
+    assert prove(other("saturated", layers=("a",)), scored(0.1, tiny, flat=flat)).holds
+    assert not prove(other("saturated", layers=("b",)), scored(0.1, tiny, flat=flat)).holds

@@ -31,7 +31,9 @@ def residual_stack(scale: float, depth: int = 16) -> Training:
 RESIDUAL = Pair("residual stack without normalisation", reaches=0.8)
 
 
-@RESIDUAL.sick("exploding", also=("nonfinite",), cause="16 residual blocks treble the variance each, nothing normalises")
+@RESIDUAL.sick(
+    "exploding", also=("nonfinite",), cause="16 residual blocks treble the variance each, nothing normalises"
+)
 def residual_blocks_add_up(seed: int) -> Training:
     """Every block adds a branch as large as its input, so that the variance grows by three a block."""
     return residual_stack(1.0)
@@ -78,9 +80,7 @@ def running_sums(radius: float, length: int = 40) -> Training:
 RECURRENT = Pair("linear recurrence over 40 items", reaches=0.5)
 
 
-@RECURRENT.sick(
-    "exploding", also=("nonfinite",), cause="recurrent matrix of spectral radius 1.25, to the power of 40"
-)
+@RECURRENT.sick("exploding", also=("nonfinite",), cause="recurrent matrix of spectral radius 1.25, to the power of 40")
 def recurrent_radius_above_one(seed: int) -> Training:
     """A gain of 1.25 from an initialiser for rectifiers: over 40 items the state grows by 7e3."""
     return running_sums(1.25)
@@ -185,9 +185,7 @@ def attention_means(seed: int) -> Training:
 def houses(items: int = 600) -> tuple[Tensor, Tensor]:
     """Area in square feet, rooms, age in years, yearly income of the district; and the price."""
     draws = torch.randn(items, 4)
-    x = torch.stack(
-        [2000 + 600 * draws[:, 0], 5 + draws[:, 1], 40 + 15 * draws[:, 2], 6e4 + 2e4 * draws[:, 3]], dim=1
-    )
+    x = torch.stack([2000 + 600 * draws[:, 0], 5 + draws[:, 1], 40 + 15 * draws[:, 2], 6e4 + 2e4 * draws[:, 3]], dim=1)
     price = 3e5 + 9e4 * draws[:, 0] + 2e4 * draws[:, 1] - 1e4 * draws[:, 2] + 5e4 * torch.tanh(draws[:, 3])
     return x, price
 

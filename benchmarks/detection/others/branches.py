@@ -1,4 +1,4 @@
-"""One branch learns nothing while a residual path keeps the rest learning; and branches that begin at nothing and wake."""
+"""One branch learns nothing while a residual path lets the rest learn; and branches that start at nothing and wake up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.detection.others.parts import adam, classifier, explained, network, sample, scored, sgd
+from benchmarks.detection.others.parts import adam, classifier, explained, network, sample, scored
 from benchmarks.detection.program import Pair, Training, plain
 
 
@@ -169,9 +169,7 @@ def gated(bias: float) -> Training:
 GATES = Pair("gated residual blocks", reaches=0.8)
 
 
-@GATES.sick(
-    "vanishing", also=("saturated", "stalled"), layers=("[123].*",), cause="the gates start shut, at σ(−15)"
-)
+@GATES.sick("vanishing", also=("saturated", "stalled"), layers=("[123].*",), cause="the gates start shut, at σ(−15)")
 def gates_shut_from_the_start(seed: int) -> Training:
     """Every gate starts at −15, and 3e-7 of each branch passes: only the linear path learns."""
     return gated(-15.0)
@@ -275,7 +273,9 @@ ADAPTERS = Pair("low-rank adapters on a frozen network", reaches=0.7)
 
 
 @ADAPTERS.sick(
-    "stalled", layers=("*.up.*", "*.down.*"), cause="the optimizer was made before the adapters and holds frozen weights"
+    "stalled",
+    layers=("*.up.*", "*.down.*"),
+    cause="the optimizer was made before the adapters and holds frozen weights",
 )
 def adapters_made_after_their_optimizer(seed: int) -> Training:
     """The adapters have gradients, yet the optimizer knows only the frozen weights."""
@@ -352,7 +352,10 @@ POOLING = Pair("pooling by attention", reaches=0.7)
 
 
 @POOLING.sick(
-    "vanishing", also=("stalled",), layers=("score.*",), cause="the softmax is over an axis of one entry: its slope is zero"
+    "vanishing",
+    also=("stalled",),
+    layers=("score.*",),
+    cause="the softmax is over an axis of one entry: its slope is zero",
 )
 def pooling_over_the_wrong_axis(seed: int) -> Training:
     """The softmax over the last axis has one entry, so that every weight is 1 and the scores get no gradient."""

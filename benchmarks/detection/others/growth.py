@@ -38,7 +38,9 @@ def decayed(weight_decay: float) -> Training:
 DECAY = Pair("weight decay set by the loop", reaches=-0.6)
 
 
-@DECAY.sick("exploding", also=("nonfinite", "unstable"), cause="the weight decay is negative: weights grow by 1 % an update")
+@DECAY.sick(
+    "exploding", also=("nonfinite", "unstable"), cause="the weight decay is negative: weights grow by 1 % an update"
+)
 def weight_decay_negative(seed: int) -> Training:
     """The decay's sign is lost in a config: every update lengthens every weight by one per cent."""
     return decayed(-0.01)
@@ -116,7 +118,9 @@ def bootstrapped(is_on_policy: bool) -> Training:
 BAIRD = Pair("bootstrapped values of seven states", reaches=-5.0)
 
 
-@BAIRD.sick("exploding", also=("nonfinite", "unstable"), cause="bootstrapped targets off policy under linear features diverge")
+@BAIRD.sick(
+    "exploding", also=("nonfinite", "unstable"), cause="bootstrapped targets off policy under linear features diverge"
+)
 def values_bootstrapped_off_policy(seed: int) -> Training:
     """States are drawn uniformly, not by the policy: Baird's counterexample (1995) diverges."""
     return bootstrapped(False)
@@ -176,7 +180,9 @@ def separated(is_normalised: bool, rate: float) -> Training:
     def loss_of(step: int) -> Tensor:
         return F.binary_cross_entropy_with_logits(model(x)[:, 0], y)
 
-    return scored(plain(model, sgd(model, rate), loss_of, 300), lambda: ((model(x)[:, 0] > 0) == (y > 0)).float().mean())
+    return scored(
+        plain(model, sgd(model, rate), loss_of, 300), lambda: ((model(x)[:, 0] > 0) == (y > 0)).float().mean()
+    )
 
 
 GROWS_WELL = Pair("weights that grow and are well", reaches=0.8)
@@ -207,7 +213,9 @@ def normalised_weights_without_decay(seed: int) -> Training:
     return classifier(model, sgd(model, 0.5, momentum=0.9), 200)
 
 
-@GROWS_WELL.sick("exploding", also=("unstable",), cause="a penalty on the logits is subtracted: logits grow without bound")
+@GROWS_WELL.sick(
+    "exploding", also=("unstable",), cause="a penalty on the logits is subtracted: logits grow without bound"
+)
 def logits_rewarded_for_their_size(seed: int) -> Training:
     """The z-loss of large language models with its sign lost: every logit grows for ever."""
     model = network(64, 48, 48, 10)

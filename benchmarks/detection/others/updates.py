@@ -67,7 +67,10 @@ def encoder_trained_with_its_head(seed: int) -> Training:
 
 
 @HEAD.sick(
-    "stalled", also=("vanishing",), layers=("encoder.*",), cause="the encoder runs under no_grad, left over from evaluation"
+    "stalled",
+    also=("vanishing",),
+    layers=("encoder.*",),
+    cause="the encoder runs under no_grad, left over from evaluation",
 )
 def encoder_left_under_no_grad(seed: int) -> Training:
     """Features are computed under ``no_grad``, yet the encoder is new and meant to learn."""
