@@ -86,13 +86,29 @@ def _exploding(bare: Bare, first: int | None) -> Evidence:
 
 
 def _vanishing(bare: Bare, first: int | None) -> Evidence:
-    rms = np.nan_to_num(bare.grad_rms[: first or None])
+    rms = _carried(bare.grad_rms[: first or None])
     largest = rms.max(axis=1, keepdims=True)
-    is_tiny = (rms <= SHARE * largest) | (rms <= SHARE * rms[0])
+    begin = np.array([next((size for size in column if size > 0), 0.0) for column in rms.T])
+    is_tiny = (rms <= SHARE * largest) | (rms <= SHARE * begin)
     is_sick = is_tiny[len(rms) // 2 :].mean(axis=0) >= MOSTLY
     with np.errstate(all="ignore"):
         share = np.median((rms / largest)[len(rms) // 2 :], axis=0)
     return is_sick, f"{is_sick.sum()} of {len(is_sick)} with a gradient of {share.min():.2g} of the largest"
+
+
+def _carried(rms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``rms`` with each gap, the update of another optimizer, filled by the gradient before it.
+
+    A parameter without any gradient in the last half of the run has one of zero there.
+    """
+    latest, rows = np.zeros(rms.shape[1]), []
+    for row in rms:
+        latest = np.where(np.isnan(row), latest, row)
+        rows.append(latest)
+    carried = np.array(rows)
+    half = len(rms) // 2
+    carried[half:, np.isnan(rms[half:]).all(axis=0)] = 0.0
+    return carried
 
 
 def _stalled(bare: Bare, first: int | None) -> Evidence:

@@ -1,4 +1,4 @@
-"""One branch learns nothing while a residual path lets the rest learn; and branches that start at nothing and wake up."""
+"""One branch learns nothing while a residual path lets the rest learn; and branches that wake up from nothing."""
 
 from __future__ import annotations
 

@@ -339,7 +339,7 @@ def soft_actor_critic(reward_scale: float) -> Training:
         seen = torch.rand(500, 2) * 2 - 1
         return tracking_reward(seen, 1.5 * actor(seen)[:, 0].tanh()).mean()
 
-    return scored(Training(models, optimizers, 300, step), score)
+    return scored(Training(models, optimizers, 200, step), score)
 
 
 SOFT = Pair("soft actor and critics", reaches=-0.2)
