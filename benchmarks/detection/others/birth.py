@@ -74,7 +74,7 @@ def running_sums(radius: float, length: int = 40) -> Training:
         x, y = draw(64)
         return F.mse_loss(model(x), y)
 
-    return scored(plain(model, adam(model, 1e-3), loss_of, 200), explained(model, *draw(500)))
+    return scored(plain(model, adam(model, 3e-3), loss_of, 250), explained(model, *draw(500)))
 
 
 RECURRENT = Pair("linear recurrence over 40 items", reaches=0.5)

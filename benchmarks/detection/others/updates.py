@@ -135,18 +135,35 @@ class Equalised(nn.Linear):
 
 
 def rounded(dtype: torch.dtype) -> Training:
-    """Train a network that is kept in ``dtype``, with AdamW; its weights have a variance of 1."""
-    model = nn.Sequential(Equalised(64, 96), nn.ReLU(), Equalised(96, 96), nn.ReLU(), Equalised(96, 10)).to(dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.0)
+    """Finetune in ``dtype``, with AdamW at a small rate, on digits moved to the side; weights have a variance of 1.
+
+    The score is the accuracy that finetuning adds.
+    """
+    model = nn.Sequential(Equalised(64, 64), nn.ReLU(), Equalised(64, 64), nn.ReLU(), Equalised(64, 10))
+    with_contrast = nn.Sequential(Contrast(), model)
+    trained(with_contrast, 1e-2, 120)
+    model.to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0)
 
     def forward(x: Tensor) -> Tensor:
-        return model((4 * x - 2).to(dtype)).float()
+        moved = x.view(-1, 8, 8).roll(1, dims=2).flatten(1)
+        return with_contrast(moved.to(dtype)).float()
 
     def loss_of(step: int) -> Tensor:
         x, y = sample()
         return F.cross_entropy(forward(x), y)
 
-    return scored(plain(model, optimizer, loss_of, 300), accuracy_of(forward))
+    accuracy = accuracy_of(forward)
+    with torch.no_grad():
+        begin = accuracy()
+    return scored(plain(model, optimizer, loss_of, 300), lambda: accuracy() - begin)
+
+
+class Contrast(nn.Module):
+    """Brings 0 … 1 to −2 … 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 4 * x - 2
 
 
 def clipped(norm: float) -> Training:
@@ -338,12 +355,12 @@ def clipped_after_unscaling(seed: int) -> Training:
     return scaled_and_clipped(True)
 
 
-ROUNDED = Pair("brain floats", reaches=0.45)
+ROUNDED = Pair("brain floats", reaches=0.06)
 
 
 @ROUNDED.sick("stalled", cause="bfloat16 weights: updates are smaller than half of their last bit and are rounded away")
 def updates_lost_in_brain_floats(seed: int) -> Training:
-    """All weights are bfloat16; at their size of 1 an update of 5e-4 is rounded away."""
+    """All weights are bfloat16; at their size of 1 an update of 2e-4 is rounded away."""
     return rounded(torch.bfloat16)
 
 
