@@ -1,4 +1,7 @@
-"""Clipping: a run that explodes is held; one that vanishes, or makes a NaN in a single step, is not helped by it."""
+"""Clipping: a run that explodes is held; one that vanishes, or makes a NaN in a single step, is not helped by it.
+
+Clipping to next to nothing stalls a run.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,15 @@ def main() -> list[str]:
                 Way("clip-norm, 1: 12 × Sigmoid", partial(stack, nn.Sigmoid, 12), clip=1.0),
                 Way("do nothing: log of softmax", EXPLODING, 0.5, loss=unguarded_cross_entropy, inputs=brighter),
                 Way("clip-norm, 1: log of softmax", EXPLODING, 0.5, 1.0, unguarded_cross_entropy, brighter),
+            ],
+            steps=100,
+        ),
+        Table(
+            "Clipping to a norm of 1e-9",
+            [
+                Way("do nothing", EXPLODING, 0.1, clip=1e-9),
+                Way("looser-clip, 10", EXPLODING, 0.1, clip=10.0),
+                Way("higher-learning-rate, 10", EXPLODING, 10.0, clip=1e-9),
             ],
             steps=100,
         ),

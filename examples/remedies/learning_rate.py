@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -25,6 +25,17 @@ def divided_by_zero(step: int) -> float:
 def finite(schedule: Callable[[int], float]) -> Callable[[int], float]:
     """Return ``schedule`` with 0 in place of what is no number."""
     return lambda step: rate if math.isfinite(rate := schedule(step)) else 0.0
+
+
+def over_after(steps: int) -> Callable[[int], float]:
+    """Return a schedule that falls to 0 over so many steps."""
+    return lambda step: max(0.0, 1.0 - step / steps)
+
+
+def of_a_copy(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Return an optimizer that holds the first layer, and copies of all others."""
+    weight, bias, *others = parameters
+    return torch.optim.SGD([weight, bias, *(nn.Parameter(each.detach().clone()) for each in others)], lr=lr)
 
 
 def main() -> list[str]:
@@ -76,5 +87,23 @@ def main() -> list[str]:
                 Way("finite-rate", relu, 0.3, schedule=finite(divided_by_zero)),
             ],
             steps=30,
+        ),
+        Table(
+            "A schedule that is over after three steps",
+            [
+                Way("do nothing", relu, 0.1, schedule=over_after(3)),
+                Way("longer-schedule", relu, 0.1, schedule=over_after(150)),
+                Way("higher-learning-rate, 0.3", relu, 0.3, schedule=over_after(3)),
+            ],
+            steps=150,
+        ),
+        Table(
+            "An optimizer that holds copies of all layers but the first",
+            [
+                Way("do nothing", relu, 0.1, optimizer=of_a_copy),
+                Way("own-parameters", relu, 0.1),
+                Way("higher-learning-rate, 1", relu, 1.0, optimizer=of_a_copy),
+            ],
+            steps=150,
         ),
     )

@@ -42,7 +42,8 @@ _ORDER = (
     "truncated-bptt", "scaled-layer-inputs", "scaled-inputs", "smaller-batches", "loss-scaling", "float32-weights",
     "bfloat16", "safe-log", "safe-sqrt", "safe-division", "masked-softmax", "safe-power", "safe-angle", "jitter",
     "softmax-over-classes", "weight-regularisation", "gradient-penalty", "weight-clipping", "optimizer-epsilon",
-    "safe-update", "finite-rate", "skip-step", "clip-norm", "clip-value", "clip-adaptive", "warm-up",
+    "safe-update", "finite-rate", "skip-step", "own-parameters", "longer-schedule",
+    "looser-clip", "clip-norm", "clip-value", "clip-adaptive", "warm-up",
     "lower-learning-rate", "higher-learning-rate",
 )  # fmt: skip
 """The order in which two of a pair are applied: a function is replaced before weights are drawn for it, those before a

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from gradwatch.findings import Clue
 from gradwatch.remedies.case import Case
 
 __all__ = ["fitting"]
@@ -241,11 +242,24 @@ def _saturated(case: Case) -> Iterator[str]:
         yield from ("relu", "gelu")
 
 
+_UPDATES_BACK: dict[Clue, str] = {
+    "not owned": "own-parameters",
+    "rate zero": "longer-schedule",
+    "clipped away": "looser-clip",
+    "rounded away": "float32-weights",
+}
+
+
 def _stalled(case: Case) -> Iterator[str]:
     if "softmax of one" in case.clues:
         yield "softmax-over-classes"
     if case.is_half:
         yield "loss-scaling"
+    for clue, name in _UPDATES_BACK.items():
+        if clue in case.clues:
+            yield name
+    if "not owned" in case.clues:
+        return  # nothing else reaches weights that nobody updates
     yield "higher-learning-rate"
     if "weights alike" in case.clues:
         yield from _initialisations(case)

@@ -82,6 +82,44 @@ _LEARNING_RATE = (
         ),
         cost="T slower steps",
     ),
+    Remedy(
+        name="longer-schedule",
+        title="A schedule as long as the run",
+        advice="a schedule as long as the run: give it the number of calls of scheduler.step(), epochs × batches "
+        "where that is once a batch",
+        applies="stalled where the learning rate is 0 before anything was learned",
+        kinds=("stalled",),
+        why="w(T) = w(0) − Σₜ lr(t)·g(t): the steps with lr(t) = 0 add nothing",
+        source="Lightning issue 18570",
+        change=Change(
+            _OPTIMIZER,
+            'peak = [group["lr"] for group in optimizer.param_groups]\n\n\n'
+            "def keep_rate_up(optimizer, args, kwargs):  # until the schedule is as long as the run\n"
+            "    for number, group in enumerate(optimizer.param_groups):\n"
+            '        peak[number] = max(peak[number], group["lr"])\n'
+            '        group["lr"] = max(group["lr"], 0.1 * peak[number])\n\n\n'
+            "optimizer.register_step_pre_hook(keep_rate_up)",
+        ),
+        cost="none",
+    ),
+    Remedy(
+        name="own-parameters",
+        title="An optimizer of the model's own parameters",
+        advice="make the optimizer from model.parameters() once the model is as it will be trained: after new heads, "
+        "copies, wrappers and moves; freeze what is to stay as it is by requires_grad_(False)",
+        applies="stalled where weights get gradients and belong to no optimizer, or an optimizer's never get one",
+        kinds=("stalled",),
+        why="w ← w − lr·g for each w that the optimizer holds: another tensor of the same name and value is another w",
+        source="Accelerate issue 2665; PyTorch issue 149205",
+        change=Change(
+            _OPTIMIZER,
+            'held = {id(each) for group in optimizer.param_groups for each in group["params"]}\n'
+            "left_out = [each for each in model.parameters() if each.requires_grad and id(each) not in held]\n"
+            "if left_out:\n"
+            '    optimizer.add_param_group({"params": left_out})',
+        ),
+        cost="none",
+    ),
 )
 
 _DATA = (
@@ -258,6 +296,18 @@ _CLIPPING = (
         source="Kumar et al. 2025, ZClip, arXiv:2504.02507; by unit: Brock et al. 2021, arXiv:2102.06171",
         change=_watch('"auto"'),
         cost="as by norm; no threshold",
+    ),
+    Remedy(
+        name="looser-clip",
+        title="A clip norm near the usual one",
+        advice='a clip norm near the usual total gradient norm, which history["grad_norm_total"] shows, or none; '
+        "gradients that a GradScaler has scaled are unscaled first",
+        applies="stalled where clipping leaves next to nothing of the gradients",
+        kinds=("stalled",),
+        why="g ← g · c/‖g‖: Adam's update lr·m/(√v + ε) is lr·m/ε where √v lies far below ε = 10⁻⁸",
+        source="Megatron-LM issue 5394",
+        change=_watch("10.0", "  # in place of the loop's own clipping"),
+        cost="none",
     ),
 )
 

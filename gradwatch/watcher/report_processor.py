@@ -156,7 +156,7 @@ class ReportProcessor:
             origin = self._guard.run("origin", self._origins.origin_of, report, sent.origin)
             report = replace(report, origin=origin)
         self.skipped_steps += report.skipped
-        self.reached.add(report)
+        self._guard.run("reached layers", self.reached.add, report)
         self._guard.run("history", self.history.append, report)
         self._guard.run("detecting", self._detect, sent.track, report)
         self._guard.run("writing", self._write, sent.track, report)

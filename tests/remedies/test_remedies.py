@@ -24,6 +24,7 @@ KEYS = {
     "safe-sqrt", "safe-division", "masked-softmax", "scaled-inputs", "clean-data", "safe-power", "safe-angle", "jitter",
     "skip-step", "softmax-over-classes", "initialise", "nonzero-gain", "scaled-layer-inputs", "bfloat16",
     "optimizer-epsilon", "float32-weights", "safe-update", "finite-rate",
+    "own-parameters", "longer-schedule", "looser-clip",
 }  # fmt: skip
 
 
@@ -169,6 +170,10 @@ GAN = nn.ModuleDict({"critic": mlp(nn.LeakyReLU()), "generator": mlp(nn.ReLU())}
         ("saturated", nn.Sequential(nn.LayerNorm(8), mlp(nn.Tanh())), [2], ["large outputs", "weights small"],
          ["scaled-layer-inputs", "lower-learning-rate"]),
         ("stalled", mlp(nn.ReLU()), (), (), ["higher-learning-rate"]),
+        ("stalled", mlp(nn.ReLU()), (), ["rate zero"], ["longer-schedule", "higher-learning-rate"]),
+        ("stalled", mlp(nn.ReLU()), (), ["clipped away"], ["looser-clip", "higher-learning-rate"]),
+        ("stalled", mlp(nn.ReLU()), (), ["rounded away"], ["float32-weights", "higher-learning-rate"]),
+        ("stalled", mlp(nn.ReLU()), (0,), ["not owned"], ["own-parameters"]),
         ("stalled", mlp(nn.ReLU()), (), ["weights alike"], ["higher-learning-rate", "he"]),
         ("unstable", mlp(nn.ReLU()), (), (), ["lower-learning-rate", "clip-norm", "warm-up"]),
     ],
