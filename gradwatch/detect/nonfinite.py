@@ -104,6 +104,8 @@ class NonFiniteGradient(Detector[GradientState]):
             return f"The loss of this step is {report.loss}, while every weight is finite."
         if report.loss is not None:
             return f"The loss is finite ({report.loss:.4g}): the backward pass made it."
+        if report.origin is not None and report.origin.where == "update":
+            return "The backward pass met it in that weight."
         return "No weight was sick before this step."
 
     def _corrupt_weight(self, report: StepReport) -> str | None:

@@ -273,7 +273,7 @@ class Background:
         if first is None or last is None:
             return
         with np.errstate(divide="ignore", invalid="ignore"):
-            growth = np.where(first > 0, last / first, np.nan)
+            growth = np.where((first > 0) & np.isfinite(last), last / first, np.nan)
         if not np.isnan(growth).all() and np.nanmax(growth) >= GREW:
             worst = int(np.nanargmax(growth))
             grew = f"the norm of {self._layers.names[worst]} grew from {first[worst]:.3g} to {last[worst]:.3g}"

@@ -23,6 +23,8 @@ def clues_of(report: StepReport) -> Iterator[Clue]:
     """Yield what a step itself shows: where its NaN or Inf came from, and whether scaling can act on its gradients."""
     if report.origin is not None:
         yield from _clues_of_origin(report.origin)
+    if report.update == 0 and report.weight_nonfinite is not None and report.weight_nonfinite.any():
+        yield "sick from the start"
     if report.overflowed:
         yield "scaler gave up"
     if report.gradients_are_finite and not math.isfinite(report.grad_norm_total):

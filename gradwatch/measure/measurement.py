@@ -161,6 +161,20 @@ class Measurement:
         nonfinite = self._columns.spread(self.magnitudes.nonfinite.numpy(force=True), absent=0)
         return [self._layers.names[column] for column in np.flatnonzero(nonfinite)]
 
+    def gradient_norms(self) -> Floats:
+        """Return (P,) the L2 norms of the layers' gradients; NaN where a layer has none. Waits for the device."""
+        return self._columns.spread(self.magnitudes.l2.numpy(force=True))
+
+    @property
+    def watched_columns(self) -> list[int]:
+        """The columns of the watched layers that have a gradient."""
+        return self._columns.watched_columns
+
+    @property
+    def is_skipped(self) -> bool:
+        """Return True if no update was made from this step, as far as it was decided here."""
+        return self._is_skipped
+
     def add_activations(self, figures: Mapping[str, tuple[list[int], Tensor]]) -> None:
         """Add {figure: (n columns, their (n,) values)} of the step's forward pass."""
         self._figures |= activation_figures(figures, self._columns.watched_columns, self.device)

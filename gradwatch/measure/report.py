@@ -82,6 +82,7 @@ class Origin:
         operations: which family of operations made it, where that is known; several, where any of them may have.
         operation: the name of the one that made it, where that is known and it belongs to no family.
         clues: what else remedies depend on.
+        is_told: the finding of another optimizer tells of it already.
     """
 
     module: str
@@ -91,6 +92,7 @@ class Origin:
     operations: tuple[Operation, ...] = ()
     operation: str = ""
     clues: tuple[Clue, ...] = ()
+    is_told: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Case:
         rate: the learning rate, if it is known.
         clues: what the cause says.
         operation: the name of the one that made NaN or Inf, where it has no remedy of its own.
+        weight: the name of one that was sick before the step.
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class Case:
     rate: float | None = None
     clues: frozenset[Clue] = frozenset()
     operation: str = ""
+    weight: str = ""
 
     @cached_property
     def owners(self) -> frozenset[str]:
@@ -162,6 +164,7 @@ class Case:
             "higher": f" ({10 * rate:.2g} where it is {rate:.2g})" if rate else "",
             "warm_up": "500" if self.attends else "100",
             "broken": self._broken,
+            "weight": self.weight or self._where,
             "guard": f"guard what goes into {self.operation or 'the operation that the cause names'} against the "
             'values at which it fails, or leave such steps out: on_nonfinite="skip"',
         }

@@ -361,7 +361,7 @@ _INITIALISATION = (
     Remedy(
         name="initialise",
         title="Weights that are initialised",
-        advice="initialise {where}: it held NaN or Inf before any update (torch.empty and torch.Tensor(…) hold "
+        advice="initialise {weight}: it held NaN or Inf before any update (torch.empty and torch.Tensor(…) hold "
         "whatever was in memory); if it was loaded, the checkpoint is broken",
         applies="nonfinite where a weight is sick before the first update",
         kinds=("nonfinite",),

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from gradwatch.detect import Detectors, Incident, IncidentEvent
 from gradwatch.explain.background import Background
 from gradwatch.explain.clues import Fact, clues_of
@@ -63,7 +65,8 @@ class Diagnosis:
     def observe(self, report: StepReport) -> list[FindingUpdate]:
         """Take in one step; return what opens or ends at it."""
         self._background.observe(report)
-        return [self._event(each, report) for each in self._detectors.observe(report)]
+        events = self._detectors.observe(report)
+        return [self._event(each, report) for each in events if not self._is_told_elsewhere(each, report)]
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
         """Return True if nothing can open or end at a step, whatever its layers show, so that it may be observed later.
@@ -128,6 +131,13 @@ class Diagnosis:
         self._open = {name: Finding.from_dict(values) for name, values in saved["open"].items()}
         self._told = dict(self._open)
 
+    def _is_told_elsewhere(self, event: IncidentEvent, report: StepReport) -> bool:
+        """Tell whether the finding of another optimizer tells of this one's NaN, from its begin to its end."""
+        if event.ended:
+            return event.detector not in self._open
+        is_of_another = report.origin is not None and report.origin.is_told
+        return is_of_another and event.incident.kind == "nonfinite"
+
     def _event(self, event: IncidentEvent, report: StepReport) -> FindingUpdate:
         name, incident = event.detector, event.incident
         if not event.ended:
@@ -158,7 +168,14 @@ class Diagnosis:
     def _advice(self, incident: Incident, report: StepReport, clues: frozenset[Clue]) -> tuple[Advice, ...]:
         operation = "" if report.origin is None else report.origin.operation
         rate, kind = report.learning_rate, incident.kind
-        return advise(Case(kind, self._layers, incident.columns, self._clips, rate, clues, operation))
+        weight = self._sick_weight(report)
+        return advise(Case(kind, self._layers, incident.columns, self._clips, rate, clues, operation, weight))
+
+    def _sick_weight(self, report: StepReport) -> str:
+        """Return the first weight from the input on that was sick before the step; "" where none is known."""
+        if report.weight_nonfinite is None or not report.weight_nonfinite.any():
+            return ""
+        return self._layers.names[min(np.flatnonzero(report.weight_nonfinite), key=lambda c: self._layers.depth[c])]
 
 
 def _sentences(incident: Incident, facts: Iterable[Fact]) -> list[str]:

@@ -35,6 +35,7 @@ class OptimizerTrack:
         current: the update under way.
         origin: what that update has left behind, should its NaN or Inf be asked about.
         earlier: the last one, where nobody says when its update is made.
+        last_made: the last one whose update was made; None before.
     """
 
     def __init__(self, index: int, diagnosis: Diagnosis, policy: Policy | None) -> None:
@@ -47,6 +48,7 @@ class OptimizerTrack:
         self.current: Measurement | None = None
         self.origin: StepOrigin | None = None
         self.earlier: Measurement | None = None
+        self.last_made: Measurement | None = None
         # the last columns of an update with all gradients, and of one without some
         self._columns: dict[bool, tuple[list[bool], GradientColumns]] = {}
         self._last_sick: int | None = None

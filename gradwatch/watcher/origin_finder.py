@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.origin import inferred_origin, origin_in_loss
 from gradwatch.explain.replay import Replay
 from gradwatch.explain.trace import Trace
+from gradwatch.explain.update_origin import LastUpdate, update_origin
 from gradwatch.hooks.guard import Guard
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled
+from gradwatch.measure import statistics
 from gradwatch.measure.layers import Layers, leaf_modules
 from gradwatch.measure.measurement import Measurement
 from gradwatch.measure.report import Origin, StepReport
@@ -72,6 +74,7 @@ class OriginFinder:
         self._layers, self._can_always_wait, self._guard = layers, can_always_wait, guard
         self._modules = [leaf for name, model in models.items() for leaf in leaf_modules(model, name)]
         self._models = tuple(models.values())
+        self._told: dict[int, frozenset[int]] = {}  # optimizers that are sick now: their columns, and sick weights
         # one rank must not run a step by itself
         self.losses = LossGraph()
         self.replay = None if is_distributed or not models else guard.run("replay", Replay, models, guard, self.losses)
@@ -90,7 +93,12 @@ class OriginFinder:
             self._guard.run("losses", self.losses.leave_out, count)
 
     def note_step(
-        self, current: Measurement, *, was_seen_whole: bool, begins_to_be_sick: Callable[[int], bool]
+        self,
+        current: Measurement,
+        *,
+        was_seen_whole: bool,
+        begins_to_be_sick: Callable[[int], bool],
+        updates: Callable[[], Iterable[LastUpdate]] = tuple,
     ) -> StepOrigin:
         """Return what there is to know of the step that was just measured, and forget it here.
 
@@ -98,11 +106,16 @@ class OriginFinder:
             current: the step.
             was_seen_whole: nobody began to watch in the midst of it.
             begins_to_be_sick: notes a sick update of the same optimizer; returns whether its sickness is a new one.
+            updates: returns the latest update of each optimizer.
         """
         observed = None
-        if self.replay is not None:
-            if self._may_replay(current) and begins_to_be_sick(current.plan.update):
+        if not self._may_wait_for(current):
+            self._told.pop(current.plan.optimizer, None)
+        elif begins_to_be_sick(current.plan.update):
+            observed = self._guard.run("weights of a sick step", self._origin_in_weights, current, updates)
+            if observed is None and self.replay is not None:
                 observed = self.replay.origin(current.loss, current.sick_layers())
+        if self.replay is not None:
             self.replay.forget(was_seen_whole=was_seen_whole)
         in_loss = self._guard.run("losses", origin_in_loss, self.losses)
         self.losses.forget()
@@ -139,7 +152,27 @@ class OriginFinder:
         was_heard = self.replay is not None and self.replay.was_called
         return not was_heard and (anything_is_compiled() or any(map(is_compiled, self._models)))
 
-    def _may_replay(self, current: Measurement) -> bool:
+    def _origin_in_weights(self, current: Measurement, updates: Callable[[], Iterable[LastUpdate]]) -> Origin | None:
+        """Return the origin of what the weights held before the step: an update, or what another finding tells.
+
+        NaN spreads from the weights of one optimizer to the gradients of the others: that is one disease.
+        """
+        optimizer, sick = current.plan.optimizer, self._sick_weights()
+        told = [columns for other, columns in self._told.items() if other != optimizer]
+        if any(not columns.isdisjoint(sick) for columns in told):
+            return Origin("", "update", "weights of another optimizer were sick before", is_told=True)
+        self._told[optimizer] = frozenset(sick).union(current.watched_columns)
+        return update_origin(self._layers, sick, updates()) if sick else None
+
+    def _sick_weights(self) -> dict[int, int]:
+        """Return {column: count} of the weights that hold NaN or Inf now."""
+        if any(hasattr(tensor, "to_local") for tensor in self._layers.tensors):  # shards: reading them is a collective
+            return {}
+        columns = np.flatnonzero(self._layers.size).tolist()
+        counts = statistics.count_nonfinite([self._layers.tensors[column].detach() for column in columns]).tolist()
+        return {column: int(count) for column, count in zip(columns, counts, strict=True) if count}
+
+    def _may_wait_for(self, current: Measurement) -> bool:
         can_wait = self._can_always_wait or current.device.type == "cpu"
         return can_wait and not current.is_finite and not current.is_overflow
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from gradwatch import _torch
 from gradwatch.clip import Policy
+from gradwatch.explain.update_origin import LastUpdate
 from gradwatch.findings import NonFiniteError, Thresholds
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.hooks.logger import logger
@@ -235,6 +236,7 @@ class Steps:
         origin, track.origin = track.origin, None
         if is_made:
             self.guard.run("update ratios", self._follow_update, current)
+            track.last_made = track.last_made if current.is_skipped else current
         self.guard.run("copying", current.send)
         self.guard.run("processing", self.processor.add, SentStep(track, current, origin))
 
@@ -347,6 +349,7 @@ class Steps:
             current,
             was_seen_whole=track.is_settled,
             begins_to_be_sick=track.begins_to_be_sick,
+            updates=self._last_updates,
         )
         self.guard.run("activations", self._measure_activations, current)
 
@@ -365,6 +368,15 @@ class Steps:
         )
         if ownership is not None:
             track.current.add_ownership(ownership)
+
+    def _last_updates(self) -> list[LastUpdate]:
+        """Return the latest update of each optimizer, of those that were made of a finite loss. Waits for the device."""
+        made = [(optimizer, track.last_made) for optimizer, track in self._tracks.items()]
+        return [
+            LastUpdate(optimizer, last.plan.step, last.gradient_norms(), last.plan.learning_rate)
+            for optimizer, last in made
+            if last is not None and (last.loss is None or math.isfinite(last.loss))
+        ]
 
     @without_collecting
     def _measure_figures(self, current: Measurement, earlier: Measurement | None) -> None:

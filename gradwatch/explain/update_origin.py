@@ -1,0 +1,121 @@
+"""Tell whether the update of an optimizer made NaN or Inf of finite gradients: by its own arithmetic.
+
+What it measures: at the first sick step, which weights hold NaN or Inf before the update; and of the update before, whether
+the loss and the gradients of those weights were finite. A weight that had a finite gradient of a finite loss was finite then,
+but for rows that the step did not use (embeddings). So the update in between made it, or something that wrote into the weight
+after it. The second cannot be seen, so a reason in the optimizer is asked for:
+
+- an epsilon that is 0 in the format of its state, where a squared gradient is 0, too (Adam in float16);
+- a gradient that was 0 throughout, in an optimizer that is none of torch's (a norm divided by a norm);
+- a learning rate that is NaN or Inf.
+
+Without a reason, an optimizer of torch is not accused, and one of another library with the other possibility beside it. No
+healthy run comes here: it is asked only once a gradient or the loss is NaN or Inf.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradwatch.findings import Clue
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, Origin
+
+__all__ = ["LastUpdate", "update_origin"]
+
+SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta")
+"""Names under which optimizers keep what they take a root of and divide by."""
+
+
+@dataclass(frozen=True)
+class LastUpdate:
+    """The latest update of an optimizer, before the step that is sick.
+
+    Attributes:
+        optimizer: that made it.
+        step: its number.
+        norms: (P,) of the gradients that it was made of; NaN where a layer had none.
+        rate: the largest learning rate of its groups; None where it is not known.
+    """
+
+    optimizer: Optimizer
+    step: int
+    norms: Floats
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """A reason why an update makes NaN or Inf; ``words`` follow "of a finite gradient"."""
+
+    words: str
+    clues: tuple[Clue, ...]
+
+
+def update_origin(layers: Layers, sick: Mapping[int, int], updates: Iterable[LastUpdate]) -> Origin | None:
+    """Return the origin of a NaN or Inf that an update made; None where none is known to have made it.
+
+    Args:
+        layers: the table.
+        sick: {column: how many entries of the weight are NaN or Inf before the step}.
+        updates: the latest of each optimizer. They were made of finite losses.
+    """
+    made = {column: update for update in updates for column in sick if math.isfinite(update.norms[column])}
+    for column in sorted(made, key=lambda column: int(layers.depth[column])):
+        reason = _reason(layers, column, made[column])
+        if reason is not None:
+            return _origin(layers, column, sick[column], made[column], reason)
+    return None
+
+
+def _origin(layers: Layers, column: int, count: int, update: LastUpdate, reason: _Reason) -> Origin:
+    name = layers.names[column]
+    by = f"the update of step {update.step} by {type(update.optimizer).__name__}"
+    entries = "1 entry" if count == 1 else f"{count:,} entries"
+    words = f"{by} made {entries} of {name} NaN or Inf, {reason.words}"
+    return Origin(name.rpartition(".")[0], "update", words, "observed", clues=("sick update", *reason.clues))
+
+
+def _reason(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:
+    weight = layers.tensors[column]
+    group = next((group for group in update.optimizer.param_groups if any(weight is p for p in group["params"])), None)
+    if group is None:
+        return None
+    if (rate := _sick_rate(group, update)) is not None:
+        return _Reason(f"of a finite gradient: its learning rate was {rate}", ("rate is not finite",))
+    if (where := _format_without_epsilon(weight, group, update.optimizer)) is not None:
+        held = f"in {where} its eps of {group['eps']:g} is 0" if group["eps"] else "its eps is 0"
+        return _Reason(f"of a finite gradient: {held}, and it divides by the root of squares that are 0", ("epsilon is 0",))
+    if type(update.optimizer).__module__.startswith("torch.optim"):
+        return None
+    if update.norms[column] == 0:
+        return _Reason("of a gradient that was 0", ("zero gradient",))
+    if layers.owners[column] == "Embedding":  # a row that was not used may have been sick for long
+        return None
+    return _Reason(f"of a finite gradient of norm {update.norms[column]:.3g}, or something wrote into it since", ())
+
+
+def _sick_rate(group: Mapping[str, Any], update: LastUpdate) -> float | None:
+    rates = [rate for rate in (group.get("lr"), update.rate) if isinstance(rate, int | float)]
+    return next((float(rate) for rate in rates if not math.isfinite(rate)), None)
+
+
+def _format_without_epsilon(weight: Tensor, group: Mapping[str, Any], optimizer: Optimizer) -> str | None:
+    """Return the format in which the epsilon is 0, where the optimizer divides by the root of a square that is 0."""
+    epsilon = group.get("eps")
+    if not isinstance(epsilon, float | int):
+        return None
+    state = optimizer.state.get(weight, {})
+    squares = [state[name] for name in SECOND_MOMENTS if isinstance(state.get(name), Tensor)]
+    square = next((each for each in squares if each.shape == weight.shape), None)
+    if square is None or float(torch.tensor(epsilon, dtype=square.dtype)) != 0:
+        return None
+    is_sick = ~torch.isfinite(weight.detach())
+    return str(square.dtype).removeprefix("torch.") if bool((square[is_sick] == 0).any()) else None
