@@ -76,7 +76,7 @@ class Replay:
 
     @property
     def has_calls(self) -> bool:
-        """Whether the model was called since the last update."""
+        """Return True if the model was called since the last update."""
         return bool(self._calls)
 
     def remove(self) -> None:

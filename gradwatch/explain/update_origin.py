@@ -1,16 +1,16 @@
 """Tell whether the update of an optimizer made NaN or Inf of finite gradients: by its own arithmetic.
 
-What it measures: at the first sick step, which weights hold NaN or Inf before the update; and of the update before, whether
-the loss and the gradients of those weights were finite. A weight that had a finite gradient of a finite loss was finite then,
-but for rows that the step did not use (embeddings). So the update in between made it, or something that wrote into the weight
-after it. The second cannot be seen, so a reason in the optimizer is asked for:
+What it measures: at the first sick step, which weights hold NaN or Inf before the update; and of the update before,
+whether the loss and the gradients of those weights were finite. A weight that had a finite gradient of a finite loss
+was finite then, but for rows that the step did not use (embeddings). So the update in between made it, or something
+that wrote into the weight after it. The second cannot be seen, so a reason in the optimizer is asked for:
 
 - an epsilon that is 0 in the format of its state, where a squared gradient is 0, too (Adam in float16);
 - a gradient that was 0 throughout, in an optimizer that is none of torch's (a norm divided by a norm);
 - a learning rate that is NaN or Inf.
 
-Without a reason, an optimizer of torch is not accused, and one of another library with the other possibility beside it. No
-healthy run comes here: it is asked only once a gradient or the loss is NaN or Inf.
+Without a reason, an optimizer of torch is not accused, and one of another library with the other possibility beside it.
+No healthy run comes here: it is asked only once a gradient, the loss or a weight is NaN or Inf.
 """
 
 from __future__ import annotations
@@ -84,15 +84,20 @@ def _origin(layers: Layers, column: int, count: int, update: LastUpdate, reason:
 
 
 def _reason(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:
-    weight = layers.tensors[column]
-    group = next((group for group in update.optimizer.param_groups if any(weight is p for p in group["params"])), None)
+    weight, groups = layers.tensors[column], update.optimizer.param_groups
+    group = next((group for group in groups if any(weight is each for each in group["params"])), None)
     if group is None:
         return None
     if (rate := _sick_rate(group, update)) is not None:
         return _Reason(f"of a finite gradient: its learning rate was {rate}", ("rate is not finite",))
     if (where := _format_without_epsilon(weight, group, update.optimizer)) is not None:
         held = f"in {where} its eps of {group['eps']:g} is 0" if group["eps"] else "its eps is 0"
-        return _Reason(f"of a finite gradient: {held}, and it divides by the root of squares that are 0", ("epsilon is 0",))
+        words = f"of a finite gradient: {held}, and it divides by the root of squares that are 0"
+        return _Reason(words, ("epsilon is 0",))
+    return _reason_of_another_library(layers, column, update)
+
+
+def _reason_of_another_library(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:
     if type(update.optimizer).__module__.startswith("torch.optim"):
         return None
     if update.norms[column] == 0:

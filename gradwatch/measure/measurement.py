@@ -203,6 +203,14 @@ class Measurement:
         """Measure how far the update, which has just been made, moved the weights."""
         self._figures |= self._update_ratios()
 
+    def made_nonfinite(self) -> bool:
+        """Return True if the update made NaN or Inf of sampled weights, as far as it was followed; on the CPU alone."""
+        if self.device.type != "cpu" or "update_ratio" not in self._figures:
+            return False
+        norms = self._figures.get("weight_norm", torch.ones(1))  # a share of nothing is NaN, too
+        ratios = self._figures["update_ratio"]
+        return bool((ratios.isinf() | (ratios.isnan() & (norms > 0))).any())
+
     def send(self) -> None:
         """Start the copy to the host, once. Without ``follow_update`` before it the update ratio is left out."""
         if self._copy is None and self.device.type != "cpu":

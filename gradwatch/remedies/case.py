@@ -165,13 +165,20 @@ class Case:
             "warm_up": "500" if self.attends else "100",
             "broken": self._broken,
             "weight": self.weight or self._where,
-            "guard": f"guard what goes into {self.operation or 'the operation that the cause names'} against the "
-            'values at which it fails, or leave such steps out: on_nonfinite="skip"',
+            "guard": self._guard,
         }
 
     @property
     def _columns(self) -> Sequence[int]:
         return self.columns or range(len(self.layers))
+
+    @property
+    def _guard(self) -> str:
+        what = self.operation or "the operation that the cause names"
+        return (
+            f"guard what goes into {what} against the values at which it fails, or leave such steps out: "
+            'on_nonfinite="skip"'
+        )
 
     @property
     def _broken(self) -> str:

@@ -132,11 +132,18 @@ class Diagnosis:
         self._told = dict(self._open)
 
     def _is_told_elsewhere(self, event: IncidentEvent, report: StepReport) -> bool:
-        """Tell whether the finding of another optimizer tells of this one's NaN, from its begin to its end."""
+        """Tell whether another finding tells of this disease, from its begin to its end.
+
+        NaN that came from the weights of another optimizer is told by its finding. A leap of an update that made NaN
+        or Inf by the optimizer's own arithmetic is told by the ``nonfinite`` that follows.
+        """
         if event.ended:
             return event.detector not in self._open
-        is_of_another = report.origin is not None and report.origin.is_told
-        return is_of_another and event.incident.kind == "nonfinite"
+        if report.origin is None:
+            return False
+        if event.incident.kind == "nonfinite":
+            return report.origin.is_told
+        return event.incident.kind == "exploding" and report.is_finite and report.origin.where == "update"
 
     def _event(self, event: IncidentEvent, report: StepReport) -> FindingUpdate:
         name, incident = event.detector, event.incident

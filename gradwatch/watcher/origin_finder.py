@@ -113,14 +113,19 @@ class OriginFinder:
             self._told.pop(current.plan.optimizer, None)
         elif begins_to_be_sick(current.plan.update):
             observed = self._guard.run("weights of a sick step", self._origin_in_weights, current, updates)
-            if observed is None and self.replay is not None:
-                observed = self.replay.origin(current.loss, current.sick_layers())
+            if observed is None:
+                observed = self._replayed(current)
         if self.replay is not None:
             self.replay.forget(was_seen_whole=was_seen_whole)
         in_loss = self._guard.run("losses", origin_in_loss, self.losses)
         self.losses.forget()
         calls = [] if self.trace is None else self.trace.take() or []
         return StepOrigin(current.device.type, observed, in_loss, calls)
+
+    def note_update(self, current: Measurement, updates: Callable[[], Iterable[LastUpdate]]) -> StepOrigin | None:
+        """Return what there is to know of an update that has just made NaN or Inf; None where it is not to blame."""
+        found = update_origin(self._layers, self._sick_weights(), updates())
+        return None if found is None else StepOrigin(current.device.type, found, None, ())
 
     def origin_of(self, report: StepReport, step: StepOrigin | None) -> Origin:
         """Return where the NaN or Inf of ``report`` came from, by the best evidence that ``step`` holds."""
@@ -155,14 +160,28 @@ class OriginFinder:
     def _origin_in_weights(self, current: Measurement, updates: Callable[[], Iterable[LastUpdate]]) -> Origin | None:
         """Return the origin of what the weights held before the step: an update, or what another finding tells.
 
-        NaN spreads from the weights of one optimizer to the gradients of the others: that is one disease.
+        NaN spreads from the weights of one optimizer to the gradients of the others: that is one disease. It is another
+        one where the forward pass of this step shows it in a module that holds none of those weights.
         """
         optimizer, sick = current.plan.optimizer, self._sick_weights()
-        told = [columns for other, columns in self._told.items() if other != optimizer]
-        if any(not columns.isdisjoint(sick) for columns in told):
-            return Origin("", "update", "weights of another optimizer were sick before", is_told=True)
+        of_others = frozenset().union(*(columns for other, columns in self._told.items() if other != optimizer))
+        if not of_others.isdisjoint(sick):
+            observed = self._replayed(current)
+            if observed is None or self._holds_any(observed.module, of_others.intersection(sick)):
+                return Origin("", "update", "weights of another optimizer were sick before", is_told=True)
+            return observed
         self._told[optimizer] = frozenset(sick).union(current.watched_columns)
         return update_origin(self._layers, sick, updates()) if sick else None
+
+    def _replayed(self, current: Measurement) -> Origin | None:
+        """Run the step again, and return what it shows; None where it cannot be, or shows nothing."""
+        if self.replay is None or not self.replay.has_calls:
+            return None
+        return self.replay.origin(current.loss, current.sick_layers())
+
+    def _holds_any(self, module: str, columns: Iterable[int]) -> bool:
+        """Tell whether ``module`` or a module in it holds any of the weights at ``columns``."""
+        return any(not module or self._layers.names[column].startswith(f"{module}.") for column in columns)
 
     def _sick_weights(self) -> dict[int, int]:
         """Return {column: count} of the weights that hold NaN or Inf now."""

@@ -152,7 +152,7 @@ class ReportProcessor:
         report = self._guard.run("report", sent.measurement.report)
         if report is None:
             return
-        if not report.is_finite:
+        if not report.is_finite or (sent.origin is not None and sent.origin.observed is not None):
             origin = self._guard.run("origin", self._origins.origin_of, report, sent.origin)
             report = replace(report, origin=origin)
         self.skipped_steps += report.skipped

@@ -237,6 +237,8 @@ class Steps:
         if is_made:
             self.guard.run("update ratios", self._follow_update, current)
             track.last_made = track.last_made if current.is_skipped else current
+            if current.made_nonfinite():
+                origin = self.guard.run("origin", self._origins.note_update, current, self._last_updates) or origin
         self.guard.run("copying", current.send)
         self.guard.run("processing", self.processor.add, SentStep(track, current, origin))
 
@@ -370,7 +372,7 @@ class Steps:
             track.current.add_ownership(ownership)
 
     def _last_updates(self) -> list[LastUpdate]:
-        """Return the latest update of each optimizer, of those that were made of a finite loss. Waits for the device."""
+        """Return the latest update of each optimizer that was made of a finite loss. Waits for the device."""
         made = [(optimizer, track.last_made) for optimizer, track in self._tracks.items()]
         return [
             LastUpdate(optimizer, last.plan.step, last.gradient_norms(), last.plan.learning_rate)
