@@ -36,6 +36,7 @@ from gradwatch.watcher.report_processor import ReportProcessor
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 from gradwatch.watcher.state import WatcherState
 from gradwatch.watcher.steps import Steps, begin_plainly
+from gradwatch.watcher.turns import Turns, in_turn
 from gradwatch.watcher.unlearned import notes_on
 
 __all__ = ["WatchedLoop", "loop_of"]
@@ -97,6 +98,7 @@ class WatchedLoop:
         layers, scaler: as given.
         scalers: those that were found, by optimizer.
         guard: takes the faults of what only observes.
+        turns: lets one thread at a time in.
         steps: the half of the walk beside the device.
         processor: the half on the host.
         origins: says where a NaN or Inf came from.
@@ -121,7 +123,7 @@ class WatchedLoop:
         wanted: Options = {**DEFAULTS, **options}
         refuse_bad_options(wanted)
         cadence = Cadence(wanted["log_every_n_steps"], logged_figures(wanted["layer_scalars"]), wanted["histograms"])
-        self.layers, self.guard = layers, Guard()
+        self.layers, self.guard, self.turns = layers, Guard(), Turns()
         self.scaler = scaler
         self.scalers: weakref.WeakKeyDictionary[Optimizer, GradScaler] = weakref.WeakKeyDictionary()
         self._advises, self.is_closed = advises, False
@@ -171,6 +173,7 @@ class WatchedLoop:
 
     # an update
 
+    @in_turn
     @otherwise("preparing an update", _before_update_plainly)
     def before_update(
         self, optimizer: Optimizer, loss: object = None, *, again: bool = False, scale: Tensor | None = None
@@ -188,6 +191,7 @@ class WatchedLoop:
             NonFiniteError: under ``on_nonfinite="raise"``.
             RuntimeError: inside a backward pass.
         """
+        self.turns.note_training()
         if _torch.in_backward():
             raise UnwatchableError(
                 f"gradwatch: this {type(optimizer).__name__} steps inside the backward pass (one optimizer for each "
@@ -208,16 +212,19 @@ class WatchedLoop:
         )
         self.steps.begin(attempt, again=again)
 
+    @in_turn
     def act_plainly(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
         """Skip an update, raise or clip with torch alone, where following it has failed; nothing is measured."""
         _before_update_plainly(self, optimizer, loss, again=again)
 
+    @in_turn
     @observing("finishing an update")
     def after_update(self, optimizer: Optimizer, *, is_made: bool = True) -> None:
         """Take in that ``optimizer`` has updated, or that a scaler has left its update out."""
         if (track := self.steps.known(optimizer)) is not None:
             self.steps.finish(track, is_made)
 
+    @in_turn
     @otherwise("preparing an update", _take_in_plainly)
     def take_in(self, gradients: Mapping[int, Tensor]) -> None:
         """Take in a step of a loop without an optimizer: {column: gradient}; its update is seen at the next one."""
@@ -225,6 +232,7 @@ class WatchedLoop:
         self.steps.begin(Attempt(None, parameters, list(gradients.values())))
         self._wait_for_next()
 
+    @in_turn
     @otherwise("observing a loss", _observe_loss_plainly)
     def observe_loss(self, loss: Tensor | float) -> None:
         """Take a loss of the coming update, before or after its backward pass; several are averaged."""
@@ -267,22 +275,29 @@ class WatchedLoop:
 
     # what was seen
 
+    @in_turn
     @observing("listing findings")
     def findings(self) -> list[Finding]:
         """Return snapshots of all findings so far, by onset; wait for figures still on the device."""
         self.drain()
         return self.processor.findings()
 
+    @in_turn
     def history(self) -> History:
         """Return the last steps; wait for figures still on the device."""
         self.drain()
         return self.processor.history
 
+    @in_turn
     @observing("draining")
     def drain(self) -> None:
-        """Finish what is under way, and wait for the device."""
-        self.steps.drain()
+        """Finish what is under way, and wait for the device; an update that another thread is making is left alone."""
+        if self.turns.is_of_another_thread and not self.is_closed:
+            self.processor.drain()
+        else:
+            self.steps.drain()
 
+    @in_turn
     def flush(self) -> None:
         """Write everything that was seen so far, so that it is safe."""
         self.drain()
@@ -293,6 +308,7 @@ class WatchedLoop:
         """Hand to ``sink`` what comes from now on."""
         self._dispatcher.add(sink)
 
+    @in_turn
     @observing("drawing for a notebook")
     def as_html(self) -> str:
         """Return what a notebook shows: the last steps as a picture, the findings as a table."""
@@ -301,11 +317,13 @@ class WatchedLoop:
         self.drain()
         return html_of(self.layers, self.processor)
 
+    @in_turn
     @observing("notes")
     def notes(self) -> list[str]:
         """Return what is no finding and worth a line: weights without gradients, or without an optimizer."""
         return list(notes_on(self.layers, self.steps.held_columns(), self.processor.reached, self.steps.survey.last))
 
+    @in_turn
     @observing("saving the state")
     def state_as_plain(self) -> dict[str, Any]:
         """Return what a resumed run goes on from, as numbers, strings and tensors."""
@@ -335,6 +353,7 @@ class WatchedLoop:
         self.steps.restore(state.step, state.tracks)
         self.processor.restore(state.skipped_steps, state.ended)
 
+    @in_turn
     def close(self) -> None:
         """Take every hook off, flush and close the sinks; twice is fine."""
         if self.is_closed:
@@ -381,6 +400,7 @@ class WatchedLoop:
         if (track := self.steps.known(None)) is not None:
             self.steps.wait_for_next(track)
 
+    @in_turn
     @observing("finding the loss")
     def _begin_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoundLoss | None:
         """Take the loss that ``backward()`` is called on, and look at its graph as long as that is whole."""
@@ -395,6 +415,7 @@ class WatchedLoop:
         self._was_followed = False
         return found
 
+    @in_turn
     @observing("finding the loss")
     def _end_backward(self, found: FoundLoss | None, result: object, has_failed: bool) -> None:
         if self._finder is not None and found is not None:
@@ -407,6 +428,7 @@ class WatchedLoop:
         """Return the scaler, and what it is to scale."""
         return args[0], args[1] if len(args) > 1 else kwargs.get("outputs")
 
+    @in_turn
     @observing("scaled losses")
     def _note_scaled(self, call: tuple[GradScaler, Any] | None, result: Any, has_failed: bool) -> None:
         if self._finder is not None and call is not None and not has_failed:
@@ -462,6 +484,15 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 def loop_of(parameters: Sequence[Tensor]) -> WatchedLoop | None:
     """Return the open loop that watches any of ``parameters``."""
     return next((loop for loop in list(_open_loops) if loop.owns(parameters)), None)
+
+
+def _start_turns_anew() -> None:
+    for loop in list(_open_loops):
+        loop.turns.start_anew()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_turns_anew)
 
 
 @atexit.register
