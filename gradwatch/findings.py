@@ -50,6 +50,7 @@ Clue = Literal[
     "rate rose",
     "update too large",  # one update moved a weight by many times its size
     "grows along depth",  # activations, or gradients, are multiplied by layer after layer
+    "grows without bound",  # weights grow for hundreds of steps, and the loss runs away with them
     "faded later",  # gradients reached the layer at first
     "rate zero",  # why nothing moves
     "clipped away",

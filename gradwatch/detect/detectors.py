@@ -19,6 +19,7 @@ from gradwatch.detect.kind_rules import KindRules
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
 from gradwatch.detect.saturated import Saturated
 from gradwatch.detect.stalled import Stalled
+from gradwatch.detect.unbounded import Unbounded
 from gradwatch.detect.unmoved import Unmoved
 from gradwatch.detect.unstable import Unstable
 from gradwatch.detect.vanishing import Vanishing
@@ -42,7 +43,12 @@ class Detectors:
         rules: list[list[Detector[Any]]] = [  # in a row: those whose findings are one finding
             [NonFiniteLoss()],
             [NonFiniteGradient(layers)],
-            [self._exploding, ExplodingAtBirth(layers, thresholds), ExplodingAlongDepth(layers, thresholds)],
+            [
+                self._exploding,
+                ExplodingAtBirth(layers, thresholds),
+                ExplodingAlongDepth(layers, thresholds),
+                Unbounded(layers, thresholds),
+            ],
             [self._vanishing],
             [Dead(layers, thresholds)],
             [Saturated(layers, thresholds)],

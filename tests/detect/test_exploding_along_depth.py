@@ -175,6 +175,7 @@ SICK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", SICK.values(), ids=SICK)
 def test_a_stack_that_multiplies_is_found_under_adam_whose_updates_are_small(make):
     torch.manual_seed(0)
@@ -290,6 +291,7 @@ HEALTHY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", HEALTHY.values(), ids=HEALTHY)
 def test_a_run_that_only_looks_like_it_is_left_alone(make):
     torch.manual_seed(0)

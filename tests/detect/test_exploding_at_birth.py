@@ -230,6 +230,7 @@ SICK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", SICK.values(), ids=SICK)
 def test_a_run_that_explodes_at_birth_is_found_before_anything_is_nan(make):
     torch.manual_seed(0)
@@ -350,12 +351,14 @@ HEALTHY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", HEALTHY.values(), ids=HEALTHY)
 def test_a_run_that_only_looks_like_it_is_left_alone(make):
     torch.manual_seed(0)
     assert train(*make(), 21) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", HEALTHY.values(), ids=HEALTHY)
 def test_it_is_left_alone_by_this_rule_where_no_loss_is_seen(make):
     torch.manual_seed(0)
