@@ -128,11 +128,18 @@ def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor])
 
 
 def _repeat_backward(call: RecordedCall, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Compute the gradients of ``wanted`` from those that arrived at the outputs."""
+    """Compute the gradients of ``wanted`` from those that arrived at the outputs.
+
+    Raises:
+        UnrepeatableError: where autograd refuses.
+    """
     arrived = [(output, held) for output, held in zip(outputs, call.gradients, strict=True) if held]
     if arrived:
         gradients = [_sum(output, held) for output, held in arrived]
-        torch.autograd.grad([output for output, _ in arrived], wanted, gradients, allow_unused=True)
+        try:
+            torch.autograd.grad([output for output, _ in arrived], wanted, gradients, allow_unused=True)
+        except RuntimeError as error:  # a reentrant checkpoint, most often, which refuses this function
+            raise UnrepeatableError("its backward pass cannot be run again") from error
 
 
 def _sum(output: Tensor, held: Sequence[Tensor | None]) -> Tensor:
