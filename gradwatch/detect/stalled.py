@@ -23,6 +23,7 @@ from gradwatch.detect.wording import count_of
 from gradwatch.findings import Clue, Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
+from gradwatch.measure.samples import SAMPLED_ENTRIES
 
 __all__ = ["Stalled"]
 
@@ -106,6 +107,8 @@ class Stalled(Detector[StalledState]):
         count = len(layers)
         super().__init__(StalledState(np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)))
         self._layers = layers
+        is_embedding = np.array(["Embedding" in owner for owner in layers.owners], dtype=bool)
+        self._has_rows = is_embedding & (layers.size > SAMPLED_ENTRIES)
         self._literal = thresholds.stalled_update_ratio
         self.patience = thresholds.patience or SAMPLES
         # of the last result, for its words: the rule, and the layer that moved farthest against its limit
@@ -114,7 +117,7 @@ class Stalled(Detector[StalledState]):
 
     def examine(self, report: StepReport) -> DetectorResult | None:
         self._follow_loss(report.loss)
-        ratios = _known_ratios(report)
+        ratios = self._known_ratios(report)
         if ratios is None:
             return None
         if self._literal is not None:
@@ -226,6 +229,18 @@ class Stalled(Detector[StalledState]):
             return not ours.progress.has_fallen(FALLEN, at_once=False)
         return (ours.fastest <= 1 or ours.was_clipped_away) and not ours.progress.has_fallen(FALLING, at_once=False)
 
+    def _known_ratios(self, report: StepReport) -> Floats | None:
+        """Return how far a sampled update moved the layers; None where nobody knows, or none was made.
+
+        A large embedding whose sampled rows have not moved is not known: its batch may have met others.
+        """
+        ratios = report.figures.get("update_ratio")
+        if ratios is None or not report.sampled or report.skipped:
+            return None
+        if report.learning_rate != 0:
+            ratios = np.where(self._has_rows & (ratios == 0), np.nan, ratios)
+        return None if np.isnan(ratios).all() else ratios
+
     def _judged(self, report: StepReport, ratios: Floats) -> Floats:
         """Return ``ratios`` without the layers that began at zero, unless all of them did."""
         norms, ours = report.figures.get("weight_norm"), self._state
@@ -277,13 +292,6 @@ class Stalled(Detector[StalledState]):
 
     def _loss_is_flat(self) -> bool:
         return self._state.losses >= FLAT_STEPS and not self._state.loss_moved
-
-
-def _known_ratios(report: StepReport) -> Floats | None:
-    """Return how far a sampled update moved the layers; None where nobody knows, or none was made."""
-    ratios = report.figures.get("update_ratio")
-    is_known = ratios is not None and report.sampled and not report.skipped and not np.isnan(ratios).all()
-    return ratios if is_known else None
 
 
 def _measured_ratio(report: StepReport, ratio: float, limit: float) -> str:

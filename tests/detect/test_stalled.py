@@ -7,7 +7,7 @@ import torch
 
 from gradwatch.detect.stalled import CRAWL, FALLEN, FLAT, FLAT_STEPS, LASTING, RESOLUTION, SAMPLES, Stalled
 from gradwatch.findings import Thresholds
-from gradwatch.measure.layers import of_tensors
+from gradwatch.measure.layers import of_model, of_tensors
 from tests.reports import NAN, examine_all, findings, kinds, run_of, times
 
 LEARNING = [0.99**step for step in range(200)]
@@ -176,6 +176,15 @@ def test_a_layer_that_grows_out_of_nothing_does_not_count_as_moving():
     for step in reports:
         step.figures["weight_norm"] = np.array([1.0, 1.0 + 1e-9 * step.step])
     assert kinds(reports) == []
+
+
+@pytest.mark.parametrize(("rows", "rate", "is_sick"), [(1000, 0.1, False), (1000, 0.0, True), (4, 0.1, True)])
+def test_a_large_embedding_that_has_not_moved_says_nothing(rows, rate, is_sick):
+    layers = of_model(torch.nn.Embedding(rows, 8))
+    reports = run_of([[1.0]] * 30, sampled=True, learning_rate=rate)
+    for step in reports:
+        step.figures["update_ratio"] = np.zeros(1)
+    assert [finding.kind for finding in findings(reports, layers=layers)] == ["stalled"] * is_sick
 
 
 def test_layers_that_all_began_at_zero_are_judged_by_themselves():
