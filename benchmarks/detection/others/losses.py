@@ -154,14 +154,13 @@ class Coupling(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kept, changed = (x[:, :1], x[:, 1:]) if self.is_first else (x[:, 1:], x[:, :1])
         scale, shift = self.inner(kept).chunk(2, -1)
-        scale = torch.tanh(scale) * 2
         changed = changed * scale.exp() + shift
         pair = [kept, changed] if self.is_first else [changed, kept]
         return torch.cat(pair, dim=1), scale[:, 0]
 
 
-def flow() -> Training:
-    """A flow of six couplings on tight points."""
+def flow(size: float) -> Training:
+    """A flow of six couplings on points of a parabola, ``size`` times as far apart."""
     model = nn.ModuleList(Coupling(index % 2 == 0) for index in range(6))
 
     def log_density(x: Tensor) -> Tensor:
@@ -173,7 +172,7 @@ def flow() -> Training:
 
     def draw(batch: int) -> Tensor:
         first = torch.randn(batch)
-        return torch.stack([0.3 * first, 0.3 * first.square() + 0.05 * torch.randn(batch)], dim=1)
+        return size * torch.stack([0.3 * first, 0.3 * first.square() + 0.05 * torch.randn(batch)], dim=1)
 
     def loss_of(step: int) -> Tensor:
         return -log_density(draw(128)).mean()
@@ -184,10 +183,20 @@ def flow() -> Training:
 FLOW = Pair("normalising flow", reaches=0.3)
 
 
+@FLOW.sick(
+    "exploding",
+    also=("nonfinite",),
+    cause="inputs in thousands, never standardised",
+)
+def flow_on_points_in_thousands(seed: int) -> Training:
+    """The same flow on points in another unit, 3,000 times as large."""
+    return flow(3e3)
+
+
 @FLOW.healthy
 def flow_below_zero(seed: int) -> Training:
     """A normalising flow on points so close that their negative log-likelihood falls far below zero."""
-    return flow()
+    return flow(1.0)
 
 
 def noisy(rate: float) -> Training:

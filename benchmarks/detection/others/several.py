@@ -169,11 +169,12 @@ class ClassAndPlace(nn.Module):
         self.kind, self.weight = network(48, 48, 48, 10), nn.Linear(48, 1)
 
 
-def own_losses() -> Training:
+def own_losses(is_too_fast: bool) -> Training:
     """Classes, and the sum of all pixels; an optimizer for each head, the trunk with the first."""
     model = ClassAndPlace()
     first = torch.optim.Adam([*model.trunk.parameters(), *model.kind.parameters()], lr=1.5e-3)
-    second = torch.optim.Adam(model.weight.parameters(), lr=2e-2)
+    own = model.weight.parameters()
+    second = torch.optim.SGD(own, lr=0.03) if is_too_fast else torch.optim.Adam(own, lr=2e-2)
 
     def target(x: Tensor) -> Tensor:
         return (x.sum(1) - 19) / 3
@@ -205,7 +206,18 @@ HEADS = Pair("two heads with losses and optimizers of their own", reaches=0.6)
 @HEADS.healthy
 def heads_by_optimizers_of_their_own(seed: int) -> Training:
     """A deep and a shallow head, a loss and an optimizer each; the second reads the trunk detached, on purpose."""
-    return own_losses()
+    return own_losses(False)
+
+
+@HEADS.sick(
+    "exploding",
+    also=("nonfinite", "unstable"),
+    layers=("weight.*",),
+    cause="the second head's rate is too high once the features that it reads have grown",
+)
+def second_head_outrun_by_its_features(seed: int) -> Training:
+    """Plain descent at 0.03 fits the features of the start; they grow, the curvature with them, and it diverges."""
+    return own_losses(True)
 
 
 class Teacher(nn.Module):
@@ -288,7 +300,7 @@ class Trajectory(nn.Module):
         return self.net(t)
 
 
-def physics(is_root: bool) -> Training:
+def physics() -> Training:
     """Solve f' = −2 f, f(0) = 1 by a network whose derivative is in the loss."""
     model = Trajectory()
 
@@ -300,7 +312,7 @@ def physics(is_root: bool) -> Training:
 
     def loss_of(step: int) -> Tensor:
         start = (model(torch.zeros(1, 1)) - 1).square().sum()
-        return residual(torch.rand(64, 1)).mean() + (start.sqrt() if is_root else 10 * start)
+        return residual(torch.rand(64, 1)).mean() + 10 * start
 
     t = torch.linspace(0, 1, 100)[:, None]
     return scored(plain(model, adam(model, 3e-3), loss_of, 400), explained(model, t, torch.exp(-2 * t)))
@@ -312,7 +324,7 @@ HEALTHY_PHYSICS = Pair("derivatives in the loss", reaches=0.9)
 @HEALTHY_PHYSICS.healthy
 def decay_by_its_equation(seed: int) -> Training:
     """A network that solves an equation: second derivatives, two losses summed, targets of zero."""
-    return physics(False)
+    return physics()
 
 
 def inner_loop(rate: float) -> Training:
