@@ -318,16 +318,16 @@ def schedule_over_after_learning(seed: int) -> Training:
     return scheduled(lambda step: max(0.0, 1 - step / 180))
 
 
-def scaled_and_clipped(is_unscaled: bool) -> Training:
+def scaled_and_clipped(is_unscaled: bool, dtype: torch.dtype = torch.bfloat16, scale: float = 2.0**16) -> Training:
     """Loss scaling, clipping to 1, momentum; the scaler undoes its factor in ``step``."""
     model = network(64, 48, 48, 10)
     optimizer = sgd(model, 0.05, momentum=0.9)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
 
     def step(number: int, observe: Observe) -> None:
         x, y = sample()
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             loss = F.cross_entropy(model(x).float(), y)
         observe(loss)
         scaler.scale(loss).backward()
@@ -353,6 +353,12 @@ def clipped_while_scaled(seed: int) -> Training:
 def clipped_after_unscaling(seed: int) -> Training:
     """``unscale_`` comes before clipping."""
     return scaled_and_clipped(True)
+
+
+@SCALED.healthy
+def scale_found_by_skipping(seed: int) -> Training:
+    """float16 under a scale of 2²⁴: the first updates overflow, are skipped, and halve the scale, as they should."""
+    return scaled_and_clipped(True, torch.float16, 2.0**24)
 
 
 ROUNDED = Pair("brain floats", reaches=0.06)
