@@ -34,6 +34,7 @@ Clue = Literal[
     "epsilon is 0",  # of the optimizer, in the format of its weights
     "zero gradient",  # was what the sick update was made of
     "rate is not finite",
+    "another rank",  # may have made it, since gradients are means over the ranks
     "scaler gave up",
     "norm overflows",  # so that clipping would scale nothing
     "diverged",  # loss, gradients or a weight had grown a hundredfold before

@@ -102,6 +102,8 @@ class NonFiniteGradient(Detector[GradientState]):
             return f"The weight {corrupt}"
         if report.loss is not None and not math.isfinite(report.loss):
             return f"The loss of this step is {report.loss}, while every weight is finite."
+        if report.origin is not None and "another rank" in report.origin.clues:
+            return "No weight was sick before this step."
         if report.loss is not None:
             return f"The loss is finite ({report.loss:.4g}): the backward pass made it."
         if report.origin is not None and report.origin.where == "update":

@@ -60,6 +60,9 @@ class ModuleCall:
         batch: the tensors given to an outermost call, as long as the loop keeps them.
         computed: those of ``given`` to an outermost call that were computed from parameters.
         is_builtin: the module is a layer of ``torch.nn`` without children.
+        follows_others: a tensor of whole numbers or truth values was handed over before the first of ``given``.
+        handed_back: for each of ``given`` the extremes of each gradient that this call itself handed back; None where
+            that was not seen. A tensor that several modules are given gets the sum of what they hand back.
     """
 
     module: str
@@ -70,6 +73,8 @@ class ModuleCall:
     batch: list[weakref.ref[Tensor]] = field(default_factory=list)
     computed: list[TensorSummary] = field(default_factory=list)
     is_builtin: bool = False
+    follows_others: bool = False
+    handed_back: list[list[tuple[Tensor, Tensor]] | None] = field(default_factory=list)
 
     @property
     def was_given_nan(self) -> bool:
@@ -103,5 +108,16 @@ class ModuleCall:
 
     @property
     def passed_nonfinite_gradient(self) -> bool:
-        """True if the gradient of any tensor that went in held NaN or Inf."""
-        return any(summary.has_nonfinite_gradient for summary in self.given)
+        """True if the gradient of any tensor that went in held NaN or Inf: what this call handed back, where seen."""
+        return any(self.handed_back_nonfinite(place) for place in range(len(self.given)))
+
+    def handed_back_nonfinite(self, place: int) -> bool:
+        """Return True if the gradient of what went in at ``place`` held NaN or Inf; the sum where no part was seen."""
+        own = self.saw_handed_back(place)
+        if own is None:
+            return self.given[place].has_nonfinite_gradient
+        return any(not math.isfinite(float(end)) for ends in own for end in ends)
+
+    def saw_handed_back(self, place: int) -> list[tuple[Tensor, Tensor]] | None:
+        """Return the extremes of what this call handed back at ``place``; None where it was not seen."""
+        return self.handed_back[place] if place < len(self.handed_back) else None

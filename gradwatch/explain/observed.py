@@ -115,7 +115,11 @@ def observed_origin(
 
 
 def _forward_origin(calls: Sequence[ModuleCall]) -> ObservedOrigin:
-    return _made_inf(calls) or _computed_between(calls) or _made_nan(calls) or _bad_input(calls) or _made_by_loss(calls)
+    return _origin_in_modules(calls) or _made_by_loss(calls)
+
+
+def _origin_in_modules(calls: Sequence[ModuleCall]) -> ObservedOrigin | None:
+    return _made_inf(calls) or _computed_between(calls) or _made_nan(calls) or _bad_input(calls)
 
 
 def _made_inf(calls: Sequence[ModuleCall]) -> ObservedOrigin | None:
@@ -148,8 +152,8 @@ def _made_nan(calls: Sequence[ModuleCall]) -> ObservedOrigin | None:
 
 
 def _bad_input(calls: Sequence[ModuleCall]) -> ObservedOrigin | None:
-    fed = _first(calls, lambda call: call.is_outermost and call.was_given_nonfinite)
-    fed = fed or _first(calls, lambda call: call.was_given_nonfinite)
+    fed = _first(calls, lambda call: call.is_outermost and _was_fed_nonfinite(call))
+    fed = fed or _first(calls, _was_fed_nonfinite)
     return None if fed is None else ObservedOrigin("input", _title(fed), rows=_bad_rows(fed))
 
 
@@ -168,8 +172,14 @@ def _first(calls: Sequence[ModuleCall], holds: Callable[[ModuleCall], bool]) -> 
 
 
 def _was_fed_nonfinite(call: ModuleCall) -> bool:
-    """Tell whether the loop gave ``call`` NaN or Inf. A mask does not count, but no model is given a mask first."""
-    return any(summary.is_nonfinite and (place == 0 or not summary.is_mask) for place, summary in enumerate(call.given))
+    """Tell whether the loop gave ``call`` NaN or Inf. A mask does not count."""
+    return any(_is_fed_nonfinite(call, place) for place in range(len(call.given)))
+
+
+def _is_fed_nonfinite(call: ModuleCall, place: int) -> bool:
+    """Tell whether what ``call`` was given at ``place`` is NaN or Inf, and no mask: no model is given a mask first."""
+    summary, comes_first = call.given[place], place == 0 and not call.follows_others
+    return summary.is_nonfinite and (comes_first or not summary.is_mask)
 
 
 def _came_first(inf: ModuleCall, nan: ModuleCall, calls: Sequence[ModuleCall]) -> bool:
@@ -186,9 +196,9 @@ def _reaches(fed: ModuleCall, other: ModuleCall, calls: Sequence[ModuleCall]) ->
 
 def _bad_rows(call: ModuleCall) -> BadRows | None:
     """Return which rows of the batch hold NaN or Inf; None where the batch is gone, or has no rows."""
-    for kept in call.batch:
+    for place, kept in enumerate(call.batch):
         tensor = kept()
-        if tensor is not None and tensor.ndim > 1 and not bool(torch.isfinite(tensor).all()):
+        if tensor is not None and tensor.ndim > 1 and _is_fed_nonfinite(call, place):
             rows = torch.nonzero(~torch.isfinite(tensor).flatten(1).all(1)).flatten().tolist()
             return BadRows(tuple(rows), len(tensor))
     return None
@@ -203,7 +213,9 @@ def _backward_origin(calls: Sequence[ModuleCall], layers_at_fault: Sequence[str]
     if maker is None:
         return _gradient_from_outside(received)
     if maker.was_given_nonfinite and _first(calls, lambda call: call.returned_nonfinite) is not None:
-        return _forward_origin(calls)  # zero times NaN: a value of the forward pass that the loss left out
+        found = _origin_in_modules(calls)  # zero times NaN: a value of the forward pass that the loss left out
+        if found is not None:
+            return found
     if not maker.is_builtin or maker.passed_nonfinite_gradient:
         return ObservedOrigin("backward", _title(maker))
     parameters = (layer for layer in layers_at_fault if _is_inside(layer, maker.module))
@@ -247,12 +259,18 @@ def _gradient_from_outside(received: Sequence[ModuleCall]) -> ObservedOrigin | N
 
 
 def _passes_on(call: ModuleCall, received: Sequence[ModuleCall]) -> bool:
-    """Tell whether ``call`` made the gradient of what it was given nonfinite, and no other call that had the same."""
+    """Tell whether ``call`` made the gradient of what it was given nonfinite.
+
+    What it handed back decides, where that was seen; else the sum that arrived, unless another call explains it.
+    """
     explained: list[TensorSummary] = []
     for other in received:
         if other.received_nonfinite_gradient and not _is_inside(other.module, call.module):
             explained += other.given
-    return any(summary.has_nonfinite_gradient and summary not in explained for summary in call.given)
+    return any(
+        call.handed_back_nonfinite(place) and (call.saw_handed_back(place) is not None or summary not in explained)
+        for place, summary in enumerate(call.given)
+    )
 
 
 def _title(call: ModuleCall) -> ModuleTitle:

@@ -11,6 +11,7 @@ from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.observed import ObservedOrigin, observed_origin
 from gradwatch.explain.operations import families_of
 from gradwatch.explain.sentences import inferred_sentence, loss_graph_text, observed_sentence
+from gradwatch.findings import Clue
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Operation, Origin
 
@@ -40,8 +41,9 @@ def inferred_origin(
     """
     found = infer_origin(layers, modules, loss, layers_at_fault)
     words = inferred_sentence(found, unseen)
+    clues: tuple[Clue, ...] = ("another rank",) if unseen == "distributed" and found.pattern != "forward" else ()
     if in_loss is None:
-        return Origin(found.module, found.where, words, "inferred")
+        return Origin(found.module, found.where, words, "inferred", clues=clues)
     return replace(
         in_loss, module=found.module, where=found.where, words=f"{words}; {in_loss.words}", evidence="inferred"
     )

@@ -57,6 +57,7 @@ class Replay:
         self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
         self._calls: deque[RecordedCall] = deque(maxlen=MOST_CALLS)
         self._under_way: RecordedCall | None = None
+        self._has_descended = False
         self._undo: list[Callable[[], None]] = []
         self._listen()
 
@@ -70,6 +71,8 @@ class Replay:
         # compiled code calls nothing that can be heard, and would be compiled again for other listeners
         if was_seen_whole and not self._calls and not self.was_called and not anything_is_compiled():
             self._descend()
+        elif self._has_descended and self._calls:
+            self._keep_outermost()
         self.was_called = self.was_called or bool(self._calls)
         self._calls.clear()
         self._under_way = None
@@ -98,10 +101,10 @@ class Replay:
 
     def _run(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
         known: dict[int, Any] = {}
-        replicas = {name: replica_of(model, known) for name, model in self._models.items()}
-        parameters = []
-        for replica in replicas.values():
-            parameters += [parameter for parameter in replica.parameters() if parameter.requires_grad]
+        called = {call.name for call in self._calls}
+        replicas = {name: replica_of(model, known) for name, model in self._models.items() if name in called}
+        wanted = (parameter for replica in replicas.values() for parameter in replica.parameters())
+        parameters = list(dict.fromkeys(parameter for parameter in wanted if parameter.requires_grad))
         trace = Trace(replicas, self.guard, keeps_all=True)
         with Operations(trace.module_under_way) as operations:
             batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
@@ -139,14 +142,34 @@ class Replay:
         return ()
 
     def _descend(self) -> None:
-        """Listen to the children instead, where the loop called none of the models before its update."""
-        children: dict[str, nn.Module] = {}
+        """Listen to all modules below instead, where the loop called none of the models before its update.
+
+        A loop may call parts that lie deep (``flow.coupling.net``). Calls within a call are not recorded.
+        """
+        below: dict[str, nn.Module] = {}
         for root, model in self._models.items():
-            children.update(_children(root, model))
-        if children:
+            below.update(_below(root, model))
+        if below:
             self.remove()
-            self._models = children
+            self._models = below
             self._listen()
+            self._has_descended = True
+
+    def _keep_outermost(self) -> None:
+        """Listen no more to the modules inside those that the loop was heard to call."""
+        heard = {call.name for call in self._calls}
+        kept = {
+            name: model
+            for name, model in self._models.items()
+            if not any(name.startswith(f"{part}.") for part in heard)
+        }
+        if len(kept) < len(self._models):
+            calls = list(self._calls)
+            self.remove()
+            self._models = kept
+            self._calls.extend(calls)
+            self._listen()
+        self._has_descended = False
 
     def _listen(self) -> None:
         for name, model in self._models.items():
@@ -184,6 +207,13 @@ def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if inspect.getattr_static(type(model), "forward") is nn.Module.forward or hasattr(model, "training_step"):
         for part, child in _children(name, model):
             yield from _called(part, child)
+
+
+def _below(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module below ``model``, a part after its whole."""
+    for part, child in _children(name, model):
+        yield part, child
+        yield from _below(part, child)
 
 
 def _children(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -72,6 +72,11 @@ def inferred_sentence(origin: InferredOrigin, unseen: Unseen) -> str:
         origin: what was inferred.
         unseen: why no call was seen.
     """
+    if unseen == "distributed" and origin.pattern == "below the loss":
+        return (
+            f"no gradient is finite, from {origin.layer} down, while the loss of this rank is; gradients are means over "
+            "the ranks, and another rank may have made it"
+        )
     if unseen == "bare tensors":
         return _INFERRED[origin.pattern](origin)
     module = "the module that made it" if origin.pattern == "one module" else "the module"
@@ -187,9 +192,9 @@ _UNSEEN: Mapping[Unseen, str] = {
     "bare tensors": "there is none",
     "parts are called": "this loop calls parts of the model, and their calls are recorded from the second step on",
     "compiled": "the model is compiled; run it once without torch.compile to learn which it is",
-    "distributed": "one process of several does not run a step by itself; the mean over the ranks is not finite, and "
-    "another rank may have made it",
+    "distributed": "one process of several does not run a step by itself",
     "opaque": "calls of compiled, scripted or sharded modules cannot be recorded; run the model without that once",
+    "not recorded": "its calls were not recorded",
     "not repeatable": "the step could not be run again as it was; trace_nonfinite=True examines every call",
     "not traced": 'trace_nonfinite=True, or on_nonfinite="skip", examines every module',
 }

@@ -15,11 +15,15 @@ from torch.utils.hooks import RemovableHandle
 from gradwatch import _torch
 from gradwatch.explain.call_summary import ModuleCall, TensorSummary
 from gradwatch.explain.origin import origin_of
+from gradwatch.hooks.graph import takers_of
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import listen
 from gradwatch.measure.report import Origin
 
 __all__ = ["Trace"]
+
+MOST_OPERATIONS = 4096
+"""Operations of one call that are searched for those that take what it was given."""
 
 MOST_PASSES = 64
 """Forward passes of a whole model that are kept: more than most loops accumulate before one update."""
@@ -42,7 +46,9 @@ class Trace:
 
     def __init__(self, models: Mapping[str, nn.Module], guard: Guard | None = None, *, keeps_all: bool = False) -> None:
         self.guard = guard or Guard()
+        self._follows_graph = keeps_all
         self._under_way: list[ModuleCall] = []
+        self._arguments: dict[int, list[Tensor]] = {}  # of calls under way, by their ids
         self._summaries: dict[int, tuple[weakref.ref[Tensor], int, TensorSummary]] = {}
         self._on_leaves: list[RemovableHandle] = []
         self._undo = [stop for name, model in models.items() for stop in self._listen(name, model)]
@@ -60,6 +66,7 @@ class Trace:
         calls = list(self._calls)
         self._calls.clear()
         self._under_way.clear()
+        self._arguments.clear()
         self._summaries.clear()
         while self._on_leaves:
             self._on_leaves.pop().remove()
@@ -87,12 +94,16 @@ class Trace:
 
     @observing("trace: calls")
     def _enter(self, name: str, kind: str, is_builtin: bool, args: Any, kwargs: Any) -> ModuleCall:
-        tensors = _tensors((args, kwargs))
+        leaves = [leaf for leaf in _torch.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves if _has_entries(leaf)]
         is_outermost = not self._under_way
         if is_outermost:
             self._summaries.clear()
         given = [self._summarise(tensor) for tensor in tensors]
         call = ModuleCall(name, kind, given, is_outermost=is_outermost, is_builtin=is_builtin)
+        call.follows_others = bool(tensors) and leaves[0] is not tensors[0]
+        if self._follows_graph:
+            self._arguments[id(call)] = tensors
         if is_outermost:
             call.batch = [weakref.ref(tensor) for tensor in tensors]
             call.computed = [
@@ -105,8 +116,32 @@ class Trace:
     def _leave(self, call: ModuleCall | None, output: Any) -> None:
         if call in self._under_way:
             del self._under_way[self._under_way.index(call) :]  # calls after it raised, and never returned
-            call.returned = [self._summarise(tensor) for tensor in _tensors(output)]
+            returned = _tensors(output)
+            call.returned = [self._summarise(tensor) for tensor in returned]
             self._calls.append(call)
+            given = self._arguments.pop(id(call), None)
+            if given:
+                call.handed_back = self._follow_handed_back(given, returned)
+
+    def _follow_handed_back(
+        self, given: Sequence[Tensor], returned: Sequence[Tensor]
+    ) -> list[list[tuple[Tensor, Tensor]] | None]:
+        """Note, for each of ``given``, the gradients that the operations up to ``returned`` hand back to it."""
+        noted: list[list[tuple[Tensor, Tensor]] | None] = [None] * len(given)
+        for place, tensor in enumerate(given):
+            takers = takers_of(tensor, returned, MOST_OPERATIONS)
+            if takers:
+                seen: list[tuple[Tensor, Tensor]] = []
+                noted[place] = seen
+                for node, edge in takers:
+                    node.register_hook(partial(self._note_handed_back, seen, edge))
+        return noted
+
+    @observing("trace: calls")
+    def _note_handed_back(self, seen: list[tuple[Tensor, Tensor]], edge: int, inputs: Any, outputs: Any) -> None:
+        gradient = inputs[edge] if edge < len(inputs) else None
+        if isinstance(gradient, Tensor) and _has_entries(gradient):
+            seen.append(_extremes(gradient))
 
     def _summarise(self, tensor: Tensor) -> TensorSummary:
         """Return the summary of ``tensor``. One module returns what the next is given, so each tensor is read once."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from gradwatch import _torch
 
-__all__ = ["operation_of", "saved_by", "upstream_nodes"]
+__all__ = ["operation_of", "saved_by", "takers_of", "upstream_nodes"]
 
 LEAF = "torch::autograd::AccumulateGrad"
 
@@ -30,6 +32,28 @@ def upstream_nodes(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
             found.add(node)
             ahead.extend(following for following, _ in node.next_functions)
     return sorted(found, key=_torch.sequence_number)
+
+
+def takers_of(tensor: Tensor, outputs: Sequence[Tensor], most: int) -> list[tuple[Any, int]]:
+    """Return (node, place among its inputs) of the operations between ``outputs`` and ``tensor`` that take ``tensor``.
+
+    It is empty where ``tensor`` has no graph, where none of at most ``most`` nodes takes it, and where there are more.
+    """
+    made_by, found, seen = tensor.grad_fn, [], set[Any]()
+    ahead = deque(output.grad_fn for output in outputs)
+    while ahead and made_by is not None:
+        node = ahead.popleft()
+        if node is None or node is made_by or node in seen:
+            continue
+        seen.add(node)
+        if len(seen) > most:
+            return []
+        for place, (following, number) in enumerate(node.next_functions):
+            if following is made_by and number == tensor.output_nr:
+                found.append((node, place))
+            else:
+                ahead.append(following)
+    return found
 
 
 def operation_of(node: Any) -> str:

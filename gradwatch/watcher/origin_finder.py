@@ -54,6 +54,7 @@ class OriginFinder:
         traces_calls: observe what every module is given and returns, for which no update has to wait.
         can_always_wait: whether the update waits for the device in any case.
         guard: takes the faults.
+        has_options: whoever started this can set ``trace_nonfinite`` and ``on_nonfinite``.
 
     Attributes:
         losses: what the losses of the step show.
@@ -68,9 +69,10 @@ class OriginFinder:
         traces_calls: bool,
         can_always_wait: bool,
         guard: Guard,
+        has_options: bool = True,
     ) -> None:
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._is_distributed = is_distributed
+        self._is_distributed, self._has_options = is_distributed, has_options
         self._layers, self._can_always_wait, self._guard = layers, can_always_wait, guard
         self._modules = [leaf for name, model in models.items() for leaf in leaf_modules(model, name)]
         self._models = tuple(models.values())
@@ -207,6 +209,8 @@ class OriginFinder:
             return "parts are called"
         if self.trace is not None:
             return "opaque"
+        if not self._has_options:
+            return "not recorded"
         if self.replay is not None and device_type == "cpu":
             return "not repeatable"
         return "not traced"

@@ -136,6 +136,7 @@ class WatchedLoop:
             traces_calls=trace_nonfinite,
             can_always_wait=wanted["on_nonfinite"] != "report",
             guard=self.guard,
+            has_options=advises,
         )
         self.activations = (
             None if not models else self.guard.run("activations", Activations, models, layers, self.guard)

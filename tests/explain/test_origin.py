@@ -512,3 +512,141 @@ def test_what_the_model_returned_is_told_without_a_warning():
     )
     told = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "(1.0, 1.0)\n"  # in a process of its own: torch warns once
+
+
+# what a call itself was given, and handed back
+
+
+class Tagger(nn.Module):
+    """Attends to tokens through masks that the loop hands over."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 5)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens, padding, window):
+        x = self.embed(tokens)
+        return self.head(x + self.attention(x, x, x, attn_mask=window, key_padding_mask=padding)[0])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_mask_that_is_an_argument_of_the_model_is_no_broken_batch(by_name):
+    torch.manual_seed(0)
+    model = Tagger()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tokens, padding = torch.randint(20, (4, 6)), torch.zeros(4, 6)
+    padding[:, 4:] = -math.inf
+    window = torch.full((6, 6), -math.inf).fill_diagonal_(0.0)  # the last two see only what is padding
+    with gradwatch.watch(model, optimizer) as watcher:
+        masks = {"padding": padding, "window": window}
+        output = model(tokens, **masks) if by_name else model(tokens, padding, window)
+        output[:, :4].square().mean().backward()
+        optimizer.step()
+    (finding,) = watcher.findings
+    assert "attention (MultiheadAttention)" in finding.cause
+    assert "a softmax over a row that is −Inf throughout" in finding.cause
+    assert [advice.name for advice in finding.remedies] == ["masked-softmax"]
+
+
+def test_numbers_that_hold_infinity_are_a_broken_batch_all_the_same():
+    model = between()
+    x = torch.randn(8, 4)
+    x[2, 1] = -math.inf
+    (finding,) = watched(model, mean_square, x, "replay")
+    assert "in 1 of 8 rows: 2" in finding.cause
+
+
+class Forks(nn.Module):
+    """Gives one activation to a branch that is healthy, and to a root of 0 beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.branch, self.last = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.last(self.branch(hidden) + (hidden - hidden).sqrt())
+
+
+def test_a_module_is_judged_by_what_it_handed_back_and_not_by_the_sum_at_a_fork():
+    torch.manual_seed(0)
+    (finding,) = watched(Forks(), mean_square, torch.randn(8, 4), "replay")
+    assert "the backward pass of the model itself (Forks)" in finding.cause
+    assert "1 ÷ 0, in the derivative of sqrt" in finding.cause or "derivative of sqrt" in finding.cause
+    assert "branch" not in finding.cause
+
+
+# what the loss takes beside the outputs
+
+
+def trained_with(loss_of, rows=16):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        loss_of(model(torch.randn(rows, 4))).backward()
+        optimizer.step()
+    (finding,) = watcher.findings
+    return finding
+
+
+def a_row_of_nan(*shape, row=7):
+    tensor = torch.rand(*shape)
+    tensor[row] = math.nan
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "said"),
+    [
+        (lambda y: F.mse_loss(y, a_row_of_nan(16, 1)), "takes a (16, 1) tensor that already held NaN, in row 7"),
+        (lambda y: (y - a_row_of_nan(16, 1)).square().mean(), "takes a tensor that already held NaN"),
+        (lambda y: (y[:, 0] * a_row_of_nan(16)).mean(), "takes a (16,) tensor that already held NaN, in row 7"),
+        (lambda y: F.smooth_l1_loss(y, a_row_of_nan(16, 1)), "takes a (16, 1) tensor that already held NaN, in row 7"),
+        (lambda y: F.binary_cross_entropy_with_logits(y, torch.ones(16, 1), a_row_of_nan(16, 1)),
+         "takes a (16, 1) tensor that already held NaN, in row 7"),
+        (lambda y: (y / a_row_of_nan(16, 1)).mean(), "takes a (16, 1) tensor that already held NaN, in row 7"),
+    ],
+)  # fmt: skip
+def test_a_target_or_weight_that_holds_nan_is_named(loss_of, said):
+    finding = trained_with(loss_of)
+    assert said in finding.cause
+    assert "a target or weight, computed without the model" in finding.cause
+    assert [advice.name for advice in finding.remedies] == ["clean-data"]
+    assert finding.remedies[0].text.startswith("mend the target or weight")
+
+
+@pytest.mark.parametrize(
+    "loss_of",
+    [
+        lambda y: -(y * 0).log().mean(),
+        lambda y: ((y * 0).log() - torch.ones(16, 1)).square().mean(),  # a finite target after the fault
+        lambda y: ((1000 * y.abs() + 1000).exp() - torch.ones(16, 1)).square().mean(),
+    ],
+)
+def test_a_target_is_not_blamed_for_what_an_operation_made(loss_of):
+    assert "that already held" not in trained_with(loss_of).cause
+
+
+class Bottom(nn.Module):
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner = inner or nn.Sequential(nn.Linear(4, 8), nn.Softplus(), Does(torch.log), nn.Linear(8, 4))
+
+    def inverse(self, x):
+        return self.inner.inverse(x) if isinstance(self.inner, Bottom) else self.inner(x)
+
+
+def test_parts_that_are_called_deep_down_are_seen_from_the_second_step_on():
+    torch.manual_seed(0)
+    model = Bottom(Bottom(Bottom()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(2):
+            x = torch.randn(16, 4) - (1e6 if step == 1 else 0)  # softplus underflows to 0
+            optimizer.zero_grad()
+            model.inverse(x).square().mean().backward()
+            optimizer.step()
+    (finding,) = watcher.findings
+    assert "inner.inner.inner.2 (Does) was given finite values and returned Inf: the logarithm of 0" in finding.cause
