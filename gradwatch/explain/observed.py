@@ -212,14 +212,19 @@ def _backward_origin(calls: Sequence[ModuleCall], layers_at_fault: Sequence[str]
     maker = _maker(received, layers_at_fault)
     if maker is None:
         return _gradient_from_outside(received)
-    if maker.was_given_nonfinite and _first(calls, lambda call: call.returned_nonfinite) is not None:
-        found = _origin_in_modules(calls)  # zero times NaN: a value of the forward pass that the loss left out
-        if found is not None:
-            return found
+    in_forward = _origin_of_value_left_out(maker, calls)
+    if in_forward is not None:
+        return in_forward
     if not maker.is_builtin or maker.passed_nonfinite_gradient:
         return ObservedOrigin("backward", _title(maker))
     parameters = (layer for layer in layers_at_fault if _is_inside(layer, maker.module))
     return ObservedOrigin("parameter", _title(maker), parameter=next(parameters))
+
+
+def _origin_of_value_left_out(maker: ModuleCall, calls: Sequence[ModuleCall]) -> ObservedOrigin | None:
+    """Return the origin of a value of the forward pass that the loss left out: its gradient is zero times NaN."""
+    is_there = maker.was_given_nonfinite and any(call.returned_nonfinite for call in calls)
+    return _origin_in_modules(calls) if is_there else None
 
 
 def _maker(received: Sequence[ModuleCall], layers_at_fault: Sequence[str]) -> ModuleCall | None:

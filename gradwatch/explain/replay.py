@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -103,8 +103,7 @@ class Replay:
         known: dict[int, Any] = {}
         called = {call.name for call in self._calls}
         replicas = {name: replica_of(model, known) for name, model in self._models.items() if name in called}
-        wanted = (parameter for replica in replicas.values() for parameter in replica.parameters())
-        parameters = list(dict.fromkeys(parameter for parameter in wanted if parameter.requires_grad))
+        parameters = _trainable(replicas.values())
         trace = Trace(replicas, self.guard, keeps_all=True)
         with Operations(trace.module_under_way) as operations:
             batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
@@ -197,6 +196,12 @@ class Replay:
     @observing("replay: calls")
     def _hold(self, held: list[Tensor | None], gradient: Tensor) -> None:
         held.append(gradient if gradient.numel() <= LARGEST_GRADIENT else None)
+
+
+def _trainable(models: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Return the parameters of ``models`` that require gradients, each once."""
+    found = (parameter for model in models for parameter in model.parameters())
+    return list(dict.fromkeys(parameter for parameter in found if parameter.requires_grad))
 
 
 def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -74,8 +74,8 @@ def inferred_sentence(origin: InferredOrigin, unseen: Unseen) -> str:
     """
     if unseen == "distributed" and origin.pattern == "below the loss":
         return (
-            f"no gradient is finite, from {origin.layer} down, while the loss of this rank is; gradients are means over "
-            "the ranks, and another rank may have made it"
+            f"no gradient is finite, from {origin.layer} down, while the loss of this rank is; gradients are means "
+            "over the ranks, and another rank may have made it"
         )
     if unseen == "bare tensors":
         return _INFERRED[origin.pattern](origin)

@@ -99,17 +99,24 @@ class Trace:
         is_outermost = not self._under_way
         if is_outermost:
             self._summaries.clear()
-        given = [self._summarise(tensor) for tensor in tensors]
-        call = ModuleCall(name, kind, given, is_outermost=is_outermost, is_builtin=is_builtin)
+        call = self._call(name, kind, is_builtin, tensors, is_outermost=is_outermost)
         call.follows_others = bool(tensors) and leaves[0] is not tensors[0]
         if self._follows_graph:
             self._arguments[id(call)] = tensors
+        self._under_way.append(call)
+        return call
+
+    def _call(
+        self, name: str, kind: str, is_builtin: bool, tensors: Sequence[Tensor], *, is_outermost: bool
+    ) -> ModuleCall:
+        """Return a call that begins with ``tensors``."""
+        given = [self._summarise(tensor) for tensor in tensors]
+        call = ModuleCall(name, kind, given, is_outermost=is_outermost, is_builtin=is_builtin)
         if is_outermost:
             call.batch = [weakref.ref(tensor) for tensor in tensors]
             call.computed = [
                 summary for tensor, summary in zip(tensors, given, strict=True) if tensor.grad_fn is not None
             ]
-        self._under_way.append(call)
         return call
 
     @observing("trace: calls")

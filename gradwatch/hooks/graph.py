@@ -39,21 +39,20 @@ def takers_of(tensor: Tensor, outputs: Sequence[Tensor], most: int) -> list[tupl
 
     It is empty where ``tensor`` has no graph, where none of at most ``most`` nodes takes it, and where there are more.
     """
-    made_by, found, seen = tensor.grad_fn, [], set[Any]()
-    ahead = deque(output.grad_fn for output in outputs)
-    while ahead and made_by is not None:
+    if tensor.grad_fn is None:
+        return []
+    wanted = tensor.grad_fn, tensor.output_nr
+    seen: set[Any] = {None, tensor.grad_fn}
+    ahead: deque[Any] = deque(output.grad_fn for output in outputs)
+    found: list[tuple[Any, int]] = []
+    while ahead and len(seen) <= most:
         node = ahead.popleft()
-        if node is None or node is made_by or node in seen:
+        if node in seen:
             continue
         seen.add(node)
-        if len(seen) > most:
-            return []
-        for place, (following, number) in enumerate(node.next_functions):
-            if following is made_by and number == tensor.output_nr:
-                found.append((node, place))
-            else:
-                ahead.append(following)
-    return found
+        found += [(node, place) for place, edge in enumerate(node.next_functions) if edge == wanted]
+        ahead.extend(following for following, _ in node.next_functions)
+    return [] if ahead else found
 
 
 def operation_of(node: Any) -> str:

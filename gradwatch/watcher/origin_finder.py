@@ -203,8 +203,9 @@ class OriginFinder:
             return "bare tensors"
         if self._is_distributed:
             return "distributed"
-        if self._is_compiled():
-            return "compiled"
+        return "compiled" if self._is_compiled() else self._why_not_recorded(device_type)
+
+    def _why_not_recorded(self, device_type: str) -> Unseen:
         if self.trace is None and self.replay is not None and not self.replay.was_called:
             return "parts are called"
         if self.trace is not None:
