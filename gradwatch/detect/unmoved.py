@@ -70,15 +70,18 @@ class Unmoved(Detector[UnmovedState]):
         count = len(layers)
         super().__init__(UnmovedState(np.zeros(count, dtype=bool), np.zeros(count)))
         self._layers = layers
-        self._is_off = thresholds.stalled_update_ratio is not None
+        self._is_coarse = layers.resolution > COARSE
+        self._is_off = thresholds.stalled_update_ratio is not None or not self._is_coarse.any()
         self.patience = thresholds.patience or SAMPLES
 
     def examine(self, report: StepReport) -> DetectorResult | None:
+        if self._is_off:
+            return None
         self._state.progress.add(report.loss)
         ratios, norms = report.figures.get("update_ratio"), report.figures.get("weight_norm")
-        if self._is_off or not report.sampled or report.skipped or ratios is None or norms is None:
+        if not report.sampled or report.skipped or ratios is None or norms is None:
             return None
-        candidates = (self._layers.resolution > COARSE) & ~self._layers.is_weight & ~self._state.has_moved
+        candidates = self._is_coarse & ~self._layers.is_weight & ~self._state.has_moved
         if not candidates.any():
             return None
         ours = self._state

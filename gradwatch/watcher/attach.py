@@ -202,7 +202,8 @@ def _refuse_foreign_optimizers(optimizers: Iterable[Optimizer], layers: Layers) 
         if not any(layers.column(parameter) is not None for parameter in parameters_of(optimizer)):
             raise ValueError(
                 f"optimizer: this {type(optimizer).__name__} owns none of the {len(layers)} watched parameters. "
-                "Give it model.parameters() of the model that is watched."
+                "Give it model.parameters() of the model that is watched, as that is now: a copy, a wrapper or a new "
+                "layer has other parameters."
             )
 
 

@@ -460,7 +460,8 @@ class WatchedLoop:
     def _say_what_was_missing(self) -> None:
         if self.steps.count == 0:
             logger.warning(
-                "gradwatch: no step was seen. Was the optimizer given to watch() the one that steps? "
+                "gradwatch: no step was seen. Was the optimizer given to watch() the one that steps, and does it hold "
+                "the parameters of this model, not those of a copy? "
                 "A loop without a torch.optim optimizer calls watcher.step() itself."
             )
         elif not self.steps.saw_loss:
