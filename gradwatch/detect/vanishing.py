@@ -3,19 +3,21 @@
 The rules have no scale: a gradient is compared with those of the layers between it and the output, or with the first
 gradients of the whole model. Structural zeros do not count: a layer without a gradient (frozen, unused) is not
 measured, and a single quiet layer in the middle (a bias before normalisation, an expert not routed to) does not block
-those before it.
+those before it. Only layers on one path of the graph are compared: an actor and its critic, two towers or two heads lie
+beside each other, and neither is deeper.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
+from gradwatch.detect.loss_evidence import LossEvidence
 from gradwatch.detect.wording import times
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
@@ -28,6 +30,7 @@ IDLE_RATIO = 2e-3  # ... and below this is too little, too, in a run that has no
 FLAT_RATIO = 1e-2  # ... and this in one whose loss has not moved at all
 FLAT = 1e-3  # share of its first value within which such a loss has stayed
 BEGUN = 0.95  # share of its first value that the loss of a run that learns has come below
+RISEN = 2.0  # times its first values: a loss that has doubled does not stand still, whatever else it does
 IDLE_STEPS = 10  # steps before a run is called idle; with the patience it is found within 25
 LOSSES = 10  # that the recent loss is a mean of
 STIRRING = 1.25  # an idle run's ratio that rose by this much within the patience is on its way
@@ -54,7 +57,10 @@ class VanishingState:
         was_reached: whether any total was above zero.
         fell: whether the total fell to nothing within one of the first ten updates.
         first_loss: the first loss.
+        losses: finite losses so far.
+        first_losses: mean of the first ten.
         recent_loss: running mean of about ten losses.
+        evidence: what the loss can prove.
         loss_change: the largest distance from the first loss, as a share of it.
     """
 
@@ -68,8 +74,11 @@ class VanishingState:
     was_reached: bool = False
     fell: bool = False
     first_loss: float | None = None
+    losses: int = 0
+    first_losses: float = 0.0
     recent_loss: float = 0.0
     loss_change: float = 0.0
+    evidence: LossEvidence = field(default_factory=LossEvidence)
 
 
 class Vanishing(Detector[VanishingState]):
@@ -123,11 +132,9 @@ class Vanishing(Detector[VanishingState]):
         """Return (P,) norms below which each layer is faint; NaN where nothing nearer the output was measured."""
         if self._literal is not None:
             return np.full(len(self._layers), self._literal)
-        order = np.argsort(self._layers.depth)
         judged = self._layers.is_weight & report.measured & np.isfinite(report.grad_norm)
-        rms = np.where(judged, self._root_mean_square(report), 0.0)[order]
-        after = np.full(len(order), np.nan)
-        after[order[:-1]] = np.maximum.accumulate(rms[::-1])[::-1][1:]
+        rms = np.where(judged, self._root_mean_square(report), 0.0)
+        after = self._largest_after(rms, judged)
         return self._limit() * np.where(after > 0, after, np.nan) * np.sqrt(self._layers.size)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
@@ -158,7 +165,7 @@ class Vanishing(Detector[VanishingState]):
 
     def _measured_when_faded(self, report: StepReport, column: int) -> str:
         name, norm, rms = self._layers.names[column], float(report.grad_norm[column]), self._root_mean_square(report)
-        strongest = int(np.nanargmax(np.where(self._layers.is_weight, rms, np.nan)))
+        strongest = int(np.nanargmax(np.where(self._may_compare(column, report.measured), rms, np.nan)))
         if rms[strongest] <= rms[column]:
             strongest = int(np.nanargmax(rms))
         other = self._layers.names[strongest]
@@ -173,30 +180,95 @@ class Vanishing(Detector[VanishingState]):
             f"{1 / self._limit():,.0f} times)."
         )
 
+    def _may_compare(self, column: int, measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return (P,) the weights that ``column`` is compared with: those after it; all where paths are not known."""
+        judged = self._layers.is_weight & measured
+        if (after := self._paths(judged)) is None or not (after[column] & judged).any():
+            return self._layers.is_weight
+        return after[column] & judged
+
+    def _paths(self, judged: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """Return (P, P), whether the second tensor lies after the first; None where a weight's place is not known."""
+        layers = self._layers
+        if layers.after is None or layers.is_placed is None or not layers.is_placed[judged].all():
+            return None
+        return layers.after
+
+    def _largest_after(self, rms: Floats, judged: NDArray[np.bool_]) -> Floats:
+        """Return (P,) the largest of the weights after each tensor; NaN where none is."""
+        if (after := self._paths(judged)) is not None:
+            nearer = np.where(after[:, judged], rms[judged], np.nan)
+            has_any = ~np.isnan(nearer).all(axis=1)
+            largest = np.full(len(rms), np.nan)
+            largest[has_any] = np.nanmax(nearer[has_any], axis=1)
+            return largest
+        order, largest = self._layers.order, np.full(len(rms), np.nan)
+        largest[order[:-1]] = np.maximum.accumulate(rms[order][::-1])[::-1][1:]
+        return largest
+
     def _faded(self, report: StepReport) -> tuple[NDArray[np.bool_], Floats, NDArray[np.bool_]]:
         """Return (sick, threshold, mending) of rule 1: the longest stretch from the input of faint weights alone."""
         rms = self._root_mean_square(report)
         limit = self._limit()
-        boundary, strongest = self._boundary(rms, report.measured, limit)
-        if boundary < 0 and not self._state.has_ratios:
-            none = np.zeros(len(rms), dtype=bool)
-            return none, rms, none
-        sick = (self._layers.depth <= boundary) & report.measured & (rms < limit * strongest)
+        judged = self._layers.is_weight & report.measured
+        after = self._paths(judged)
+        if (loudest := self._loudest_where_dead(rms, report.measured)) is not None:
+            sick, strongest = self._before_the_last(judged), np.full(len(rms), loudest)
+        elif after is None:
+            sick, strongest = self._faded_in_order(rms, judged, limit)
+        else:
+            sick, strongest = self._faded_along_paths(rms, judged, after, limit)
+        sick = sick & report.measured & (rms < limit * strongest)
+        if not sick.any() and not self._state.has_ratios:
+            return sick, rms, sick
         mending = self._recovers(rms / strongest, sick, report.measured)
         return sick, limit * strongest * np.sqrt(self._layers.size), mending
 
-    def _boundary(self, rms: Floats, measured: NDArray[np.bool_], limit: float) -> tuple[int, float]:
-        """Return (depth of the last weight up to which all are faint, largest after it); (−1, 1) where none is."""
+    def _loudest_where_dead(self, rms: Floats, measured: NDArray[np.bool_]) -> float | None:
+        """Return the largest of the vectors where it is all that is reached: every unit is dead but the last ones."""
+        is_weight = self._layers.is_weight
+        weights, vectors = is_weight & measured, ~is_weight & measured
+        if not weights.any() or not vectors.any():
+            return None
+        loudest = float(rms[vectors].max())
+        return loudest if rms[weights].max() < GONE_RATIO * loudest else None
+
+    def _before_the_last(self, weights: NDArray[np.bool_]) -> NDArray[np.bool_]:
         depth = self._layers.depth
-        order = self._layers.order
-        weights = order[(self._layers.is_weight & measured)[order]]
+        return depth <= depth[weights].max()
+
+    def _faded_in_order(self, rms: Floats, judged: NDArray[np.bool_], limit: float) -> tuple[NDArray[np.bool_], Floats]:
+        """Return (what lies up to the last weight up to which all are faint, (P,) the largest after it)."""
+        depth, order = self._layers.depth, self._layers.order
+        weights = order[judged[order]]
         before = np.maximum.accumulate(rms[weights])[:-1]
         after = np.maximum.accumulate(rms[weights][::-1])[::-1][1:]
         faint = np.flatnonzero(before < limit * after)
-        vectors = measured & ~self._layers.is_weight
-        if len(weights) and vectors.any() and rms[weights].max() < GONE_RATIO * rms[vectors].max():
-            return int(depth[weights[-1]]), float(rms[vectors].max())  # dead: nothing but the last biases is reached
-        return (int(depth[weights[faint[-1]]]), float(after[faint[-1]])) if len(faint) else (-1, 1.0)
+        if not len(faint):
+            return np.zeros(len(rms), dtype=bool), np.ones(len(rms))
+        return depth <= depth[weights[faint[-1]]], np.full(len(rms), after[faint[-1]])
+
+    def _faded_along_paths(
+        self, rms: Floats, judged: NDArray[np.bool_], after: NDArray[np.bool_], limit: float
+    ) -> tuple[NDArray[np.bool_], Floats]:
+        """Return (what is faint with all that lies as deep, (P,) the largest of the weights after it).
+
+        As deep as a weight, or deeper, is whatever has a weight after it in common with it and does not itself lie
+        after it. A branch that is faint beside one that is not leaves the layers before it their gradients.
+        """
+        sick, strongest = np.zeros(len(rms), dtype=bool), np.ones(len(rms))
+        loudest = float(rms[judged].max(initial=0.0))
+        for column in np.flatnonzero(judged & (rms < limit * loudest)):
+            nearer = after[column] & judged
+            if not nearer.any() or rms[column] >= limit * (largest := float(rms[nearer].max())):
+                continue
+            is_as_deep = after[:, nearer].any(axis=1) & (~after[column] | after[:, column])
+            if rms[is_as_deep & judged & ~nearer].max(initial=0.0) < limit * largest:
+                covered = is_as_deep & ~nearer & ~sick
+                covered[column] = True
+                sick |= covered
+                strongest[covered] = largest
+        return sick, strongest
 
     def _recovers(self, ratio: Floats, sick: NDArray[np.bool_], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
         ratios = self._state.ratios
@@ -211,16 +283,26 @@ class Vanishing(Detector[VanishingState]):
 
     def _limit(self) -> float:
         """Return the share of the largest that is too little: more where the run has not begun to learn."""
-        ours = self._state
-        is_idle = ours.first_loss is not None and ours.recent_loss > BEGUN * ours.first_loss > 0
-        if not is_idle or ours.updates <= IDLE_STEPS:
+        if not self._is_idle() or self._state.updates <= IDLE_STEPS:
             return DEPTH_RATIO
-        return FLAT_RATIO if ours.loss_change <= FLAT else IDLE_RATIO
+        return FLAT_RATIO if self._state.loss_change <= FLAT else IDLE_RATIO
+
+    def _is_idle(self) -> bool:
+        """Return True if the loss stands where it began: neither has it come down, nor has it risen by far."""
+        ours = self._state
+        if ours.first_loss is None or ours.first_loss <= 0 or not ours.evidence.measures_progress:
+            return False
+        begun = max(ours.first_loss, ours.first_losses)  # the first batch may have been an easy one
+        return BEGUN * begun < ours.recent_loss <= RISEN * begun
 
     def _follow_loss(self, loss: float | None) -> None:
         ours = self._state
+        ours.evidence.note_sign(loss)
         if loss is None:
             return
+        if math.isfinite(loss) and ours.losses < LOSSES:
+            ours.losses += 1
+            ours.first_losses += (loss - ours.first_losses) / ours.losses
         if ours.first_loss is None:
             ours.first_loss = ours.recent_loss = loss
         elif math.isfinite(loss):
@@ -245,7 +327,7 @@ class Vanishing(Detector[VanishingState]):
         ours = self._state
         faint = self._follow_total(report.grad_norm_total)
         self._follow_loss(report.loss)
-        if report.loss is None or ours.first_loss is None:
+        if report.loss is None or ours.first_loss is None or not ours.evidence.measures_progress:
             return faint and (ours.first_total == 0 or ours.fell)
         if report.loss == ours.first_loss == 0 and not ours.was_reached:
             return ours.updates > SILENT  # a softmax over one class; a hinge that is satisfied had to learn it

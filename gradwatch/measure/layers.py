@@ -35,6 +35,9 @@ class Layers:
         owners: (P,) type name of the module that holds each, ``""`` for a bare tensor.
         depth: (P,) int, position of each from input to output: order of registration, until a backward pass was seen.
             ``sort`` replaces the array and never writes into it, so a report may keep the one that it was given.
+        after: (P, P) bool, whether the second tensor lies after the first on a path from input to output, so that the
+            gradient of the first passes through the operation of the second; None until a graph was seen.
+        is_placed: (P,) bool, whether a graph has led to the tensor, so that ``after`` knows all about it.
         is_weight: (P,) bool, tensors of two or more dimensions that are not empty: those whose gradients can be
             compared along depth.
         size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
@@ -49,6 +52,8 @@ class Layers:
     module_types: frozenset[str] = frozenset()
     followed_by: tuple[frozenset[str], ...] = ()
     depth: NDArray[np.int64] = field(init=False)
+    after: NDArray[np.bool_] | None = field(init=False, default=None)
+    is_placed: NDArray[np.bool_] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in self.names)
@@ -81,6 +86,10 @@ class Layers:
         depth[columns] = np.sort(depth[columns])
         self.depth = _read_only(depth)
         self._order = None
+
+    def connect(self, after: NDArray[np.bool_], is_placed: NDArray[np.bool_]) -> None:
+        """Take the paths of the model, as far as graphs have shown them."""
+        self.after, self.is_placed = _read_only(after), _read_only(is_placed)
 
     def _dimensions(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Return (is_weight, size). They are kept once no lazy module waits for its shapes any more."""

@@ -23,6 +23,7 @@ from gradwatch.hooks.scalers import follow_scale, follow_scaler_step, scaler_cal
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
 from gradwatch.measure.layers import Layers
+from gradwatch.measure.paths import PathFinder
 from gradwatch.sinks import Sink
 from gradwatch.sinks.memory import History
 from gradwatch.sinks.tags import logged_figures
@@ -128,6 +129,7 @@ class WatchedLoop:
         self.scalers: weakref.WeakKeyDictionary[Optimizer, GradScaler] = weakref.WeakKeyDictionary()
         self._advises, self.is_closed = advises, False
         self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"])
+        self._paths = PathFinder(layers)
         self._finder = LossFinder(layers.tensors) if wanted["find_loss"] else None
         backward = BackwardPass(layers, self.guard, measures_ends=measures_ends, losses=self._finder)
         self.origins = OriginFinder(
@@ -250,8 +252,9 @@ class WatchedLoop:
 
     @observing("graph of the loss")
     def follow_loss(self, loss: Tensor) -> None:
-        """Look at the graph of ``loss`` before its backward pass: its operations, and where they are flat."""
+        """Look at the graph of ``loss`` before its backward pass: paths, operations, and where they are flat."""
         self.guard.run("origin", self.origins.observe_loss, loss)
+        self.guard.run("paths", self._paths.observe_loss, loss)
         if self.activations is not None:
             self.guard.run("activations", self.activations.observe_loss, loss)
 

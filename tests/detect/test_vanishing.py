@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import gradwatch
 from gradwatch.detect.vanishing import (
     BEGUN,
     CLIFF,
@@ -19,6 +22,7 @@ from gradwatch.detect.vanishing import (
     LOSSES,
     PATIENCE,
     RECOVERING,
+    RISEN,
     STIRRING,
     UNFINISHED,
     UNIMPROVED,
@@ -45,7 +49,7 @@ from tests.reports import (
 def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the rule
     """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
     first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
-    last_total, fell, seen = 0.0, False, []
+    last_total, fell, seen, signs, early = 0.0, False, [], set(), []
     told = []
     for step in reports:
         if not any(step.measured) or not math.isfinite(step.grad_norm_total):
@@ -54,6 +58,10 @@ def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the 
         if updates < FIRST_STEPS:
             first_total = max(first_total, step.grad_norm_total)
         updates += 1
+        if step.loss is not None:
+            signs |= {step.loss > 0} if step.loss and not math.isnan(step.loss) else set()
+            early += [step.loss] * (math.isfinite(step.loss) and len(early) < LOSSES)
+        has_meaning = signs != {True, False}
         if first_loss is None:
             first_loss = recent = step.loss
         elif step.loss is not None and math.isfinite(step.loss):
@@ -63,7 +71,7 @@ def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the 
         gone = step.grad_norm_total <= GONE_RATIO * first_total
         fell = fell or (gone and updates <= FIRST_STEPS and last_total > CLIFF * first_total)
         last_total = step.grad_norm_total
-        if step.loss is None or first_loss is None:
+        if step.loss is None or first_loss is None or not has_meaning:
             gone = gone and (first_total == 0 or fell)
         else:
             share = UNFINISHED if step.grad_norm_total == 0 else UNIMPROVED
@@ -71,7 +79,9 @@ def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the 
         if gone:
             told.append({column for column in range(len(layers)) if step.measured[column]})
             continue
-        idle = updates > IDLE_STEPS and first_loss is not None and 0 < BEGUN * first_loss < recent
+        idle = updates > IDLE_STEPS and first_loss is not None and first_loss > 0 and has_meaning
+        begun = max(first_loss, sum(early) / len(early)) if idle else 0.0
+        idle = idle and BEGUN * begun < recent <= RISEN * begun
         flat = all(abs(loss - seen[0]) / (abs(seen[0]) or 1) <= FLAT for loss in seen)
         ratios = slow_faded(step, layers, (FLAT_RATIO if flat else IDLE_RATIO) if idle else DEPTH_RATIO)
         past = {column: before for column, before in past.items() if column in ratios or not step.measured[column]}
@@ -115,6 +125,54 @@ def slow_faded(step, layers, limit):
         for column in by_depth
         if layers.depth[column] <= layers.depth[boundary] and rms[column] < limit * strongest
     }
+
+
+def slow_faded_along_paths(step, layers, limit):
+    """``slow_faded`` where the paths are known: a weight is faint with all that lies as deep."""
+    names = range(len(layers))
+    rms = {
+        column: step.grad_norm[column] / math.sqrt(max(layers.tensors[column].numel(), 1))
+        for column in names
+        if step.measured[column]
+    }
+    weights = [column for column in rms if layers.tensors[column].ndim >= 2]
+    vectors = [column for column in rms if layers.tensors[column].ndim < 2]
+    if weights and vectors:
+        loudest = max(rms[column] for column in vectors)
+        if max(rms[column] for column in weights) < GONE_RATIO * loudest:
+            last = max(layers.depth[column] for column in weights)
+            faint = [column for column in rms if layers.depth[column] <= last and rms[column] < limit * loudest]
+            return {column: rms[column] / loudest for column in faint}
+    nearer = {column: {other for other in names if layers.after[column, other]} for column in names}
+    found = {}
+    for column in weights:
+        after = nearer[column] & set(weights)
+        if not after:
+            continue
+        largest = max(rms[other] for other in after)
+        as_deep = [
+            other
+            for other in names
+            if nearer[other] & after and (other not in nearer[column] or column in nearer[other])
+        ]
+        beside = [other for other in as_deep if other in weights and other not in after]
+        if max(rms[other] for other in [column, *beside]) < limit * largest:
+            for other in {column, *as_deep} - after:
+                if other in rms and rms[other] < limit * largest and other not in found:
+                    found[other] = rms[other] / largest
+            found[column] = rms[column] / largest
+    return found
+
+
+def forked_table(seed):
+    """Ten tensors of a random graph: weights and vectors, on several branches that may meet."""
+    rng = np.random.default_rng(seed)
+    layers = of_tensors({f"t{place}": torch.zeros((3, 2) if place % 3 else (3,)) for place in range(10)})
+    after = np.triu(rng.random((10, 10)) < 0.3, 1)
+    for middle in range(10):
+        after |= after[:, [middle]] & after[[middle]]  # what lies after something after it lies after it
+    layers.connect(after, np.ones(10, dtype=bool))
+    return layers
 
 
 def mixed_table():
@@ -164,6 +222,18 @@ def test_agrees_with_the_slow_loop_on_anything(steps):
 def test_agrees_with_the_slow_loop_where_layers_fade_and_recover(rows):
     reports = run_of([[*row, 1.0, 0.5] for row in rows], [1.0] * len(rows))
     assert vectorised(reports, mixed_table()) == slow_vanishing(reports, mixed_table())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_agrees_with_the_slow_loop_along_the_paths_of_a_graph(seed):
+    layers, rng = forked_table(seed), np.random.default_rng(seed)
+    sick_steps = 0
+    for step in run_of(10.0 ** rng.uniform(-7, 0, (300, 10)), [1.0] * 300):
+        found = Vanishing(layers, Thresholds()).examine(step)
+        slow = slow_faded_along_paths(step, layers, DEPTH_RATIO)
+        assert sick_columns(found) == set(slow)
+        sick_steps += bool(slow)
+    assert sick_steps > 5
 
 
 HEALTHY = [[0.1, 0.3, 0.5, 1.0]] * 30
@@ -372,3 +442,73 @@ def test_the_floor_is_where_the_faint_begin():
     watching.observe(step)
     np.testing.assert_allclose(watching.band(step)[0], [1e-4 * 5.0, NAN, NAN])  # nothing nearer the output than w1
     assert diagnosis(layers, Thresholds(vanishing_norm=0.5)).band(step)[0].tolist() == [0.5] * 3
+
+
+# --- whole runs
+
+
+def stack(widths, function):
+    parts = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
+    return nn.Sequential(*[part for layer in parts for part in (layer, function())][:-1])
+
+
+class ActorCritic(nn.Module):
+    """Two networks in one module; they share nothing but the optimizer and, if asked, a first layer."""
+
+    def __init__(self, actor, trunk=None):
+        super().__init__()
+        self.trunk, self.critic, self.actor = trunk or nn.Identity(), stack([8, 16, 16, 1], nn.Tanh), actor
+
+    def forward(self, x):
+        seen = self.trunk(x)
+        return self.actor(seen), self.critic(seen)
+
+
+def judge(model, scale, steps=40):
+    """Findings of a run whose critic has ``scale`` times the loss of its actor."""
+    inputs = torch.randn(64, 8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for _ in range(steps):
+            actions, values = model(inputs)
+            loss = (actions - inputs[:, :2].sin()).square().mean() + scale * (values - inputs[:, :1]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return watcher.findings
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_actor_beside_a_critic_with_far_larger_gradients_is_not_deeper(seed):
+    torch.manual_seed(seed)
+    assert judge(ActorCritic(stack([8, 16, 16, 2], nn.Tanh)), scale=1e6) == []
+    trunk = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    assert judge(ActorCritic(stack([8, 16, 16, 2], nn.Tanh), trunk), scale=1e6) == []
+
+
+def test_an_actor_that_vanishes_beside_a_critic_is_found_by_itself():
+    torch.manual_seed(0)
+    (finding,) = judge(ActorCritic(stack([8, *[16] * 10, 2], nn.Sigmoid)), scale=1.0)
+    assert (finding.kind, finding.layer) == ("vanishing", "actor.0.weight")
+    assert all(name.startswith("actor.") for name in finding.layers)
+    assert "less than that of actor." in finding.measured
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_idle"),
+    [
+        pytest.param([1.0] * 40, True, id="stands still"),
+        pytest.param([0.4] + [1.0] * 39, True, id="stands still after an easy batch"),
+        pytest.param([0.4] + [1.0] * 10 + [0.7] * 29, False, id="comes down after an easy batch"),
+        pytest.param([1.0] * 10 + [3.0] * 30, False, id="rises with its targets"),
+        pytest.param([1.0, -1.0] * 20, False, id="goes through zero"),
+    ],
+)
+def test_only_a_loss_that_measures_progress_and_stands_still_makes_a_run_idle(losses, is_idle):
+    assert kinds(run_of([[1e-3, 1.0]] * 40, losses)) == ["vanishing"] * is_idle
+
+
+def test_a_policy_whose_gradient_is_gone_is_not_judged_by_a_loss_that_went_through_zero():
+    rows = HEALTHY[:20] + [[1e-9] * 4] * 20
+    assert kinds(run_of(rows, [1.0, -1.0] * 20)) == []
+    assert kinds(run_of(rows, [1.0] * 40)) == ["vanishing"]
