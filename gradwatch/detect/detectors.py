@@ -64,11 +64,10 @@ class Detectors:
 
     def observe(self, report: StepReport) -> list[IncidentEvent]:
         """Take in one step; return what opens or ends at it."""
-        events = []
+        events: list[IncidentEvent] = []
         is_warm = report.update >= self._warmup_steps
         for rules, kind in self._rules:  # also during the warm-up, from which levels are learned
-            if (event := rules.observe(report, counts=is_warm or kind == "nonfinite")) is not None:
-                events.append(event)
+            events += rules.observe(report, counts=is_warm or kind == "nonfinite")
         return events
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:

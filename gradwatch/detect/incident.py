@@ -1,8 +1,12 @@
-"""From sick steps to incidents, each with one onset and one end."""
+"""From sick steps to incidents, each with one onset and one end.
+
+What comes and goes is one sickness, as long as it is not away for longer than it has been about. So a run whose rule
+flickers has a handful of findings, however long it is: each new one needs a pause longer than all that came before it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +21,9 @@ from gradwatch.measure.report import StepReport
 __all__ = ["CLEAR_STEPS", "Incident", "IncidentEvent", "IncidentTracker"]
 
 CLEAR_STEPS = 10
-"""Healthy steps that end an incident. A run that is sick again every few steps has one incident, not many."""
+"""Healthy steps that end an incident at the earliest. A run that is sick again every few steps has one, not many."""
+SPELLS = 3
+"""Incidents that make a series: the pause after the third and each later one is measured against all of the three."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +80,17 @@ class TrackerState:
         onset: the step at which each streak began.
         earliest: no onset lies before this step, because earlier ones belong to the incident before.
         healthy: healthy steps since the last sick one.
+        earlier: onsets of the latest incidents, the open one left out; at most two.
         open: the open incident.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     streak: NDArray[np.int64]
     onset: NDArray[np.int64]
     earliest: int = 0
     healthy: int = 0
+    earlier: list[int] = field(default_factory=list)
     open: Incident | None = None
 
     @classmethod
@@ -121,21 +129,28 @@ class IncidentTracker:
         """Return True if no incident is open and no layer was sick at the last step."""
         return self._state.open is None and not self._has_streaks
 
-    def advance(self, report: StepReport, result: DetectorResult) -> IncidentEvent | None:
-        """Take in one step; return what opens or ends at it."""
+    def advance(self, report: StepReport, result: DetectorResult) -> list[IncidentEvent]:
+        """Take in one step; return what ends and what opens at it."""
         if not result.is_sick and self.is_idle:
-            return None  # most steps of most runs
+            return []  # most steps of most runs
         self._lengthen_streaks(report, result)
         due = result.sick & (self._state.streak >= self.detector.patience)
         if result.mending is not None:
             due &= ~result.mending
-        if self._state.open is None:
-            return self._open(report, result, due) if due.any() else None
-        if result.is_sick:
-            self._extend(self._state.open, report, due)
-            return None
-        self._state.healthy += 1
-        return self._end(self._state.open, report) if self._state.healthy >= CLEAR_STEPS else None
+        incident = self._state.open
+        if incident is None:
+            return [self._open(report, result, due)] if due.any() else []
+        if self._is_another(incident, result, due):
+            self._state.onset = np.maximum(self._state.onset, incident.last_step + 1)
+            return [self._end(incident, report.step), self._open(report, result, due)]
+        if result.is_sick and (due.any() or self._state.healthy < CLEAR_STEPS):
+            self._extend(incident, report, due)
+            return []
+        self._state.healthy += not result.is_sick
+        if not self._is_over(incident, report.step):
+            return []
+        self._state.streak[:] = 0  # also of a layer that had no gradient meanwhile
+        return [self._end(incident, report.step + 1)]
 
     def state(self) -> dict[str, Any]:
         """Return everything that lives across steps, as plain values and arrays."""
@@ -192,9 +207,30 @@ class IncidentTracker:
                 incident = replace(incident, columns=tuple(columns), layers=self._names(columns))
         self._state.open = replace(incident, last_step=report.step)
 
-    def _end(self, incident: Incident, report: StepReport) -> IncidentEvent:
-        self._state.open, self._state.earliest = None, report.step + 1
-        self._state.streak[:] = 0  # also of a layer that had no gradient meanwhile
+    def _is_another(self, incident: Incident, result: DetectorResult, due: NDArray[np.bool_]) -> bool:
+        """Return True if what is sick now, after a pause, is none of what was sick before it."""
+        if self._state.healthy < CLEAR_STEPS or self.detector.covers_whole_run or not due.any():
+            return False
+        return not due[list(incident.columns)].any()
+
+    def _is_over(self, incident: Incident, step: int) -> bool:
+        """Return True after ten healthy steps, once the sickness has been away for longer than it has been about.
+
+        How long it has been about counts from its own first step; from the third spell on, from the first step of the
+        first of three. An error is an event of its own, whatever came before.
+        """
+        ours = self._state
+        if ours.healthy < CLEAR_STEPS:
+            return False
+        if incident.severity == "error":
+            return True
+        since = ours.earlier[0] if len(ours.earlier) == SPELLS - 1 else incident.step
+        return step - incident.last_step > incident.last_step - since
+
+    def _end(self, incident: Incident, earliest: int) -> IncidentEvent:
+        ours = self._state
+        ours.open, ours.earliest = None, earliest
+        ours.earlier = [*ours.earlier, incident.step][1 - SPELLS :]
         return IncidentEvent(self.name, incident, ended=True)
 
     def _names(self, columns: list[int]) -> tuple[str, ...]:

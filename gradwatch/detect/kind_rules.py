@@ -28,8 +28,8 @@ class KindRules:
     def __init__(self, trackers: Sequence[IncidentTracker]) -> None:
         self._trackers = tuple(trackers)
 
-    def observe(self, report: StepReport, *, counts: bool) -> IncidentEvent | None:
-        """Take in one step; return what opens or ends at it.
+    def observe(self, report: StepReport, *, counts: bool) -> list[IncidentEvent]:
+        """Take in one step; return what ends and what opens at it.
 
         Args:
             report: of the step.
@@ -37,16 +37,16 @@ class KindRules:
         """
         results = [tracker.detector.examine(report) for tracker in self._trackers]
         if not counts:
-            return None
+            return []
         for tracker, result in zip(self._trackers, results, strict=True):
             if tracker.incident is not None:
                 self._forget_streaks(report, tracker)
                 joined = _joined(result, results)
-                return None if joined is None else tracker.advance(report, joined)
+                return [] if joined is None else tracker.advance(report, joined)
         for tracker, result in zip(self._trackers, results, strict=True):
-            if result is not None and (event := tracker.advance(report, result)) is not None:
-                return event
-        return None
+            if result is not None and (events := tracker.advance(report, result)):
+                return events
+        return []
 
     def _forget_streaks(self, report: StepReport, keeper: IncidentTracker) -> None:
         """End the streaks of the other rules: their sick steps belong to the incident of ``keeper``."""

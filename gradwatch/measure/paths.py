@@ -38,7 +38,7 @@ PRODUCTS = {"addmm", "mm", "bmm", "baddbmm", "addbmm", "linear"}
 
 
 class _Branch(NamedTuple):
-    """What lies upstream of one node: tensors of the model as bits, and whether any data does."""
+    """The part of a graph upstream of one node: the tensors in it, as bits, and whether there is data in it."""
 
     leads_to: int
     has_data: bool

@@ -73,6 +73,85 @@ def test_a_layer_that_had_no_gradients_since_its_finding_ended_begins_a_new_one(
     assert steps == [0, CLEAR_STEPS + 2]
 
 
+def slow_spells(steps, patience=2):
+    """(first, last, whether it has ended) of each finding about one layer, from a string of sick and healthy steps."""
+    found, streak, healthy, is_open = [], 0, 0, False
+    for step, character in enumerate(steps):
+        is_sick = character == "x"
+        streak = streak + 1 if is_sick else 0
+        if not is_open:
+            if streak >= patience:
+                found.append([step - patience + 1, step, False])
+                healthy, is_open = 0, True
+            continue
+        if is_sick and (streak >= patience or healthy < CLEAR_STEPS):
+            found[-1][1], healthy = step, 0
+            continue
+        healthy += not is_sick
+        about = found[-1][1] - (found[-3] if len(found) >= 3 else found[-1])[0]
+        if healthy >= CLEAR_STEPS and step - found[-1][1] > about:
+            found[-1][2], is_open, streak = True, False, 0
+    return [tuple(each) for each in found]
+
+
+def spells(steps):
+    """The same as ``IncidentTracker`` has it."""
+    states = {}
+    for raised, ended, _, first, last in told([steps]):
+        states[first] = (first, last, ended)
+        assert first <= raised <= last
+    watching = diagnosis(table(1), LITERAL)
+    for step in run_of([[SICK if character == "x" else HEALTHY] for character in steps]):
+        watching.observe(step)
+    for finding in watching.open_findings():
+        states[finding.step] = (finding.step, finding.last_step, False)
+    return sorted(states.values())
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 15), st.integers(1, 60)), min_size=1, max_size=12))
+def test_spells_agree_with_the_slow_loop(lengths):
+    steps = "".join("x" * sick + "." * healthy for sick, healthy in lengths)
+    assert spells(steps) == slow_spells(steps)
+
+
+def test_what_returns_within_the_time_that_it_has_lasted_is_the_same_finding():
+    assert spells("x" * 40 + "." * 30 + "x" * 5 + "." * 20) == [(0, 74, False)]
+    assert spells("x" * 40 + "." * 41 + "x" * 5) == [(0, 39, True), (81, 85, False)]
+
+
+@pytest.mark.parametrize("pause", [11, 50, 200])
+def test_what_comes_and_goes_for_ever_has_three_findings(pause):
+    steps = ("xx" + "." * pause) * 20
+    found = spells(steps)
+    assert len(found) == 3
+    assert found[-1] == (2 * (pause + 2), 19 * (pause + 2) + 1, False)
+
+
+def test_pauses_that_grow_make_new_findings_and_few_of_them():
+    steps = "".join("xx" + "." * 3**power for power in range(3, 8))
+    assert len(spells(steps)) == 5
+
+
+def test_an_error_is_an_event_of_its_own_however_often_it_returns():
+    run = run_of([[1.0]] * 400)
+    for step in range(0, 400, 20):
+        run[step] = report([1.0], step, nonfinite=[1])
+    assert [finding.step for finding in findings(run)] == list(range(0, 400, 20))
+
+
+def test_other_layers_after_a_pause_have_a_finding_of_their_own():
+    pause = "." * CLEAR_STEPS
+    told_of = told(["x" * 50 + pause + "..", "." * 50 + pause + "xx"])
+    assert [(ended, layers, first, last) for _, ended, layers, first, last in told_of] == [
+        (False, ("w0",), 0, 1),
+        (True, ("w0",), 0, 49),
+        (False, ("w1",), 60, 61),
+    ]
+    joined = told(["x" * 50 + pause + "xx", "." * 50 + pause + "xx"])
+    assert [(ended, layers) for _, ended, layers, *_ in joined] == [(False, ("w0",))]
+
+
 def test_the_worst_layer_gives_its_name():
     (finding,) = findings(run_of([[0.5, 0.1, 0.3]] * 2), LITERAL)
     assert (finding.layer, finding.layers) == ("w1", ("w0", "w1", "w2"))
