@@ -1,6 +1,6 @@
 """From sick steps to incidents, each with one onset and one end.
 
-What comes and goes is one sickness, as long as it is not away for longer than it has been about. So a run whose rule
+What comes and goes is one sickness, unless it is away for as long as it has been about. So a run whose rule
 flickers has a handful of findings, however long it is: each new one needs a pause longer than all that came before it.
 """
 
@@ -214,7 +214,7 @@ class IncidentTracker:
         return not due[list(incident.columns)].any()
 
     def _is_over(self, incident: Incident, step: int) -> bool:
-        """Return True after ten healthy steps, once the sickness has been away for longer than it has been about.
+        """Return True after ten healthy steps, once the sickness has been away for as long as it has been about.
 
         How long it has been about counts from its own first step; from the third spell on, from the first step of the
         first of three. An error is an event of its own, whatever came before.
@@ -225,7 +225,7 @@ class IncidentTracker:
         if incident.severity == "error":
             return True
         since = ours.earlier[0] if len(ours.earlier) == SPELLS - 1 else incident.step
-        return step - incident.last_step > incident.last_step - since
+        return step - incident.last_step >= incident.last_step - since
 
     def _end(self, incident: Incident, earliest: int) -> IncidentEvent:
         ours = self._state

@@ -89,7 +89,7 @@ def slow_spells(steps, patience=2):
             continue
         healthy += not is_sick
         about = found[-1][1] - (found[-3] if len(found) >= 3 else found[-1])[0]
-        if healthy >= CLEAR_STEPS and step - found[-1][1] > about:
+        if healthy >= CLEAR_STEPS and step - found[-1][1] >= about:
             found[-1][2], is_open, streak = True, False, 0
     return [tuple(each) for each in found]
 

@@ -40,8 +40,7 @@ def events(first, second, steps, patience=1):
     trackers = [IncidentTracker(first, table(2)), IncidentTracker(second, table(2))]
     rules, seen = KindRules(trackers), []
     for step in range(steps):
-        event = rules.observe(report([1.0, 1.0], step), counts=True)
-        if event is not None:
+        for event in rules.observe(report([1.0, 1.0], step), counts=True):
             seen.append((step, event.detector, event.ended, event.incident))
     return seen, trackers
 
@@ -87,8 +86,9 @@ def test_streaks_of_others_begin_anew_once_the_incident_is_over():
 
 def test_what_does_not_count_is_learned_from_but_raises_nothing():
     rules = KindRules([IncidentTracker(Scripted([[0], [0]]), table(2))])
-    assert rules.observe(report([1.0, 1.0], 0), counts=False) is None
-    assert rules.observe(report([1.0, 1.0], 1), counts=True).incident.step == 1
+    assert rules.observe(report([1.0, 1.0], 0), counts=False) == []
+    (event,) = rules.observe(report([1.0, 1.0], 1), counts=True)
+    assert event.incident.step == 1
 
 
 @pytest.mark.parametrize("rate", [0.01, 1.0])
