@@ -140,17 +140,7 @@ class IncidentTracker:
         incident = self._state.open
         if incident is None:
             return [self._open(report, result, due)] if due.any() else []
-        if self._is_another(incident, result, due):
-            self._state.onset = np.maximum(self._state.onset, incident.last_step + 1)
-            return [self._end(incident, report.step), self._open(report, result, due)]
-        if result.is_sick and (due.any() or self._state.healthy < CLEAR_STEPS):
-            self._extend(incident, report, due)
-            return []
-        self._state.healthy += not result.is_sick
-        if not self._is_over(incident, report.step):
-            return []
-        self._state.streak[:] = 0  # also of a layer that had no gradient meanwhile
-        return [self._end(incident, report.step + 1)]
+        return self._go_on(incident, report, result, due)
 
     def state(self) -> dict[str, Any]:
         """Return everything that lives across steps, as plain values and arrays."""
@@ -207,7 +197,23 @@ class IncidentTracker:
                 incident = replace(incident, columns=tuple(columns), layers=self._names(columns))
         self._state.open = replace(incident, last_step=report.step)
 
-    def _is_another(self, incident: Incident, result: DetectorResult, due: NDArray[np.bool_]) -> bool:
+    def _go_on(
+        self, incident: Incident, report: StepReport, result: DetectorResult, due: NDArray[np.bool_]
+    ) -> list[IncidentEvent]:
+        """Extend or end an open incident; return what ends and what opens."""
+        if self._is_another(incident, due):
+            self._state.onset = np.maximum(self._state.onset, incident.last_step + 1)
+            return [self._end(incident, report.step), self._open(report, result, due)]
+        if result.is_sick and (due.any() or self._state.healthy < CLEAR_STEPS):
+            self._extend(incident, report, due)
+            return []
+        self._state.healthy += not result.is_sick
+        if not self._is_over(incident, report.step):
+            return []
+        self._state.streak[:] = 0  # also of a layer that had no gradient meanwhile
+        return [self._end(incident, report.step + 1)]
+
+    def _is_another(self, incident: Incident, due: NDArray[np.bool_]) -> bool:
         """Return True if what is sick now, after a pause, is none of what was sick before it."""
         if self._state.healthy < CLEAR_STEPS or self.detector.covers_whole_run or not due.any():
             return False
