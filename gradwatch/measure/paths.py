@@ -74,18 +74,16 @@ class PathFinder:
         """Take in the nodes of one graph, each of which comes after all those that it leads to."""
         branches: dict[Any, _Branch] = {}
         for node in nodes:
-            operation = operation_of(node)
             inputs = [following for following, _ in node.next_functions]
             parts = [branches[each] for each in inputs if each is not None]
-            leads_to = self._own(node)
-            for part in parts:
-                leads_to |= part.leads_to
-            is_product = operation in PRODUCTS and None in inputs
-            has_data = operation in MEETS_DATA or is_product or any(part.has_data for part in parts)
-            branches[node] = _Branch(leads_to, has_data)
-            if operation not in PASSES_ON:
-                self._use(_union(part.leads_to for part in parts if not part.has_data), leads_to)
+            branches[node] = branch = self._branch(node, inputs, parts)
+            if operation_of(node) not in PASSES_ON:
+                self._use(_union(part.leads_to for part in parts if not part.has_data), branch.leads_to)
         self._met |= branches[nodes[-1]].leads_to
+
+    def _branch(self, node: Any, inputs: Sequence[Any], parts: Sequence[_Branch]) -> _Branch:
+        leads_to = self._own(node) | _union(part.leads_to for part in parts)
+        return _Branch(leads_to, _meets_data(operation_of(node), inputs) or any(part.has_data for part in parts))
 
     def _use(self, used: int, leads_to: int) -> None:
         """Note that an operation uses the columns ``used`` and leads to ``leads_to``."""
@@ -104,6 +102,11 @@ class PathFinder:
         count = len(self._layers)
         before = np.stack([_bits(each, count) for each in self._before])
         return np.ascontiguousarray(before.T), _bits(self._met, count)
+
+
+def _meets_data(operation: str, inputs: Sequence[Any]) -> bool:
+    """Return True if an operation takes data that no branch of the graph shows."""
+    return operation in MEETS_DATA or (operation in PRODUCTS and None in inputs)
 
 
 def _union(bits: Iterable[int]) -> int:
