@@ -197,11 +197,8 @@ class Vanishing(Detector[VanishingState]):
     def _largest_after(self, rms: Floats, judged: NDArray[np.bool_]) -> Floats:
         """Return (P,) the largest of the weights after each tensor; NaN where none is."""
         if (after := self._paths(judged)) is not None:
-            nearer = np.where(after[:, judged], rms[judged], np.nan)
-            has_any = ~np.isnan(nearer).all(axis=1)
-            largest = np.full(len(rms), np.nan)
-            largest[has_any] = np.nanmax(nearer[has_any], axis=1)
-            return largest
+            has_any = after[:, judged].any(axis=1)
+            return np.where(has_any, np.where(after[:, judged], rms[judged], 0.0).max(axis=1, initial=0.0), np.nan)
         order, largest = self._layers.order, np.full(len(rms), np.nan)
         largest[order[:-1]] = np.maximum.accumulate(rms[order][::-1])[::-1][1:]
         return largest

@@ -442,6 +442,10 @@ def test_the_floor_is_where_the_faint_begin():
     watching.observe(step)
     np.testing.assert_allclose(watching.band(step)[0], [1e-4 * 5.0, NAN, NAN])  # nothing nearer the output than w1
     assert diagnosis(layers, Thresholds(vanishing_norm=0.5)).band(step)[0].tolist() == [0.5] * 3
+    layers.connect(np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]], dtype=bool), np.ones(3, dtype=bool))
+    (other,) = run_of([[1.0, 5.0, 3.0]])
+    np.testing.assert_allclose(watching.band(other)[0], [1e-4 * 3.0, NAN, NAN])  # w1 lies beside w0
+    np.testing.assert_allclose(watching.band(report([NAN, NAN, NAN]))[0], [NAN] * 3)
 
 
 # --- whole runs
