@@ -57,6 +57,9 @@ Clue = Literal[
     "clipped away",
     "rounded away",
     "not owned",
+    "never cleared",  # zero_grad is missing
+    "cleared early",  # zero_grad between backward and step
+    "clipped while scaled",  # unscale_ is missing before clipping
     "before any update",  # neither rate nor clipping has had a part in it
 ]
 """What a cause says in words and remedies depend on."""
@@ -178,6 +181,8 @@ class Finding:
     @property
     def _figure(self) -> str:
         """Return what was measured, in a few words for ``message``."""
+        if self.remedies and (figure := _FIGURES_OF_REMEDY.get(self.remedies[0].name)) is not None:
+            return figure
         if self.kind == "exploding" and not math.isfinite(self.value):
             return "its gradient norm overflows"
         if self.kind == "nonfinite" and not self.layer:
@@ -218,6 +223,13 @@ _FIGURES: Mapping[Kind, str] = {
     "unstable": "the loss jumps by {value} times its first value, normal up to {limit}",
 }
 """The figure of a ``message``; docs/detection.md gives the units."""
+
+_FIGURES_OF_REMEDY: Mapping[str, str] = {
+    "zero-grad": "zero_grad() is never called",
+    "zero-grad-after-step": "zero_grad() between backward() and step()",
+    "unscale-first": "clipped while the loss scale is in it",
+}
+"""The same where the loop's own calls are at fault, which says more than a number."""
 
 
 def _number(value: float) -> str:

@@ -16,6 +16,7 @@ from gradwatch.detect.exploding_along_depth import ExplodingAlongDepth
 from gradwatch.detect.exploding_at_birth import ExplodingAtBirth
 from gradwatch.detect.incident import Incident, IncidentEvent, IncidentTracker
 from gradwatch.detect.kind_rules import KindRules
+from gradwatch.detect.loop_order import ClearedEarly, ClippedWhileScaled, NeverCleared
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
 from gradwatch.detect.saturated import Saturated
 from gradwatch.detect.stalled import Stalled
@@ -52,9 +53,9 @@ class Detectors:
             [self._vanishing],
             [Dead(layers, thresholds)],
             [Saturated(layers, thresholds)],
-            [Stalled(layers, thresholds)],
+            [ClearedEarly(thresholds), ClippedWhileScaled(thresholds), Stalled(layers, thresholds)],
             [Disconnected(layers, thresholds), Unmoved(layers, thresholds)],
-            [Unstable(thresholds)],
+            [NeverCleared(thresholds), Unstable(thresholds)],
         ]
         tracked = [[IncidentTracker(detector, layers) for detector in row] for row in rules]
         self._trackers = [tracker for row in tracked for tracker in row]

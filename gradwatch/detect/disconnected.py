@@ -77,7 +77,7 @@ class Disconnected(Detector[DisconnectedState]):
         ours, owners = self._state, report.ownership
         ours.progress.add(report.loss)
         ours.was_reached = ours.was_reached or bool(report.measured.any())
-        if owners is None or self._is_off:
+        if owners is None or self._is_off or report.emptied:
             return None
         ours.unowned = np.where(owners.unowned, ours.unowned + 1, 0)
         if report.update < LASTING:

@@ -33,6 +33,9 @@ SILENT: tuple[tuple[str, str, Clue | None], ...] = (
 STEEPEST = {"Sigmoid": "0.25", "LogSigmoid": "1", "Tanh": "1", "Softsign": "1", "Hardsigmoid": "0.17"}
 NORMALISING = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
 
+OF_UPDATES = ("exploding", "nonfinite", "dead", "saturated", "unstable")  # kinds that updates bring about
+UNCLEARED = 3  # updates in a row without zero_grad that are worth a sentence
+
 
 @dataclass
 class Course:
@@ -143,7 +146,8 @@ class Background:
             "stalled": (self._rate(report),),
             "unstable": (self._rate(report), self._update(None)),
         }
-        return [fact for facts in found[kind] for fact in facts]
+        own = [*_order_of_loop(report)] if kind in OF_UPDATES else []
+        return [*own, *(fact for facts in found[kind] for fact in facts)]
 
     def state(self) -> dict[str, Any]:
         """Return what was learned, as plain values and arrays."""
@@ -278,3 +282,12 @@ class Background:
             worst = int(np.nanargmax(growth))
             grew = f"the norm of {self._layers.names[worst]} grew from {first[worst]:.3g} to {last[worst]:.3g}"
             yield Fact(f"The run had diverged before: {grew}.", "diverged")
+
+
+def _order_of_loop(report: StepReport) -> Iterator[Fact]:
+    if report.uncleared >= UNCLEARED:
+        yield Fact(
+            f"zero_grad() was not called before any of the last {report.uncleared} updates: each is made of the "
+            "gradients of all updates so far.",
+            "never cleared",
+        )

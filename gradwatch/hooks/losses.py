@@ -20,6 +20,7 @@ from torch.amp import GradScaler
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gradwatch import _torch
+from gradwatch.hooks.clearing import GradientClearing, state_of
 from gradwatch.hooks.followed_function import FollowedFunction
 from gradwatch.hooks.graph import operation_of, saved_by
 
@@ -83,9 +84,13 @@ class LossFinder:
 
     Args:
         tensors: the watched tensors, by column.
+
+    Attributes:
+        clearing: the order in which the loop clears its gradients, seen by the same parameters.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.clearing = GradientClearing(tensors)
         self._tensors = tensors
         self._calls: dict[int, FoundLoss] = {}  # by the thread that called
         self._lock = threading.Lock()  # no pass of another thread may replace gradients while they are read
@@ -109,6 +114,7 @@ class LossFinder:
         scaler, self._scaler = self._scaler, None
         found = self._found(roots, scaler) if is_loss else FoundLoss(None)
         with self._lock:
+            self.clearing.begin(is_alone=not self._calls)
             self._forget_cleared()
             self._calls[threading.get_ident()] = found
         self._since.append(found)
@@ -131,7 +137,8 @@ class LossFinder:
         found = self._calls.get(threading.get_ident())
         if found is None and len(others := list(self._calls.values())) == 1:  # a thread of autograd's own, for a device
             found = others[0]
-        if (state := self._state(column)) is not None:
+        self.clearing.arrive(column)
+        if (state := state_of(self._tensors[column])) is not None:
             self._left[column] = state
         if found is not None and column not in found.reached:
             found.reached.add(column)
@@ -143,8 +150,10 @@ class LossFinder:
             found.value = None
         with self._lock:
             self._calls.pop(threading.get_ident(), None)
-            for column in found.reached & self._made_of.keys() if not self._calls else ():
-                if (state := self._state(column)) is not None:  # gradients may have been averaged since they arrived
+            reached = set() if self._calls else found.reached & self._made_of.keys()
+            self.clearing.end(reached)
+            for column in reached:
+                if (state := state_of(self._tensors[column])) is not None:  # they may have been averaged since
                     self._left[column] = state
 
     def take(self, columns: Collection[int], optimizer: int) -> list[Tensor]:
@@ -157,11 +166,15 @@ class LossFinder:
         found = self._reaching(columns)
         if not found and optimizer not in self._took:
             found = [each for each in self._since if not each.reached]
-        self.leave(columns, optimizer)
+        self._use(columns, optimizer)
         return self._undivided([each for each in found if each.value is not None])
 
     def leave(self, columns: Collection[int], optimizer: int) -> None:
         """Note that an update is made: whatever backward pass comes next, its losses are none of this update's."""
+        self.clearing.leave(columns)
+        self._use(columns, optimizer)
+
+    def _use(self, columns: Collection[int], optimizer: int) -> None:
         self._updated.update(column for column in self._made_of if column in columns)
         self._took.add(optimizer)
 
@@ -177,6 +190,7 @@ class LossFinder:
         for found in self._reaching(columns):
             if not chosen & found.reached:
                 chosen.add(next(column for column in arrived if column in found.reached))
+        self.clearing.forget(set(columns) - chosen)
         for column in set(columns) - chosen:
             self._made_of.pop(column, None)
             self._left.pop(column, None)
@@ -189,12 +203,7 @@ class LossFinder:
 
     def _is_changed(self, column: int) -> bool:
         """Return whether a gradient was cleared, or changed otherwise, since a backward pass left it."""
-        return self._state(column) != self._left.get(column)
-
-    def _state(self, column: int) -> tuple[int, int] | None:
-        """Return what changes where the gradient of ``column`` is replaced, or changed in place; None without one."""
-        gradient = self._tensors[column].grad
-        return None if gradient is None else (id(gradient), _torch.version_of(gradient))
+        return state_of(self._tensors[column]) != self._left.get(column)
 
     def _found(self, roots: Sequence[Tensor], scaler: GradScaler | None) -> FoundLoss:
         with torch.no_grad():

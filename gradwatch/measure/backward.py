@@ -146,6 +146,11 @@ class BackwardPass:
             self._at_end = None
         return is_changed, at_end
 
+    def has_changed(self, columns: Collection[int]) -> bool:
+        """Return whether gradients of ``columns`` were changed in place since their backward pass."""
+        arrived = () if _averages_later() else [column for column in self._arrived if column in columns]
+        return any(map(self._has_changed, arrived))
+
     def _has_changed(self, column: int) -> bool:
         gradient = self._layers.tensors[column].grad
         return gradient is not None and _torch.version_of(gradient) != self._arrived[column]

@@ -47,7 +47,8 @@ class StepPlan:
         figures: names of ``gradwatch.measure.report.LAYER_FIGURES`` to measure.
         entries: whether to take entries for histograms.
         has_scaler: a gradient scaler skips the update by itself where a gradient is not finite.
-        already_clipped, learning_rate: as in ``StepReport``.
+        already_clipped, uncleared, emptied, learning_rate: as in ``StepReport``.
+        was_changed_while_scaled: the loop changed the gradients while a loss scale was in them.
     """
 
     step: int
@@ -58,6 +59,9 @@ class StepPlan:
     entries: bool
     has_scaler: bool = False
     already_clipped: bool = False
+    uncleared: int = 0
+    emptied: int = 0
+    was_changed_while_scaled: bool = False
     learning_rate: float | None = None
 
 
@@ -70,6 +74,7 @@ class _HostFigures:
     total: float
     clipped_total: float
     loss: float | None
+    scale: float | None
     figures: Mapping[str, Floats]
 
 
@@ -106,6 +111,7 @@ class Measurement:
         self._now = statistics.measure(gradients, scale)
         self.magnitudes = self._now if at_end is None else _before_change(self._now, at_end, scale_at_end, columns)
         self.device = self.magnitudes.l2.device
+        self._scale_at_change = scale_at_end if plan.was_changed_while_scaled else None
         self._loss = _mean(losses, self.device)
         self._clipped_total = self._now.total
         self._is_skipped = False
@@ -245,6 +251,9 @@ class Measurement:
             skipped=self._is_skipped or is_overflow,
             overflowed=is_overflow,
             already_clipped=plan.already_clipped,
+            uncleared=plan.uncleared,
+            emptied=plan.emptied,
+            clipped_at_scale=arrived.scale,
             sampled=self._is_sampled,
             figures={name: columns.place(values) for name, values in arrived.figures.items()},
             weight_nonfinite=self._weight_nonfinite,
@@ -297,6 +306,8 @@ class Measurement:
         }
         if isinstance(self._loss, Tensor):
             vectors["loss"] = self._loss
+        if self._scale_at_change is not None:
+            vectors["scale"] = self._scale_at_change
         return vectors | self._figures
 
     def _read(self) -> _HostFigures:
@@ -309,6 +320,7 @@ class Measurement:
             total=float(values["total"][0]),
             clipped_total=float(values["clipped_total"][0]),
             loss=float(values["loss"][0]) if "loss" in values else self.loss,
+            scale=float(values["scale"][0]) if "scale" in values else None,
             figures={name: values[name] for name in self._figures},
         )
 

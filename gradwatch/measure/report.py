@@ -144,6 +144,10 @@ class StepReport:
             was not finite, else None.
         learning_rate: the largest of the optimizer's groups, None where it has none.
         origin: where a NaN or Inf of this step came from.
+        uncleared: updates in a row, this one included, whose gradients still held those of the update before.
+        emptied: updates in a row before which, after their backward pass, gradients were cleared or changed.
+        clipped_at_scale: the loss scale that was in the gradients when the loop changed them; None where it was not, or
+            did not.
         ownership: who updates what; looked up at a few updates of a run, else None.
         entries: ``"grad"`` and ``"weight"`` to (P,) lists of at most 4,096 evenly spaced entries, for histograms.
     """
@@ -168,6 +172,9 @@ class StepReport:
     weight_nonfinite: NDArray[np.int64] | None = None
     learning_rate: float | None = None
     origin: Origin | None = None
+    uncleared: int = 0
+    emptied: int = 0
+    clipped_at_scale: float | None = None
     ownership: Ownership | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)
 

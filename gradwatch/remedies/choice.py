@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from gradwatch.findings import Clue
+from gradwatch.findings import Clue, Kind
 from gradwatch.remedies.case import Case
 
 __all__ = ["fitting"]
@@ -16,6 +16,9 @@ __all__ = ["fitting"]
 
 def fitting(case: Case) -> tuple[str, ...]:
     """Return the names of the remedies, best first, each once."""
+    for clue, kinds, remedy in _OF_THE_LOOP:
+        if clue in case.clues and case.kind in kinds:
+            return (remedy,)  # nothing else helps as long as the loop itself is wrong
     return tuple(dict.fromkeys(_CHOICES[case.kind](case)))
 
 
@@ -304,6 +307,12 @@ def _normalisations(case: Case) -> Iterator[str]:
         if not case.is_convolution and not case.slopes_below_one:
             yield "layer-norm"
 
+
+_OF_THE_LOOP: tuple[tuple[Clue, tuple[Kind, ...], str], ...] = (
+    ("never cleared", ("exploding", "nonfinite", "dead", "saturated", "unstable"), "zero-grad"),
+    ("cleared early", ("stalled",), "zero-grad-after-step"),
+    ("clipped while scaled", ("stalled",), "unscale-first"),
+)
 
 _CHOICES: dict[str, Callable[[Case], Iterator[str]]] = {
     "vanishing": _vanishing,

@@ -120,6 +120,28 @@ _LEARNING_RATE = (
         ),
         cost="none",
     ),
+    Remedy(
+        name="zero-grad",
+        title="Cleared gradients",
+        advice="call optimizer.zero_grad() once an update: after step(), or before backward()",
+        applies="unstable, dead, exploding or nonfinite in a loop that never clears its gradients",
+        kinds=("exploding", "nonfinite", "dead", "saturated", "unstable"),
+        why="backward() adds to p.grad: without clearing, update t is made of g₁ + … + gₜ, descent without friction",
+        source="PyTorch, torch.optim.Optimizer.zero_grad",
+        change=Change(_STEP, "optimizer.zero_grad()"),
+        cost="none",
+    ),
+    Remedy(
+        name="zero-grad-after-step",
+        title="Gradients cleared after the update",
+        advice="call optimizer.zero_grad() after optimizer.step(), or before backward(), never between the two",
+        applies="stalled in a loop that clears its gradients before they are used",
+        kinds=("stalled",),
+        why="step() leaves out parameters whose gradient is None, and moves others by the optimizer's memory alone",
+        source="PyTorch, torch.optim.Optimizer.zero_grad",
+        change=Change(_STEP, "optimizer.zero_grad()"),
+        cost="none",
+    ),
 )
 
 _DATA = (
@@ -307,6 +329,21 @@ _CLIPPING = (
         why="g ← g · c/‖g‖: Adam's update lr·m/(√v + ε) is lr·m/ε where √v lies far below ε = 10⁻⁸",
         source="Megatron-LM issue 5394",
         change=_watch("10.0", "  # in place of the loop's own clipping"),
+        cost="none",
+    ),
+    Remedy(
+        name="unscale-first",
+        title="Gradients unscaled before they are clipped",
+        advice="call scaler.unscale_(optimizer) before clip_grad_norm_, or let gradwatch clip, which knows the scale",
+        applies="stalled in a loop that clips gradients which a GradScaler has scaled",
+        kinds=("stalled",),
+        why="‖S·g‖ > c always for a scale S of 65,536: what is left after unscaling has the norm c/S",
+        source="PyTorch, Automatic mixed precision examples: working with scaled gradients",
+        change=Change(
+            _STEP,
+            "# of the step before, in this order: scaler.scale(loss).backward(), scaler.unscale_(optimizer),\n"
+            "# clip_grad_norm_(model.parameters(), 1.0), scaler.step(optimizer), scaler.update()",
+        ),
         cost="none",
     ),
 )

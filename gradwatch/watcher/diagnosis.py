@@ -186,9 +186,14 @@ class Diagnosis:
 
 
 def _sentences(incident: Incident, facts: Iterable[Fact]) -> list[str]:
-    """Return the detector's own sentences, and as many facts as fit: those with a clue for the remedies first."""
+    """Return the detector's own sentences, and as many facts as fit: those with a clue for the remedies first.
+
+    Where the loop itself is wrong, that comes before all else.
+    """
     by_weight = sorted(facts, key=lambda fact: fact.clue is None)
-    return [*incident.cause, *(fact.words for fact in by_weight)][:MOST_SENTENCES]
+    certain = [fact.words for fact in by_weight if fact.clue == "never cleared"]
+    others = [fact.words for fact in by_weight if fact.words not in certain]
+    return [*certain, *incident.cause, *others][:MOST_SENTENCES]
 
 
 def _is_small(told: Finding, now: Finding) -> bool:

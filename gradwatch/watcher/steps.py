@@ -15,9 +15,11 @@ from gradwatch import _torch
 from gradwatch.clip import Policy
 from gradwatch.explain.update_origin import LastUpdate
 from gradwatch.findings import NonFiniteError, Thresholds
+from gradwatch.hooks.clearing import LoopOrder
 from gradwatch.hooks.guard import Guard, otherwise, without_collecting
 from gradwatch.hooks.logger import logger
 from gradwatch.hooks.losses import LossFinder
+from gradwatch.hooks.optimizers import parameters_of
 from gradwatch.measure import statistics
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass, EndMagnitudes
@@ -144,6 +146,7 @@ class Steps:
         count: of steps so far.
         losses: observed for the coming step.
         found_losses: found by an integration for the coming step; they count where none was observed.
+        changed_while_scaled: optimizers whose gradients the loop has changed before a scaler unscaled them.
         undecided: the losses of a step that was counted, but neither clipped nor skipped yet; None between steps.
         saw_loss: whether any step had one.
     """
@@ -168,6 +171,7 @@ class Steps:
         self.count = 0
         self.losses: list[Tensor | float] = []
         self.found_losses: list[Tensor] = []
+        self.changed_while_scaled: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.undecided: list[Tensor | float] | None = None
         self.saw_loss = False
         self._backward, self._cadence, self._thresholds = backward, cadence, thresholds
@@ -297,6 +301,26 @@ class Steps:
             self._all_tracks.remove(track)
             self.processor.retire(track)
 
+    def _order_of_loop(self, track: OptimizerTrack) -> LoopOrder:
+        if self._finder is None:
+            return LoopOrder()
+        judge = self._finder.clearing.judge
+        return self.guard.run("order of the loop", judge, track.watched, track.index) or LoopOrder()
+
+    def _was_changed_while_scaled(self, attempt: Attempt) -> bool:
+        """Return whether the loop changed gradients before ``unscale_``, or those that a fused optimizer unscales."""
+        optimizer = attempt.optimizer
+        if optimizer is None or optimizer not in self.changed_while_scaled:
+            return attempt.scale is not None
+        self.changed_while_scaled.discard(optimizer)
+        return True
+
+    def note_unscaling(self, optimizer: Optimizer) -> None:
+        """Note that a scaler is about to unscale the gradients of ``optimizer``: has the loop changed them before?"""
+        parameters = parameters_of(optimizer)
+        if self._backward.has_changed({column for p in parameters if (column := self.layers.column(p)) is not None}):
+            self.changed_while_scaled.add(optimizer)
+
     def _found_losses(self, track: OptimizerTrack) -> list[Tensor | float]:
         """Return the losses of the coming update that its backward passes have shown."""
         if self._finder is None:
@@ -314,6 +338,7 @@ class Steps:
         self, track: OptimizerTrack, attempt: Attempt, step: int, update: int, losses: Sequence[Tensor | float]
     ) -> Measurement:
         track.use(attempt.parameters, self.layers)
+        order = self._order_of_loop(track)
         losses = self.undecided = [*losses] or self._found_losses(track)
         self.saw_loss = self.saw_loss or bool(losses)
         columns = track.columns(attempt.gradients, self.layers)
@@ -328,6 +353,9 @@ class Steps:
             entries=self._cadence.histograms and self._cadence.is_logged(update),
             has_scaler=attempt.has_scaler,
             already_clipped=is_changed and at_end is None,
+            uncleared=order.uncleared,
+            emptied=order.emptied,
+            was_changed_while_scaled=is_changed and self._was_changed_while_scaled(attempt),
             learning_rate=attempt.learning_rate,
         )
         scale_at_end = None if at_end is None else _scale_at_end(attempt)

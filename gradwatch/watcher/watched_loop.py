@@ -19,7 +19,7 @@ from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
 from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, roots_of_backward
 from gradwatch.hooks.optimizers import StepHooks, keep_alive, learning_rate_of, parameters_of
-from gradwatch.hooks.scalers import follow_scale, follow_scaler_step, scaler_call
+from gradwatch.hooks.scalers import follow_scale, follow_scaler_step, follow_unscale, scaler_call
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
 from gradwatch.measure.layers import Layers
@@ -383,7 +383,7 @@ class WatchedLoop:
 
     def _follow_calls(self, *, sees_steps: bool) -> dict[str, Callable[[], object]]:
         """Listen to the functions of torch that losses and scalers go through; return how to end that."""
-        undo: dict[str, Callable[[], object]] = {}
+        undo: dict[str, Callable[[], object]] = {"unscaling": follow_unscale(self._begin_unscaling)}
         if sees_steps:
             undo["scalers"] = follow_scaler_step(self._begin_scaler_step, self._end_scaler_step)
         if self._finder is not None:
@@ -437,6 +437,12 @@ class WatchedLoop:
     def _note_scaled(self, call: tuple[GradScaler, Any] | None, result: Any, has_failed: bool) -> None:
         if self._finder is not None and call is not None and not has_failed:
             self._finder.note_scaled(*call, result)
+
+    @observing("gradient scalers")
+    def _begin_unscaling(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = scaler_call(args, kwargs)
+        if call is not None and self.owns(parameters_of(call.optimizer)):
+            self.steps.note_unscaling(call.optimizer)
 
     @observing("gradient scalers")
     def _begin_scaler_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Optimizer, int] | None:

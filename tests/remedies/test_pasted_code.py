@@ -22,8 +22,8 @@ SAFE = {"safe-log", "safe-sqrt", "safe-division", "masked-softmax", "safe-power"
 FOR_OTHER_MODELS = {"loss-scaling", "bfloat16", "float32-weights", "initialise", "nonzero-gain", "scaled-layer-inputs"}
 """Those for weights in half precision, for weights that are NaN, gains that are 0 and inputs that are large."""
 FOR_SICK_UPDATES = {"optimizer-epsilon", "safe-update", "finite-rate", "skip-step", "own-parameters", "longer-schedule",
-                    "looser-clip"}  # fmt: skip
-"""Those that change nothing where every update is finite and made."""
+                    "looser-clip", "zero-grad", "zero-grad-after-step", "unscale-first"}  # fmt: skip
+"""Those that change nothing where every update is finite and made, by a loop whose calls are in order."""
 OF_MODELS = [
     treatment
     for treatment in TREATMENTS

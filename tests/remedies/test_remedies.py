@@ -25,6 +25,7 @@ KEYS = {
     "skip-step", "softmax-over-classes", "initialise", "nonzero-gain", "scaled-layer-inputs", "bfloat16",
     "optimizer-epsilon", "float32-weights", "safe-update", "finite-rate",
     "own-parameters", "longer-schedule", "looser-clip",
+    "zero-grad", "zero-grad-after-step", "unscale-first",
 }  # fmt: skip
 
 
