@@ -22,6 +22,17 @@ def brighter(inputs: Tensor) -> Tensor:
     return 500 * inputs
 
 
+SCALED = Table(
+    "A loop that clips while a loss scale of 65,536 is in its gradients",
+    [
+        Way("do nothing", EXPLODING, 0.1, scale=2.0**16, loop_clips=(1.0, "scaled")),
+        Way("unscale-first", EXPLODING, 0.1, scale=2.0**16, loop_clips=(1.0, "unscaled")),
+        Way("higher-learning-rate, 1", EXPLODING, 1.0, scale=2.0**16, loop_clips=(1.0, "scaled")),
+    ],
+    steps=100,
+)
+
+
 def main() -> list[str]:
     """Train a run that explodes, and runs that clipping cannot help."""
     sick = partial(Way, model=EXPLODING, rate=0.04, loss=squared_error)
@@ -60,4 +71,5 @@ def main() -> list[str]:
             ],
             steps=100,
         ),
+        SCALED,
     )

@@ -38,6 +38,29 @@ def of_a_copy(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Opti
     return torch.optim.SGD([weight, bias, *(nn.Parameter(each.detach().clone()) for each in others)], lr=lr)
 
 
+RELU = partial(stack, nn.ReLU, 2)
+LOOPS = (
+    Table(
+        "A loop that never clears its gradients",
+        [
+            Way("do nothing", RELU, clears="never"),
+            Way("zero-grad", RELU),
+            Way("lower-learning-rate, 0.01", RELU, 0.01, clears="never"),
+        ],
+        steps=150,
+    ),
+    Table(
+        "A loop that clears its gradients between backward and step",
+        [
+            Way("do nothing", RELU, clears="before step"),
+            Way("zero-grad-after-step", RELU),
+            Way("higher-learning-rate, 1", RELU, 1.0, clears="before step"),
+        ],
+        steps=150,
+    ),
+)
+
+
 def main() -> list[str]:
     """Train at four rates that are wrong."""
     relu = partial(stack, nn.ReLU, 2)
@@ -106,4 +129,5 @@ def main() -> list[str]:
             ],
             steps=150,
         ),
+        *LOOPS,
     )

@@ -92,6 +92,9 @@ class Way:
         regularisation: α of α‖W‖².
         after: called with the model after each update.
         on_nonfinite: as in ``gradwatch.watch``.
+        clears: where ``zero_grad`` is called.
+        scale: of a ``GradScaler``; None goes without.
+        loop_clips: the norm to which the loop itself clips, before or after the scale is divided out.
     """
 
     name: str
@@ -106,6 +109,9 @@ class Way:
     regularisation: float = 0.0
     after: Callable[[nn.Module], None] = lambda model: None
     on_nonfinite: Literal["report", "skip"] = "report"
+    clears: Literal["before backward", "before step", "never"] = "before backward"
+    scale: float | None = None
+    loop_clips: tuple[float, Literal["scaled", "unscaled"]] | None = None
 
 
 @dataclass
@@ -148,6 +154,7 @@ def loop(
 ) -> tuple[gradwatch.Watcher, list[float], list[float]]:
     """Train ``model`` on the batches that ``draw`` returns, and return the watcher, the losses, the times of steps."""
     optimizer = way.optimizer(model.parameters(), lr=way.rate)
+    scaler = torch.amp.GradScaler("cpu", init_scale=way.scale or 1.0, enabled=way.scale is not None)
     losses, times = [], []
     options: dict[str, Any] = {"clip": way.clip, "on_nonfinite": way.on_nonfinite, "log_every_n_steps": 1}
     with gradwatch.watch(model, optimizer, log_dir=log_dir, **options) as watcher:
@@ -160,13 +167,29 @@ def loop(
             if way.regularisation:
                 loss = loss + way.regularisation * sum(p.square().sum() for p in model.parameters() if p.ndim > 1)
             watcher.observe_loss(loss)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            update(way, model, optimizer, scaler, loss)
             way.after(model)
             times.append(time.process_time() - begin)
             losses.append(loss.item())
     return watcher, losses, times
+
+
+def update(
+    way: Way, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor
+) -> None:
+    """Make one update, with the calls in the order of ``way``."""
+    if way.clears == "before backward":
+        optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if way.loop_clips is not None:
+        norm, when = way.loop_clips
+        if when == "unscaled":
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), norm)
+    if way.clears == "before step":
+        optimizer.zero_grad()
+    scaler.step(optimizer)
+    scaler.update()
 
 
 def held_out_accuracy(model: nn.Module, way: Way, inputs: Tensor, classes: Tensor) -> float:

@@ -52,8 +52,8 @@ class KindRules:
         """End the streaks of the other rules: their sick steps belong to the incident of ``keeper``."""
         for tracker in self._trackers:
             if tracker is not keeper and not tracker.is_idle:
-                none = np.zeros(len(report.layers), dtype=bool)
-                zero = np.zeros(len(report.layers))
+                columns = 1 if tracker.detector.covers_whole_run else len(report.layers)
+                none, zero = np.zeros(columns, dtype=bool), np.zeros(columns)
                 tracker.advance(report, DetectorResult(none, zero, zero, zero))
 
 
