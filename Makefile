@@ -7,7 +7,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
 
-.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-tab
+.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-external bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -72,6 +72,12 @@ bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; w
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures measure --half all
 	$(BIN)/python -m benchmarks.cures table
 
+bench-external: .venv-external/installed  ## programs that others wrote, cloned into EXTERNAL (benchmarks/external/README.md); writes tables of docs/detection.md (an hour)
+	$(if $(EXTERNAL),,$(error expected EXTERNAL=folder with the cloned repositories, see benchmarks/external/README.md))
+	.venv-external/bin/python -m benchmarks.external bare --repositories $(EXTERNAL)
+	.venv-external/bin/python -m benchmarks.external watched --repositories $(EXTERNAL)
+	.venv-external/bin/python -m benchmarks.external table --repositories $(EXTERNAL)
+
 bench-tab: .venv/installed  ## how fast the tab opens and zooms (needs chromium; ten minutes)
 	$(BIN)/python -m benchmarks.tab
 
@@ -101,6 +107,11 @@ node_modules/.package-lock.json: package.json package-lock.json
 .venv-newest/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.venv-external/installed: pyproject.toml constraints.txt benchmarks/external/requirements.txt
+	$(PYTHON) -m venv .venv-external
+	.venv-external/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --requirement benchmarks/external/requirements.txt
 	touch $@
 
 .venv/bench: .venv/installed
