@@ -52,6 +52,7 @@ Clue = Literal[
     "update too large",  # one update moved a weight by many times its size
     "grows along depth",  # activations, or gradients, are multiplied by layer after layer
     "grows without bound",  # weights grow for hundreds of steps, and the loss runs away with them
+    "one branch",  # of a stack gets no gradient, while its siblings do
     "faded later",  # gradients reached the layer at first
     "rate zero",  # why nothing moves
     "clipped away",

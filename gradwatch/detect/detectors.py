@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradwatch.detect.branch_vanishing import BranchVanishing
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.detector import Detector
 from gradwatch.detect.disconnected import Disconnected
@@ -50,7 +51,7 @@ class Detectors:
                 ExplodingAlongDepth(layers, thresholds),
                 Unbounded(layers, thresholds),
             ],
-            [self._vanishing],
+            [self._vanishing, BranchVanishing(layers, thresholds)],
             [Dead(layers, thresholds)],
             [Saturated(layers, thresholds)],
             [ClearedEarly(thresholds), ClippedWhileScaled(thresholds), Stalled(layers, thresholds)],
