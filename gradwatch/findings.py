@@ -40,7 +40,7 @@ Clue = Literal[
     "diverged",  # loss, gradients or a weight had grown a hundredfold before
     "no gradient",  # output or loss are flat
     "softmax of one",  # over an axis of one entry: 1 whatever it is given
-    "given zeros",  # what the layer was given is 0 throughout
+    "factor of 0",  # on the way to the layer, or from it
     "weights alike",  # of the layer, when the run began
     "weights small",
     "weights large",

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradwatch.detect import state
 from gradwatch.explain.clues import Fact
+from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.starting import WeightFigures, bias_facts, weight_facts
 from gradwatch.findings import Clue, Kind
 from gradwatch.hooks.guard import Guard, observing
@@ -99,14 +100,15 @@ class Background:
     Args:
         layers: the table that the reports' columns follow.
         guard: takes the faults.
+        losses: what the losses of the run show.
 
     Attributes:
         guard: as given.
     """
 
-    def __init__(self, layers: Layers, guard: Guard | None = None) -> None:
+    def __init__(self, layers: Layers, guard: Guard | None = None, losses: LossGraph | None = None) -> None:
         self.guard = guard or Guard()
-        self._layers = layers
+        self._layers, self._losses = layers, losses or LossGraph()
         self._state = BackgroundState()
 
     @observing("background")
@@ -134,6 +136,8 @@ class Background:
         """
         found: dict[Kind, tuple[Iterable[Fact], ...]] = {
             "vanishing": (
+                self._softmax_of_one(report),
+                self._zeros(report, column),
                 self._slope(report, column),
                 self._activations(),
                 self._start(column),
@@ -142,8 +146,13 @@ class Background:
             "exploding": (self._rate(report), self._start(column), self._update(column)),
             "nonfinite": (self._divergence(report), self._biases(column), self._first_step(report)),
             "dead": (self._start(column), self._activation_rms(column), self._rate(report)),
-            "saturated": (self._activation_rms(column), self._start(column), self._rate(report)),
-            "stalled": (self._rate(report),),
+            "saturated": (
+                self._softmax_of_one(report),
+                self._activation_rms(column),
+                self._start(column),
+                self._rate(report),
+            ),
+            "stalled": (self._softmax_of_one(report), self._rate(report)),
             "unstable": (self._rate(report), self._update(None)),
         }
         own = [*_order_of_loop(report)] if kind in OF_UPDATES else []
@@ -170,6 +179,43 @@ class Background:
     def _weights(self) -> WeightFigures:
         latest = self._state.latest
         return WeightFigures(self._state.first_weights, latest.get("weight_norm"), latest.get("weight_mean"))
+
+    def _softmax_of_one(self, report: StepReport) -> Iterator[Fact]:
+        """Yield a softmax over an axis of one entry, where no layer gets a gradient."""
+        found = self._losses.softmax_of_one
+        if found is not None and report.grad_norm_total == 0:
+            shape, axis = found
+            words = (
+                f"A softmax runs over axis {axis} of shape {shape}, which has one entry: it is 1 whatever it is given."
+            )
+            yield Fact(words, "softmax of one")
+
+    def _zeros(self, report: StepReport, column: int | None) -> Iterator[Fact]:
+        """Yield what multiplies by 0 where the gradient of a weight is exactly 0: what it is given, or what follows.
+
+        A bias that gets a gradient while its weight gets none says that the first is 0, since the gradient of the
+        weight is that of the bias times what the layer is given.
+        """
+        if column is None or report.grad_norm[column] != 0:
+            return
+        name, names = self._layers.names[column], self._layers.names
+        bias = f"{name.removesuffix('weight')}bias"
+        norm = float(report.grad_norm[names.index(bias)]) if name.endswith("weight") and bias in names else math.nan
+        if 0 < norm < math.inf:
+            told = f"The gradient of {name} is exactly 0 while that of {bias} is {norm:.2g}"
+            yield Fact(f"{told}: what the layer is given is 0 throughout.", "factor of 0")
+        elif (zero := self._zero_after(column)) is not None:
+            yield Fact(f"{names[zero]} is 0 throughout, so that no gradient passes it.", "factor of 0")
+
+    def _zero_after(self, column: int) -> int | None:
+        """Return the first weight or gain after ``column`` that is 0 throughout; None where none is known to be."""
+        norms, depth = self._state.latest.get("weight_norm"), self._layers.depth
+        if norms is None:
+            return None
+        is_factor = self._layers.is_weight | np.array(["Norm" in owner for owner in self._layers.owners])
+        is_factor &= np.array([not name.endswith("bias") for name in self._layers.names])
+        after = np.flatnonzero(is_factor & (norms == 0) & (depth > depth[column]))
+        return int(after[np.argmin(depth[after])]) if after.size else None
 
     def _slope(self, report: StepReport, column: int | None) -> Iterator[Fact]:
         """Yield how much smaller gradients get from one weight to the next, and through which functions."""

@@ -25,7 +25,7 @@ def fitting(case: Case) -> tuple[str, ...]:
 def _vanishing(case: Case) -> Iterator[str]:
     if "softmax of one" in case.clues:
         yield "softmax-over-classes"
-    if "given zeros" in case.clues:
+    if "factor of 0" in case.clues:
         yield from ("nonzero-gain", "leaky-relu") if case.rectifies else ("nonzero-gain",)
         return
     if case.is_half:

@@ -410,9 +410,10 @@ _INITIALISATION = (
     Remedy(
         name="nonzero-gain",
         title="Gains that are not 0",
-        advice="find the factor of 0 before {where} and make it another number: the gain of a normalisation, a gate, a "
-        "mask, zeros in place of values, units that are all dead",
-        applies="vanishing where what a layer is given is 0 throughout: its weight gets no gradient, its bias does",
+        advice="find the factor of 0 on the way to {where}, or from it to the loss, and make it another number: the "
+        "gain of a normalisation, a gate, a mask, zeros in place of values, units that are all dead",
+        applies="vanishing where what a layer is given is 0 throughout (its weight gets no gradient, its bias does), "
+        "or where a gain or a weight after it is",
         kinds=("vanishing",),
         why="∂L/∂W = Σ g·xᵀ = 0 for x = 0, whatever g is",
         source="Ba, Kiros and Hinton 2016 (gains begin at 1), arXiv:1607.06450",

@@ -38,8 +38,17 @@ def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_
     stop_waiting = after_import("torch", watched.begin)
     end = programs.run_program(program)
     stop_waiting()
-    kinds = watched.end(has_failed=end.status != 0)
+    kinds = watched.end(has_failed=end.status != 0, raised=end.raised)
     programs.leave(end, otherwise=int(not kinds.isdisjoint(fail_on)))
+
+
+def _last_words(tracker: OptimizerTracker | None, raised: BaseException | None) -> str | None:
+    """Return what a model was given last that held NaN, where the script died of it."""
+    if tracker is None or raised is None:
+        return None
+    from gradwatch.explain.last_words import last_words
+
+    return last_words(raised)
 
 
 class _Watched:
@@ -59,7 +68,7 @@ class _Watched:
         except Exception:
             logger.warning("gradwatch: this run cannot be watched:", exc_info=True)
 
-    def end(self, *, has_failed: bool) -> set[str]:
+    def end(self, *, has_failed: bool, raised: BaseException | None = None) -> set[str]:
         """Print the summary, and return the kinds of findings."""
         tracker = self._tracker
         if tracker is not None and tracker.is_in_child:
@@ -71,7 +80,9 @@ class _Watched:
                 tracker.end()
             summaries = [] if tracker is None else tracker.summaries
             if tracker is None or tracker.is_first_rank:
-                sys.stderr.write(summary_text(summaries, has_failed=has_failed))
+                sys.stderr.write(
+                    summary_text(summaries, has_failed=has_failed, last_words=_last_words(tracker, raised))
+                )
             return {finding.kind for summary in summaries for finding in summary.findings}
         except Exception:
             logger.warning("gradwatch: the summary failed:", exc_info=True)

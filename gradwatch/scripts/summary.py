@@ -67,18 +67,20 @@ class SummarySink:
         pass
 
 
-def summary_text(summaries: Sequence[SummarySink], *, has_failed: bool = False) -> str:
+def summary_text(summaries: Sequence[SummarySink], *, has_failed: bool = False, last_words: str | None = None) -> str:
     """Return findings or their absence, steps seen, and where the event files are, model by model.
 
     Args:
         summaries: of all models.
         has_failed: the program has ended with a status other than 0, and has said so itself.
+        last_words: what a model was given last, where the program has died of it.
     """
+    end = "" if last_words is None else f"gradwatch: {last_words}\n"
     seen = [summary for summary in summaries if summary.steps]
     if not seen:
-        return NOTHING_YET if has_failed else NOTHING
+        return (NOTHING_YET if has_failed else NOTHING) + end
     lines = [line for summary in seen for line in _lines(summary, is_only=len(seen) == 1)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + end
 
 
 def _lines(summary: SummarySink, *, is_only: bool) -> Iterator[str]:

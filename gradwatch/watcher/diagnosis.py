@@ -15,6 +15,7 @@ import numpy as np
 from gradwatch.detect import Detectors, Incident, IncidentEvent
 from gradwatch.explain.background import Background
 from gradwatch.explain.clues import Fact, clues_of
+from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.findings import Advice, Clue, Finding, Thresholds
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
@@ -50,15 +51,24 @@ class Diagnosis:
         thresholds: what counts as sick.
         clips: whether the run clips its gradients, so that no remedy proposes it.
         guard: takes the faults.
+        losses: what the losses of the run show.
 
     Attributes:
         guard: as given.
     """
 
-    def __init__(self, layers: Layers, thresholds: Thresholds, *, clips: bool, guard: Guard | None = None) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        thresholds: Thresholds,
+        *,
+        clips: bool,
+        guard: Guard | None = None,
+        losses: LossGraph | None = None,
+    ) -> None:
         self.guard = guard or Guard()
         self._layers, self._clips = layers, clips
-        self._detectors, self._background = Detectors(layers, thresholds), Background(layers, self.guard)
+        self._detectors, self._background = Detectors(layers, thresholds), Background(layers, self.guard, losses)
         self._open: dict[str, Finding] = {}  # by detector, as each was when it opened
         self._told: dict[str, Finding] = {}  # by detector, as each was told last
 

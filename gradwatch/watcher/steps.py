@@ -290,7 +290,13 @@ class Steps:
         return track
 
     def _make_track(self) -> OptimizerTrack:
-        diagnosis = Diagnosis(self.layers, self._thresholds, clips=self.policy is not None, guard=self.guard)
+        diagnosis = Diagnosis(
+            self.layers,
+            self._thresholds,
+            clips=self.policy is not None,
+            guard=self.guard,
+            losses=self._origins.losses,
+        )
         return OptimizerTrack(self._tracks_made, diagnosis, None if self.policy is None else self.policy.renew())
 
     def _retire_gone(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from gradwatch import _torch
 from gradwatch.clip import policy_of
+from gradwatch.explain.last_words import last_words
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
@@ -466,6 +468,13 @@ class WatchedLoop:
             return optimizer in self._followed
         return self.owns(parameters_of(optimizer))
 
+    @observing("last words")
+    def say_last_words(self, error: BaseException) -> None:
+        """Log what a module was given that held NaN, where the script dies of ``error`` in a forward pass."""
+        words = last_words(error)
+        if words is not None:
+            logger.error("gradwatch: %s", words)
+
     def _say_what_was_missing(self) -> None:
         if self.steps.count == 0:
             logger.warning(
@@ -508,6 +517,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 @atexit.register
 def _close_open_loops() -> None:
-    """Close what a script has left open, so that it loses nothing."""
-    for loop in list(_open_loops):
+    """Close what a script has left open, so that it loses nothing; say what it died of, once."""
+    error = getattr(sys, "last_value", None)  # of an exception that nobody caught
+    for number, loop in enumerate(list(_open_loops)):
+        if isinstance(error, BaseException) and number == 0:
+            loop.say_last_words(error)
         loop.close()

@@ -100,6 +100,8 @@ class Watcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._loop.say_last_words(error)
         self.close()
 
     def __repr__(self) -> str:

@@ -158,7 +158,7 @@ GAN = nn.ModuleDict({"critic": mlp(nn.LeakyReLU()), "generator": mlp(nn.ReLU())}
          ["optimizer-epsilon", "float32-weights", "bfloat16"]),
         ("exploding", mlp(nn.ReLU()), [0], ["norm overflows"], ["scaled-inputs", "lower-learning-rate"]),
         ("vanishing", mlp(nn.ReLU()), [0], ["softmax of one", "no gradient"], ["softmax-over-classes"]),
-        ("vanishing", mlp(nn.Tanh()), [0], ["given zeros"], ["nonzero-gain"]),
+        ("vanishing", mlp(nn.Tanh()), [0], ["factor of 0"], ["nonzero-gain"]),
         ("nonfinite", mlp(nn.ReLU()), [0], ["diverged"], ["clip-norm"]),
         ("nonfinite", mlp(nn.ReLU()), [0], (), ["clean-data", "safe-log", "safe-sqrt", "safe-division"]),
         ("dead", mlp(nn.ReLU()), [0], (), ["lower-learning-rate", "clip-norm", "scaled-inputs", "leaky-relu"]),
