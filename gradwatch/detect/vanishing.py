@@ -61,6 +61,7 @@ class VanishingState:
         first_losses: mean of the first ten.
         recent_loss: running mean of about ten losses.
         evidence: what the loss can prove.
+        has_learned: whether the recent loss has ever come down to half of the first ones.
         loss_change: the largest distance from the first loss, as a share of it.
     """
 
@@ -77,6 +78,7 @@ class VanishingState:
     losses: int = 0
     first_losses: float = 0.0
     recent_loss: float = 0.0
+    has_learned: bool = False
     loss_change: float = 0.0
     evidence: LossEvidence = field(default_factory=LossEvidence)
 
@@ -285,12 +287,16 @@ class Vanishing(Detector[VanishingState]):
         return FLAT_RATIO if self._state.loss_change <= FLAT else IDLE_RATIO
 
     def _is_idle(self) -> bool:
-        """Return True if the loss stands where it began: neither has it come down, nor has it risen by far."""
+        """Return True if the loss stands where it began: neither has it come down, nor has it risen by far.
+
+        A loss that was half as large at some time has come back because its targets have moved: the run has learned.
+        """
         ours = self._state
         if ours.first_loss is None or ours.first_loss <= 0 or not ours.evidence.measures_progress:
             return False
         begun = max(ours.first_loss, ours.first_losses)  # the first batch may have been an easy one
-        return BEGUN * begun < ours.recent_loss <= RISEN * begun
+        ours.has_learned |= ours.losses >= LOSSES and ours.recent_loss < UNIMPROVED * begun
+        return not ours.has_learned and BEGUN * begun < ours.recent_loss <= RISEN * begun
 
     def _follow_loss(self, loss: float | None) -> None:
         ours = self._state

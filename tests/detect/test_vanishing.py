@@ -49,7 +49,7 @@ from tests.reports import (
 def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the rule
     """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
     first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
-    last_total, fell, seen, signs, early = 0.0, False, [], set(), []
+    last_total, fell, seen, signs, early, learned = 0.0, False, [], set(), [], False
     told = []
     for step in reports:
         if not any(step.measured) or not math.isfinite(step.grad_norm_total):
@@ -79,9 +79,10 @@ def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the 
         if gone:
             told.append({column for column in range(len(layers)) if step.measured[column]})
             continue
-        idle = updates > IDLE_STEPS and first_loss is not None and first_loss > 0 and has_meaning
+        idle = first_loss is not None and first_loss > 0 and has_meaning
         begun = max(first_loss, sum(early) / len(early)) if idle else 0.0
-        idle = idle and BEGUN * begun < recent <= RISEN * begun
+        learned = learned or (idle and len(early) >= LOSSES and recent < UNIMPROVED * begun)
+        idle = idle and updates > IDLE_STEPS and not learned and BEGUN * begun < recent <= RISEN * begun
         flat = all(abs(loss - seen[0]) / (abs(seen[0]) or 1) <= FLAT for loss in seen)
         ratios = slow_faded(step, layers, (FLAT_RATIO if flat else IDLE_RATIO) if idle else DEPTH_RATIO)
         past = {column: before for column, before in past.items() if column in ratios or not step.measured[column]}
@@ -506,10 +507,11 @@ def test_an_actor_that_vanishes_beside_a_critic_is_found_by_itself():
         pytest.param([0.4] + [1.0] * 10 + [0.7] * 29, False, id="comes down after an easy batch"),
         pytest.param([1.0] * 10 + [3.0] * 30, False, id="rises with its targets"),
         pytest.param([1.0, -1.0] * 20, False, id="goes through zero"),
+        pytest.param([1.0] * 10 + [0.1] * 15 + [1.0] * 30, False, id="was learned, and comes back with new targets"),
     ],
 )
 def test_only_a_loss_that_measures_progress_and_stands_still_makes_a_run_idle(losses, is_idle):
-    assert kinds(run_of([[1e-3, 1.0]] * 40, losses)) == ["vanishing"] * is_idle
+    assert kinds(run_of([[1e-3, 1.0]] * len(losses), losses)) == ["vanishing"] * is_idle
 
 
 def test_a_policy_whose_gradient_is_gone_is_not_judged_by_a_loss_that_went_through_zero():
