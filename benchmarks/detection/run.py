@@ -95,7 +95,7 @@ def watched(program, seed: int, with_loss: bool) -> list[tuple[str, str, int]]:
     def hear(finding: gradwatch.Finding) -> None:
         alarms.append((finding.kind, finding.layer, finding.raised_step))
 
-    with gradwatch.watch(training.model, training.optimizers, on_finding=hear) as watcher:
+    with gradwatch.watch(training.model, training.optimizers, find_loss=with_loss, on_finding=hear) as watcher:
         for number in range(training.steps):
             training.step(number, watcher.observe_loss if with_loss else lambda loss: None)
     return alarms

@@ -523,3 +523,28 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     assert not tracker.is_first_rank
     assert tracker.summaries[0].steps == 3
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_operation_of_a_loss_that_failed_is_named_as_a_watched_loop_names_it(tracker):
+    def trained(watcher=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3), nn.Softmax(1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watcher = watcher and watcher(model, optimizer)
+        for step in range(8):
+            x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            if step == 6:
+                model[2].weight.data.mul_(1000)
+            loss = -torch.log(model(x)[torch.arange(16), y]).mean()
+            if watcher:
+                watcher.observe_loss(loss)
+            update(optimizer, loss)
+        return watcher and watcher.findings, optimizer
+
+    _, kept = trained()
+    (found,) = tracker.summaries[0].findings
+    tracker.end()
+    del kept
+    (expected,), _ = trained(lambda *pair: gradwatch.watch(*pair))
+    assert "logarithm of 0" in found.cause
+    assert (found.cause, found.remedies) == (expected.cause, expected.remedies)

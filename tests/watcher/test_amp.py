@@ -32,23 +32,43 @@ def loss_of(model, step):
     return (model(x) - x.sum(1, keepdim=True)).square().mean()
 
 
-def train(make, scaler=None, overflow_at=(), unscale=False, watched=False, steps=STEPS, **options):
+def train(
+    make,
+    scaler=None,
+    overflow_at=(),
+    unscale=False,
+    watched=False,
+    steps=STEPS,
+    *,
+    is_found=False,
+    clip_at=None,
+    **options,
+):
     """(watcher, weights): one loop, with or without a scaler; at ``overflow_at`` the scaled loss overflows."""
     model = net()
     optimizer = make(model.parameters())
-    watcher = gradwatch.watch(model, optimizer, scaler=scaler, **options) if watched else None
+    given = None if is_found else scaler  # found: the loss, too
+    watcher = gradwatch.watch(model, optimizer, scaler=given, **options) if watched else None
     for step in range(steps):
         loss = loss_of(model, step)
-        if watcher is not None:
+        if watcher is not None and not is_found:
             watcher.observe_loss(loss)
         optimizer.zero_grad()
         if scaler is None:
             loss.backward()
             optimizer.step()
             continue
-        (scaler.scale(loss) * (torch.inf if step in overflow_at else 1)).backward()
+        overflow = torch.inf if step in overflow_at else 1.0
+        if is_found:  # in the gradients alone, as on a device: the loss stays what it is
+            handle = model[0].weight.register_hook(lambda gradient, factor=overflow: gradient * factor)
+            scaler.scale(loss).backward()
+            handle.remove()
+        else:
+            (scaler.scale(loss) * overflow).backward()
         if unscale:
             scaler.unscale_(optimizer)
+        if clip_at is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_at)
         scaler.step(optimizer)
         scaler.update()
     if watcher is not None:
@@ -60,11 +80,13 @@ def scaler_of(scale=1024.0):
     return GradScaler("cpu", init_scale=scale)
 
 
+@pytest.mark.parametrize("is_found", [False, True], ids=["given", "found"])
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_figures_are_unscaled(make, unscale):
+def test_figures_are_unscaled(make, unscale, is_found):
     plain, _ = train(make, watched=True, log_every_n_steps=1, layer_scalars=True)
-    scaled, _ = train(make, scaler_of(), unscale=unscale, watched=True, log_every_n_steps=1, layer_scalars=True)
+    options = {"watched": True, "log_every_n_steps": 1, "layer_scalars": True, "is_found": is_found}
+    scaled, _ = train(make, scaler_of(), unscale=unscale, **options)
     for name in (
         "grad_norm",
         "grad_norm_total",
@@ -90,10 +112,20 @@ def test_clipping_is_that_of_unscaled_gradients(make, policy):
     )
 
 
+@pytest.mark.parametrize("make", [OPTIMIZERS["sgd"], OPTIMIZERS["adam"]])
+def test_a_loop_that_clips_after_unscaling_has_its_true_norms_without_naming_its_scaler(make):
+    plain, _ = train(make, watched=True)
+    scaled, _ = train(make, scaler_of(2.0**16), unscale=True, clip_at=1e9, watched=True, is_found=True)
+    np.testing.assert_allclose(scaled.history["grad_norm_total"], plain.history["grad_norm_total"], rtol=1e-4)
+    np.testing.assert_allclose(scaled.history["loss"], plain.history["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_found", [False, True], ids=["given", "found"])
 @pytest.mark.parametrize("on_nonfinite", ["report", "skip", "raise"])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_overflows_are_skipped_steps_and_no_finding(make, on_nonfinite):
-    watcher, weights = train(make, scaler_of(), (0, 1, 5), watched=True, on_nonfinite=on_nonfinite)
+def test_overflows_are_skipped_steps_and_no_finding(make, on_nonfinite, is_found):
+    options = {"watched": True, "on_nonfinite": on_nonfinite, "is_found": is_found}
+    watcher, weights = train(make, scaler_of(), (0, 1, 5), **options)
     assert watcher.findings == []
     assert watcher.history["skipped"].tolist() == [step in (0, 1, 5) for step in range(STEPS)]
     assert np.isfinite(watcher.history["loss"]).all()
