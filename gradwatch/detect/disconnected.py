@@ -61,6 +61,7 @@ class Disconnected(Detector[DisconnectedState]):
     Ownership is looked up at a few updates of a run (``watcher/ownership_survey.py``); all others say nothing.
     ``value`` is how far the layer has moved, 0, and ``threshold`` is 0, too.
     ``Thresholds.stalled_update_ratio`` switches this rule off, because it replaces all of ``stalled``.
+    ``Thresholds.patience`` does not apply: looks are few, and several of them have to agree already.
     """
 
     kind = "stalled"
