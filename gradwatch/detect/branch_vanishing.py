@@ -27,7 +27,7 @@ from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 
-__all__ = ["BranchVanishing"]
+__all__ = ["BranchVanishing", "families_of"]
 
 BRANCH_RATIO = 1e-4  # of the median of the siblings; blocks of healthy stacks differ by less than 100 times
 SIBLINGS = 2  # that have a gradient: one alone may be the odd one
@@ -65,7 +65,7 @@ class BranchVanishing(Detector[BranchVanishingState]):
         self._layers = layers
         self._is_replaced = thresholds.vanishing_norm is not None
         self._healthy = healthy(len(layers))
-        self._families = _families(layers)
+        self._families = families_of(layers, least=SIBLINGS + 1)
         self._blocks = np.array([_block(name) for name in layers.names])
         self._sequences = np.array([_sequence(name) for name in layers.names])
         self._median = np.zeros(len(layers))  # of the siblings of each weight, for explain
@@ -129,8 +129,8 @@ class BranchVanishing(Detector[BranchVanishingState]):
         return bool((report.grad_norm[of_block & report.measured] > 0).any())
 
 
-def _families(layers: Layers) -> list[NDArray[np.int64]]:
-    """Return the columns of weights that are alike but for one index of their names, three or more at a time."""
+def families_of(layers: Layers, least: int) -> list[NDArray[np.int64]]:
+    """Return the columns of weights that are alike but for one index of their names, ``least`` or more at a time."""
     found: dict[tuple[object, ...], list[int]] = {}
     for column in np.flatnonzero(layers.is_weight).tolist():
         name = layers.names[column]
@@ -138,7 +138,7 @@ def _families(layers: Layers) -> list[NDArray[np.int64]]:
             pattern = f"{name[: index.start()]}*{name[index.end() :]}"
             shape = tuple(layers.tensors[column].shape)
             found.setdefault((pattern, layers.owners[column], shape), []).append(column)
-    return [np.array(columns) for columns in found.values() if len(columns) > SIBLINGS]
+    return [np.array(columns) for columns in found.values() if len(columns) >= least]
 
 
 def _block(name: str) -> str:

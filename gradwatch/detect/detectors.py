@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradwatch.detect.branch_vanishing import BranchVanishing
+from gradwatch.detect.bypassed import Bypassed
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.detector import Detector
 from gradwatch.detect.disconnected import Disconnected
@@ -51,7 +52,7 @@ class Detectors:
                 ExplodingAlongDepth(layers, thresholds),
                 Unbounded(layers, thresholds),
             ],
-            [self._vanishing, BranchVanishing(layers, thresholds)],
+            [self._vanishing, BranchVanishing(layers, thresholds), Bypassed(layers, thresholds)],
             [Dead(layers, thresholds)],
             [Saturated(layers, thresholds)],
             [ClearedEarly(thresholds), ClippedWhileScaled(thresholds), Stalled(layers, thresholds)],

@@ -1,0 +1,117 @@
+"""``vanishing`` in branches that a residual path leads past: what lies before them and after them learns, they do not.
+
+What is measured, at sampled updates: the gradient of a weight (root mean square), against the larger gradients of the
+weights before it and of those after it, on a path of the graph, whichever of the two is smaller.
+
+Why no healthy run shows it. A gradient that reaches weights before this one, but not this one, has gone past it. Where
+branches begin at zero, or are scaled by 1e-6 to begin with, their gates learn, and the ratio rises within a few steps.
+As long as it rises, nothing is raised. A weight whose gradient is exactly zero may have been left out (stochastic
+depth) and is not judged. Neither is one of several layers beside each other, of which others learn (experts, of which
+a router sends some no token), nor a layer that has nothing before it (an embedding) or nothing after it (a head).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.detect.branch_vanishing import families_of
+from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
+from gradwatch.detect.wording import times
+from gradwatch.findings import Thresholds
+from gradwatch.measure.layers import Layers
+from gradwatch.measure.report import Floats, StepReport
+
+__all__ = ["Bypassed"]
+
+BYPASSED = 1e-5  # of the weights before and after; a tenth of what fades along depth, because nothing else is faint
+ALIVE = 1e-3  # of the same: a layer beside this one that learns
+PATIENCE = 8  # samples in a row: updates 0 to 30, or eighty steps later in the run
+WAKING = 2.0  # a ratio that has doubled within the patience is waking up
+
+
+@dataclass
+class BypassedState:
+    """The state of ``Bypassed`` across steps.
+
+    Attributes:
+        ratios: (patience − 1, P) the latest ratios of the faint weights, oldest first; NaN where none is faint.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    ratios: Floats
+
+
+class Bypassed(Detector[BypassedState]):
+    """Weights that gradients lead past, on their way to the weights before them.
+
+    ``value`` is the L2 norm of the gradient, ``threshold`` the norm below which the weight is sick: 1e-5 of the largest
+    gradient of the weights before it, or of those after it, whichever is smaller, by root mean square.
+    ``Thresholds.vanishing_norm`` replaces the rule.
+    """
+
+    kind = "vanishing"
+    judges_samples_only = True
+
+    def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
+        self.patience = thresholds.patience or PATIENCE
+        super().__init__(BypassedState(np.full((max(1, self.patience - 1), len(layers)), np.nan)))
+        self._layers = layers
+        self._is_replaced = thresholds.vanishing_norm is not None
+        self._healthy = healthy(len(layers))
+        self._families = families_of(layers, least=2)
+        self._reference = np.zeros(len(layers))  # what each faint weight was compared with, for explain
+
+    def examine(self, report: StepReport) -> DetectorResult | None:
+        after = self._layers.after
+        if self._is_replaced or after is None or not report.sampled or not report.gradients_are_finite:
+            return None
+        size = np.maximum(self._layers.size, 1)
+        ratio = self._ratios(report.grad_norm / np.sqrt(size), self._layers.is_weight & report.measured, after)
+        with np.errstate(invalid="ignore"):
+            sick = ratio <= BYPASSED
+            waking = sick & (ratio > WAKING * self._state.ratios[0])
+        self._state.ratios = np.vstack([self._state.ratios[1:], ratio])
+        if not sick.any():
+            return self._healthy
+        threshold = BYPASSED * self._reference * np.sqrt(size)
+        badness = np.where(sick, -np.log10(np.where(sick, ratio, 1.0)), -1e9)
+        return DetectorResult(sick, badness, report.grad_norm, threshold, mending=waking)
+
+    def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
+        name, norm = self._layers.names[column], float(report.grad_norm[column])
+        usual = float(self._reference[column] * np.sqrt(self._layers.size[column]))
+        measured = (
+            f"The gradient norm of {name} is {norm:.3g} at step {report.step}: per entry {times(usual, norm)} less "
+            f"than those of weights before and after it (normal: up to {1 / BYPASSED:,.0f} times)."
+        )
+        cause = (
+            "Gradients pass this branch on another path: layers before and after it learn, while a gate, a scale or a "
+            "function in it is shut."
+        )
+        return Evidence(measured, (cause,), ("one branch",))
+
+    def _ratios(self, rms: Floats, judged: NDArray[np.bool_], after: NDArray[np.bool_]) -> Floats:
+        """Return (P,) the gradient of each faint weight ÷ what it is compared with; NaN where a weight is not faint."""
+        ratio = np.full(len(rms), np.nan)
+        known = np.where(judged, rms, 0.0)
+        faint = judged & (known > 0) & (known <= BYPASSED * known.max(initial=0.0))
+        for column in np.flatnonzero(faint).tolist():
+            reference = min(known[after[:, column]].max(initial=0.0), known[after[column]].max(initial=0.0))
+            if reference > 0 and not self._has_living_twin(column, known, after, ALIVE * reference):
+                ratio[column], self._reference[column] = known[column] / reference, reference
+        return ratio
+
+    def _has_living_twin(self, column: int, known: Floats, after: NDArray[np.bool_], alive: float) -> bool:
+        """Return True if a weight like this one, which lies beside it, has a gradient of at least ``alive``."""
+        in_series = after[column] | after[:, column]
+        for family in self._families:
+            if column in family:
+                beside = family[~in_series[family] & (family != column)]
+                if (known[beside] >= alive).any():
+                    return True
+        return False
