@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gradwatch.hooks.guard import Guard, observing
+
 __all__ = ["FollowedFunction"]
 
 Enter = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -37,6 +39,9 @@ class FollowedFunction:
         name: the function's name there.
         hides: whether compiled code may call it. The compiler is then told to pass the wrapper by, for which it is
             loaded.
+
+    Attributes:
+        guard: takes the faults of telling, as long as one wrapper is there.
     """
 
     def __init__(self, owner: Any, name: str, *, hides: bool = True) -> None:
@@ -45,6 +50,7 @@ class FollowedFunction:
         self._listeners: list[_Listener] = []
         self._wrappers: dict[Any, Any] = {}  # wrapper of ours that may still be called → what it wraps
         self._thread = threading.local()
+        self.guard = Guard()
 
     def listen(self, enter: Enter, leave: Leave | None = None) -> Callable[[], None]:
         """Call ``leave(enter(args, kwargs), result, has_failed)`` around each call.
@@ -73,6 +79,7 @@ class FollowedFunction:
 
     def _wrap(self) -> None:
         original = getattr(self._owner, self._name)
+        self.guard = Guard()
         begin, end = self._begin, self._end
         if self._hides:
             # code that is compiled calls the function outside of its graphs, and would compile these functions
@@ -82,13 +89,15 @@ class FollowedFunction:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if not self._listeners or getattr(self._thread, "is_within", False):
                 return original(*args, **kwargs)
-            tokens = begin(args, kwargs)
+            self.guard.step += 1
+            tokens = begin(args, kwargs) or []
             result, has_failed = None, True
             try:
                 result = original(*args, **kwargs)
                 has_failed = False
                 return result
             finally:
+                self._thread.is_within = False
                 end(tokens, result, has_failed)
 
         if self._hides:
@@ -101,6 +110,7 @@ class FollowedFunction:
         while (current := getattr(self._owner, self._name)) in self._wrappers:
             setattr(self._owner, self._name, self._wrappers.pop(current))
 
+    @observing("telling that a function is called")
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Leave, Any]]:
         self._thread.is_within = True
         tokens: list[tuple[Leave, Any]] = []
@@ -111,7 +121,7 @@ class FollowedFunction:
                 tokens.append((leave, token))
         return tokens
 
+    @observing("telling that a function has returned")
     def _end(self, tokens: list[tuple[Leave, Any]], result: Any, has_failed: bool) -> None:
-        self._thread.is_within = False
         for leave, token in reversed(tokens):
             leave(token, result, has_failed)
