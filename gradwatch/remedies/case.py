@@ -139,8 +139,13 @@ class Case:
 
     @property
     def touches_input(self) -> bool:
-        """The first layer is among the sick ones and reads numbers; token ids have no scale."""
-        return bool(len(self.layers)) and int(self.layers.order[0]) in self._columns and not self.reads_ids
+        """A sick layer belongs to the module that comes first and reads numbers; token ids have no scale."""
+        if not len(self.layers) or self.reads_ids:
+            return False
+        first = int(self.layers.order[0])
+        return first in self._columns or (
+            self.runs_along_time and self._module(first) in map(self._module, self._columns)
+        )
 
     @property
     def reads_ids(self) -> bool:
@@ -167,6 +172,9 @@ class Case:
             "weight": self.weight or self._where,
             "guard": self._guard,
         }
+
+    def _module(self, column: int) -> str:
+        return self.layers.names[column].rpartition(".")[0]
 
     @property
     def _columns(self) -> Sequence[int]:

@@ -22,9 +22,13 @@ def fitting(case: Case) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_CHOICES[case.kind](case)))
 
 
+# complexity: the causes are independent of each other, and read best in the order in which they are tried
 def _vanishing(case: Case) -> Iterator[str]:
     if "softmax of one" in case.clues:
         yield "softmax-over-classes"
+    if "one branch" in case.clues:  # a gate, a gain or a mask shut it; its siblings learn
+        yield from ("nonzero-gain", "lower-learning-rate")
+        return
     if "factor of 0" in case.clues:
         yield from ("nonzero-gain", "leaky-relu") if case.rectifies else ("nonzero-gain",)
         return
@@ -86,6 +90,7 @@ def _exploding(case: Case) -> Iterator[str]:
         yield from ("lower-learning-rate", "warm-up")
     if {"weights large", "bias far out"} & case.clues:
         yield from _initialisations(case)
+    yield from _exploding_by_shape(case)
     if "norm overflows" in case.clues and not case.reads_ids:  # clipping scales nothing where the norm is Inf
         yield "scaled-inputs"
     if case.can_clip:
@@ -104,6 +109,21 @@ def _exploding(case: Case) -> Iterator[str]:
     yield "warm-up"
     yield from _normalisations(case)
     yield "smaller-batches"
+
+
+def _exploding_by_shape(case: Case) -> Iterator[str]:
+    """Yield what helps against an explosion at birth, or a growth without end, whose reason is seen."""
+    if "grows along depth" in case.clues:  # factors above 1 in each layer
+        yield from _initialisations(case)
+        yield from _normalisations(case)
+        if not case.runs_along_time:
+            yield "depth-scaled"
+    if "update too large" in case.clues:  # the first update of Adam is as long, whatever clips its gradient
+        yield "lower-learning-rate"
+        if case.touches_input:
+            yield "scaled-inputs"
+    if "grows without bound" in case.clues:
+        yield from ("weight-regularisation", "lower-learning-rate")
 
 
 _BEGUN_WRONG = frozenset({"weights small", "weights large", "weights alike", "bias far out"})
