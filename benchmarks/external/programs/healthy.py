@@ -9,7 +9,8 @@ from benchmarks.external.program import External, healthy
 _UPDATES = {
     "examples/mnist": 60, "examples/siamese": 25, "examples/dcgan": 100, "yunjey/deep_residual_network": 15,
     "yunjey/language_model": 12, "zero-to-all/09_2_softmax_mnist": 500, "nlp-tutorial/Word2Vec": 1500,
-    "nlp-tutorial/BERT": 8,
+    "nlp-tutorial/BERT": 8, "PyTorch-GAN/dcgan": 40, "PyTorch-GAN/infogan": 40, "PyTorch-GAN/acgan": 40,
+    "PyTorch-GAN/relativistic_gan": 40, "PyTorch-GAN/sgan": 40, "nlp-tutorial/Transformer": 12,
 }  # fmt: skip
 """Program → updates: fewer where one takes long, more where a run learns slowly."""
 
@@ -17,6 +18,9 @@ _OLD_TORCH = "It was written for an early torch: it raises at its first update."
 _NOT_RUN = {
     "morvan/401_CNN": "It passes an argument that scikit-learn has dropped: it raises at its first update.",
     "morvan/406_conditional_GAN": _OLD_TORCH,
+    "PyTorch-GAN/softmax_gan": _OLD_TORCH,
+    "PyTorch-GAN/bgan": "A name in it is not defined: it raises.",
+    "PyTorch-GAN/dragan": "A name in it is not defined: it raises.",
     "zero-to-all/11_1_toy_inception_mnist": _OLD_TORCH,
     "zero-to-all/13_2_rnn_classification": _OLD_TORCH,
     "examples/regression": "It updates its weights by itself, without an optimizer.",
