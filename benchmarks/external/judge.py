@@ -49,12 +49,12 @@ def reason_not_counted(program: External, bare: BareRun | None) -> str:
     """Return why a program does not count; ``""`` if it does. Decided before the watched run."""
     if program.not_run or program.cannot_show:
         return program.not_run or program.cannot_show
-    if bare is None:
-        return "It makes no update here."
-    if is_proven(program, bare):
+    if bare is not None and is_proven(program, bare):
         return ""
-    if not program.truth.kinds:
-        return "It does not train here."
     if program.suite == "GRIST":
         return "GRIST does not find a failing input in the time given."
+    if bare is None:
+        return "It makes no update here."
+    if not program.truth.kinds:
+        return "It does not train here."
     return "Its fault does not show here: the loss comes down, and no gradient is zero or NaN."
