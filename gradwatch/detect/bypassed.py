@@ -28,7 +28,7 @@ from gradwatch.measure.report import Floats, StepReport
 __all__ = ["Bypassed"]
 
 BYPASSED = 1e-5  # of the weights before and after; a tenth of what fades along depth, because nothing else is faint
-ALIVE = 1e-3  # of the same: a layer beside this one that learns
+ALIVE = 1e-4  # of the same: a layer beside this one that learns; queries and keys fade to 1e-5 where values do not
 PATIENCE = 8  # samples in a row: updates 0 to 30, or eighty steps later in the run
 WAKING = 2.0  # a ratio that has doubled within the patience is waking up
 
@@ -64,6 +64,7 @@ class Bypassed(Detector[BypassedState]):
         self._is_replaced = thresholds.vanishing_norm is not None
         self._healthy = healthy(len(layers))
         self._families = families_of(layers, least=2)
+        self._parents = np.array([name.rsplit(".", 2)[0] for name in layers.names])
         self._reference = np.zeros(len(layers))  # what each faint weight was compared with, for explain
 
     def examine(self, report: StepReport) -> DetectorResult | None:
@@ -109,6 +110,8 @@ class Bypassed(Detector[BypassedState]):
     def _has_living_twin(self, column: int, known: Floats, after: NDArray[np.bool_], alive: float) -> bool:
         """Return True if a weight like this one, which lies beside it, has a gradient of at least ``alive``."""
         in_series = after[column] | after[:, column]
+        if (known[(self._parents == self._parents[column]) & ~in_series] >= alive).any():
+            return True
         for family in self._families:
             if column in family:
                 beside = family[~in_series[family] & (family != column)]
