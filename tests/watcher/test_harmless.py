@@ -44,6 +44,19 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 1))
 
 
+class Ailing(nn.Sequential):
+    """A model in which a dead unit and flat entries can be found; ``Thresholds`` make findings of the other kinds."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.GELU(),
+            nn.Linear(8, 1),
+        )  # fmt: skip
+        with torch.no_grad():
+            self[0].bias[0] = -100
+            self[3].bias.fill_(5)
+
+
 class Cnn(nn.Sequential):
     def __init__(self):
         super().__init__(
@@ -110,6 +123,7 @@ MODELS = {
     "tied": Tied,
     "unused": Unused,
 }
+AILING = {"ailing": Ailing}
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
@@ -127,14 +141,14 @@ ZOO = [
 def made(model, optimizer):
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
-    model = MODELS[model]()
+    model = {**MODELS, **AILING}[model]()
     return model, OPTIMIZERS[optimizer](model.parameters())
 
 
-def train(model, optimizer, steps=STEPS, watcher=None, spoil=(), lose=(), seesaw=1):
+def train(model, optimizer, steps=STEPS, watcher=None, spoil=(), lose=(), seesaw=(1, 1)):
     """A plain loop that draws from all three random generators; ``spoil`` steps see a NaN, ``lose`` observe one.
 
-    Every other observed loss is multiplied by ``seesaw``.
+    The observed losses are multiplied by the two factors of ``seesaw`` in turn.
     """
     for step in range(steps):
         x = torch.randn(8, 6) + random.random() + float(np.random.rand())
@@ -142,7 +156,7 @@ def train(model, optimizer, steps=STEPS, watcher=None, spoil=(), lose=(), seesaw
             x[0, 0] = torch.nan
         loss = (model(x) - 1).square().mean()
         if watcher is not None:
-            watcher.observe_loss(loss * (torch.nan if step in lose else seesaw ** (step % 2)))
+            watcher.observe_loss(loss * (torch.nan if step in lose else seesaw[step % 2]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -314,9 +328,19 @@ def test_an_exception_in_the_loop_closes_and_flushes(where, tmp_path):
 # (c) no fault of gradwatch's own stops the training
 
 LONG = 30
-SICK = {"spoil": (28, 29), "lose": (14,), "seesaw": 5}
+SICK = {
+    "spoil": (28, 29),
+    "lose": (14,),
+    "seesaw": (0.001, 0.005),  # so small that the updates may have made each jump; unstable asks for that
+}
 SENSITIVE = Thresholds(
-    vanishing_norm=1e9, exploding_growth=1.001, stalled_update_ratio=1e9, unstable_jump=1e-9, patience=1
+    vanishing_norm=1e9,
+    exploding_growth=1.001,
+    dead_share=1e-9,
+    saturated_share=1e-9,
+    stalled_update_ratio=1e9,
+    unstable_jump=1e-9,
+    patience=1,
 )
 EXEMPT = {
     "Watcher.observe_loss",  # users call it; what it calls is made to fail instead
@@ -335,8 +359,8 @@ NEEDED = {
     "HostCopy.__init__", "HostCopy.read", "OptimizerTrack.columns", "OptimizerTrack.use", "StepReport.__init__",
     *(f"{sink}.{verb}" for sink in ("TensorBoard", "JsonLines", "Memory", "Log")
       for verb in ("write_row", "write_finding")),
-    *(f"{detector}.{verb}" for detector in ("NonFiniteLoss", "NonFiniteGradient", "Exploding", "Vanishing", "Stalled",
-                                            "Unstable") for verb in ("examine", "explain")),
+    *(f"{detector}.{verb}" for detector in ("NonFiniteLoss", "NonFiniteGradient", "Exploding", "Vanishing", "Dead",
+                                            "Saturated", "Stalled", "Unstable") for verb in ("examine", "explain")),
 }  # fmt: skip
 
 
@@ -346,7 +370,7 @@ class InjectedError(Exception):
 
 def long_run(log_dir, clip=None, around=lambda loop: loop(), sinks=None):
     """30 steps in which every kind of finding opens, under every sink; ``around`` runs the loop."""
-    model, optimizer = made("mlp", "adam")
+    model, optimizer = made("ailing", "adam")
     sinks = [Memory(), JsonLines(log_dir / "run.jsonl")] if sinks is None else sinks
     watcher = gradwatch.watch(
         model, optimizer, clip=clip, log_dir=log_dir, thresholds=SENSITIVE, sinks=sinks, **EVERYTHING
@@ -437,7 +461,7 @@ def break_(monkeypatch, owner, name, *, once=False):
 
 @functools.cache
 def bits_of_an_unwatched_run():
-    model, optimizer = made("mlp", "adam")
+    model, optimizer = made("ailing", "adam")
     train(model, optimizer, LONG, spoil=SICK["spoil"])
     return bits(left_by(model, optimizer))
 
@@ -468,6 +492,11 @@ def assert_warned_once(caplog, faults):
     assert len(warnings) == 1 or len(faults) > 1  # one fault, one warning
 
 
+def test_every_kind_of_finding_opens_in_the_run(tmp_path):
+    watcher, _, _ = long_run(tmp_path)
+    assert {finding.kind for finding in watcher.findings} == set(gradwatch.findings.KINDS)
+
+
 def test_every_function_that_the_issue_names_is_made_to_fail():
     assert set(CALLED) >= NEEDED
     assert {"scale_", "Measurement.clip_"} <= set(CALLED_BY_CLIPPING)
@@ -476,7 +505,7 @@ def test_every_function_that_the_issue_names_is_made_to_fail():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLED)
 def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch, caplog, tmp_path):
-    model, optimizer = made("mlp", "adam")
+    model, optimizer = made("ailing", "adam")
     sinks = [Memory(), JsonLines(tmp_path / "run.jsonl")]
     watcher = gradwatch.watch(model, optimizer, log_dir=tmp_path, thresholds=SENSITIVE, sinks=sinks, **EVERYTHING)
     faults = break_(monkeypatch, *CALLED[name])
