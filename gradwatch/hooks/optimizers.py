@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from gradwatch import _torch
 from gradwatch.hooks.guard import Guard, observing, otherwise
 
-__all__ = ["StepHooks", "keep_alive", "learning_rate_of", "parameters_of"]
+__all__ = ["StepHooks", "keep_alive", "learning_rates_of", "parameters_of"]
 
 
 class Before(Protocol):
@@ -43,13 +43,11 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def learning_rate_of(optimizer: Optimizer) -> float | None:
-    """Return the largest of its groups' rates; None where one has none, or where one must wait for it."""
+def learning_rates_of(optimizer: Optimizer) -> tuple[float, ...]:
+    """Return the rate of each group; none where one has none, or where one must wait for it."""
     rates = [group.get("lr") for group in optimizer.param_groups]
     are_at_hand = [isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.is_cpu) for rate in rates]
-    if not rates or not all(are_at_hand):
-        return None
-    return max(float(rate) for rate in rates if rate is not None)
+    return tuple(float(rate) for rate in rates if rate is not None) if all(are_at_hand) else ()
 
 
 def _enter_plainly(hooks: StepHooks, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:

@@ -47,7 +47,7 @@ class StepPlan:
         figures: names of ``gradwatch.measure.report.LAYER_FIGURES`` to measure.
         entries: whether to take entries for histograms.
         has_scaler: a gradient scaler skips the update by itself where a gradient is not finite.
-        already_clipped, uncleared, emptied, learning_rate: as in ``StepReport``.
+        already_clipped, uncleared, emptied, learning_rates: as in ``StepReport``.
         was_changed_while_scaled: the loop changed the gradients while a loss scale was in them.
     """
 
@@ -62,7 +62,7 @@ class StepPlan:
     uncleared: int = 0
     emptied: int = 0
     was_changed_while_scaled: bool = False
-    learning_rate: float | None = None
+    learning_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,8 @@ class Measurement:
             sampled=self._is_sampled,
             figures={name: columns.place(values) for name, values in arrived.figures.items()},
             weight_nonfinite=self._weight_nonfinite,
-            learning_rate=plan.learning_rate,
+            learning_rate=max(plan.learning_rates, default=None),
+            learning_rates=plan.learning_rates,
             ownership=self._ownership,
             entries=self._entries,
         )

@@ -143,6 +143,7 @@ class StepReport:
         weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
             was not finite, else None.
         learning_rate: the largest of the optimizer's groups, None where it has none.
+        learning_rates: that of each group; empty where it has none.
         origin: where a NaN or Inf of this step came from.
         uncleared: updates in a row, this one included, whose gradients still held those of the update before.
         emptied: updates in a row before which, after their backward pass, gradients were cleared or changed.
@@ -171,6 +172,7 @@ class StepReport:
     figures: Mapping[str, Floats] = field(default_factory=dict)
     weight_nonfinite: NDArray[np.int64] | None = None
     learning_rate: float | None = None
+    learning_rates: tuple[float, ...] = ()
     origin: Origin | None = None
     uncleared: int = 0
     emptied: int = 0

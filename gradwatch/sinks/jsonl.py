@@ -43,6 +43,7 @@ class JsonLines:
             grad_norm_clipped_total=report.grad_norm_clipped_total,
             loss=report.loss,
             learning_rate=report.learning_rate,
+            learning_rates=list(report.learning_rates),
             skipped_steps=row.skipped_steps,
             grad_norm=dict(zip(report.layers, report.grad_norm.tolist(), strict=True)),
             grad_norm_highest=dict(zip(report.layers, row.highest.tolist(), strict=True)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ _PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
 
 
 _ALL = {**_PER_LAYER, **_PER_STEP}
+_PER_GROUP = "learning_rates"
 
 
 class History:
@@ -46,7 +48,8 @@ class History:
     ``history["nonfinite"]`` (S, P) counts; every name of ``gradwatch.measure.report.LAYER_FIGURES`` (S, P), NaN at
     steps where it was not measured. ``history["grad_norm_total"]``, ``["grad_norm_clipped_total"]``, ``["loss"]``,
     ``["learning_rate"]`` (the largest of the optimizer's groups), ``["skipped"]``, ``["already_clipped"]`` (figures
-    of that step are after the loop's own clipping) and ``["optimizer"]`` are (S,). ``keys()`` names them all.
+    of that step are after the loop's own clipping) and ``["optimizer"]`` are (S,). ``["learning_rates"]`` is (S, G),
+    the rate of each group, NaN where an optimizer has fewer than G. ``keys()`` names them all.
     Every array is a copy.
 
     Args:
@@ -62,6 +65,7 @@ class History:
         self.layers = layers
         self._length, self._seen = length, 0
         self._rings: dict[str, NDArray[np.generic]] = {}
+        self._rates: deque[tuple[float, ...]] = deque(maxlen=length)
 
     def append(self, report: StepReport) -> None:
         """Take in one step; the oldest falls out once ``length`` are held."""
@@ -75,6 +79,7 @@ class History:
                     width = (len(self.layers),) if name in _PER_LAYER else ()
                     ring = self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)
                 ring[at] = value_of(report)
+        self._rates.append(report.learning_rates)
         self._seen += 1
 
     @property
@@ -83,7 +88,7 @@ class History:
 
     def keys(self) -> tuple[str, ...]:
         """Return the names that ``history[name]`` takes."""
-        return tuple(_ALL)
+        return (*_ALL, _PER_GROUP)
 
     def layer(self, name: str) -> dict[str, NDArray[np.generic]]:
         """Return (S,) for each figure of one layer.
@@ -119,14 +124,23 @@ class History:
         return min(self._seen, self._length)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
+        if name == _PER_GROUP:
+            return self._learning_rates()
         if name not in _ALL:
-            raise KeyError(f"history[{name!r}]: expected one of {', '.join(_ALL)}.{_near_misses(name, tuple(_ALL))}")
+            known = self.keys()
+            raise KeyError(f"history[{name!r}]: expected one of {', '.join(known)}.{_near_misses(name, known)}")
         dtype, absent, _ = _ALL[name]
         if name not in self._rings:
             width = (len(self.layers),) if name in _PER_LAYER else ()
             return np.full((len(self), *width), absent, dtype=dtype)
         ring = self._rings[name]
         return ring[: self._seen].copy() if self._seen <= self._length else np.roll(ring, -self._seen, axis=0)
+
+    def _learning_rates(self) -> NDArray[np.generic]:
+        rates = np.full((len(self), max(map(len, self._rates), default=0)), np.nan)
+        for row, groups in zip(rates, self._rates, strict=True):
+            row[: len(groups)] = groups
+        return rates
 
     def __repr__(self) -> str:
         return f"History({len(self)} steps, {len(self.layers)} layers)"

@@ -186,6 +186,9 @@ class TensorBoard:
             yield f"{prefix}loss{which}", report.loss
         if report.learning_rate is not None:
             yield f"{prefix}learning_rate{which}", report.learning_rate
+        if len(report.learning_rates) > 1:
+            for group, rate in enumerate(report.learning_rates):
+                yield f"{prefix}learning_rate{which}/group_{group}", rate
         for statistic in self._tags:
             figure = report.grad_norm if statistic == "grad_norm" else row.figures.get(statistic)
             if figure is None:

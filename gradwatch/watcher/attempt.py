@@ -22,7 +22,7 @@ class Attempt(NamedTuple):
         scale: () a loss scale that the gradients still hold, or None.
         has_scaler: whether a gradient scaler leaves the update out by itself where a gradient is not finite.
         scaler: the scaler, where it is known.
-        learning_rate: the largest of its groups, None where it has none.
+        learning_rates: that of each group; empty where it has none.
     """
 
     optimizer: Optimizer | None
@@ -31,4 +31,4 @@ class Attempt(NamedTuple):
     scale: Tensor | None = None
     has_scaler: bool = False
     scaler: GradScaler | None = None
-    learning_rate: float | None = None
+    learning_rates: tuple[float, ...] = ()

@@ -362,7 +362,7 @@ class Steps:
             uncleared=order.uncleared,
             emptied=order.emptied,
             was_changed_while_scaled=is_changed and self._was_changed_while_scaled(attempt),
-            learning_rate=attempt.learning_rate,
+            learning_rates=attempt.learning_rates,
         )
         scale_at_end = None if at_end is None else _scale_at_end(attempt)
         return Measurement(plan, self.layers, columns, gradients, losses, attempt.scale, at_end, scale_at_end)
@@ -409,7 +409,7 @@ class Steps:
         """Return the latest update of each optimizer that was made of a finite loss. Waits for the device."""
         made = [(optimizer, track.last_made) for optimizer, track in self._tracks.items()]
         return [
-            LastUpdate(optimizer, last.plan.step, last.gradient_norms(), last.plan.learning_rate)
+            LastUpdate(optimizer, last.plan.step, last.gradient_norms(), max(last.plan.learning_rates, default=None))
             for optimizer, last in made
             if last is not None and (last.loss is None or math.isfinite(last.loss))
         ]

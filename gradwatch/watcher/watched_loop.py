@@ -20,7 +20,7 @@ from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
 from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, roots_of_backward
-from gradwatch.hooks.optimizers import StepHooks, keep_alive, learning_rate_of, parameters_of
+from gradwatch.hooks.optimizers import StepHooks, keep_alive, learning_rates_of, parameters_of
 from gradwatch.hooks.scalers import follow_scale, follow_scaler_step, follow_unscale, scaler_call
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
@@ -213,7 +213,7 @@ class WatchedLoop:
             _torch.scale_left_on(optimizer) if scale is None else scale,
             _torch.uses_scaler(optimizer) or (scaler is not None and scaler.is_enabled()),
             scaler,
-            learning_rate_of(optimizer),
+            learning_rates_of(optimizer),
         )
         self.steps.begin(attempt, again=again)
 

@@ -39,6 +39,7 @@ def test_a_row_is_one_object(path):
             "grad_norm_clipped_total": 5.0,
             "loss": 0.25,
             "learning_rate": None,
+            "learning_rates": [],
             "skipped_steps": 2,
             "grad_norm": {"w0": 3.0, "w1": 4.0},
             "grad_norm_highest": {"w0": 3.0, "w1": 8.0},

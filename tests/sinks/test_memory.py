@@ -148,7 +148,7 @@ def test_history_names_its_figures_and_near_misses():
     assert all(len(history[name]) == 1 for name in history.keys())  # noqa: SIM118 (no mapping)
     with pytest.raises(KeyError, match="Did you mean grad_norm"):
         history["grad_nrom"]
-    with pytest.raises(KeyError, match=r"expected one of grad_norm, nonfinite, .*already_clipped\.'?\"?$"):
+    with pytest.raises(KeyError, match=r"expected one of grad_norm, nonfinite, .*learning_rates\.'?\"?$"):
         history["?"]
     with pytest.raises(KeyError, match=r"history.layer\('w'\).*Did you mean w"):
         history.layer("w")
@@ -158,6 +158,14 @@ def test_history_gives_the_figures_of_one_layer():
     history = history_of(run_of([[1.0, 2.0], [3.0, 4.0]]), 4)
     assert history.layer("w1")["grad_norm"].tolist() == [2.0, 4.0]
     assert set(history.layer("w1")) == {"grad_norm", "nonfinite", *LAYER_FIGURES}
+
+
+def test_history_keeps_the_rate_of_each_group():
+    reports = [report([1.0], 0, learning_rates=(0.5, 0.1)), report([1.0], 1), report([1.0], 2, learning_rates=(0.2,))]
+    expected = [[0.5, 0.1], [NAN, NAN], [0.2, NAN]]
+    np.testing.assert_array_equal(history_of(reports, 4)["learning_rates"], expected)
+    np.testing.assert_array_equal(history_of(reports, 2)["learning_rates"], [[NAN], [0.2]])
+    assert History(("w0",), 2)["learning_rates"].shape == (0, 0)
 
 
 def test_history_keeps_the_learning_rate():

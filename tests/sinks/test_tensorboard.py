@@ -200,6 +200,12 @@ def test_a_row_says_what_happened_to_the_whole_run_since_the_last(tmp_path):
     np.testing.assert_array_equal(make_ndarray(event.tensor_proto), np.float32([[0.1], [9.0]]))
 
 
+def test_the_rates_of_several_groups_are_scalars_too(tmp_path):
+    events = written(tmp_path, [report([1.0], 0, learning_rate=0.5, learning_rates=(0.5, 0.25))])
+    assert series(events, "learning_rate/group_0") == [(0, 0.5)]
+    assert series(events, "learning_rate/group_1") == [(0, 0.25)]
+
+
 def test_loss_and_learning_rate_are_scalars_of_their_own(tmp_path):
     reports = [report([1.0], 0, loss=0.5, learning_rate=0.25), report([1.0], 1)]
     events = written(tmp_path / "own", reports)

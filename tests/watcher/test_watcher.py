@@ -283,6 +283,18 @@ def test_a_resumed_run_finds_what_the_uncut_one_finds(cut, tmp_path):
     torch.testing.assert_close(model.state_dict(), whole.state_dict(), rtol=0, atol=0, equal_nan=True)
 
 
+def test_each_group_has_its_own_learning_rate():
+    model = net()
+    first, *others = model.parameters()
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": others, "lr": 0.25}], lr=0.5)
+    with gradwatch.watch(model, optimizer) as watcher:
+        train(model, optimizer, 2)
+        optimizer.param_groups[0]["lr"] = 0.125
+        train(model, optimizer, 1)
+    np.testing.assert_array_equal(watcher.history["learning_rates"], [[0.5, 0.25], [0.5, 0.25], [0.125, 0.25]])
+    np.testing.assert_array_equal(watcher.history["learning_rate"], [0.5, 0.5, 0.25])
+
+
 def test_a_state_of_another_model_is_refused():
     state = watched_run(3)[0].state_dict()
     with gradwatch.watch(nn.Linear(2, 1)) as watcher, pytest.raises(ValueError, match="another model"):
