@@ -105,8 +105,11 @@ class Layers:
 
     @cached_property
     def resolution(self) -> NDArray[np.float64]:
-        """(P,) half of the spacing of each tensor's number format at 1: a smaller share of an entry is rounded away."""
-        return _read_only(np.array([torch.finfo(tensor.dtype).eps / 2 for tensor in self.tensors], dtype=np.float64))
+        """(P,) half of the spacing of each tensor's number format at 1: a smaller share of an entry is rounded away.
+
+        It is 0 for whole numbers (Keras keeps its seeds as such parameters), which never have a gradient.
+        """
+        return _read_only(np.array([_resolution_of(tensor.dtype) for tensor in self.tensors], dtype=np.float64))
 
     def format_of(self, column: int) -> str:
         """Return the name of the number format of a column: ``"bfloat16"``."""
@@ -115,6 +118,10 @@ class Layers:
     def column(self, tensor: Tensor) -> int | None:
         """Return the column of ``tensor``, None where it is not watched."""
         return self._column.get(id(tensor))
+
+
+def _resolution_of(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2 if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
 def of_model(

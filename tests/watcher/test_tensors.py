@@ -331,6 +331,21 @@ def test_hooks_of_a_lazy_module_come_off_whether_or_not_it_was_used():
 
 
 @pytest.mark.parametrize("place", ["whole model", "one layer"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_a_parameter_of_whole_numbers_is_not_measured_and_disturbs_nothing(dtype, caplog):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model.seed = nn.Parameter(torch.ones(2, dtype=dtype), requires_grad=False)
+    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=0.01)
+    with gradwatch.watch(model, optimizer, clip=1.0) as watcher:
+        for _ in range(25):
+            model(torch.ones(8, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(watcher.history) == 25
+    assert np.isnan(watcher.history["grad_norm"][:, watcher.history.layers.index("seed")]).all()
+    assert "a fault in gradwatch" not in caplog.text
+
+
 def test_tensors_on_the_meta_device_are_refused_by_name(place):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1, device="meta"))
     model = model.to("meta") if place == "whole model" else model
