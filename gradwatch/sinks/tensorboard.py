@@ -22,7 +22,7 @@ from gradwatch import _torch
 from gradwatch.event_files import format
 from gradwatch.findings import Finding
 from gradwatch.hooks.logger import logger
-from gradwatch.measure.report import Floats
+from gradwatch.measure.report import Floats, StepReport
 from gradwatch.sinks import Row, is_update
 from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.tags import layer_tags
@@ -184,11 +184,8 @@ class TensorBoard:
         prefix = "" if self._directory is not None else format.PREFIX  # a writer's owner may have a "loss", too
         if report.loss is not None:
             yield f"{prefix}loss{which}", report.loss
-        if report.learning_rate is not None:
-            yield f"{prefix}learning_rate{which}", report.learning_rate
-        if len(report.learning_rates) > 1:
-            for group, rate in enumerate(report.learning_rates):
-                yield f"{prefix}learning_rate{which}/group_{group}", rate
+        for group, rate in _rates(report):
+            yield f"{prefix}learning_rate{which}{group}", rate
         for statistic in self._tags:
             figure = report.grad_norm if statistic == "grad_norm" else row.figures.get(statistic)
             if figure is None:
@@ -222,6 +219,14 @@ class TensorBoard:
         metadata = None if tag in self._described else _METADATA
         self._described.add(tag)
         return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
+
+
+def _rates(report: StepReport) -> Iterator[tuple[str, float]]:
+    """Yield the largest rate, and that of each group where there are several, with the end of its tag."""
+    if report.learning_rate is not None:
+        yield "", report.learning_rate
+    if len(report.learning_rates) > 1:
+        yield from ((f"/group_{group}", rate) for group, rate in enumerate(report.learning_rates))
 
 
 def _layout(tags: Sequence[str]) -> dict[str, dict[str, list[str | list[str]]]]:

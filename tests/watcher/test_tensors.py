@@ -330,7 +330,6 @@ def test_hooks_of_a_lazy_module_come_off_whether_or_not_it_was_used():
         assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
-@pytest.mark.parametrize("place", ["whole model", "one layer"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
 def test_a_parameter_of_whole_numbers_is_not_measured_and_disturbs_nothing(dtype, caplog):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
@@ -346,6 +345,7 @@ def test_a_parameter_of_whole_numbers_is_not_measured_and_disturbs_nothing(dtype
     assert "a fault in gradwatch" not in caplog.text
 
 
+@pytest.mark.parametrize("place", ["whole model", "one layer"])
 def test_tensors_on_the_meta_device_are_refused_by_name(place):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1, device="meta"))
     model = model.to("meta") if place == "whole model" else model
