@@ -57,7 +57,7 @@ class Detectors:
             [Saturated(layers, thresholds)],
             [ClearedEarly(thresholds), ClippedWhileScaled(thresholds), Stalled(layers, thresholds)],
             [Disconnected(layers, thresholds), Unmoved(layers, thresholds)],
-            [NeverCleared(thresholds), Unstable(thresholds)],
+            [NeverCleared(thresholds), Unstable(layers, thresholds)],
         ]
         tracked = [[IncidentTracker(detector, layers) for detector in row] for row in rules]
         self._trackers = [tracker for row in tracked for tracker in row]

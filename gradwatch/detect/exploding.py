@@ -36,6 +36,7 @@ IN_A_ROW = 3
 DISPLACED = 2.0  # times its own norm that an update moves a weight by; healthy first updates reach 1.9
 LONGEST_PROVEN = 16  # steps for which the bound of ``may_wait`` holds
 COME_DOWN = 0.5  # a loss that has halved since its peak has settled: a catapult at the edge of stability, one bad batch
+BEYOND_DATA = 1e3  # times its first values, and the loss at which the evidence began: whoever made it rise, it suffers
 WORSE = 0.5  # share by which the loss must have risen since the evidence began; after a change of task it only falls
 
 
@@ -102,9 +103,10 @@ class Exploding(Detector[ExplodingState]):
     By default a layer is sick above its margin once it has gathered ``EVIDENCE`` decades, while the total has evidence
     too and the loss, if observed, has risen: a run whose loss falls while its gradients grow is leaving a plateau.
     Where the evidence took several steps, the loss must have gone on rising: under a change of task both leap once. A
-    norm that overflows is sick at once. Where no loss is observed, more evidence is asked for, or that layer and total
-    outgrow the largest of their first steps by 1e4. ``Thresholds.exploding_growth`` replaces all this by its literal
-    meaning.
+    rise that came with the data counts only if it is a thousandfold, from its first values and since the evidence
+    began. A norm that overflows is sick at once. Where no loss is observed, more evidence is asked for, or that layer
+    and total outgrow the largest of their first steps by 1e4. ``Thresholds.exploding_growth`` replaces all this by its
+    literal meaning.
     """
 
     kind = "exploding"
@@ -129,6 +131,7 @@ class Exploding(Detector[ExplodingState]):
         known = self._state.count[:-1] > 0
         deviation = self._learn(report.step, norm, margin, asks=suffers is None)[:-1]
         goes_on = self._goes_on(report.step, report.loss)
+        suffers = self._is_beyond_data(report.loss) if suffers is False else suffers
         self._take_level(suffers)
         self._note_displacement(report)
         overflow = np.isinf(report.grad_norm)
@@ -289,6 +292,16 @@ class Exploding(Detector[ExplodingState]):
         if ours.evidence_of_loss.measures_progress or runs_away(ours.loss, report.loss):
             return suffers
         return None
+
+    def _is_beyond_data(self, loss: float | None) -> bool:
+        """Return True if, while the evidence gathered, the loss has risen further than any change of the data.
+
+        The updates need not have made such a rise: the loss itself may multiply, while the loop clips its gradients.
+        """
+        ours = self._state
+        if loss is None or ours.loss_at_onset is None or ours.evidence[-1] <= 0:
+            return False
+        return loss > BEYOND_DATA * max(ours.loss.largest, abs(ours.loss_at_onset))
 
     def _margin(self) -> Floats:
         return np.maximum(MARGIN, SPREADS * self._state.spread)

@@ -170,7 +170,7 @@ class ExplodingAlongDepth(Detector[ExplodingAlongDepthState]):
     def _course(self, report: StepReport, column: int, rise: Rise) -> str:
         if rise.steady < STEADY_OF_RISE:
             return "Activations grow in one layer: it is passed many times, or its weights are far too large."
-        each = 10 ** (rise.decades / len(rise.columns))
+        each = 10 ** min(rise.decades / len(rise.columns), 300.0)
         layers = count_of(len(rise.columns), "layer", "layers")
         return f"Activations are multiplied layer after layer: by {each:.3g} each, over {layers}."
 
@@ -205,7 +205,9 @@ class ExplodingAlongDepth(Detector[ExplodingAlongDepthState]):
         if not (rise.steady >= STEADY or is_slow or is_inner):
             return None
         self._rise = rise
-        return self._result(rise.columns, rms / rms[rise.first], self._limit(rise))
+        with np.errstate(over="ignore", invalid="ignore"):
+            growth = rms / rms[rise.first]
+        return self._result(rise.columns, growth, self._limit(rise))
 
     def _limit(self, rise: Rise) -> float:
         """Return the growth that is still normal under the part of the rule that found ``rise``."""

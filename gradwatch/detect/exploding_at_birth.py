@@ -173,9 +173,9 @@ class ExplodingAtBirth(Detector[ExplodingAtBirthState]):
         ours = self._state
         ours.moved, ours.start, ours.promise = moved, start, math.nan
         if start.loss is not None:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # a gradient of 0 whose update is Inf promises nothing
                 promises = start.gradients * moved * self._sizes(start.norms) / start.loss
-            ours.promise = float(np.max(promises[far]))
+            ours.promise = float(np.max(np.nan_to_num(promises[far], nan=0.0, posinf=np.inf)))
         return True
 
     def _start_of_update(self, report: StepReport) -> UpdateStart | None:

@@ -108,11 +108,12 @@ class LossEvidence:
         ratio, size = report.figures.get("update_ratio"), report.figures.get("weight_norm")
         if not report.sampled or ratio is None or size is None:
             return
-        length = ratio * size
+        with np.errstate(over="ignore", invalid="ignore"):
+            length = ratio * size
         known = np.isfinite(length) & np.isfinite(report.grad_norm)
         gradient = float(np.linalg.norm(report.grad_norm[known]))
         used = report.grad_norm_clipped_total
-        if gradient > 0 and math.isfinite(used) and used > 0:
+        if gradient > 0 and math.isfinite(report.grad_norm_total) and math.isfinite(used) and used > 0:
             share = gradient / report.grad_norm_total
             moved = float(np.linalg.norm(length[known])) / share
             self.lengths = [*self.lengths[1 - SAMPLES :], moved]

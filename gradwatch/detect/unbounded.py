@@ -102,7 +102,8 @@ class Unbounded(Detector[UnboundedState]):
             return None
         ours = self._state
         ours.sizes = np.where(np.isnan(ours.sizes), np.fmax(norms, ordinary_norms(self._layers)), ours.sizes)
-        growth = np.where(self._layers.is_weight, np.nan_to_num(norms / ours.sizes, nan=0.0), 0.0)
+        with np.errstate(invalid="ignore"):  # a norm may overflow
+            growth = np.where(self._layers.is_weight, np.nan_to_num(norms / ours.sizes, nan=0.0), 0.0)
         grown = growth >= GROWN
         stretch = float(np.log10(growth[grown]).sum())
         self._is_idle = self._grows_idly(report, stretch)
@@ -149,7 +150,7 @@ class Unbounded(Detector[UnboundedState]):
         now, first = (abs(ours.loss), ours.first_loss) if has_loss else (report.grad_norm_total, ours.first_total)
         if not (0 < first < math.inf and 0 < now < math.inf):
             return False
-        flight = math.log10(now / first)
+        flight = math.log10(now) - math.log10(first)
         ours.farthest = max(ours.farthest, flight)
         is_highest = flight >= ours.farthest - AT_ITS_HIGHEST
         least, together = (STRETCHED, TOGETHER) if has_loss else (STRETCHED_UNSEEN, TOGETHER_UNSEEN)

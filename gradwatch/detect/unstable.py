@@ -4,6 +4,12 @@ A jump is one that the update before it can have made (``loss_evidence``). That 
 jump because the next batch is a harder one, or because the targets have moved. A jump is also large. It is compared
 with the first loss, because near convergence a healthy loss jumps by many times its own, tiny, level. And it is
 compared with the jumps of the same run that came with the data, because the first batch may have been an easy one.
+A loss below zero is a likelihood, or a gain: its zero means nothing, so a jump is compared with all that was gained.
+
+And the updates are large: an update that overshoots moves some weight by a good part of its norm. At sane rates a
+weight moves by a thousandth, and by up to a fiftieth in small networks. There a loss jumps because its batches differ,
+as in Q-learning, whose first loss says nothing of what is to come. Where updates overshoot, some weight moves by 0.2 to
+100 times its norm. A network that diverges at smaller updates does not jump: its weights, or its losses, grow.
 """
 
 from __future__ import annotations
@@ -13,15 +19,21 @@ import statistics
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy, whole_run
 from gradwatch.detect.loss_evidence import LossEvidence
 from gradwatch.findings import Thresholds
+from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import StepReport
 
 __all__ = ["Unstable"]
 
 WINDOW = 40  # steps in which jumps are counted
 JUMPS = 6  # upward jumps among them: a spike is one, a schedule's restart is one, a bad data shard a few
+MOVED = 0.03  # of its norm, by which an update that overshoots moves some weight, at the least
+SAMPLES = 3  # measured updates that this is taken from
+HORIZON = 30  # losses that the mean is of, which says how much a loss below zero has gained
 JUMP = 1.0  # a jump is as large as the whole loss was at first, and as those that come with the data
 
 
@@ -32,6 +44,10 @@ class UnstableState:
     Attributes:
         first: the first loss.
         last: the latest loss.
+        mean: running mean of the loss.
+        lowest: the lowest that this mean has been.
+        count: losses so far.
+        moved: the largest share of its norm that a weight was moved by, of the last three measured updates.
         rose: whether the latest loss was above the one before it.
         jumps: for each of the last 40 changes, the jump as a multiple of the first loss; 0 where it is none.
         limits: the smallest multiple that would have been one.
@@ -39,10 +55,14 @@ class UnstableState:
         evidence: what the loss can prove.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     first: float | None = None
     last: float = 0.0
+    mean: float = 0.0
+    lowest: float = 0.0
+    count: int = 0
+    moved: list[float] = field(default_factory=list)
     rose: bool = False
     jumps: list[float] = field(default_factory=list)
     limits: list[float] = field(default_factory=list)
@@ -54,15 +74,17 @@ class Unstable(Detector[UnstableState]):
     """Upward jumps of the loss that the updates can have made, again and again.
 
     ``value`` is the largest such jump in the last 40 steps, as a multiple of the first loss, and ``threshold`` the
-    multiple from which on it counts: 1, or the median of the rises that the updates cannot have made, where that is
-    larger. A loss that changes sign (policy gradients, adversarial games) is no distance and is not judged.
+    multiple from which on it counts: 1, or, where that is larger, the median of the rises that the updates cannot have
+    made, or all that a loss below zero has gained. A loss that changes sign (policy gradients, adversarial games) is no
+    distance and is not judged. Nor is a run whose latest updates moved no weight by 0.03 of its norm.
     """
 
     kind = "unstable"
     covers_whole_run = True
 
-    def __init__(self, thresholds: Thresholds) -> None:
+    def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
         super().__init__(UnstableState())
+        self._layers = layers
         self._jump = thresholds.unstable_jump or JUMP
         self.patience = thresholds.patience or 1
         self._healthy = healthy(1)
@@ -70,14 +92,17 @@ class Unstable(Detector[UnstableState]):
     def examine(self, report: StepReport) -> DetectorResult | None:
         loss, ours = report.loss, self._state
         reach = ours.evidence.take_in(report)
+        self._note_movement(report)
         if loss is None or not math.isfinite(loss):
             return None
         if ours.first is None:
-            ours.first = ours.last = loss
+            ours.first = ours.last = ours.mean = ours.lowest = loss
+            ours.count = 1
             return None
         self._take_change(loss - ours.last, reach.rise)
         ours.last = loss
-        if self._count() < JUMPS or not ours.evidence.measures_progress:
+        are_large = not ours.moved or max(ours.moved) >= MOVED
+        if self._count() < JUMPS or not ours.evidence.measures_progress or not are_large:
             return self._healthy
         return whole_run(True, *self._largest())
 
@@ -107,12 +132,25 @@ class Unstable(Detector[UnstableState]):
         scale = abs(ours.first or 0.0)
         if not ours.rose and reach >= rise > limit * scale > 0:
             beyond = [each for each in ours.beyond if each > 0]
-            limit *= max(1.0, statistics.median(beyond) / scale if beyond else 0.0)
+            gained = (ours.first or 0.0) - ours.lowest  # above zero that is at most the first loss
+            limit *= max(scale, gained, statistics.median(beyond) if beyond else 0.0) / scale
             jump = rise / scale if rise > limit * scale else 0.0
         ours.jumps = [*ours.jumps[1 - WINDOW :], jump]
         ours.limits = [*ours.limits[1 - WINDOW :], limit]
         ours.beyond = [*ours.beyond[1 - WINDOW :], max(0.0, rise - reach)]
         ours.rose = rise > 0
+        ours.count += 1
+        ours.mean += (ours.last + rise - ours.mean) / min(ours.count, HORIZON)
+        ours.lowest = min(ours.lowest, ours.mean)
+
+    def _note_movement(self, report: StepReport) -> None:
+        """Keep the largest share of its norm that a measured update moved a weight by."""
+        ratio = report.figures.get("update_ratio")
+        if ratio is None or not report.sampled or report.skipped:
+            return
+        known = ratio[self._layers.is_weight & np.isfinite(ratio)]
+        if len(known):
+            self._state.moved = [*self._state.moved[1 - SAMPLES :], float(known.max())]
 
     def _count(self) -> int:
         return sum(jump > 0 for jump in self._state.jumps)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gradwatch.detect import loss_level
 from gradwatch.detect.exploding import (
+    BEYOND_DATA,
     COME_DOWN,
     DISPLACED,
     EVIDENCE,
@@ -73,17 +74,27 @@ def slow_loss_suffers(losses, reaches):
     return suffers
 
 
+def slow_largest(losses):
+    """The largest of the first ten finite losses at each step, without those that have run away by then."""
+    first, count, told = [], 0, []
+    for loss in losses:
+        if loss is not None and math.isfinite(loss):
+            count += 1
+            if count <= loss_level.FIRST_STEPS and (not first or abs(loss) < loss_level.RUNAWAY * max(first)):
+                first.append(abs(loss))
+        told.append(max(first, default=0))
+    return told
+
+
 def slow_suffers(reports):
     """Whether the loss suffers at each step; None where there is none, or where it has been on both sides of zero."""
     losses = [step.loss for step in reports]
     suffers = slow_loss_suffers(losses, slow_reaches(reports))
-    first = []
+    largest = slow_largest(losses)
     for place, loss in enumerate(losses):
         seen = [each for each in losses[: place + 1] if each is not None]
-        if loss is not None and math.isfinite(loss) and (not first or abs(loss) < loss_level.RUNAWAY * max(first)):
-            first += [abs(loss)] * (len([each for each in seen if math.isfinite(each)]) <= loss_level.FIRST_STEPS)
         is_signed = any(each < 0 for each in seen) and any(each > 0 for each in seen)
-        runs_away = loss is not None and (not math.isfinite(loss) or -loss > loss_level.RUNAWAY * max(first, default=0))
+        runs_away = loss is not None and (not math.isfinite(loss) or -loss > loss_level.RUNAWAY * largest[place])
         if is_signed and not runs_away:
             suffers[place] = None
     return suffers
@@ -91,13 +102,13 @@ def slow_suffers(reports):
 
 def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
     """The default rule: for each step the onset of each sick layer, None where the step says nothing."""
-    suffering = slow_suffers(reports)
+    suffering, largest = slow_suffers(reports), slow_largest([step.loss for step in reports])
     count = len(reports[0].grad_norm)
     seen, level, spread, evidence, onset, peak, outgrown = ([0.0] * (count + 1) for _ in range(7))
     first_logs = [[] for _ in range(count + 1)]
     told = []
     loss_at_onset, peak_since, goes_on, first_total, has_level, displaced = None, 0.0, False, 0.0, False, False
-    for step, suffers in zip(reports, suffering, strict=True):
+    for step, suffers, largest_loss in zip(reports, suffering, largest, strict=True):
         if any(step.nonfinite > 0):
             told.append(None)
             continue
@@ -130,6 +141,8 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
         elif step.loss is not None and loss_at_onset is not None:
             worse = not step.loss - loss_at_onset <= WORSE * abs(loss_at_onset)
             goes_on = goes_on or worse or step.loss < 0
+        if suffers is False and loss_at_onset is not None and evidence[count] > 0:
+            suffers = step.loss > BEYOND_DATA * max(largest_loss, abs(loss_at_onset))
         is_over = False
         if step.loss is not None and math.isfinite(step.loss):
             peak_since = max(peak_since, step.loss)
@@ -425,6 +438,19 @@ def test_without_a_loss_an_early_leap_is_an_explosion_only_where_an_update_displ
         figures = {"update_ratio": np.full(2, moved), "weight_norm": np.ones(2)}
         run = [report(row, step, sampled=step % 10 == 0, figures=figures) for step, row in enumerate(rows)]
         assert kinds(run) == expected
+
+
+@pytest.mark.parametrize(("factor", "is_sick"), [(5.0, True), (1.5, False)])
+def test_a_loss_that_multiplies_without_end_is_exploding_whoever_makes_it_rise(factor, is_sick):
+    """The updates are tiny: the loop clips its gradients, and the loss is multiplied at every step."""
+    sizes = [1.0] * 20 + [factor**step for step in range(1, 10)]
+    figures = {"update_ratio": np.array([1e-6]), "weight_norm": np.array([1.0])}
+    clipped = {"grad_norm_clipped_total": 1e-6}
+    run = [
+        report([size], step, size, sampled=step % 10 == 0, figures=figures, **clipped)
+        for step, size in enumerate(sizes)
+    ]
+    assert [finding.kind for finding in findings(run)] == ["exploding"] * is_sick
 
 
 def test_a_catapult_that_has_come_down_is_no_explosion():

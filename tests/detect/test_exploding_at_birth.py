@@ -458,3 +458,11 @@ def test_other_precisions_show_the_same(dtype):
     inputs, targets = torch.randn(64, 32, dtype=dtype), torch.randn(64, 1, dtype=dtype)
     loss_of = lambda _: nn.functional.mse_loss(model(inputs), targets)
     assert train(model, SGD(model.parameters(), 0.01), loss_of, 2)[0].kind == "exploding"
+
+
+def test_an_infinite_update_of_a_weight_without_a_gradient_warns_of_nothing():
+    """Its promise would be 0 · Inf; numpy's warnings are errors in the tests, as they are under ``python -W error``."""
+    figures = {"update_ratio": np.array([np.inf, 0.1]), "weight_norm": np.array([1.0, 1.0])}
+    run = [report([0.0, 1.0], step, 1.0, sampled=True, figures=figures) for step in range(3)]
+    told = examine_all(ExplodingAtBirth(table(2), Thresholds()), run)
+    assert [result is not None and bool(result.sick.any()) for result in told] == [False] * 3

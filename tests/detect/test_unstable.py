@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradwatch
-from gradwatch.detect.unstable import JUMP, JUMPS, WINDOW, Unstable
+from gradwatch.detect.unstable import HORIZON, JUMP, JUMPS, MOVED, SAMPLES, WINDOW, Unstable
 from gradwatch.findings import Thresholds
 from tests.detect.test_loss_evidence import moving_run, slow_reaches
-from tests.reports import INF, NAN, examine_all, findings, kinds, report, run_of, times
+from tests.reports import INF, NAN, examine_all, findings, kinds, report, run_of, table, times
 
 
 def reports_of(losses):
@@ -20,12 +20,15 @@ def reports_of(losses):
 
 def slow_unstable(reports):
     """The default rule: for each step (sick, largest jump if it is), None where the step says nothing."""
-    told, jumps, beyond = [], [], []
+    told, jumps, beyond, means, moved = [], [], [], [], []
     first = last = None
     negative = positive = False
     before = 0.0
     for step, reach in zip(reports, slow_reaches(reports), strict=True):
         loss = step.loss
+        if step.sampled and not step.skipped:
+            ratios = [float(each) for each in step.figures.get("update_ratio", ()) if math.isfinite(each)]
+            moved += [max(ratios)] if ratios else []
         if loss is None or not math.isfinite(loss):
             negative, positive = negative or loss == -INF, positive or loss == INF
             told.append(None)
@@ -33,6 +36,7 @@ def slow_unstable(reports):
         negative, positive = negative or loss < 0, positive or loss > 0
         if first is None:
             first = last = loss
+            means.append(loss)
             told.append(None)
             continue
         rise, last = loss - last, loss
@@ -40,19 +44,21 @@ def slow_unstable(reports):
         past = [each for each in beyond[-WINDOW:] if each > 0]
         if past:
             limit = max(limit, JUMP * float(np.median(past)))
+        limit = max(limit, JUMP * (first - min(means)))
         if first != 0 and before <= 0 and limit < rise <= reach.rise:
             jump = rise / abs(first)
         jumps.append(jump)
         beyond.append(max(0.0, rise - reach.rise))
         before = rise
+        means.append(means[-1] + (loss - means[-1]) / min(len(means) + 1, HORIZON))
         recent = [each for each in jumps[-WINDOW:] if each > 0]
-        is_sick = len(recent) >= JUMPS and not (negative and positive)
+        is_sick = len(recent) >= JUMPS and not (negative and positive) and (not moved or max(moved[-SAMPLES:]) >= MOVED)
         told.append((is_sick, max(recent) if is_sick else 0.0))
     return told
 
 
 def vectorised(reports):
-    told = examine_all(Unstable(Thresholds()), reports)
+    told = examine_all(Unstable(table(1), Thresholds()), reports)
     return [None if result is None else (bool(result.sick[0]), float(result.value[0])) for result in told]
 
 
@@ -173,6 +179,20 @@ def test_a_jump_must_stand_out_from_those_that_the_data_makes():
     assert kinds(reports_of(losses)) == ["unstable"]  # no update was measured: nobody can tell
 
 
+@pytest.mark.parametrize(("ratio", "is_sick"), [(0.031, True), (0.029, False)])
+def test_updates_that_move_no_weight_far_overshoot_nothing(ratio, is_sick):
+    figures = {"update_ratio": np.array([ratio]), "weight_norm": np.array([1e4])}  # so that their reach is long
+    run = [report([1.0], step, loss, sampled=step % 10 == 0, figures=figures) for step, loss in enumerate(LEAPING)]
+    assert kinds(run) == ["unstable"] * is_sick
+
+
+def test_a_likelihood_jumps_by_less_than_it_has_gained():
+    """It begins close to zero, by accident, and falls to -4, from where single batches throw it back by 1."""
+    losses = [-0.01 - 0.1 * step for step in range(40)] + [-4.0, -3.0] * 30
+    assert kinds(reports_of(losses)) == []
+    assert kinds(reports_of(losses[:40] + [-9.0, 0.0] * 30)) == ["unstable"]  # all that was gained is lost again
+
+
 # --- whole runs
 
 
@@ -239,6 +259,25 @@ def test_a_second_stage_whose_first_batch_was_easy_is_quiet(seed):
 
     second = torch.optim.Adam(model.parameters(), lr=1e-4)
     assert train(model, second, draw, nn.functional.cross_entropy, 300) == []
+
+
+def test_a_likelihood_of_narrow_targets_is_quiet():
+    """Its loss begins at -0.008, and falls to -4; what a batch undoes of that is many times its first value."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 2))
+    x = torch.rand(1024, 1) * 4 - 2
+    y = 0.01 * torch.sin(3 * x) + 0.0005 * torch.randn_like(x)
+
+    def draw(step):
+        chosen = torch.randint(1024, (64,))
+        return x[chosen], y[chosen]
+
+    def loss_of(outputs, targets):
+        mean, log_deviation = outputs.chunk(2, 1)
+        return (log_deviation + 0.5 * ((targets - mean) * (-log_deviation).exp()).square()).mean()
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    assert "unstable" not in train(model, optimizer, draw, loss_of, 300)
 
 
 def test_heavy_tailed_targets_in_batches_of_one_are_quiet():
