@@ -70,7 +70,7 @@ class _LayerActivations:
         output: () L2 norm of what its module returned, or of a part of it, and the number of entries of that part.
         silent: (units,) whether the rectifier after the layer was flat on every input of each unit.
         saturated: () shares of entries at which the other functions after the layer were flat, one for each call.
-        gates: the same of functions whose result is a factor.
+        gates: the same of functions whose result is a factor, and of those in the loss.
         is_output: no module with parameters came after it.
     """
 
@@ -90,7 +90,7 @@ class _LayerActivations:
         return [] if self.is_output else self.saturated
 
     def output_shares(self) -> list[Tensor]:
-        """Return the shares of flat entries of gates, and of the last function of the model."""
+        """Return the shares of flat entries of gates, of functions in the loss, and of the last one of the model."""
         return [*(self.saturated if self.is_output else ()), *self.gates]
 
 
@@ -127,9 +127,13 @@ class Activations:
 
     @observing("activations: loss")
     def observe_loss(self, loss: Tensor) -> None:
-        """Take the loss before its backward pass: its graph holds the functions after the last module."""
+        """Take the loss before its backward pass: its graph holds the functions after the last module.
+
+        Those that no layer comes after belong to the loss. A rectifier there is a hinge: where it is flat, the loss is
+        satisfied, and no unit is dead. A squashing function there counts as the last one of the model.
+        """
         if self._undo and loss.grad_fn is not None:
-            self._examine([loss.grad_fn])
+            self._examine([loss.grad_fn], of_loss=upstream_nodes([loss.grad_fn], MADE_BY, NODES))
 
     @observing("activations: taking")
     def take(self) -> Figures:
@@ -204,25 +208,28 @@ class Activations:
                 tensor.grad_fn.metadata[MADE_BY] = _Maker(column, self._units)  # type: ignore[index]
 
     @without_collecting
-    def _examine(self, outputs: Sequence[Any]) -> None:
+    def _examine(self, outputs: Sequence[Any], of_loss: Sequence[Any] = ()) -> None:
         """Find the activation functions upstream of ``outputs``, and note where they are flat."""
         nodes = upstream_nodes(outputs, SEEN, NODES)
+        after_layers = set(of_loss)
         found = [(node, maker) for node in filter(may_be_activation, nodes) if (maker := _maker_of(node)) is not None]
         asked = [(node, functools.partial(_rows, units=maker.units)) for node, maker in found]
         gates = _factors(nodes)
         for flat in flat_entries(asked):
             for place, figure in zip(flat.places, _by_call(flat), strict=True):
                 node, maker = found[place]
-                self._note(maker.column, figure, is_rectifier=flat.kind == "rectifier", is_gate=node in gates)
+                if flat.kind != "rectifier":
+                    self._note(maker.column, figure, is_last=node in gates or node in after_layers)
+                elif node not in after_layers:
+                    self._note_silent(maker.column, figure)
 
-    def _note(self, column: int, figure: Tensor, *, is_rectifier: bool, is_gate: bool) -> None:
-        layer = self._now.get(column)
-        if layer is None:
-            return
-        if is_rectifier:
+    def _note_silent(self, column: int, figure: Tensor) -> None:
+        if (layer := self._now.get(column)) is not None:
             layer.add_silent(figure)
-        else:
-            (layer.gates if is_gate else layer.saturated).append(figure)
+
+    def _note(self, column: int, figure: Tensor, *, is_last: bool) -> None:
+        if (layer := self._now.get(column)) is not None:
+            (layer.gates if is_last else layer.saturated).append(figure)
 
 
 def _by_call(flat: FlatEntries) -> Sequence[Tensor]:

@@ -316,6 +316,31 @@ def test_functions_that_the_loop_calls_belong_to_the_layer_before():
     assert math.isnan(shares["first.weight"])
 
 
+@pytest.mark.parametrize("hinge", [F.relu, lambda margin: margin.clamp(min=0)])
+@pytest.mark.parametrize("two_heads", [False, True])
+def test_a_hinge_that_is_satisfied_is_no_dead_unit(hinge, two_heads):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"trunk": nn.Linear(8, 16), "head": nn.Linear(16, 1), "other": nn.Linear(16, 1)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(150):
+            x = batch(step)
+            x[:, 0] = 3 * x[:, 0].sign()
+            optimizer.zero_grad()
+            hidden = model["trunk"](x).relu()
+            loss = hinge(1 - x[:, :1].sign() * model["head"](hidden)).mean()
+            if two_heads:
+                loss = loss + 0.1 * (model["other"](hidden) - x[:, 1:2]).square().mean()
+            watcher.observe_loss(loss)
+            loss.backward()
+            optimizer.step()
+        shares = watcher.history["dead_share"]
+    assert loss < 0.1
+    assert of_kind(watcher, "dead") == []
+    assert np.isfinite(shares[:, 0]).any()  # those after the trunk are units
+    assert np.isnan(shares[:, 2:]).all()
+
+
 def test_of_a_recurrence_each_call_counts():
     torch.manual_seed(0)
     model = nn.ModuleDict({"cell": nn.Linear(4, 4), "head": nn.Linear(4, 1)})
