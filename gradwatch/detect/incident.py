@@ -139,7 +139,7 @@ class IncidentTracker:
             due &= ~result.mending
         incident = self._state.open
         if incident is None:
-            return [self._open(report, result, due)] if due.any() else []
+            return [self._open(report, result, due)] if self._may_open(result, due) else []
         return self._go_on(incident, report, result, due)
 
     def state(self) -> dict[str, Any]:
@@ -164,6 +164,18 @@ class IncidentTracker:
         known = True if self.detector.covers_whole_run else report.measured
         ours.streak = np.where(result.sick, ours.streak + 1, np.where(known, 0, ours.streak))
         self._has_streaks = bool(ours.streak.any())
+
+    def _may_open(self, result: DetectorResult, due: NDArray[np.bool_]) -> bool:
+        """Return True if anything is due: a weight, which the finding is to be named after, where one is sick.
+
+        Biases alone wait for a weight for as long again as the patience.
+        """
+        if self.detector.covers_whole_run or not due.any():
+            return bool(due.any())
+        is_weight = self._layers.is_weight
+        if due[is_weight].any() or not result.sick[is_weight].any():
+            return True
+        return bool(self._state.streak[due].max() >= 2 * self.detector.patience)
 
     def _open(self, report: StepReport, result: DetectorResult, due: NDArray[np.bool_]) -> IncidentEvent:
         columns = [int(column) for column in np.flatnonzero(due)]

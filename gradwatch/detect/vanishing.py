@@ -31,6 +31,8 @@ FLAT_RATIO = 1e-2  # ... and this in one whose loss has not moved at all
 FLAT = 1e-3  # share of its first value within which such a loss has stayed
 BEGUN = 0.95  # share of its first value that the loss of a run that learns has come below
 RISEN = 2.0  # times its first values: a loss that has doubled does not stand still, whatever else it does
+CLIMBED = 1.1  # times its first values: so does one that once rose by a tenth, unless that is the noise of its batches
+NOISES = 2.0  # mean changes of the loss: a mean of ten leaves its level by a fifth of one, so chance does not come here
 IDLE_STEPS = 10  # steps before a run is called idle; with the patience it is found within 25
 LOSSES = 10  # that the recent loss is a mean of
 STIRRING = 1.25  # an idle run's ratio that rose by this much within the patience is on its way
@@ -63,9 +65,13 @@ class VanishingState:
         evidence: what the loss can prove.
         has_learned: whether the recent loss has ever come down to half of the first ones.
         loss_change: the largest distance from the first loss, as a share of it.
+        last_loss: the latest finite loss.
+        way: the sum of the distances between each finite loss and the next.
+        ways: how many these are.
+        has_climbed: whether the recent loss has ever risen above the first ones by more than the noise of batches.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     ratios: Floats
     has_ratios: bool = False
@@ -80,6 +86,10 @@ class VanishingState:
     recent_loss: float = 0.0
     has_learned: bool = False
     loss_change: float = 0.0
+    last_loss: float | None = None
+    way: float = 0.0
+    ways: int = 0
+    has_climbed: bool = False
     evidence: LossEvidence = field(default_factory=LossEvidence)
 
 
@@ -290,13 +300,19 @@ class Vanishing(Detector[VanishingState]):
         """Return True if the loss stands where it began: neither has it come down, nor has it risen by far.
 
         A loss that was half as large at some time has come back because its targets have moved: the run has learned.
+        One that has climbed (the errors of a critic grow with the returns of an actor that learns) measures the task,
+        not the progress, and where it stands later tells nothing.
         """
         ours = self._state
         if ours.first_loss is None or ours.first_loss <= 0 or not ours.evidence.measures_progress:
             return False
         begun = max(ours.first_loss, ours.first_losses)  # the first batch may have been an easy one
-        ours.has_learned |= ours.losses >= LOSSES and ours.recent_loss < UNIMPROVED * begun
-        return not ours.has_learned and BEGUN * begun < ours.recent_loss <= RISEN * begun
+        if ours.losses >= LOSSES:
+            noise = ours.way / max(ours.ways, 1)
+            ours.has_learned |= ours.recent_loss < UNIMPROVED * begun
+            ours.has_climbed |= ours.recent_loss > max(CLIMBED * begun, begun + NOISES * noise)
+        stands = BEGUN * begun < ours.recent_loss <= RISEN * begun
+        return stands and not ours.has_learned and not ours.has_climbed
 
     def _follow_loss(self, loss: float | None) -> None:
         ours = self._state
@@ -306,6 +322,10 @@ class Vanishing(Detector[VanishingState]):
         if math.isfinite(loss) and ours.losses < LOSSES:
             ours.losses += 1
             ours.first_losses += (loss - ours.first_losses) / ours.losses
+        if math.isfinite(loss):
+            if ours.last_loss is not None:
+                ours.way, ours.ways = ours.way + abs(loss - ours.last_loss), ours.ways + 1
+            ours.last_loss = loss
         if ours.first_loss is None:
             ours.first_loss = ours.recent_loss = loss
         elif math.isfinite(loss):

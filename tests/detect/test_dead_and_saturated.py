@@ -17,7 +17,9 @@ def a_run(seed):
     losses = [float(np.exp(-0.05 * step * falls) + 0.05 * random.random()) for step in range(60)]
     if random.random() < 0.2:
         losses = None
-    reports = run_of([(1.0, 1.0, 1.0)] * 60, losses)
+    if random.random() < 0.2 and losses:
+        losses[30] = -losses[30]
+    reports = run_of(10.0 ** random.uniform(-1.5, 0, (60, 3)), losses)
     level = random.random(3)
     for step, report in enumerate(reports):
         if step % 3 == 1:
@@ -42,16 +44,21 @@ def twin_of_saturated(reports, at):
         return None
     past = reports[: at + 1]
     losses = [report.loss for report in past if report.loss is not None]
-    stays = bool(losses) and np.mean(losses[-10:]) >= 0.9 * np.mean(losses[:3])
+    stays = bool(losses) and min(losses) > 0 and np.mean(losses[-10:]) >= 0.9 * np.mean(losses[:3])
     sick = []
+    passed = lambda report, column: (
+        report.grad_norm[column] / max(report.grad_norm[column + 1 :]) if column < 2 else NAN
+    )
     for column in range(3):
         of = lambda name, report, column=column: report.figures.get(name, [NAN] * 3)[column]
         sampled = [r for r in past if {"saturated_share", "saturated_output_share"} & set(r.figures)]
         hidden = [of("saturated_share", report) for report in sampled]
         output = [of("saturated_output_share", report) >= 0.8 for report in sampled]
-        is_trained = any(share < 0.5 for share in hidden)
+        steep = [report for report, share in zip(sampled, hidden, strict=True) if share < 0.5]
+        is_trained = bool(steep)
+        has_faded = not (steep and passed(past[-1], column) > 0.1 * passed(steep[-1], column))
         long_output = len(output) >= 10 and all(output[-10:])
-        sick.append((hidden[-1] >= 0.8 and (not is_trained or stays)) or (long_output and stays))
+        sick.append((hidden[-1] >= 0.8 and (not is_trained or (stays and has_faded))) or (long_output and stays))
     return sick
 
 

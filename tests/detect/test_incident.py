@@ -1,9 +1,15 @@
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwatch.detect import CLEAR_STEPS
+from gradwatch.detect.detector import DetectorResult
+from gradwatch.detect.incident import IncidentTracker
+from gradwatch.detect.vanishing import Vanishing
 from gradwatch.findings import Thresholds
+from gradwatch.measure.layers import of_tensors
 from gradwatch.watcher import checkpoint
 from tests.reports import NAN, diagnosis, events, findings, kinds, random_walks, report, run_of, table
 
@@ -155,6 +161,33 @@ def test_other_layers_after_a_pause_have_a_finding_of_their_own():
 def test_the_worst_layer_gives_its_name():
     (finding,) = findings(run_of([[0.5, 0.1, 0.3]] * 2), LITERAL)
     assert (finding.layer, finding.layers) == ("w1", ("w0", "w1", "w2"))
+
+
+@pytest.mark.parametrize(
+    ("bias", "weight", "raised"),
+    [
+        ("xxxxxx", ".xxxxx", [("w", 2)]),  # a step after the bias
+        ("xxxxxx", "......", [("b", 1)]),  # never
+        ("xxxxxx", "x.x.x.", [("b", 1)]),  # it is healthy at the step at which the bias is due
+        ("xxxxxx", ".x.x.x", [("b", 2)]),  # the same, a step later
+    ],
+)
+def test_a_bias_waits_for_a_weight_that_is_sick_to_give_its_name(bias, weight, raised):
+    layers = of_tensors({"b": torch.zeros(2), "w": torch.zeros(2, 2)})
+    norm = {"x": SICK, ".": HEALTHY}
+    rows = [[norm[each] for each in step] for step in zip(bias, weight, strict=True)]
+    found = findings(run_of(rows), LITERAL, layers)
+    assert [(finding.layer, finding.raised_step) for finding in found] == raised
+
+
+def test_a_bias_waits_no_longer_for_a_weight_that_keeps_mending_than_the_patience_again():
+    layers = of_tensors({"b": torch.zeros(2), "w": torch.zeros(2, 2)})
+    tracker = IncidentTracker(Vanishing(layers, LITERAL), layers)
+    both, norm = np.ones(2, dtype=bool), np.full(2, SICK)
+    result = DetectorResult(both, norm, norm, norm, mending=layers.is_weight)
+    opened = [tracker.advance(report([SICK, SICK], step), result) for step in range(6)]
+    assert [len(each) for each in opened] == [0, 0, 0, 1, 0, 0]
+    assert opened[3][0].incident.layer == "b"
 
 
 def test_the_finding_shows_three_remedies_and_carries_all():

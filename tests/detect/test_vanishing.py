@@ -12,6 +12,7 @@ import gradwatch
 from gradwatch.detect.vanishing import (
     BEGUN,
     CLIFF,
+    CLIMBED,
     DEPTH_RATIO,
     FIRST_STEPS,
     FLAT,
@@ -20,6 +21,7 @@ from gradwatch.detect.vanishing import (
     IDLE_RATIO,
     IDLE_STEPS,
     LOSSES,
+    NOISES,
     PATIENCE,
     RECOVERING,
     RISEN,
@@ -50,6 +52,7 @@ def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the 
     """The default rules: for each step the columns that are sick and do not recover, None where it says nothing."""
     first_total, first_loss, recent, updates, past = 0.0, None, None, 0, {}
     last_total, fell, seen, signs, early, learned = 0.0, False, [], set(), [], False
+    finite, climbed = [], False
     told = []
     for step in reports:
         if not any(step.measured) or not math.isfinite(step.grad_norm_total):
@@ -60,7 +63,8 @@ def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the 
         updates += 1
         if step.loss is not None:
             signs |= {step.loss > 0} if step.loss and not math.isnan(step.loss) else set()
-            early += [step.loss] * (math.isfinite(step.loss) and len(early) < LOSSES)
+            finite += [step.loss] * math.isfinite(step.loss)
+            early = finite[:LOSSES]
         has_meaning = signs != {True, False}
         if first_loss is None:
             first_loss = recent = step.loss
@@ -82,7 +86,11 @@ def slow_vanishing(reports, layers):  # one long loop on purpose: a twin of the 
         idle = first_loss is not None and first_loss > 0 and has_meaning
         begun = max(first_loss, sum(early) / len(early)) if idle else 0.0
         learned = learned or (idle and len(early) >= LOSSES and recent < UNIMPROVED * begun)
-        idle = idle and updates > IDLE_STEPS and not learned and BEGUN * begun < recent <= RISEN * begun
+        noise = sum(abs(b - a) for a, b in itertools.pairwise(finite)) / max(len(finite) - 1, 1)
+        over = max(CLIMBED * begun, begun + NOISES * noise)
+        climbed = climbed or (idle and len(early) >= LOSSES and recent > over)
+        idle = idle and updates > IDLE_STEPS and not learned and not climbed
+        idle = idle and BEGUN * begun < recent <= RISEN * begun
         flat = all(abs(loss - seen[0]) / (abs(seen[0]) or 1) <= FLAT for loss in seen)
         ratios = slow_faded(step, layers, (FLAT_RATIO if flat else IDLE_RATIO) if idle else DEPTH_RATIO)
         past = {column: before for column, before in past.items() if column in ratios or not step.measured[column]}
@@ -506,6 +514,8 @@ def test_an_actor_that_vanishes_beside_a_critic_is_found_by_itself():
         pytest.param([0.4] + [1.0] * 39, True, id="stands still after an easy batch"),
         pytest.param([0.4] + [1.0] * 10 + [0.7] * 29, False, id="comes down after an easy batch"),
         pytest.param([1.0] * 10 + [3.0] * 30, False, id="rises with its targets"),
+        pytest.param([1.0] * 10 + [1.5] * 10 + [1.0] * 40, False, id="has climbed with its targets"),
+        pytest.param([1.0, 0.7, 1.3, 1.0] * 15, True, id="stands still under noise"),
         pytest.param([1.0, -1.0] * 20, False, id="goes through zero"),
         pytest.param([1.0] * 10 + [0.1] * 15 + [1.0] * 30, False, id="was learned, and comes back with new targets"),
     ],

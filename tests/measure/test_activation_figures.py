@@ -182,6 +182,25 @@ def test_a_layer_that_turned_flat_by_training_counts_only_while_the_loss_stays(f
         assert len(of_kind(watcher, "saturated")) == found
 
 
+@pytest.mark.parametrize(("flat_units", "found"), [(14, 0), (16, 1)])
+def test_a_layer_that_turned_flat_counts_only_where_its_gradient_has_faded(flat_units, found):
+    """A critic whose targets grow: its loss stands, though it learns by the units that are steep."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradwatch.watch(model, optimizer, find_loss=False) as watcher:
+        for step in range(130):
+            with torch.no_grad():
+                model[0].bias[:flat_units] = 0.2 * step
+            optimizer.zero_grad()
+            output = model(batch(step))
+            watcher.observe_loss(1.0)
+            output.square().mean().backward()
+            optimizer.step()
+        assert np.nanmax(watcher.history["saturated_share"]) > 0.8
+        assert len(of_kind(watcher, "saturated")) == found
+
+
 @pytest.mark.parametrize(
     "gated",
     [lambda g, x: g * x, lambda g, x: x * (1 - g), lambda g, x: (g.unsqueeze(2) * x.unsqueeze(2)).squeeze(2)],
