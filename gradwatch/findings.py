@@ -31,6 +31,7 @@ Clue = Literal[
     "bad target",  # what the loss was given beside the outputs was sick
     "sick from the start",  # a weight, before any update
     "sick update",  # the update of an optimizer made NaN or Inf of finite gradients
+    "overwritten",  # something other than the optimizer wrote NaN or Inf into a weight
     "epsilon is 0",  # of the optimizer, in the format of its weights
     "zero gradient",  # was what the sick update was made of
     "rate is not finite",

@@ -10,12 +10,17 @@ that wrote into the weight after it. The second cannot be seen, so a reason in t
 - a learning rate that is NaN or Inf.
 
 Without a reason, an optimizer of torch is not accused, and one of another library with the other possibility beside it.
+Where it is certain that the update cannot have made it, something else wrote into the weight since (an assignment, a
+projection that divides by 0, a flipped bit), which is then said: the rule of the optimizer keeps finite numbers finite,
+its state and its rate are finite, the gradient was far from overflowing, and the module uses its whole weight at each
+call, so that the weight was finite at the step before.
 No healthy run comes here: it is asked only once a gradient, the loss or a weight is NaN or Inf.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +37,12 @@ __all__ = ["LastUpdate", "update_origin"]
 
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta")
 """Names under which optimizers keep what they take a root of and divide by."""
+
+KEEP_FINITE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
+"""Optimizers that make finite updates of small gradients, where their epsilon is above 0 in the format of the state."""
+
+USED_WHOLE = re.compile(r"Linear|Conv(Transpose)?[123]d|(Batch|Layer|Group|RMS)Norm([123]d)?")
+"""Modules each of whose entries takes part in each call, so that one NaN among them would have been seen."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +79,48 @@ def update_origin(layers: Layers, sick: Mapping[int, int], updates: Iterable[Las
         updates: the latest of each optimizer. They were made of finite losses.
     """
     made = {column: update for update in updates for column in sick if math.isfinite(update.norms[column])}
-    for column in sorted(made, key=lambda column: int(layers.depth[column])):
+    in_order = sorted(made, key=lambda column: int(layers.depth[column]))
+    for column in in_order:
         reason = _reason(layers, column, made[column])
         if reason is not None:
             return _origin(layers, column, sick[column], made[column], reason)
-    return None
+    written = next((column for column in in_order if _cannot_have_made_it(layers, column, made[column])), None)
+    return None if written is None else _written(layers, written, sick[written], made[written])
 
 
 def _origin(layers: Layers, column: int, count: int, update: LastUpdate, reason: _Reason) -> Origin:
     name = layers.names[column]
     by = f"the update of step {update.step} by {type(update.optimizer).__name__}"
-    entries = "1 entry" if count == 1 else f"{count:,} entries"
-    words = f"{by} made {entries} of {name} NaN or Inf, {reason.words}"
+    words = f"{by} made {_entries(count)} of {name} NaN or Inf, {reason.words}"
     return Origin(name.rpartition(".")[0], "update", words, "observed", clues=("sick update", *reason.clues))
+
+
+def _written(layers: Layers, column: int, count: int, update: LastUpdate) -> Origin:
+    name, optimizer = layers.names[column], type(update.optimizer).__name__
+    made_of = f"its last update was made of a gradient of norm {update.norms[column]:.3g}, and its state is finite"
+    words = (
+        f"something other than {optimizer} wrote NaN or Inf into {_entries(count)} of {name} since step {update.step}: "
+        f"{made_of}"
+    )
+    return Origin(name.rpartition(".")[0], "update", words, "observed", clues=("overwritten",))
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count:,} entries"
+
+
+def _cannot_have_made_it(layers: Layers, column: int, update: LastUpdate) -> bool:
+    """Tell whether the update is known to have kept a weight finite that was finite at the step before."""
+    weight, optimizer = layers.tensors[column], update.optimizer
+    groups = [group for group in optimizer.param_groups if any(weight is each for each in group["params"])]
+    if type(optimizer) not in KEEP_FINITE or len(groups) != 1 or groups[0].get("centered"):
+        return False
+    if not USED_WHOLE.fullmatch(layers.owners[column]):
+        return False
+    rate, far_from_overflow = groups[0]["lr"], torch.finfo(weight.dtype).max ** 0.25
+    is_small = 0 < update.norms[column] < far_from_overflow and 0 < float(rate) < far_from_overflow
+    held = [each for each in optimizer.state.get(weight, {}).values() if isinstance(each, Tensor)]
+    return is_small and all(bool(torch.isfinite(each).all()) for each in held)
 
 
 def _reason(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:

@@ -170,6 +170,7 @@ class Case:
             "warm_up": "500" if self.attends else "100",
             "broken": self._broken,
             "weight": self.weight or self._where,
+            "restored": self._restored,
             "guard": self._guard,
         }
 
@@ -186,6 +187,21 @@ class Case:
         return (
             f"guard what goes into {what} against the values at which it fails, or leave such steps out: "
             'on_nonfinite="skip"'
+        )
+
+    @property
+    def _restored(self) -> str:
+        """Return how a weight becomes finite again, by who made it NaN or Inf."""
+        weight = self.weight or self._where
+        if "overwritten" in self.clues:
+            return (
+                f"restore {weight} from the last checkpoint, or initialise it anew, and look for what writes into it "
+                "beside the optimizer: an assignment, a projection or average that divides by 0, a file that is "
+                "loaded; a bit that flipped does so once"
+            )
+        return (
+            f"initialise {weight}: it held NaN or Inf before any update (torch.empty and torch.Tensor(…) hold whatever "
+            "was in memory); if it was loaded, the checkpoint is broken"
         )
 
     @property

@@ -142,7 +142,7 @@ _CAUSES_OF_NONFINITE = {*_SAFE_FORMS, "bad batch", "bad target", "overflow", "di
 
 
 def _nonfinite(case: Case) -> Iterator[str]:
-    if "sick from the start" in case.clues:
+    if {"sick from the start", "overwritten"} & case.clues:
         yield "initialise"
     elif "sick update" in case.clues:
         yield from _sick_update(case)

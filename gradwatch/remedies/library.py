@@ -398,9 +398,9 @@ _INITIALISATION = (
     Remedy(
         name="initialise",
         title="Weights that are initialised",
-        advice="initialise {weight}: it held NaN or Inf before any update (torch.empty and torch.Tensor(…) hold "
-        "whatever was in memory); if it was loaded, the checkpoint is broken",
-        applies="nonfinite where a weight is sick before the first update",
+        advice="{restored}",
+        applies="nonfinite where a weight is sick before the first update, or something other than the optimizer wrote "
+        "NaN or Inf into it",
         kinds=("nonfinite",),
         why="y = W·x with one NaN in W is NaN in every row; Var(w) = 1/fan_in keeps the variance",
         source="PyTorch documentation, torch.nn.init",

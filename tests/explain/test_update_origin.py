@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import gradwatch
+from gradwatch.remedies import init_nonfinite_
 
 
 class Trusting(torch.optim.Optimizer):
@@ -101,6 +102,65 @@ def test_an_optimizer_of_torch_is_not_accused_of_what_an_assignment_did():
     (finding,) = findings_of(model, torch.optim.Adam(model.parameters()), before_step=assign)
     assert "the update of step" not in finding.cause
     assert "0.weight already held 1 entry that is NaN or Inf" in finding.cause
+    assert "something other than Adam wrote NaN or Inf into 1 entry of 0.weight since step 4" in finding.cause
+    assert names_of(finding) == ["initialise"]
+    assert finding.remedies[0].text.startswith("restore 0.weight from the last checkpoint")
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_what_is_advised_first_mends_a_weight_that_was_overwritten(make):
+    model = network()
+    optimizer = make(model.parameters(), lr=1e-3)
+
+    def assign(step):
+        if step == 5:
+            model[2].weight.data[3] = math.inf
+
+    with gradwatch.watch(model, optimizer, on_nonfinite="skip") as watcher:
+        for step in range(12):
+            assign(step)
+            x = torch.randn(32, 16)
+            loss = (model(x) - x.flip(1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step == 5:
+                init_nonfinite_(model)
+    (finding,) = watcher.findings
+    assert names_of(finding) == ["initialise"]
+    assert (finding.step, finding.last_step) == (5, 5)
+    assert all(bool(each.isfinite().all()) for each in model.parameters())
+
+
+def test_a_weight_of_which_a_part_is_used_may_have_been_sick_for_long():
+    """No one knows when a row of a table turned NaN that no step had read before."""
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.head = nn.Parameter(torch.randn(8, 16)), nn.Linear(16, 16)
+            self.length = 4
+
+        def forward(self, x):
+            return self.head(x + self.rows[: self.length].mean(0))
+
+    torch.manual_seed(0)
+    model = Table()
+    model.rows.data[7] = math.nan
+
+    def lengthen(step):
+        model.length = 8 if step == 5 else 4
+
+    (finding,) = findings_of(model, torch.optim.SGD(model.parameters(), lr=0.01), steps=6, before_step=lengthen)
+    assert "something other" not in finding.cause
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e12])
+def test_an_update_that_overflows_is_not_laid_at_strangers(rate):
+    model = network()
+    found = findings_of(model, torch.optim.SGD(model.parameters(), lr=rate))
+    assert found
+    assert not any("something other" in finding.cause for finding in found)
 
 
 def test_a_divergence_is_not_laid_at_the_optimizers_door():
