@@ -113,14 +113,16 @@ def _cannot_have_made_it(layers: Layers, column: int, update: LastUpdate) -> boo
     """Tell whether the update is known to have kept a weight finite that was finite at the step before."""
     weight, optimizer = layers.tensors[column], update.optimizer
     groups = [group for group in optimizer.param_groups if any(weight is each for each in group["params"])]
-    if type(optimizer) not in KEEP_FINITE or len(groups) != 1 or groups[0].get("centered"):
+    if len(groups) != 1 or not _keeps_finite(optimizer, groups[0]) or not USED_WHOLE.fullmatch(layers.owners[column]):
         return False
-    if not USED_WHOLE.fullmatch(layers.owners[column]):
-        return False
-    rate, far_from_overflow = groups[0]["lr"], torch.finfo(weight.dtype).max ** 0.25
-    is_small = 0 < update.norms[column] < far_from_overflow and 0 < float(rate) < far_from_overflow
+    far_from_overflow = torch.finfo(weight.dtype).max ** 0.25
+    is_small = 0 < update.norms[column] < far_from_overflow and 0 < float(groups[0]["lr"]) < far_from_overflow
     held = [each for each in optimizer.state.get(weight, {}).values() if isinstance(each, Tensor)]
     return is_small and all(bool(torch.isfinite(each).all()) for each in held)
+
+
+def _keeps_finite(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    return type(optimizer) in KEEP_FINITE and not group.get("centered")  # a root of a difference may be one below 0
 
 
 def _reason(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:
