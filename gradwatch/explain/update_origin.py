@@ -115,10 +115,13 @@ def _cannot_have_made_it(layers: Layers, column: int, update: LastUpdate) -> boo
     groups = [group for group in optimizer.param_groups if any(weight is each for each in group["params"])]
     if len(groups) != 1 or not _keeps_finite(optimizer, groups[0]) or not USED_WHOLE.fullmatch(layers.owners[column]):
         return False
-    far_from_overflow = torch.finfo(weight.dtype).max ** 0.25
-    is_small = 0 < update.norms[column] < far_from_overflow and 0 < float(groups[0]["lr"]) < far_from_overflow
-    held = [each for each in optimizer.state.get(weight, {}).values() if isinstance(each, Tensor)]
-    return is_small and all(bool(torch.isfinite(each).all()) for each in held)
+    figures, limit = (update.norms[column], float(groups[0]["lr"])), torch.finfo(weight.dtype).max ** 0.25
+    return all(0 < figure < limit for figure in figures) and _has_finite_state(optimizer, weight)
+
+
+def _has_finite_state(optimizer: Optimizer, weight: Tensor) -> bool:
+    held = (each for each in optimizer.state.get(weight, {}).values() if isinstance(each, Tensor))
+    return all(bool(torch.isfinite(each).all()) for each in held)
 
 
 def _keeps_finite(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
