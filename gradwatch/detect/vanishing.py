@@ -111,6 +111,7 @@ class Vanishing(Detector[VanishingState]):
         super().__init__(VanishingState(np.full((max(1, self.patience - 1), len(layers)), np.nan)))
         self._layers = layers
         self._literal = thresholds.vanishing_norm
+        self._modules = np.array([name.rpartition(".")[0] for name in layers.names])
         self._gone = False
 
     def examine(self, report: StepReport) -> DetectorResult | None:
@@ -228,10 +229,20 @@ class Vanishing(Detector[VanishingState]):
         else:
             sick, strongest = self._faded_along_paths(rms, judged, after, limit)
         sick = sick & report.measured & (rms < limit * strongest)
+        if (sick & judged & (rms == 0)).any():
+            sick &= ~self._cut_off(sick & judged & (rms == 0), judged & (rms >= limit * strongest))
         if not sick.any() and not self._state.has_ratios:
             return sick, rms, sick
         mending = self._recovers(rms / strongest, sick, report.measured)
         return sick, limit * strongest * np.sqrt(self._layers.size), mending
+
+    def _cut_off(self, zero: NDArray[np.bool_], loud: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return (P,) which weights of ``zero`` have a loud one in their own module: what they do is not used.
+
+        Gradients reach such a module. An example is the recurrent weight of a direction that is read at its first step.
+        """
+        has_module = self._modules != ""
+        return zero & has_module & np.isin(self._modules, self._modules[loud])
 
     def _loudest_where_dead(self, rms: Floats, measured: NDArray[np.bool_]) -> float | None:
         """Return the largest of the vectors where it is all that is reached: every unit is dead but the last ones."""

@@ -528,3 +528,29 @@ def test_a_policy_whose_gradient_is_gone_is_not_judged_by_a_loss_that_went_throu
     rows = HEALTHY[:20] + [[1e-9] * 4] * 20
     assert kinds(run_of(rows, [1.0, -1.0] * 20)) == []
     assert kinds(run_of(rows, [1.0] * 40)) == ["vanishing"]
+
+
+class ReadAtTheLastStep(nn.Module):
+    """A recurrence in both directions whose backward one is read where it begins: its recurrent weight does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(4, 8, num_layers=2, batch_first=True, bidirectional=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("find_loss", [True, False])
+def test_a_weight_that_nothing_depends_on_has_not_vanished(find_loss):
+    torch.manual_seed(0)
+    model = ReadAtTheLastStep()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with gradwatch.watch(model, optimizer, find_loss=find_loss) as watcher:
+        for _ in range(40):
+            x = torch.randn(16, 6, 4)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), x[:, -1, :3].argmax(1)).backward()
+            optimizer.step()
+    assert float(model.cell.weight_hh_l1_reverse.grad.norm()) == 0
+    assert watcher.findings == []
