@@ -13,6 +13,9 @@ from benchmarks.external.prove import BareRun, is_proven
 LIST_OF_OPERATIONS = re.compile(r"\([^()]*made by [^()]*\)")
 """Where a cause lists all operations that a loss is made by, it names none of them as the one that failed."""
 
+WORDS = {"log": "log|logarithm", "exp": "exp|exponential"}
+"""Operation → the words for it."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -42,7 +45,8 @@ def verdict(program: External, findings: Sequence[dict[str, Any]]) -> Verdict:
 def names(cause: str, operation: str) -> bool:
     """Return True if ``cause`` names ``operation``, as a word or as its node of the graph, outside of a list of all."""
     rest = LIST_OF_OPERATIONS.sub("", cause)
-    return bool(operation) and re.search(rf"\b{operation}(backward\d*)?\b", rest, re.IGNORECASE) is not None
+    words = WORDS.get(operation, operation)
+    return bool(operation) and re.search(rf"\b({words})(backward\d*)?\b", rest, re.IGNORECASE) is not None
 
 
 def reason_not_counted(program: External, bare: BareRun | None) -> str:

@@ -65,6 +65,7 @@ def test_only_supervised_programs_must_bring_their_loss_down():
 
 def test_a_list_of_operations_names_none():
     assert names("log returned -Inf for an input of 0.", "log")
+    assert names("the loss made of them is not: the logarithm of 0 (the loss is made by log, mul).", "log")
     assert names("LogBackward0 passed on NaN.", "log")
     assert not names("The loss is not finite (the loss is made by pow, mean, log).", "log")
     assert not names("log_softmax returned finite values.", "log")
