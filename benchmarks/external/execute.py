@@ -85,7 +85,7 @@ def run_watched(program: External, places: Places, limit: float) -> Outcome:
     variables = _environment(program, places)
     status, seconds, output = _run(arguments, folder, variables, limit, places, _modules(program))
     findings = _read(logs)
-    steps = [int(count) for count in re.findall(r"^gradwatch: .*?(\d+) steps?, ", output, re.MULTILINE)]
+    steps = [int(count) for count in re.findall(r"gradwatch: (?:\S+: )?(\d+) steps?, ", output)]
     return Outcome(status, seconds, output, None, tuple(findings), max(steps, default=0))
 
 
