@@ -36,6 +36,8 @@ IN_A_ROW = 3
 DISPLACED = 2.0  # times its own norm that an update moves a weight by; healthy first updates reach 1.9
 LONGEST_PROVEN = 16  # steps for which the bound of ``may_wait`` holds
 COME_DOWN = 0.5  # a loss that has halved since its peak has settled: a catapult at the edge of stability, one bad batch
+ASCENDED = 4.0  # times the loss at which the evidence began, below zero: a likelihood improves by less meanwhile
+USUAL = 2.0  # deviations above its level, to which a loss on both sides of zero is as good as ever
 BEYOND_DATA = 1e3  # times its first values, and the loss at which the evidence began: whoever made it rise, it suffers
 WORSE = 0.5  # share by which the loss must have risen since the evidence began; after a change of task it only falls
 
@@ -146,7 +148,7 @@ class Exploding(Detector[ExplodingState]):
             sick = growth > self._literal
             threshold = np.full(len(sick), float(self._literal))
         else:
-            sick = self._has_evidence(suffers and goes_on, report.grad_norm_total) & (growth > threshold)
+            sick = self._has_evidence(suffers and goes_on, report) & (growth > threshold)
             outgrown = self._outgrown(suffers) & ~sick
             sick, threshold = sick | outgrown, np.where(outgrown, OUTGROWN, threshold)
             self._usual = np.where(outgrown, self._state.first_peak[:-1], self._usual)
@@ -306,12 +308,14 @@ class Exploding(Detector[ExplodingState]):
     def _margin(self) -> Floats:
         return np.maximum(MARGIN, SPREADS * self._state.spread)
 
-    def _has_evidence(self, suffers: bool | None, total: float) -> NDArray[np.bool_]:
-        evidence = self._state.evidence
+    def _has_evidence(self, suffers: bool | None, report: StepReport) -> NDArray[np.bool_]:
+        evidence, total = self._state.evidence, report.grad_norm_total
+        level = self._state.loss
+        is_usual = report.loss is not None and report.loss <= level.mean + USUAL * level.spread
         if suffers is None:
             is_large = total > NEGLIGIBLE * self._state.first_total
             enough = evidence[:-1] >= EVIDENCE_ALONE
-            is_believed = self._state.has_level or self._state.was_displaced
+            is_believed = (self._state.has_level or self._state.was_displaced) and not is_usual
             return enough & (evidence[-1] >= EVIDENCE) & is_large & is_believed
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
 
@@ -326,7 +330,8 @@ class Exploding(Detector[ExplodingState]):
             ours.loss_at_onset, ours.peak_since_onset = loss, -math.inf
             ours.goes_on = loss is None or bool((ours.evidence[:-1] >= EVIDENCE).any())
         elif loss is not None and before is not None:
-            ours.goes_on |= loss < 0 or not loss - before <= WORSE * abs(before)
+            has_risen = not loss - before <= WORSE * abs(before)
+            ours.goes_on |= has_risen or (loss < 0 and loss < -ASCENDED * abs(before))
         if loss is None or not math.isfinite(loss):
             return bool(ours.goes_on)
         ours.peak_since_onset = max(ours.peak_since_onset, loss)

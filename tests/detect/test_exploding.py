@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gradwatch.detect import loss_level
 from gradwatch.detect.exploding import (
+    ASCENDED,
     BEYOND_DATA,
     COME_DOWN,
     DISPLACED,
@@ -19,6 +20,7 @@ from gradwatch.detect.exploding import (
     NEGLIGIBLE,
     OUTGROWN,
     SPREADS,
+    USUAL,
     WORSE,
     Exploding,
 )
@@ -45,9 +47,14 @@ UNBOUNDED = Reach(INF, INF)
 
 def slow_loss_suffers(losses, reaches):
     """``loss_level`` over a whole run, a step at a time."""
+    return slow_loss_levels(losses, reaches)[0]
+
+
+def slow_loss_levels(losses, reaches):
+    """(whether the loss suffers, up to where it is usual) at each step."""
     mean = spread = largest = last = 0.0
     seen = 0
-    suffers = []
+    suffers, usual = [], []
     for loss, reach in zip(losses, reaches, strict=True):
         if loss is None:
             suffers.append(None)
@@ -71,7 +78,8 @@ def slow_loss_suffers(losses, reaches):
             share = 1 / min(seen + 1, loss_level.HORIZON)
             mean, spread = mean + share * above, spread + share * (abs(above) + abs(beyond) - spread)
             seen += 1
-    return suffers
+        usual.append(mean + USUAL * spread)
+    return suffers, usual
 
 
 def slow_largest(losses):
@@ -102,13 +110,15 @@ def slow_suffers(reports):
 
 def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
     """The default rule: for each step the onset of each sick layer, None where the step says nothing."""
-    suffering, largest = slow_suffers(reports), slow_largest([step.loss for step in reports])
+    losses = [step.loss for step in reports]
+    suffering, largest = slow_suffers(reports), slow_largest(losses)
+    _, usual = slow_loss_levels(losses, slow_reaches(reports))
     count = len(reports[0].grad_norm)
     seen, level, spread, evidence, onset, peak, outgrown = ([0.0] * (count + 1) for _ in range(7))
     first_logs = [[] for _ in range(count + 1)]
     told = []
     loss_at_onset, peak_since, goes_on, first_total, has_level, displaced = None, 0.0, False, 0.0, False, False
-    for step, suffers, largest_loss in zip(reports, suffering, largest, strict=True):
+    for step, suffers, largest_loss, usual_loss in zip(reports, suffering, largest, usual, strict=True):
         if any(step.nonfinite > 0):
             told.append(None)
             continue
@@ -140,7 +150,7 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
             goes_on = step.loss is None or max(evidence[:count]) >= EVIDENCE
         elif step.loss is not None and loss_at_onset is not None:
             worse = not step.loss - loss_at_onset <= WORSE * abs(loss_at_onset)
-            goes_on = goes_on or worse or step.loss < 0
+            goes_on = goes_on or worse or step.loss < min(0, -ASCENDED * abs(loss_at_onset))
         if suffers is False and loss_at_onset is not None and evidence[count] > 0:
             suffers = step.loss > BEYOND_DATA * max(largest_loss, abs(loss_at_onset))
         is_over = False
@@ -165,6 +175,7 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
             if suffers is None:
                 is_small = step.grad_norm_total <= NEGLIGIBLE * first_total
                 outgrew = outgrew and evidence[count] >= EVIDENCE and not is_small and (has_level or displaced)
+                outgrew = outgrew and not (step.loss is not None and step.loss <= usual_loss)
             slowly = suffers is None and outgrown[column] >= IN_A_ROW and outgrown[count] >= IN_A_ROW
             if slowly or (outgrew and outgrows[column]) or step.grad_norm[column] == INF:
                 sick[column] = onset[column] if evidence[column] > 0 else step.step
@@ -451,6 +462,19 @@ def test_a_loss_that_multiplies_without_end_is_exploding_whoever_makes_it_rise(f
         for step, size in enumerate(sizes)
     ]
     assert [finding.kind for finding in findings(run)] == ["exploding"] * is_sick
+
+
+@pytest.mark.parametrize("first", [-0.01, 0.01])
+def test_gradients_that_grow_while_a_likelihood_improves_are_none(first):
+    """The gradient of a likelihood grows as 1/σ², while the likelihood gains log σ: here 0.1 at a step."""
+    losses = [first] * 2 + [-0.1 * step for step in range(1, 49)]
+    sizes = [1.0] * 20 + [1.25 ** min(step, 25) for step in range(30)]
+    assert findings(run_of([[size] for size in sizes], losses)) == []
+
+
+def test_gradients_that_grow_while_an_error_is_ascended_are_exploding():
+    losses = [-1.0] * 20 + [-(1.6**step) for step in range(30)]
+    assert kinds(run_of([[1.25 ** max(0, step - 20)] for step in range(50)], losses)) == ["exploding"]
 
 
 def test_a_catapult_that_has_come_down_is_no_explosion():
