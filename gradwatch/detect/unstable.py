@@ -22,6 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy, whole_run
+from gradwatch.detect.exploding_at_birth import ordinary_norms
 from gradwatch.detect.loss_evidence import LossEvidence
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
@@ -32,6 +33,7 @@ __all__ = ["Unstable"]
 WINDOW = 40  # steps in which jumps are counted
 JUMPS = 6  # upward jumps among them: a spike is one, a schedule's restart is one, a bad data shard a few
 MOVED = 0.03  # of its norm, by which an update that overshoots moves some weight, at the least
+SMALL = 0.2  # of the norm of an ordinary weight of its shape: one that is smaller may begin at zero, and must grow
 SAMPLES = 3  # measured updates that this is taken from
 HORIZON = 30  # losses that the mean is of, which says how much a loss below zero has gained
 JUMP = 1.0  # a jump is as large as the whole loss was at first, and as those that come with the data
@@ -145,10 +147,12 @@ class Unstable(Detector[UnstableState]):
 
     def _note_movement(self, report: StepReport) -> None:
         """Keep the largest share of its norm that a measured update moved a weight by."""
-        ratio = report.figures.get("update_ratio")
-        if ratio is None or not report.sampled or report.skipped:
+        ratio, norm = report.figures.get("update_ratio"), report.figures.get("weight_norm")
+        if ratio is None or norm is None or not report.sampled or report.skipped:
             return
-        known = ratio[self._layers.is_weight & np.isfinite(ratio)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = ratio * norm / np.fmax(norm, SMALL * ordinary_norms(self._layers))
+        known = moved[self._layers.is_weight & np.isfinite(moved)]
         if len(known):
             self._state.moved = [*self._state.moved[1 - SAMPLES :], float(known.max())]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradwatch
-from gradwatch.detect.unstable import HORIZON, JUMP, JUMPS, MOVED, SAMPLES, WINDOW, Unstable
+from gradwatch.detect.unstable import HORIZON, JUMP, JUMPS, MOVED, SAMPLES, SMALL, WINDOW, Unstable
 from gradwatch.findings import Thresholds
 from tests.detect.test_loss_evidence import moving_run, slow_reaches
 from tests.reports import INF, NAN, examine_all, findings, kinds, report, run_of, table, times
@@ -27,7 +27,8 @@ def slow_unstable(reports):
     for step, reach in zip(reports, slow_reaches(reports), strict=True):
         loss = step.loss
         if step.sampled and not step.skipped:
-            ratios = [float(each) for each in step.figures.get("update_ratio", ()) if math.isfinite(each)]
+            pairs = zip(step.figures.get("update_ratio", ()), step.figures.get("weight_norm", ()), strict=True)
+            ratios = [ratio * norm / max(norm, SMALL * math.sqrt(2)) for ratio, norm in pairs if math.isfinite(ratio)]
             moved += [max(ratios)] if ratios else []
         if loss is None or not math.isfinite(loss):
             negative, positive = negative or loss == -INF, positive or loss == INF
@@ -183,6 +184,13 @@ def test_a_jump_must_stand_out_from_those_that_the_data_makes():
 def test_updates_that_move_no_weight_far_overshoot_nothing(ratio, is_sick):
     figures = {"update_ratio": np.array([ratio]), "weight_norm": np.array([1e4])}  # so that their reach is long
     run = [report([1.0], step, loss, sampled=step % 10 == 0, figures=figures) for step, loss in enumerate(LEAPING)]
+    assert kinds(run) == ["unstable"] * is_sick
+
+
+@pytest.mark.parametrize(("norm", "is_sick"), [(0.3, True), (0.01, False)])
+def test_a_weight_that_began_at_zero_is_not_judged_against_itself(norm, is_sick):
+    figures = {"update_ratio": np.array([0.1]), "weight_norm": np.array([norm])}
+    run = [report([1e4], step, loss, sampled=step % 10 == 0, figures=figures) for step, loss in enumerate(LEAPING)]
     assert kinds(run) == ["unstable"] * is_sick
 
 
