@@ -7,7 +7,8 @@ that wrote into the weight after it. The second cannot be seen, so a reason in t
 
 - an epsilon that is 0 in the format of its state, where a squared gradient is 0, too (Adam in float16);
 - a gradient that was 0 throughout, in an optimizer that is none of torch's (a norm divided by a norm);
-- a learning rate that is NaN or Inf.
+- a learning rate that is NaN or Inf;
+- a beta of 1, whose bias correction 1 − βᵗ is 0.
 
 Without a reason, an optimizer of torch is not accused, and one of another library with the other possibility beside it.
 Where it is certain that the update cannot have made it, something else wrote into the weight since (an assignment, a
@@ -40,6 +41,9 @@ SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta")
 
 KEEP_FINITE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
 """Optimizers that make finite updates of small gradients, where their epsilon is above 0 in the format of the state."""
+
+LARGEST_OPTION = 1e4
+"""Of momentum, weight decay and the like, which are below 1 in every sane run."""
 
 USED_WHOLE = re.compile(r"Linear|Conv(Transpose)?[123]d|(Batch|Layer|Group|RMS)Norm([123]d)?")
 """Modules each of whose entries takes part in each call, so that one NaN among them would have been seen."""
@@ -125,7 +129,20 @@ def _has_finite_state(optimizer: Optimizer, weight: Tensor) -> bool:
 
 
 def _keeps_finite(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    return type(optimizer) in KEEP_FINITE and not group.get("centered")  # a root of a difference may be one below 0
+    """Tell whether the rule of the optimizer, with the numbers of this group, makes finite numbers of finite ones."""
+    if type(optimizer) not in KEEP_FINITE or group.get("centered"):  # a root of a difference may be one below 0
+        return False
+    return not _has_beta_of_one(group) and all(_is_ordinary(value) for value in group.values())
+
+
+def _has_beta_of_one(group: Mapping[str, Any]) -> bool:
+    """Tell whether a bias correction, 1 − βᵗ, may be 0."""
+    return any(not 0 <= float(beta) < 1 for beta in group.get("betas", ()))
+
+
+def _is_ordinary(value: object) -> bool:
+    """Tell whether a number of a group is finite and far from where a product with it overflows."""
+    return not isinstance(value, int | float) or abs(value) < LARGEST_OPTION
 
 
 def _reason(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:
@@ -139,7 +156,14 @@ def _reason(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:
         held = f"in {where} its eps of {group['eps']:g} is 0" if group["eps"] else "its eps is 0"
         words = f"of a finite gradient: {held}, and it divides by the root of squares that are 0"
         return _Reason(words, ("epsilon is 0",))
-    return _reason_of_another_library(layers, column, update)
+    return _beta_of_one(group, update) or _reason_of_another_library(layers, column, update)
+
+
+def _beta_of_one(group: Mapping[str, Any], update: LastUpdate) -> _Reason | None:
+    if not type(update.optimizer).__module__.startswith("torch.optim") or not _has_beta_of_one(group):
+        return None
+    betas = " and ".join(f"{float(beta):g}" for beta in group["betas"])
+    return _Reason(f"of a finite gradient: its betas are {betas}, and it divides by 1 − βᵗ, which is 0", ())
 
 
 def _reason_of_another_library(layers: Layers, column: int, update: LastUpdate) -> _Reason | None:

@@ -155,6 +155,20 @@ def test_a_weight_of_which_a_part_is_used_may_have_been_sick_for_long():
     assert "something other" not in finding.cause
 
 
+def test_a_beta_that_a_schedule_takes_to_one_is_the_reason():
+    model = network()
+    model[0].weight.register_hook(lambda gradient: gradient * torch.arange(16).sign())  # a column of zeros: 0 ÷ 0
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def spoil(step):
+        if step == 5:
+            optimizer.param_groups[0]["betas"] = (0.9, 1.0)
+
+    (finding,) = findings_of(model, optimizer, before_step=spoil)
+    assert "the update of step 5 by Adam made" in finding.cause
+    assert "its betas are 0.9 and 1" in finding.cause
+
+
 @pytest.mark.parametrize("rate", [1e30, 1e12])
 def test_an_update_that_overflows_is_not_laid_at_strangers(rate):
     model = network()
