@@ -59,6 +59,7 @@ Clue = Literal[
     "clipped away",
     "rounded away",
     "not owned",
+    "not reached",  # by the loss: no weight that the optimizer holds gets a gradient
     "never cleared",  # zero_grad is missing
     "cleared early",  # zero_grad between backward and step
     "clipped while scaled",  # unscale_ is missing before clipping

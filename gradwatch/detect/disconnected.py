@@ -109,7 +109,8 @@ class Disconnected(Detector[DisconnectedState]):
             cause.append(
                 f"Those that get gradients belong to no optimizer: {self._names(np.flatnonzero(unowned).tolist())}."
             )
-        return Evidence(measured, tuple(cause), ("not owned",))
+        is_cut = not unowned.any() and self._is_reachable(owners)
+        return Evidence(measured, tuple(cause), ("not owned", "not reached") if is_cut else ("not owned",))
 
     def _was_not_meant(self, owners: Ownership, unowned: NDArray[np.bool_], report: StepReport) -> bool:
         if not unowned.any():
@@ -143,6 +144,11 @@ class Disconnected(Detector[DisconnectedState]):
         if (owners.held & owners.replaced).any():
             return "The model no longer holds these tensors: it was changed after the optimizer was made."
         return "The loss does not depend on them: they are detached, copied, or left out of the forward pass."
+
+    @staticmethod
+    def _is_reachable(owners: Ownership) -> bool:
+        """Return True if the model still holds all tensors of the optimizer, and not all of them are frozen."""
+        return bool((owners.held & ~owners.frozen).any()) and not (owners.held & owners.replaced).any()
 
     def _names(self, columns: Iterable[int]) -> str:
         names = [self._layers.names[column] for column in columns]

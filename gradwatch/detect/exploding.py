@@ -189,7 +189,9 @@ class Exploding(Detector[ExplodingState]):
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
         loss = "" if report.loss is None else f", and the loss is {report.loss:.4g}"
         count = len(self._layers)
-        if count == 1:
+        if np.isinf(report.grad_norm[column]) and np.isnan(self._usual[column]):  # no level that it could outgrow
+            grown = f"The gradient norms of {len(covered)} of {count} layers overflow"
+        elif count == 1:
             grown = "The gradient norm of the only layer outgrows its level"
         elif len(covered) == 1:
             grown = f"The gradient norm of 1 of {count} layers outgrows its level"

@@ -171,6 +171,7 @@ class Case:
             "broken": self._broken,
             "weight": self.weight or self._where,
             "restored": self._restored,
+            "connected": self._connected,
             "guard": self._guard,
         }
 
@@ -187,6 +188,19 @@ class Case:
         return (
             f"guard what goes into {what} against the values at which it fails, or leave such steps out: "
             'on_nonfinite="skip"'
+        )
+
+    @property
+    def _connected(self) -> str:
+        """Return how an optimizer comes to move the model: it has other weights, or the loss does not reach them."""
+        if "not reached" in self.clues:
+            return (
+                "compute the loss from what the model returns, without detach(), item(), no_grad(), argmax or a new "
+                "tensor between the two, and give the optimizer the parameters that the loss depends on"
+            )
+        return (
+            "make the optimizer from model.parameters() once the model is as it will be trained: after new heads, "
+            "copies, wrappers and moves; freeze what is to stay as it is by requires_grad_(False)"
         )
 
     @property

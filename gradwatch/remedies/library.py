@@ -105,8 +105,7 @@ _LEARNING_RATE = (
     Remedy(
         name="own-parameters",
         title="An optimizer of the model's own parameters",
-        advice="make the optimizer from model.parameters() once the model is as it will be trained: after new heads, "
-        "copies, wrappers and moves; freeze what is to stay as it is by requires_grad_(False)",
+        advice="{connected}",
         applies="stalled where weights get gradients and belong to no optimizer, or an optimizer's never get one",
         kinds=("stalled",),
         why="w ← w − lr·g for each w that the optimizer holds: another tensor of the same name and value is another w",

@@ -320,6 +320,7 @@ def test_a_norm_that_overflows_while_its_entries_are_finite_is_exploding_never_n
     assert (finding.kind, finding.layer, finding.layers, finding.step) == ("exploding", "w1", ("w1",), step)
     assert finding.value == INF
     assert finding.measured.endswith(f" overflows its norm while its entries are still finite at step {step}{level}")
+    assert ("outgrow" in finding.cause) == (step > 0)  # at step 0 there is no level yet
 
 
 def test_an_overflow_that_stays_is_never_taken_for_vanishing_elsewhere():

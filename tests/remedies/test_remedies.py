@@ -180,6 +180,7 @@ GAN = nn.ModuleDict({"critic": mlp(nn.LeakyReLU()), "generator": mlp(nn.ReLU())}
         ("stalled", mlp(nn.ReLU()), (), ["clipped away"], ["looser-clip", "higher-learning-rate"]),
         ("stalled", mlp(nn.ReLU()), (), ["rounded away"], ["float32-weights", "higher-learning-rate"]),
         ("stalled", mlp(nn.ReLU()), (0,), ["not owned"], ["own-parameters"]),
+        ("stalled", mlp(nn.ReLU()), (0,), ["not owned", "not reached"], ["own-parameters"]),
         ("stalled", mlp(nn.ReLU()), (), ["weights alike"], ["higher-learning-rate", "he"]),
         ("unstable", mlp(nn.ReLU()), (), (), ["lower-learning-rate", "clip-norm", "warm-up"]),
     ],
@@ -488,3 +489,24 @@ def test_a_bias_far_out_in_another_layer_is_seen():
         "he",
         "xavier",
     )
+
+
+@pytest.mark.parametrize("cut", ["detach", "item", "argmax"])
+def test_a_loss_that_does_not_reach_the_model_is_to_be_connected_not_the_optimizer_made_anew(cut):
+    torch.manual_seed(0)
+    model = mlp(nn.ReLU())
+    optimizer = torch.optim.Adam(model.parameters())
+    with gradwatch.watch(model, optimizer) as watcher:
+        for _ in range(100):
+            output = model(torch.randn(8, model[0].in_features))
+            loss = {
+                "detach": lambda value: value.detach().square().mean().requires_grad_(),
+                "item": lambda value: torch.tensor(value.square().mean().item(), requires_grad=True),
+                "argmax": lambda value: value.argmax(1).float().mean().requires_grad_(),
+            }[cut](output)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    (finding,) = watcher.findings
+    assert finding.kind == "stalled"
+    assert finding.remedies[0].text.startswith("compute the loss from what the model returns, without detach()")
