@@ -66,8 +66,24 @@ class NeverCleared(Detector[_Nothing]):
         return Evidence(measured, (), ("never cleared",))  # the background says it, for other findings as well
 
 
-class ClearedEarly(Detector[_Nothing]):
+@dataclass
+class ClearedEarlyState:
+    """The state of ``ClearedEarly`` across steps.
+
+    Attributes:
+        was_empty: whether the sampled update before had no gradient.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    was_empty: bool = False
+
+
+class ClearedEarly(Detector[ClearedEarlyState]):
     """A loop that calls ``zero_grad`` between ``backward`` and ``step``.
+
+    A loop that normalises its gradients changes each of them, too, and one batch may have nothing to learn from. So two
+    sampled updates in a row must have had no gradient.
 
     ``value`` is the total norm of what the update is made of, 0, and so is ``threshold``.
     ``Thresholds.stalled_update_ratio`` switches this rule off.
@@ -78,14 +94,15 @@ class ClearedEarly(Detector[_Nothing]):
     covers_whole_run = True
 
     def __init__(self, thresholds: Thresholds) -> None:
-        super().__init__(_Nothing())
+        super().__init__(ClearedEarlyState())
         self._is_off = thresholds.stalled_update_ratio is not None
 
     def examine(self, report: StepReport) -> DetectorResult | None:
         if not report.sampled or self._is_off:
             return None
         is_empty = not report.measured.any() or report.grad_norm_clipped_total == 0  # the total is that before a change
-        return whole_run(is_empty and report.emptied >= EMPTIED, 0.0, 0.0)
+        was_empty, self._state.was_empty = self._state.was_empty, bool(is_empty)
+        return whole_run(is_empty and was_empty and report.emptied >= EMPTIED, 0.0, 0.0)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
         measured = (

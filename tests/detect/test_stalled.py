@@ -4,7 +4,9 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import gradwatch
 from gradwatch.detect.stalled import CRAWL, FALLEN, FLAT, FLAT_STEPS, LASTING, RESOLUTION, SAMPLES, Stalled
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import of_model, of_tensors
@@ -247,3 +249,20 @@ def test_a_slow_twin_finds_the_same(seed):
     for step in range(first, count):
         expected = slow_verdict(reports[step], reports[:step], losses[: step + 1])
         assert results[step].is_sick == expected, step
+
+
+def test_normalised_gradients_of_one_batch_that_has_nothing_to_learn_from_are_not_cleared():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(60):
+            x = torch.randn(32, 4)
+            optimizer.zero_grad()
+            loss = ((model(x) - x[:, :1]).square() * (step != 30)).mean()
+            loss.backward()
+            total = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+            for parameter in model.parameters():
+                parameter.grad.div_(total + 1e-8)
+            optimizer.step()
+    assert watcher.findings == []
