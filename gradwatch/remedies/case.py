@@ -207,7 +207,7 @@ class Case:
     def _restored(self) -> str:
         """Return how a weight becomes finite again, by who made it NaN or Inf."""
         weight = self.weight or self._where
-        if "overwritten" in self.clues:
+        if "sick from the start" not in self.clues:
             return (
                 f"restore {weight} from the last checkpoint, or initialise it anew, and look for what writes into it "
                 "beside the optimizer: an assignment, a projection or average that divides by 0, a file that is "

@@ -205,6 +205,8 @@ def _safe_forms(case: Case) -> Iterator[str]:
 
 
 def _nonfinite_without_a_cause(case: Case, updates_matter: bool) -> Iterator[str]:
+    if case.weight:  # it was sick before the step, and nothing that the optimizer did explains it
+        yield "initialise"
     if case.attends:
         yield "masked-softmax"
     yield from ("clean-data", "safe-log", "safe-sqrt", "safe-division")

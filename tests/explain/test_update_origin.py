@@ -153,6 +153,7 @@ def test_a_weight_of_which_a_part_is_used_may_have_been_sick_for_long():
 
     (finding,) = findings_of(model, torch.optim.SGD(model.parameters(), lr=0.01), steps=6, before_step=lengthen)
     assert "something other" not in finding.cause
+    assert finding.remedies[0].text.startswith("restore rows from the last checkpoint")
 
 
 def test_a_beta_that_a_schedule_takes_to_one_is_the_reason():
