@@ -38,7 +38,7 @@ def _calls_under_way(trace: TracebackType | None) -> Iterator[tuple[nn.Module, l
     while trace is not None:
         frame = trace.tb_frame
         owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and frame.f_code.co_name != "_wrapped_call_impl":
+        if isinstance(owner, nn.Module) and frame.f_code is not _torch.code_around_calls():
             yield owner, list(_arguments(frame))
         trace = trace.tb_next
 

@@ -255,7 +255,7 @@ def test_steps_that_no_run_has_are_refused(tmp_path, step, code):
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": -1}, {"step": True}, {"value": "high"}, {"layers": "all"}, {"severity": "bad"}, {"measured": "m" * 99999},
+    [{"step": -1}, {"step": True}, {"value": "high"}, {"layers": "all"}, {"severity": "bad"}, {"measured": "m" * 2**20},
      {"remedies": [1]}, {"ended": None}, {"kind": None}, {"last_step": 1e9}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

@@ -126,7 +126,7 @@ MODELS = {
 AILING = {"ailing": Ailing}
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.05),  # unstable asks for updates as large as these
     "fused adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, fused=True),
     "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, momentum=0.5),
 }
