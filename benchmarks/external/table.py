@@ -54,8 +54,13 @@ def _lines(repositories: Path) -> Iterator[str]:
     yield from _healthy_table(first, second)
     yield ""
     yield from _rivals_table(first, repositories)
-    latest = second or first
-    for title, lines in (("Missed", _misses(latest)), ("False alarms", _alarms(latest)), ("Not counted", _left_out())):
+    for title, lines in (
+        ("Missed in the first run", _misses(first)),
+        ("Missed in the second run", _misses(second)),
+        ("False alarms of the first run", _alarms(first)),
+        ("False alarms of the second run", _alarms(second)),
+        ("Not counted", _left_out()),
+    ):
         shown = list(lines)
         if shown:
             yield ""
@@ -129,9 +134,13 @@ def _published(repositories: Path, tool: str) -> set[str]:
 
 
 def _misses(counted: Sequence[Counted]) -> Iterator[str]:
+    """Yield a line for each fault of which something was missed, with the programs that have it."""
+    missed: dict[tuple[str, str], list[str]] = {}
     for one in counted:
         if one.is_sick and not (one.verdict.has_right_kind and _named(one)):
-            yield f"- `{one.program.name}`: {one.program.truth.because} {_said(one)}"
+            missed.setdefault((one.program.truth.because, _said(one)), []).append(f"`{one.program.name}`")
+    for (fault, said), programs in missed.items():
+        yield f"- {', '.join(programs)}: {fault} {said}"
 
 
 def _named(one: Counted) -> bool:
@@ -151,7 +160,8 @@ def _alarms(counted: Sequence[Counted]) -> Iterator[str]:
     for one in counted:
         if not one.is_sick and one.count:
             kinds = Counter(finding["kind"] for finding in one.findings)
-            yield f"- `{one.program.name}`: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}."
+            said = ", ".join(f"{count} `{kind}`" for kind, count in kinds.items())
+            yield f"- `{one.program.name}`: {said}. {one.findings[0]['measured']}"
 
 
 def _left_out() -> Iterator[str]:
