@@ -74,7 +74,10 @@ def train_by_autograd(learning_rate: float, seed: int = 0) -> tuple[float, list[
 
 
 def summary(findings: list[Finding]) -> list[tuple[str, str, tuple[str, ...], int]]:
-    """Return what both ways must agree on: kind, layer, layers and first step of each finding."""
+    """Return kind, layer, layers and first step of each finding.
+
+    Both ways agree, but for an update that moves a weight too far: a loop by hand shows it one step later.
+    """
     return [(finding.kind, finding.layer, finding.layers, finding.step) for finding in findings]
 
 

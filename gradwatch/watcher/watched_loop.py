@@ -308,7 +308,7 @@ class WatchedLoop:
         """Write everything that was seen so far, so that it is safe."""
         self.drain()
         self._write_changes()
-        self.guard.run("flushing the sinks", self._dispatcher.flush)
+        self._flush_sinks()
 
     def add_sink(self, sink: Sink) -> None:
         """Hand to ``sink`` what comes from now on."""
@@ -375,7 +375,7 @@ class WatchedLoop:
         if self._advises:
             self._say_what_was_missing()
         self._write_changes()
-        self.guard.run("closing the sinks", self._dispatcher.close)
+        self._close_sinks()
 
     # the small things
 
@@ -392,6 +392,14 @@ class WatchedLoop:
             undo["losses"] = follow_backward(self._begin_backward, self._end_backward)
             undo["scaled losses"] = follow_scale(self._begin_scaling, self._note_scaled)
         return undo
+
+    @observing("flushing the sinks")
+    def _flush_sinks(self) -> None:
+        self._dispatcher.flush()
+
+    @observing("closing the sinks")
+    def _close_sinks(self) -> None:
+        self._dispatcher.close()
 
     @observing("writing open findings")
     def _write_changes(self) -> None:

@@ -349,6 +349,8 @@ EXEMPT = {
     "Guard.__init__",  # at construction
     "NonFiniteError.__init__",  # is what is to be raised
     "_Listened.__call__",  # calls the model; what else it calls is made to fail instead
+    "_QuietLogger.log",  # is what keeps the user's logging handlers from training
+    "SinkDispatcher._outlets_of_this_process",  # says which sinks there are: without it their files stay open
     "_Outlet._go_on",  # is what keeps a sink's fault from training
 }
 NEEDED = {
