@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["logger"]
 
 
-class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter  # takes no argument before Python 3.11
+
+
+class _QuietLogger(_Adapter):
     """The logger of that name, whose lines are lost where they cannot be written.
 
     It is called from within ``optimizer.step()``: a closed stderr would throw there.
