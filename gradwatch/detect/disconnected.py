@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
 from gradwatch.detect.loss_progress import LossProgress
-from gradwatch.detect.wording import count_of
+from gradwatch.detect.wording import count_of, names_of
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, Ownership, StepReport
@@ -35,7 +35,6 @@ LASTING = 90  # updates before anything is said: an optimizer for layers that ar
 LOOKS = 3  # looks in a row at which a weight had a gradient, no owner, and had not moved since the look before
 SMALL = 0.25  # share of all entries with a gradient below which a weight left out was forgotten, not chosen
 LEARNED = 0.05  # share by which the loss has come down where another optimizer trains
-NAMED = 3  # layers that a cause names
 
 
 @dataclass
@@ -151,9 +150,7 @@ class Disconnected(Detector[DisconnectedState]):
         return bool((owners.held & ~owners.frozen).any()) and not (owners.held & owners.replaced).any()
 
     def _names(self, columns: Iterable[int]) -> str:
-        names = [self._layers.names[column] for column in columns]
-        more = len(names) - NAMED
-        return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        return names_of([self._layers.names[column] for column in columns])
 
 
 def _why_unowned(owners: Ownership, unowned: NDArray[np.bool_]) -> str:

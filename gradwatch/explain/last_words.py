@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch import _torch
+from gradwatch.explain.sentences import listed_rows
 
 __all__ = ["last_words"]
-
-MOST_ROWS = 8  # that are listed
 
 
 def last_words(error: BaseException | None) -> str | None:
@@ -54,5 +53,4 @@ def _rows(tensor: Tensor) -> str:
     if tensor.ndim < 2:
         return ""
     sick = torch.nonzero(torch.isnan(tensor.detach()).flatten(1).any(1)).flatten().tolist()
-    listed = ", ".join(map(str, sick[:MOST_ROWS])) + (", …" if len(sick) > MOST_ROWS else "")
-    return f", in {len(sick)} of {len(tensor)} rows: {listed}"
+    return f", in {len(sick)} of {len(tensor)} rows: {listed_rows(sick)}"

@@ -23,7 +23,7 @@ from gradwatch.explain.operations import (
     unbounded_loss_operations,
 )
 from gradwatch.explain.recorded_call import OUTPUT
-from gradwatch.hooks.graph import operation_of, saved_by, upstream_nodes
+from gradwatch.hooks.graph import operation_of, saved_axis, saved_by, upstream_nodes
 
 __all__ = ["LossGraph", "TakenTensor"]
 
@@ -133,11 +133,11 @@ def _softmax_of_one(loss: Any) -> tuple[tuple[int, ...], int] | None:
     for node in upstream_nodes([loss], "", FURTHEST):
         if operation_of(node) not in ("softmax", "logsoftmax"):
             continue
-        result, dim = saved_by(node, "result"), saved_by(node, "dim")
-        if not isinstance(result, Tensor) or not isinstance(dim, int):
+        result = saved_by(node, "result")
+        if not isinstance(result, Tensor) or not result.ndim:
             continue
-        axis = dim if dim < result.ndim else dim - 2**64 + result.ndim  # −1 is saved as 2⁶⁴ − 1
-        if result.ndim and result.shape[axis] == 1:
+        axis = saved_axis(node, result.ndim)
+        if axis is not None and result.shape[axis] == 1:
             return tuple(result.shape), axis
     return None
 

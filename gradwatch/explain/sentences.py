@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -12,7 +12,7 @@ from gradwatch.explain.loss_graph import LossGraph, TakenTensor
 from gradwatch.explain.observed import BadRows, ModuleTitle, ObservedOrigin, Pattern
 from gradwatch.explain.operations import FaultyOperation
 
-__all__ = ["inferred_sentence", "loss_graph_text", "observed_sentence"]
+__all__ = ["inferred_sentence", "listed_rows", "loss_graph_text", "observed_sentence"]
 
 _MOST_ROWS = 8  # that are listed
 
@@ -99,8 +99,7 @@ def loss_graph_text(losses: LossGraph) -> str | None:
 
 def _taken_text(taken: TakenTensor) -> str:
     what = "NaN" if taken.has_nan else "Inf"
-    listed = ", ".join(map(str, taken.rows[:_MOST_ROWS])) + (", …" if len(taken.rows) > _MOST_ROWS else "")
-    rows = f", in row{'' if len(taken.rows) == 1 else 's'} {listed}" if taken.rows else ""
+    rows = f", in row{'' if len(taken.rows) == 1 else 's'} {listed_rows(taken.rows)}" if taken.rows else ""
     if taken.is_result:
         return f"a tensor that already held {what} (what is computed of it, {taken.shape}, holds it{rows})"
     return f"a {taken.shape} tensor that already held {what}{rows}"
@@ -249,5 +248,9 @@ def _if_known(text: str, title: ModuleTitle | None) -> str:
 def _rows_text(bad: BadRows | None) -> str:
     if bad is None:
         return ""
-    listed = ", ".join(map(str, bad.rows[:_MOST_ROWS])) + (", …" if len(bad.rows) > _MOST_ROWS else "")
-    return f", in {len(bad.rows)} of {bad.total} rows: {listed}"
+    return f", in {len(bad.rows)} of {bad.total} rows: {listed_rows(bad.rows)}"
+
+
+def listed_rows(rows: Sequence[int]) -> str:
+    """Return the numbers of the first rows: ``"0, 1, 2"``."""
+    return ", ".join(map(str, rows[:_MOST_ROWS])) + (", …" if len(rows) > _MOST_ROWS else "")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradwatch import _torch
 
-__all__ = ["operation_of", "saved_by", "takers_of", "upstream_nodes"]
+__all__ = ["operation_of", "saved_axis", "saved_by", "takers_of", "upstream_nodes"]
 
 LEAF = "torch::autograd::AccumulateGrad"
 
@@ -53,6 +53,14 @@ def takers_of(tensor: Tensor, outputs: Sequence[Tensor], most: int) -> list[tupl
         found += [(node, place) for place, edge in enumerate(node.next_functions) if edge == wanted]
         ahead.extend(following for following, _ in node.next_functions)
     return [] if ahead else found
+
+
+def saved_axis(node: Any, dimensions: int) -> int | None:
+    """Return the axis that an operation has saved as ``dim``, from 0 on; None where it has saved none."""
+    dim = saved_by(node, "dim")
+    if not isinstance(dim, int):
+        return None
+    return dim if dim < dimensions else dim - 2**64 + dimensions  # −1 is saved as 2⁶⁴ − 1
 
 
 def operation_of(node: Any) -> str:

@@ -126,13 +126,16 @@ class StepHooks:
         self._before, self._after, self._owns = before, after, owns
         self._running: list[Optimizer] = []
         self._handles: list[RemovableHandle] = []
+        enter, leave = self._enter, self._leave
         if optimizers is None:
             known = weakref.ref(self)  # the process outlives the model
-            enter, leave = _disabled(_calling(known, "_enter")), _disabled(_calling(known, "_leave"))
+            enter, leave = _calling(known, "_enter"), _calling(known, "_leave")
+        # a compiled optimizer.step would trace them, and compile anew for each count that they change
+        enter, leave = torch.compiler.disable(enter), torch.compiler.disable(leave)
+        if optimizers is None:
             self._handles += [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
             weakref.finalize(self, _remove_all, self._handles).atexit = False
             return
-        enter, leave = _disabled(self._enter), _disabled(self._leave)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(enter))
             self._handles.append(optimizer.register_step_post_hook(leave))
@@ -193,11 +196,6 @@ class StepHooks:
             return loss
 
         return evaluate
-
-
-def _disabled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep ``hook`` out of a compiled ``optimizer.step``: each count that it changes would compile that anew."""
-    return torch.compiler.disable(hook)
 
 
 def _calling(known: weakref.ref[StepHooks], name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradwatch.hooks.graph import operation_of, saved_by
+from gradwatch.hooks.graph import operation_of, saved_axis, saved_by
 from gradwatch.measure import slopes
 from gradwatch.measure.slopes import SATURATED_SHARE, SteepRange
 
@@ -154,10 +154,13 @@ def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
 
 def _flat_softmax(node: Any, place: int) -> Iterator[FlatEntries]:
     """Yield the rows in which one entry takes nearly all, except rows with a single entry that is not masked."""
-    probabilities, dim = saved_by(node, "result"), saved_by(node, "dim")
+    probabilities = saved_by(node, "result")
     if probabilities is None or probabilities.numel() == 0:
         return
-    last = probabilities.movedim(dim if dim < probabilities.ndim else dim - 2**64, -1)  # −1 is saved as 2⁶⁴ − 1
+    axis = saved_axis(node, probabilities.ndim)
+    if axis is None:
+        return
+    last = probabilities.movedim(axis, -1)
     if last.shape[-1] == 1:  # always 1: nothing lies far out
         return
     largest = last.float().amax(-1).flatten()

@@ -137,8 +137,7 @@ class BackwardPass:
             has_cycled: this optimizer has updated before, so that every optimizer of the loop had its turn.
         """
         self._is_queued = False  # a backward pass that failed at its end is followed again
-        arrived = () if _averages_later() else [column for column in self._arrived if column in columns]
-        is_changed = any(map(self._has_changed, arrived))
+        is_changed = self.has_changed(columns)
         at_end = self._at_end if is_changed else None
         self._was_changed = self._was_changed or is_changed
         self._measures = self._can_measure and (self._was_changed or not has_cycled)

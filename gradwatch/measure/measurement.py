@@ -64,6 +64,11 @@ class StepPlan:
     was_changed_while_scaled: bool = False
     learning_rates: tuple[float, ...] = ()
 
+    @property
+    def learning_rate(self) -> float | None:
+        """The largest of ``learning_rates``; None where there is none."""
+        return max(self.learning_rates, default=None)
+
 
 @dataclass(frozen=True)
 class _HostFigures:
@@ -257,7 +262,7 @@ class Measurement:
             sampled=self._is_sampled,
             figures={name: columns.place(values) for name, values in arrived.figures.items()},
             weight_nonfinite=self._weight_nonfinite,
-            learning_rate=max(plan.learning_rates, default=None),
+            learning_rate=plan.learning_rate,
             learning_rates=plan.learning_rates,
             ownership=self._ownership,
             entries=self._entries,

@@ -409,7 +409,7 @@ class Steps:
         """Return the latest update of each optimizer that was made of a finite loss. Waits for the device."""
         made = [(optimizer, track.last_made) for optimizer, track in self._tracks.items()]
         return [
-            LastUpdate(optimizer, last.plan.step, last.gradient_norms(), max(last.plan.learning_rates, default=None))
+            LastUpdate(optimizer, last.plan.step, last.gradient_norms(), last.plan.learning_rate)
             for optimizer, last in made
             if last is not None and (last.loss is None or math.isfinite(last.loss))
         ]

@@ -6,18 +6,18 @@ probe are healthy. Who did not mean it reads it here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwatch.detect.wording import names_of
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Ownership, StepReport
 
 __all__ = ["ReachedLayers", "notes_on"]
 
 SAMPLES = 10  # sampled updates before a weight without a gradient is mentioned
-NAMED = 3
 
 
 class ReachedLayers:
@@ -64,7 +64,5 @@ def notes_on(layers: Layers, held: Iterable[int], reached: ReachedLayers, owners
         )
 
 
-def _names(layers: Layers, columns: Sequence[int]) -> str:
-    more = len(columns) - NAMED
-    names = ", ".join(layers.names[column] for column in columns[:NAMED])
-    return f"{names} and {more} more" if more > 0 else names
+def _names(layers: Layers, columns: Iterable[int]) -> str:
+    return names_of([layers.names[column] for column in columns])
