@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 
-__all__ = ["ExplodingAtBirth", "ordinary_norms"]
+__all__ = ["ExplodingAtBirth"]
 
 WINDOW = 10  # the last update that is judged; later growth has a level of its own, which ``Exploding`` judges
 MOVED = 10.0  # times its size; healthy programs reach 1.9, sick ones 1e2 to Inf
@@ -216,21 +215,8 @@ class ExplodingAtBirth(Detector[ExplodingAtBirthState]):
         return np.where(self._layers.is_weight, np.nan_to_num(moved, nan=0.0, posinf=np.inf), 0.0)
 
     def _sizes(self, norms: Floats) -> Floats:
-        return np.fmax(norms, ordinary_norms(self._layers))
+        return np.fmax(norms, self._layers.ordinary_norm)
 
 
 def _finite(number: float) -> float:
     return min(float(number), 1e300)
-
-
-def ordinary_norms(layers: Layers) -> NDArray[np.float64]:
-    """Return (P,) the norm that a weight of each shape has where it keeps the size of a signal: √max(rows, columns).
-
-    Its entries then have a standard deviation of 1/√min(rows, columns). Usual initialisations lie below that, by up to
-    √3, or by the square root of rows ÷ columns. It is 1 for tensors that are no weights.
-    """
-    norms = np.ones(len(layers))
-    for column in np.flatnonzero(layers.is_weight):
-        rows, *columns = layers.tensors[column].shape
-        norms[column] = math.sqrt(max(rows, math.prod(columns)))
-    return norms

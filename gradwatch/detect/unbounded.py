@@ -24,7 +24,6 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
-from gradwatch.detect.exploding_at_birth import ordinary_norms
 from gradwatch.detect.wording import count_of
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
@@ -101,7 +100,7 @@ class Unbounded(Detector[UnboundedState]):
         if not report.sampled or norms is None:
             return None
         ours = self._state
-        ours.sizes = np.where(np.isnan(ours.sizes), np.fmax(norms, ordinary_norms(self._layers)), ours.sizes)
+        ours.sizes = np.where(np.isnan(ours.sizes), np.fmax(norms, self._layers.ordinary_norm), ours.sizes)
         with np.errstate(invalid="ignore"):  # a norm may overflow
             growth = np.where(self._layers.is_weight, np.nan_to_num(norms / ours.sizes, nan=0.0), 0.0)
         grown = growth >= GROWN

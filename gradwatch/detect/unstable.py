@@ -22,7 +22,6 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy, whole_run
-from gradwatch.detect.exploding_at_birth import ordinary_norms
 from gradwatch.detect.loss_evidence import LossEvidence
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
@@ -151,7 +150,7 @@ class Unstable(Detector[UnstableState]):
         if ratio is None or norm is None or not report.sampled or report.skipped:
             return
         with np.errstate(over="ignore", invalid="ignore"):
-            moved = ratio * norm / np.fmax(norm, SMALL * ordinary_norms(self._layers))
+            moved = ratio * norm / np.fmax(norm, SMALL * self._layers.ordinary_norm)
         known = moved[self._layers.is_weight & np.isfinite(moved)]
         if len(known):
             self._state.moved = [*self._state.moved[1 - SAMPLES :], float(known.max())]

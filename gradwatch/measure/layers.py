@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -41,6 +42,10 @@ class Layers:
         is_weight: (P,) bool, tensors of two or more dimensions that are not empty: those whose gradients can be
             compared along depth.
         size: (P,) int, number of entries (0 while a lazy module awaits its first forward).
+        ordinary_norm: (P,) the norm that a weight of each shape has where it keeps the size of a signal:
+            √max(rows, columns). Its entries then have a standard deviation of 1/√min(rows, columns). Usual
+            initialisations lie below that, by up to √3, or by the square root of rows ÷ columns. It is 1 for tensors
+            that are no weights.
         module_types: names of all module types in the model, for advice.
         followed_by: (P,) type names of the modules without parameters that were registered after the module of each
             tensor and before the next module with parameters: as a rule, the activation function after a layer.
@@ -58,7 +63,7 @@ class Layers:
     def __post_init__(self) -> None:
         self.names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in self.names)
         self.depth = _read_only(np.arange(len(self.names)))
-        self._known: tuple[NDArray[np.bool_], NDArray[np.int64]] | None = None
+        self._known: tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]] | None = None
         self._order: NDArray[np.int64] | None = None
         self._column = {id(tensor): column for column, tensor in enumerate(self.tensors)}
 
@@ -91,14 +96,20 @@ class Layers:
         """Take the paths of the model, as far as graphs have shown them."""
         self.after, self.is_placed = _read_only(after), _read_only(is_placed)
 
-    def _dimensions(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Return (is_weight, size). They are kept once no lazy module waits for its shapes any more."""
+    @property
+    def ordinary_norm(self) -> NDArray[np.float64]:
+        return self._dimensions()[2]
+
+    def _dimensions(self) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
+        """Return (is_weight, size, ordinary_norm). They are kept once no lazy module waits for its shapes any more."""
         if self._known is not None:
             return self._known
-        shapes = [() if is_lazy(tensor) else tensor.shape for tensor in self.tensors]
-        sizes = [0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors]
-        is_weight = [len(shape) >= 2 and size > 0 for shape, size in zip(shapes, sizes, strict=True)]
-        dimensions = _read_only(np.array(is_weight, dtype=bool)), _read_only(np.array(sizes, dtype=np.int64))
+        found = [_dimensions_of(tensor) for tensor in self.tensors]
+        dimensions = (
+            _read_only(np.array([is_weight for is_weight, _, _ in found], dtype=bool)),
+            _read_only(np.array([size for _, size, _ in found], dtype=np.int64)),
+            _read_only(np.array([norm for _, _, norm in found], dtype=np.float64)),
+        )
         if not any(map(is_lazy, self.tensors)):
             self._known = dimensions
         return dimensions
@@ -118,6 +129,16 @@ class Layers:
     def column(self, tensor: Tensor) -> int | None:
         """Return the column of ``tensor``, None where it is not watched."""
         return self._column.get(id(tensor))
+
+
+def _dimensions_of(tensor: Tensor) -> tuple[bool, int, float]:
+    """Return whether a tensor is a weight, its number of entries, and the ordinary norm of such a weight."""
+    if is_lazy(tensor):
+        return False, 0, 1.0
+    if tensor.ndim < 2 or tensor.numel() == 0:
+        return False, tensor.numel(), 1.0
+    rows, *columns = tensor.shape
+    return True, tensor.numel(), math.sqrt(max(rows, math.prod(columns)))
 
 
 def _resolution_of(dtype: torch.dtype) -> float:

@@ -17,7 +17,6 @@ from gradwatch.detect.exploding_at_birth import (
     WINDOW,
     WORSE,
     ExplodingAtBirth,
-    ordinary_norms,
 )
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import of_tensors
@@ -116,7 +115,7 @@ def test_the_random_runs_are_sick_in_every_way_that_the_rule_knows():
 def test_an_ordinary_weight_keeps_the_size_of_a_signal():
     shapes = {"linear": (30, 50), "convolution": (8, 4, 3, 3), "bias": (9,), "scalar": (), "row": (1, 100)}
     layers = of_tensors({name: torch.zeros(shape) for name, shape in shapes.items()})
-    assert ordinary_norms(layers).tolist() == pytest.approx([50**0.5, 36**0.5, 1, 1, 10])
+    assert layers.ordinary_norm.tolist() == pytest.approx([50**0.5, 36**0.5, 1, 1, 10])
     weight = torch.randn(30, 50, dtype=torch.float64) / 30**0.5  # a deviation of 1/√min(rows, columns)
     assert float(weight.norm()) == pytest.approx(50**0.5, rel=0.05)
 
