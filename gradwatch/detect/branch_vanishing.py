@@ -15,13 +15,12 @@ no gradient, nor layers whose place in the graph is not known.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
+from gradwatch.detect.detector import DetectorResult, Evidence
+from gradwatch.detect.faint_branch import FaintBranch
 from gradwatch.detect.wording import count_of, times
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
@@ -31,67 +30,30 @@ __all__ = ["BranchVanishing", "families_of"]
 
 BRANCH_RATIO = 1e-4  # of the median of the siblings; blocks of healthy stacks differ by less than 100 times
 SIBLINGS = 2  # that have a gradient: one alone may be the odd one
-PATIENCE = 8  # samples in a row: updates 0 to 30, or eighty steps later in the run
-WAKING = 2.0  # a ratio that has doubled within the patience is waking up
 INDEX = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
 
-@dataclass
-class BranchVanishingState:
-    """The state of ``BranchVanishing`` across steps.
-
-    Attributes:
-        ratios: (patience − 1, P) the latest ratios of each weight to its siblings, oldest first; NaN where not judged.
-    """
-
-    VERSION: ClassVar[int] = 1
-
-    ratios: Floats
-
-
-class BranchVanishing(Detector[BranchVanishingState]):
+class BranchVanishing(FaintBranch):
     """A weight whose gradient is far below that of the same weight in the other blocks of a stack.
 
     ``value`` is the L2 norm of the gradient, ``threshold`` the norm below which the weight is sick: 1e-4 of the median
     of its siblings, by root mean square. ``Thresholds.vanishing_norm`` replaces the rule.
     """
 
-    kind = "vanishing"
-    judges_samples_only = True
+    limit = BRANCH_RATIO
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
-        self.patience = thresholds.patience or PATIENCE
-        super().__init__(BranchVanishingState(np.full((max(1, self.patience - 1), len(layers)), np.nan)))
-        self._layers = layers
-        self._is_replaced = thresholds.vanishing_norm is not None
-        self._healthy = healthy(len(layers))
+        super().__init__(layers, thresholds)
         self._families = families_of(layers, least=SIBLINGS + 1)
         self._blocks = np.array([_block(name) for name in layers.names])
         self._sequences = np.array([_sequence(name) for name in layers.names])
-        self._median = np.zeros(len(layers))  # of the siblings of each weight, for explain
 
     def examine(self, report: StepReport) -> DetectorResult | None:
-        if self._is_replaced or not report.sampled or not self._families or not report.gradients_are_finite:
-            return None
-        after = self._layers.after
-        if after is None:
-            return None
-        size = np.maximum(self._layers.size, 1)
-        rms = report.grad_norm / np.sqrt(size)
-        ratio = self._ratios(rms, report, after | after.T)
-        with np.errstate(invalid="ignore"):
-            sick = ratio <= BRANCH_RATIO
-            waking = sick & (ratio > WAKING * self._state.ratios[0])
-        self._state.ratios = np.vstack([self._state.ratios[1:], ratio])
-        if not sick.any():
-            return self._healthy
-        threshold = BRANCH_RATIO * self._median * np.sqrt(size)
-        badness = np.where(sick, -np.log10(np.maximum(np.nan_to_num(ratio), 1e-300)), -1e9)
-        return DetectorResult(sick, badness, report.grad_norm, threshold, mending=waking)
+        return super().examine(report) if self._families else None
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
         name, norm = self._layers.names[column], float(report.grad_norm[column])
-        usual = float(self._median[column] * np.sqrt(self._layers.size[column]))
+        usual = self._usual_norm(column)
         less = "" if norm == 0 else f", {times(usual, norm)} less than it"
         measured = (
             f"The gradient norm of {name} is {norm:.3g} at step {report.step}{less}, while that of the same layer in "
@@ -104,9 +66,8 @@ class BranchVanishing(Detector[BranchVanishingState]):
         )
         return Evidence(measured, (cause,), ("one branch",))
 
-    def _ratios(self, rms: Floats, report: StepReport, in_series: NDArray[np.bool_]) -> Floats:
-        """Return (P,) the gradient of each weight ÷ the median of its siblings; NaN where that is not judged."""
-        ratio = np.full(len(rms), np.nan)
+    def _ratios(self, rms: Floats, report: StepReport, after: NDArray[np.bool_]) -> Floats:
+        ratio, in_series = np.full(len(rms), np.nan), after | after.T
         for family in self._families:
             present = family[report.measured[family]]
             if len(present) <= SIBLINGS or rms[present].min() > BRANCH_RATIO * rms[present].max():
@@ -117,7 +78,7 @@ class BranchVanishing(Detector[BranchVanishingState]):
                 if median <= 0 or (rms[column] == 0 and not self._is_used(column, report, in_series)):
                     continue
                 if not rms[column] / median >= ratio[column]:  # of two families, the one that it is faintest in
-                    ratio[column], self._median[column] = rms[column] / median, median
+                    ratio[column], self._reference[column] = rms[column] / median, median
         return ratio
 
     def _is_used(self, column: int, report: StepReport, in_series: NDArray[np.bool_]) -> bool:

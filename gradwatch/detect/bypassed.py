@@ -12,14 +12,12 @@ a router sends some no token), nor a layer that has nothing before it (an embedd
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.detect.branch_vanishing import families_of
-from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
+from gradwatch.detect.detector import Evidence
+from gradwatch.detect.faint_branch import FaintBranch
 from gradwatch.detect.wording import times
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
@@ -29,24 +27,9 @@ __all__ = ["Bypassed"]
 
 BYPASSED = 1e-5  # of the weights before and after; a tenth of what fades along depth, because nothing else is faint
 ALIVE = 1e-4  # of the same: a layer beside this one that learns; queries and keys fade to 1e-5 where values do not
-PATIENCE = 8  # samples in a row: updates 0 to 30, or eighty steps later in the run
-WAKING = 2.0  # a ratio that has doubled within the patience is waking up
 
 
-@dataclass
-class BypassedState:
-    """The state of ``Bypassed`` across steps.
-
-    Attributes:
-        ratios: (patience − 1, P) the latest ratios of the faint weights, oldest first; NaN where none is faint.
-    """
-
-    VERSION: ClassVar[int] = 1
-
-    ratios: Floats
-
-
-class Bypassed(Detector[BypassedState]):
+class Bypassed(FaintBranch):
     """Weights that gradients lead past, on their way to the weights before them.
 
     ``value`` is the L2 norm of the gradient, ``threshold`` the norm below which the weight is sick: 1e-5 of the largest
@@ -54,38 +37,16 @@ class Bypassed(Detector[BypassedState]):
     ``Thresholds.vanishing_norm`` replaces the rule.
     """
 
-    kind = "vanishing"
-    judges_samples_only = True
+    limit = BYPASSED
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
-        self.patience = thresholds.patience or PATIENCE
-        super().__init__(BypassedState(np.full((max(1, self.patience - 1), len(layers)), np.nan)))
-        self._layers = layers
-        self._is_replaced = thresholds.vanishing_norm is not None
-        self._healthy = healthy(len(layers))
+        super().__init__(layers, thresholds)
         self._families = families_of(layers, least=2)
         self._parents = np.array([name.rsplit(".", 2)[0] for name in layers.names])
-        self._reference = np.zeros(len(layers))  # what each faint weight was compared with, for explain
-
-    def examine(self, report: StepReport) -> DetectorResult | None:
-        after = self._layers.after
-        if self._is_replaced or after is None or not report.sampled or not report.gradients_are_finite:
-            return None
-        size = np.maximum(self._layers.size, 1)
-        ratio = self._ratios(report.grad_norm / np.sqrt(size), self._layers.is_weight & report.measured, after)
-        with np.errstate(invalid="ignore"):
-            sick = ratio <= BYPASSED
-            waking = sick & (ratio > WAKING * self._state.ratios[0])
-        self._state.ratios = np.vstack([self._state.ratios[1:], ratio])
-        if not sick.any():
-            return self._healthy
-        threshold = BYPASSED * self._reference * np.sqrt(size)
-        badness = np.where(sick, -np.log10(np.where(sick, ratio, 1.0)), -1e9)
-        return DetectorResult(sick, badness, report.grad_norm, threshold, mending=waking)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
         name, norm = self._layers.names[column], float(report.grad_norm[column])
-        usual = float(self._reference[column] * np.sqrt(self._layers.size[column]))
+        usual = self._usual_norm(column)
         measured = (
             f"The gradient norm of {name} is {norm:.3g} at step {report.step}: per entry {times(usual, norm)} less "
             f"than those of weights before and after it (normal: up to {1 / BYPASSED:,.0f} times)."
@@ -96,9 +57,8 @@ class Bypassed(Detector[BypassedState]):
         )
         return Evidence(measured, (cause,), ("one branch",))
 
-    def _ratios(self, rms: Floats, judged: NDArray[np.bool_], after: NDArray[np.bool_]) -> Floats:
-        """Return (P,) the gradient of each faint weight ÷ what it is compared with; NaN where a weight is not faint."""
-        ratio = np.full(len(rms), np.nan)
+    def _ratios(self, rms: Floats, report: StepReport, after: NDArray[np.bool_]) -> Floats:
+        ratio, judged = np.full(len(rms), np.nan), self._layers.is_weight & report.measured
         known = np.where(judged, rms, 0.0)
         faint = judged & (known > 0) & (known <= BYPASSED * known.max(initial=0.0))
         for column in np.flatnonzero(faint).tolist():

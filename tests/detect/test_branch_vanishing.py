@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradwatch.detect.branch_vanishing import BRANCH_RATIO, PATIENCE, SIBLINGS, BranchVanishing
+from gradwatch.detect.branch_vanishing import BRANCH_RATIO, SIBLINGS, BranchVanishing
+from gradwatch.detect.faint_branch import PATIENCE
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import of_tensors
 from tests.detect.training import ResidualStack, classification, perceptron, regression, sequences, told, train

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradwatch.detect.bypassed import ALIVE, BYPASSED, PATIENCE, Bypassed
+from gradwatch.detect.bypassed import ALIVE, BYPASSED, Bypassed
+from gradwatch.detect.faint_branch import PATIENCE
 from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import of_tensors
 from tests.detect.test_branch_vanishing import HEALTHY, Attention, Gated, SigmoidGated, gated_stack
