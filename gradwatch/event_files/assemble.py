@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from gradwatch.event_files.decode import UnreadableError
 from gradwatch.event_files.format import NORMS, PACKED_FIGURES, PREFIX, ROW_NAMES, TOTALS
 from gradwatch.event_files.run import (
+    Coverage,
     FindingEvent,
     Floats,
     LayerSeries,
     LayerTable,
     LoggedRow,
     Run,
+    RunEnd,
     TimeSeries,
     Totals,
+    Written,
 )
 
 __all__ = ["LayerRows", "LayerTables", "RunAssembler", "TotalRows", "last_course", "latest_states"]
@@ -217,19 +220,28 @@ class RunAssembler:
         self._layer_rows = {name: LayerRows(name, self._tables) for name in ROW_NAMES}
         self._total_rows = TotalRows()
         self._events: list[FindingEvent] = []
+        self._coverage: Coverage | None = None
+        self._end: RunEnd | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._events) or self._layer_rows["grad_norm"].last_step is not None
+        has_rows = self._layer_rows["grad_norm"].last_step is not None
+        return has_rows or bool(self._events) or self._coverage is not None
 
-    def add(self, found: LoggedRow | FindingEvent) -> None:
+    def add(self, found: Written) -> None:
         """Take in what was written next.
 
         Raises:
             UnreadableError: for a row that does not fit to the table of layers; it is left out.
         """
+        self._end = found if isinstance(found, RunEnd) else None  # what follows an end is of a run that goes on
         if isinstance(found, FindingEvent):
             self._events.append(found)
-            return
+        elif isinstance(found, Coverage):
+            self._coverage = found
+        elif isinstance(found, LoggedRow):
+            self._add_row(found)
+
+    def _add_row(self, found: LoggedRow) -> None:
         norms = self._layer_rows["grad_norm"]
         norms.refuse(found.step, found.figures["grad_norm"], found.table or self._tables.last)
         if norms.last_step is not None and found.step <= norms.last_step:
@@ -248,6 +260,8 @@ class RunAssembler:
             rows.begin_anew(step)
         self._total_rows.begin_anew(step)
         self._events = [event for event in self._events if _moment(event) < step]
+        if self._coverage is not None and self._coverage.steps > step:
+            self._coverage = None
 
     def build(self, name: str, written_at: float, problems: Iterable[str]) -> Run:
         """Return all of it as one run."""
@@ -266,6 +280,8 @@ class RunAssembler:
             findings=tuple(state.finding for state in states),
             ended=tuple(state.ended for state in states),
             skipped_steps=_count(totals.values["skipped_steps"]),
+            coverage=self._coverage,
+            closed_after=None if self._end is None else self._end.steps,
             written_at=written_at,
             problems=(*problems, *_left_out(norms)),
         )

@@ -16,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.event_files.format import PREFIX, ROW_NAMES, TOTALS, VERSION
-from gradwatch.event_files.run import FindingEvent, Floats, LayerTable
+from gradwatch.event_files.run import Coverage, FindingEvent, Floats, LayerTable, RunEnd
 from gradwatch.findings import KINDS, Finding, Severity
 
 __all__ = [
     "LARGEST_STEP",
     "UnreadableError",
+    "coverage_of",
     "finding_event_of",
     "floats",
     "layer_rows_of",
     "layer_table_of",
     "refuse_newer",
     "refuse_step",
+    "run_end_of",
     "totals_of",
 ]
 
@@ -107,13 +109,38 @@ def layer_table_of(tensor: Any, what: str = "gradwatch/layers") -> LayerTable:
     return LayerTable(tuple(layers), *(np.array(content[name], dtype=np.int64) for name in ("depth", "size")))
 
 
+def coverage_of(tensor: Any, what: str = "gradwatch/coverage") -> Coverage:
+    """Return how much of a run was measured, which ``tensor`` holds.
+
+    Raises:
+        UnreadableError: if it does not.
+    """
+    content = _object(_text(tensor, what), what)
+    steps, measured = content.get("steps"), content.get("measured")
+    if not (_is_count(steps) and _is_count(measured) and measured <= steps):  # type: ignore[operator]
+        raise UnreadableError(f"{what}: expected steps and, at most as many, measured: whole numbers from 0.")
+    return Coverage(steps, measured)  # type: ignore[arg-type]
+
+
+def run_end_of(tensor: Any, what: str = "gradwatch/end") -> RunEnd:
+    """Return the mark of a closed run, which ``tensor`` holds.
+
+    Raises:
+        UnreadableError: if it does not.
+    """
+    steps = _object(_text(tensor, what), what).get("steps")
+    if not _is_count(steps):
+        raise UnreadableError(f"{what}: expected steps: a whole number from 0.")
+    return RunEnd(steps)  # type: ignore[arg-type]
+
+
 def finding_event_of(tensor: Any, what: str = "gradwatch/finding") -> FindingEvent:
     """Return the finding that ``tensor`` holds; a number that JSON does not have is NaN.
 
     Raises:
         UnreadableError: if it holds none.
     """
-    content = _object(_text(tensor, what), what)
+    content = {"actions": [], **_object(_text(tensor, what), what)}  # nothing was done in runs of older files
     for name, (is_valid, expected) in _FIELDS.items():
         if not is_valid(content.get(name)):
             raise UnreadableError(f"{what}: expected {name} to be {expected}.")
@@ -158,8 +185,13 @@ def _entries(tensor: Any) -> NDArray[np.floating] | None:
         return np.array(tensor.float_val if tensor.dtype == FLOAT32 else tensor.double_val, dtype=dtype)
     if len(tensor.tensor_content) % dtype.itemsize:
         return None
-    entries: NDArray[np.floating] = np.frombuffer(tensor.tensor_content, dtype=dtype)
-    return entries
+    return _quiet(np.frombuffer(tensor.tensor_content, dtype=dtype))
+
+
+def _quiet(entries: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return ``entries`` with ordinary NaN: numpy warns of casting signalling ones, which damaged files hold."""
+    not_numbers = np.isnan(entries)
+    return np.where(not_numbers, entries.dtype.type(np.nan), entries) if not_numbers.any() else entries
 
 
 def _words(shape: tuple[int | None, ...]) -> str:
@@ -242,8 +274,10 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "value": _NUMBER,
     "threshold": _NUMBER,
     "measured": _TEXT,
+    "figure": _TEXT,
     "cause": _TEXT,
     "remedies": (_is_list_of(_is_advice), "a list of objects with name and text"),
+    "actions": _TEXTS,
     "ranks": (_is_list_of(_is_count), "a list of ranks: whole numbers from 0"),
     "ended": (lambda value: isinstance(value, bool), "true or false"),
 }

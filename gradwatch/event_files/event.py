@@ -1,4 +1,4 @@
-"""Decode a row or a finding from one event of a file that anyone may have written."""
+"""Decode a row, a finding, a count or an end from one event of a file that anyone may have written."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from gradwatch.event_files.decode import (
     UnreadableError,
+    coverage_of,
     finding_event_of,
     layer_rows_of,
     layer_table_of,
     refuse_newer,
     refuse_step,
+    run_end_of,
     totals_of,
 )
 from gradwatch.event_files.format import PLUGIN, PREFIX, ROW_NAMES
 from gradwatch.event_files.legible import legible, legible_event, legible_table
-from gradwatch.event_files.run import FindingEvent, LoggedRow
+from gradwatch.event_files.run import LoggedRow, Written
 
 __all__ = ["decode_event"]
 
 
-def decode_event(content: bytes) -> LoggedRow | FindingEvent | None:
-    """Return the row or the finding in ``content``, one record of an event file; None if gradwatch wrote neither.
+def decode_event(content: bytes) -> Written | None:
+    """Return what gradwatch wrote in ``content``, one record of an event file; None if it wrote nothing.
 
     Raises:
         UnreadableError: if something of gradwatch's is in it that cannot be read.
@@ -40,6 +42,10 @@ def decode_event(content: bytes) -> LoggedRow | FindingEvent | None:
             refuse_newer(value.metadata.plugin_data.content, legible(value.tag))
     if "finding" in own:
         return legible_event(finding_event_of(own["finding"].tensor))
+    if "coverage" in own:
+        return coverage_of(own["coverage"].tensor)
+    if "end" in own:
+        return run_end_of(own["end"].tensor)
     return _row(event.step, own) if "grad_norm" in own else None
 
 

@@ -34,6 +34,8 @@ def legible_event(event: FindingEvent) -> FindingEvent:
             layers=tuple(map(legible, finding.layers)),
             cause=legible(finding.cause),
             measured=legible(finding.measured),
+            figure=legible(finding.figure),
+            actions=tuple(map(legible, finding.actions)),
             remedies=tuple(Advice(legible(each.name), legible(each.text)) for each in finding.remedies),
         ),
     )

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from gradwatch.event_files.assemble import RunAssembler
-from gradwatch.event_files.decode import UnreadableError
-from gradwatch.event_files.event import decode_event
+from gradwatch.event_files.growing_file import GrowingFile
 from gradwatch.event_files.legible import legible
-from gradwatch.event_files.records import Damage, records
-from gradwatch.event_files.run import FindingEvent, LoggedRow, Run
+from gradwatch.event_files.run import Run
 
-__all__ = ["NoRunError", "read_runs"]
+__all__ = ["NoRunError", "event_files", "files_in", "read_runs"]
 
 Reason = Literal["missing", "empty", "foreign", "corrupt"]
 
@@ -50,7 +48,7 @@ def read_runs(directory: Path, tell: Callable[[str], object] = lambda problem: N
     if not directory.is_dir():
         found = "a file" if directory.exists() else "nothing"
         raise NoRunError("missing", f"{shown}: expected the directory of a run, found {found}.")
-    by_directory, problems = _event_files(directory)
+    by_directory, problems = event_files(directory)
     runs = []
     for where, files in by_directory.items():
         read = _read(legible(str(where)), files)
@@ -87,8 +85,8 @@ class _NoRun:
     problems: list[str]
 
 
-def _event_files(directory: Path) -> tuple[dict[Path, list[Path]], list[str]]:
-    """Find event files by directory; within one, from the oldest on: their names begin with the time.
+def event_files(directory: Path) -> tuple[dict[Path, list[Path]], list[str]]:
+    """Find event files by directory; within one, from the oldest on: names hold the time, and count those of a process.
 
     Returns:
         The files, and which directories cannot be looked into.
@@ -97,64 +95,36 @@ def _event_files(directory: Path) -> tuple[dict[Path, list[Path]], list[str]]:
     refused: list[OSError] = []
     for where, below, names in os.walk(directory, onerror=refused.append):
         below.sort()
-        files = [path for name in sorted(names) if "tfevents" in name and (path := Path(where, name)).is_file()]
-        if files:
+        if files := _files_among(where, names):
             found[Path(where)] = files
     return found, [f"{legible(str(error.filename))}: cannot be read: {error.strerror}" for error in refused]
+
+
+def files_in(directory: Path) -> list[Path]:
+    """Return the event files in ``directory`` itself, from the oldest on.
+
+    Raises:
+        OSError: if it cannot be looked into.
+    """
+    return _files_among(directory, os.listdir(directory))
+
+
+def _files_among(where: str | Path, names: Iterable[str]) -> list[Path]:
+    named = [Path(where, name) for name in sorted(names, key=_in_order) if "tfevents" in name]
+    return [path for path in named if path.is_file()]
+
+
+def _in_order(name: str) -> list[str | int]:
+    """Return what sorts names of files by the numbers in them: the tenth of one second comes after the ninth."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _read(name: str, files: list[Path]) -> Run | _NoRun:
     assembler, problems = RunAssembler(), list[str]()
     for path in files:
-        problems += _read_file(path, assembler)
+        file = GrowingFile(path)
+        file.read_into(assembler)
+        problems += file.problems()
     if not assembler:
         return _NoRun([f"{name}: {problem}" for problem in problems])
     return assembler.build(name, max(path.stat().st_mtime for path in files), problems)
-
-
-def _read_file(path: Path, assembler: RunAssembler) -> list[str]:
-    """Add what ``path`` holds to ``assembler``; return what could not be read.
-
-    A later file of the same run wins from its first step on.
-    """
-    problems: Counter[str] = Counter()
-    found = _decoded(path, problems)
-    steps = [each.step if isinstance(each, LoggedRow) else each.finding.raised_step for each in found if _is_new(each)]
-    if steps:
-        assembler.begin_anew(min(steps))
-    for each in found:
-        try:
-            assembler.add(each)
-        except UnreadableError as error:
-            problems[_problem(error)] += 1
-    file = legible(path.name)
-    return [f"{file}: {words}" + (f" ({count} times)" if count > 1 else "") for words, count in problems.items()]
-
-
-def _decoded(path: Path, problems: Counter[str]) -> list[LoggedRow | FindingEvent]:
-    """Return the rows and findings in ``path``; count what could not be read in ``problems``."""
-    found: list[LoggedRow | FindingEvent] = []
-    try:
-        for record in records(path):
-            if isinstance(record, Damage):
-                problems[record.words] += 1
-                continue
-            try:
-                decoded = decode_event(record)
-            except UnreadableError as error:
-                problems[_problem(error)] += 1
-                continue
-            if decoded is not None:
-                found.append(decoded)
-    except OSError as error:
-        problems[f"cannot be read: {error.strerror}"] += 1
-    return found
-
-
-def _is_new(found: LoggedRow | FindingEvent) -> bool:
-    """Return whether this file tells it first: the finding of an update or an end may have opened before the cut."""
-    return isinstance(found, LoggedRow) or found.is_opening
-
-
-def _problem(error: UnreadableError) -> str:
-    return str(error).removesuffix(".")

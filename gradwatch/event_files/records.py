@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-__all__ = ["Damage", "checksum", "records"]
+__all__ = ["Damage", "checksum", "records", "records_in"]
 
 _BLOCK = 1024  # bytes looked up at once; the table of 1 MiB stays in a processor's cache
 _SHORT = 64  # bytes that are sooner summed one by one
@@ -49,22 +49,31 @@ def records(path: Path) -> Iterator[bytes | Damage]:
         OSError: if the file cannot be read.
     """
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while (at := file.tell()) < size:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                yield Damage(at, "ends within a record", is_end=True)
-                return
-            length, expected = _HEADER.unpack(header)
-            if checksum(header[:8]) != expected:
-                yield Damage(at, "a record's length is damaged")
-                _find_header(file, at + 1, size)
-            elif at + _HEADER.size + length + 4 > size:
-                yield Damage(at, "ends within a record", is_end=True)
-                return
-            else:
-                content, expected = file.read(length), int.from_bytes(file.read(4), "little")
-                yield content if checksum(content) == expected else Damage(at, "a record is damaged")
+        yield from records_in(file)
+
+
+def records_in(file: BinaryIO) -> Iterator[bytes | Damage]:
+    """Yield the records of an open ``file`` from where it is on, as far as it reaches by now.
+
+    After the last one ``file`` is at its end; within a record that is still being written, ``Damage.at`` says where
+    to go on.
+    """
+    size = os.fstat(file.fileno()).st_size
+    while (at := file.tell()) < size:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            yield Damage(at, "ends within a record", is_end=True)
+            return
+        length, expected = _HEADER.unpack(header)
+        if checksum(header[:8]) != expected:
+            yield Damage(at, "a record's length is damaged")
+            _find_header(file, at + 1, size)
+        elif at + _HEADER.size + length + 4 > size:
+            yield Damage(at, "ends within a record", is_end=True)
+            return
+        else:
+            content, expected = file.read(length), int.from_bytes(file.read(4), "little")
+            yield content if checksum(content) == expected else Damage(at, "a record is damaged")
 
 
 def checksum(content: bytes) -> int:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.findings import Finding
 
-__all__ = ["FindingEvent", "Floats", "LayerSeries", "LayerTable", "LoggedRow", "Run", "TimeSeries", "Totals"]
+__all__ = [
+    "Coverage",
+    "FindingEvent",
+    "Floats",
+    "LayerSeries",
+    "LayerTable",
+    "LoggedRow",
+    "Run",
+    "RunEnd",
+    "TimeSeries",
+    "Totals",
+    "Written",
+]
 
 Floats = NDArray[np.floating]
 
@@ -28,6 +41,35 @@ class LayerTable:
     layers: tuple[str, ...]
     depth: NDArray[np.int64]
     size: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a run was measured so far. What was not measured is not known to be healthy.
+
+    Attributes:
+        steps: attempted updates.
+        measured: how many of them were measured and judged.
+    """
+
+    steps: int
+    measured: int
+
+    @property
+    def unmeasured(self) -> int:
+        """How many steps nothing is known of."""
+        return max(0, self.steps - self.measured)
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """The mark that a run writes when it is closed. It is missing where a run goes on, or was killed.
+
+    Attributes:
+        steps: attempted updates.
+    """
+
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +100,10 @@ class LoggedRow:
     figures: Mapping[str, Floats]
     totals: Floats | None
     table: LayerTable | None
+
+
+Written: TypeAlias = LoggedRow | FindingEvent | Coverage | RunEnd
+"""What one record of an event file holds of gradwatch's."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +164,8 @@ class Run:
         findings: by onset, each as it was written last.
         ended: whether each of them has ended.
         skipped_steps: updates left out, as of the last row.
+        coverage: how much was measured, as it was written last; None where all was.
+        closed_after: attempted updates when the run was closed; None where it goes on, or was killed.
         written_at: when its newest file last grew, seconds since 1970.
         problems: what could not be read, for people.
     """
@@ -131,6 +179,8 @@ class Run:
     findings: tuple[Finding, ...]
     ended: tuple[bool, ...]
     skipped_steps: int
+    coverage: Coverage | None
+    closed_after: int | None
     written_at: float
     problems: tuple[str, ...]
 

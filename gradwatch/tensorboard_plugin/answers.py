@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from gradwatch.event_files import format
 from gradwatch.event_files.assemble import latest_states
+from gradwatch.event_files.consequences import leaders
 from gradwatch.event_files.decode import UnreadableError, finding_event_of
-from gradwatch.event_files.run import FindingEvent, LayerSeries
+from gradwatch.event_files.run import FindingEvent, Floats, LayerSeries
 from gradwatch.tensorboard_plugin import pooling
 from gradwatch.tensorboard_plugin.cached_run import CachedRun
-from gradwatch.tensorboard_plugin.statistics import STATISTICS, Statistic, scale_of
+from gradwatch.tensorboard_plugin.leaps import leaps_of
+from gradwatch.tensorboard_plugin.statistics import STATISTICS, Statistic, levels_of, scales_of
 
-__all__ = ["Packed", "cells_of", "curve_of", "findings_of", "overview_of", "profile_of"]
+__all__ = ["Packed", "cells_of", "course_of", "curve_of", "findings_of", "overview_of", "profile_of"]
 
 Packed = tuple[dict[str, Any], NDArray[np.float32]]  # a header, and the entries that follow it
 
@@ -34,7 +36,10 @@ def overview_of(run: CachedRun) -> dict[str, Any]:
 
 
 def findings_of(run: CachedRun) -> dict[str, Any]:
-    """Return findings by first step, each as it was written last; and what of them could not be read."""
+    """Return findings by first step, each as it was written last; what of them could not be read; the run's extent.
+
+    ``follows`` is the index of the finding that may have led to one.
+    """
     events: list[FindingEvent] = []
     problems: list[str] = []
     for _, tensor, what in run.events("finding"):
@@ -45,21 +50,63 @@ def findings_of(run: CachedRun) -> dict[str, Any]:
     states = latest_states(events)
     if len(states) > _MOST_FINDINGS:
         problems.insert(0, f"Only the first {_MOST_FINDINGS:,} of {len(states):,} findings are shown.")
-    return {"findings": [_plain(state) for state in states[:_MOST_FINDINGS]], "problems": problems[:_MOST_PROBLEMS]}
+    shown = states[:_MOST_FINDINGS]
+    findings = [{**_plain(state), "follows": first} for state, first in zip(shown, leaders(shown), strict=True)]
+    return {"findings": findings, "problems": problems[:_MOST_PROBLEMS], **_extent(run)}
+
+
+def _extent(run: CachedRun) -> dict[str, Any]:
+    """Return how far the run has come, for a table of runs; nothing where that cannot be read."""
+    try:
+        totals = run.totals()
+    except UnreadableError:
+        return {}  # the overview says so
+    losses = totals.values["loss"][~np.isnan(totals.values["loss"])]
+    return {
+        "rows": len(totals.steps),
+        "lastStep": int(totals.steps[-1]) if len(totals.steps) else None,
+        "loss": _or_null(losses[-1].item()) if len(losses) else None,
+        "isLossFinite": bool(np.isfinite(losses[-1:]).all()),
+    }
 
 
 def cells_of(run: CachedRun, name: str, start: int, end: int, width: int) -> Packed:
-    """Return the heat map: (C, P) largest values; clipped and skipped steps of each cell; the run's colour scale."""
+    """Return the heat map: (C, P) largest values, of ratios those furthest from 1; marks of cells; colour scales."""
     statistic = STATISTICS[name]
     series = run.series(statistic.series)
     cells = pooling.cells(series.steps, start, end, width)
     with np.errstate(over="ignore", invalid="ignore"):
-        values = (pooling.largest(series.values[statistic.row], cells) * statistic.factors(run)).astype(np.float32)
+        values = _furthest(statistic, series, cells, statistic.factors(run)).astype(np.float32)
     totals = run.totals()
     marks = {
         kind: pooling.count(totals.steps, totals.values[f"{kind}_steps"], cells) for kind in ("clipped", "skipped")
     }
-    return {"edges": cells.edges.tolist(), "scale": scale_of(statistic, run), **marks}, values
+    levels = [_or_null(level) for level in levels_of(run).tolist()]
+    return {"edges": cells.edges.tolist(), **scales_of(statistic, run), "levels": levels, **marks}, values
+
+
+def _furthest(statistic: Statistic, series: LayerSeries, cells: pooling.Cells, factors: Floats) -> Floats:
+    """Return (C, P): the largest of each cell; of ratios the smallest where that is further from 1."""
+    largest = pooling.largest(series.values[statistic.row], cells) * factors
+    if not statistic.is_ratio:
+        return largest
+    smallest = pooling.smallest(series.values[format.NORMS.index("lowest")], cells) * factors
+    return np.where(smallest * largest < 1, smallest, largest)
+
+
+def course_of(run: CachedRun, start: int, end: int, width: int) -> Packed:
+    """Return the whole run over time: (rows, C), the rows named in the header, each pooled as its name says."""
+    totals = run.totals()
+    cells = pooling.cells(totals.steps, start, end, width)
+    pooled = {}
+    for name in ("loss", "learning_rate"):
+        values = totals.values[name].astype(np.float32)
+        pooled[f"{name} smallest"] = pooling.smallest(values, cells)
+        pooled[f"{name} largest"] = pooling.largest(values, cells)
+    pooled["total_norm smallest"] = pooling.smallest(totals.values["lowest_total"].astype(np.float32), cells)
+    pooled["total_norm largest"] = pooling.largest(totals.values["highest_total"].astype(np.float32), cells)
+    pooled["leap largest"] = pooling.largest(leaps_of(run, totals.steps), cells)
+    return {"edges": cells.edges.tolist(), "rows": list(pooled)}, np.stack(list(pooled.values()))
 
 
 def curve_of(run: CachedRun, name: str, layer: str, start: int, end: int, width: int) -> Packed:
@@ -86,10 +133,15 @@ def profile_of(run: CachedRun, name: str, step: int) -> Packed:
     return {"rows": names, "step": int(series.steps[at]), "since": since}, values[:, 0]
 
 
+def _or_null(value: float) -> float | None:
+    """Return ``value`` as JSON has it: null where it is not finite."""
+    return value if np.isfinite(value) else None
+
+
 def _plain(state: FindingEvent) -> dict[str, Any]:
     """Return ``state`` as JSON has it: null for a number that is not finite."""
     values = state.finding.as_dict()
-    figures = {name: values[name] if np.isfinite(values[name]) else None for name in ("value", "threshold")}
+    figures = {name: _or_null(values[name]) for name in ("value", "threshold")}
     return {**values, **figures, "ended": state.ended}
 
 

@@ -101,6 +101,10 @@ class CachedRun:
         """
         return self._kept(name, lambda: self._read_series(name), tuple(sorted(self._versions.items())))
 
+    def derived(self, name: str, make: Callable[[], Content]) -> Content:
+        """Return what ``make`` computes of the run, kept under a name of its own until the run grows."""
+        return self._kept(f"derived {name}", make, tuple(sorted(self._versions.items())))
+
     def _tables(self) -> LayerTables:
         return self._kept("layers", self._read_tables, self._versions.get(f"{PREFIX}layers"))
 

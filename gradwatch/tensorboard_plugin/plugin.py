@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import mimetypes
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
 
     def get_plugin_apps(self) -> dict[str, Any]:
         """Return the answers by route; static files are those that exist now, each with a route of its own."""
-        questions = (self._runs, self._overview, self._findings, self._cells, self._curve, self._profile, self._entries)
+        questions = (
+            *(self._runs, self._overview, self._findings, self._cells, self._course),
+            *(self._curve, self._profile, self._entries),
+        )
         files = (path for path in STATIC.rglob("*") if path.is_file())
         return {
             **{f"/{question.__name__.strip('_')}": _app(question) for question in questions},
@@ -58,9 +62,12 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="GradWatch")
 
-    def _runs(self, request: wrappers.Request) -> list[str]:
-        """Return the names of the runs that hold something of gradwatch's."""
-        return sorted(self._versions(request))
+    def _runs(self, request: wrappers.Request) -> list[dict[str, Any]]:
+        """Return the runs that hold something of gradwatch's: name, seconds since the last write, and a version.
+
+        The version changes once something was added.
+        """
+        return [_listed(name, tags) for name, tags in sorted(self._versions(request).items())]
 
     def _overview(self, request: wrappers.Request) -> dict[str, Any]:
         return answers.overview_of(self._run(request))
@@ -70,6 +77,9 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
 
     def _cells(self, request: wrappers.Request) -> bytes:
         return packed_array(*answers.cells_of(self._run(request), _statistic(request), *_stretch(request)))
+
+    def _course(self, request: wrappers.Request) -> bytes:
+        return packed_array(*answers.course_of(self._run(request), *_stretch(request)))
 
     def _curve(self, request: wrappers.Request) -> bytes:
         run = self._run(request)
@@ -98,6 +108,13 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
         versions = self._versions(request)
         name = _one_of(request, "run", versions)
         return CachedRun(self._events, self._cache, self._key(request), versions[name])
+
+
+def _listed(name: str, tags: dict[str, TagVersion]) -> dict[str, Any]:
+    written = max(tag.last_wall_time for tag in tags.values())
+    last_step = max(tag.last_step for tag in tags.values())
+    age = min(max(0.0, time.time() - written), 1e12)  # a hostile file may name any time
+    return {"run": name, "age": age, "version": f"{written} {last_step} {len(tags)}"}
 
 
 def _app(question: Callable[[wrappers.Request], Any]) -> Any:

@@ -12,10 +12,12 @@ from gradwatch.event_files import format
 from gradwatch.event_files.run import Floats
 from gradwatch.tensorboard_plugin.cached_run import CachedRun
 
-__all__ = ["STATISTICS", "Statistic", "scale_of"]
+__all__ = ["STATISTICS", "Statistic", "levels_of", "scales_of"]
 
 _SAMPLED_STEPS = 2_000  # for a median or a colour scale; all of 20,000 steps change neither visibly
 _OUTER_SHARE = 0.5  # percent of the values, at either end, beyond the colour scale: one spike must not flatten it
+_CLAMPED_SHARE = 5  # percent beyond a clamped scale, which shows small differences
+_LEAST_RATIO = {_OUTER_SHARE: 10.0, _CLAMPED_SHARE: 3.0}  # at the end of a scale of ratios: noise must stay pale
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Statistic:
         series: its tag, without the prefix.
         label: what people read.
         is_share: from 0 to 1 on a linear scale; otherwise logarithmic.
+        is_ratio: 1 is normal; the scale is centred there.
         factor: what each layer's values are multiplied with, None for nothing.
     """
 
     series: str
     label: str
     is_share: bool = False
+    is_ratio: bool = False
     factor: Callable[[CachedRun], Floats] | None = None
 
     @property
@@ -47,27 +51,37 @@ class Statistic:
 
     def as_dict(self, name: str) -> dict[str, Any]:
         """Return what the front end shows of it."""
-        return {"name": name, "label": self.label, "isShare": self.is_share}
+        return {"name": name, "label": self.label, "isShare": self.is_share, "isRatio": self.is_ratio}
 
 
 def _per_entry(run: CachedRun) -> Floats:
     return 1 / np.sqrt(np.maximum(run.table.size, 1))
 
 
-def _per_median(run: CachedRun) -> Floats:
-    """Return one over each layer's own median norm; NaN where it has none, or none but 0."""
-    norms = _some(run.series("grad_norm").values[format.NORMS.index("grad_norm")]).astype(float)
-    norms[~np.isfinite(norms)] = np.nan
-    medians = np.full(norms.shape[1], np.nan)
-    known = ~np.isnan(norms).all(axis=0)
-    medians[known] = np.nanmedian(norms[:, known], axis=0)
-    return np.divide(1.0, medians, out=np.full_like(medians, np.nan), where=medians > 0)
+def levels_of(run: CachedRun) -> Floats:
+    """Return (P,) each layer's own median norm, its level; NaN where it has none."""
+    return run.derived("levels", lambda: _levels(run.series("grad_norm").values[format.NORMS.index("grad_norm")]))
+
+
+def _levels(norms: Floats) -> Floats:
+    some = _some(norms).astype(float)
+    some[~np.isfinite(some)] = np.nan
+    medians = np.full(some.shape[1], np.nan)
+    known = ~np.isnan(some).all(axis=0)
+    medians[known] = np.nanmedian(some[:, known], axis=0)
+    return medians
+
+
+def _per_level(run: CachedRun) -> Floats:
+    """Return one over each layer's level; NaN where it has none, or 0."""
+    levels = levels_of(run)
+    return np.divide(1.0, levels, out=np.full_like(levels, np.nan), where=levels > 0)
 
 
 STATISTICS = {
+    "grad_ratio": Statistic("grad_norm", "Gradient norm ÷ own median", is_ratio=True, factor=_per_level),
     "grad_norm": Statistic("grad_norm", "Gradient norm"),
     "grad_rms": Statistic("grad_norm", "Gradient RMS per entry", factor=_per_entry),
-    "grad_ratio": Statistic("grad_norm", "Gradient norm ÷ the layer's own median", factor=_per_median),
     "update_ratio": Statistic("update_ratio", "Update ratio"),
     "weight_norm": Statistic("weight_norm", "Weight norm"),
     "activation_rms": Statistic("activation_rms", "Activation RMS"),
@@ -76,17 +90,23 @@ STATISTICS = {
 }
 
 
-def scale_of(statistic: Statistic, run: CachedRun) -> tuple[float, float] | None:
-    """Return (low, high) of all but the outermost values, for a colour scale; None where no value is positive."""
+def scales_of(statistic: Statistic, run: CachedRun) -> dict[str, tuple[float, float] | None]:
+    """Return (low, high) of a colour scale, and of one that is clamped; None where no value is positive."""
     if statistic.is_share:
-        return 0.0, 1.0
+        return {"scale": (0.0, 1.0), "clamp": (0.0, 1.0)}
     with np.errstate(over="ignore", invalid="ignore"):
         values = _some(run.series(statistic.series).values[statistic.row]) * statistic.factors(run)
         shown = values[np.isfinite(values) & (values > 0)]
-    if not len(shown):
-        return None
-    low, high = np.percentile(shown, [_OUTER_SHARE, 100 - _OUTER_SHARE]).tolist()
-    return low, high
+    beyond = {"scale": _OUTER_SHARE, "clamp": _CLAMPED_SHARE}
+    return {name: _scale(statistic, shown, share) if len(shown) else None for name, share in beyond.items()}
+
+
+def _scale(statistic: Statistic, shown: Floats, beyond: float) -> tuple[float, float]:
+    low, high = np.percentile(shown, [beyond, 100 - beyond]).tolist()
+    if not statistic.is_ratio:
+        return low, high
+    furthest = max(high, 1 / low, _LEAST_RATIO[beyond])
+    return 1 / furthest, furthest
 
 
 def _some(values: Floats) -> Floats:

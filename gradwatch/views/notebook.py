@@ -8,7 +8,7 @@ from __future__ import annotations
 from gradwatch.event_files.run import Run
 from gradwatch.views.colours import scale_of
 from gradwatch.views.page.heatmap import heatmap_of, legend_of
-from gradwatch.views.phrases import counted, since, verdict
+from gradwatch.views.phrases import counted, since, unmeasured_words, verdict
 from gradwatch.views.templates import render
 
 __all__ = ["in_notebook"]
@@ -20,7 +20,8 @@ _TITLES = ("", "kind", "where", "when", "what", "cause", "what to try")
 def in_notebook(run: Run) -> str:
     """Return HTML: the picture of ``run`` and the table of its findings."""
     if not len(run.steps):
-        return f"<div>gradwatch: {counted(len(run.layers), 'layer')}, no step seen yet.</div>"
+        words = unmeasured_words(run.coverage) or "no step seen yet"
+        return f"<div>gradwatch: {counted(len(run.layers), 'layer')}, {words}.</div>"
     scale = scale_of([run])
     findings = list(zip(run.findings, run.ended, strict=True))
     return render(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradwatch.event_files.run import Run
+from gradwatch.event_files.run import Coverage, Run
 from gradwatch.findings import Finding
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "number",
     "onset",
     "since",
+    "unmeasured_words",
     "verdict",
 ]
 
@@ -40,14 +41,28 @@ class Verdict:
 
 
 def verdict(run: Run) -> Verdict:
-    """Return the gravest that was found, and how much."""
+    """Return the gravest that was found, and how much. A run of which steps were not measured is not called healthy."""
     if not run.findings:
-        return Verdict("healthy", "No findings.")
+        return _verdict_of_silence(unmeasured_words(run.coverage))
     by_kind = list(dict.fromkeys(finding.kind for finding in run.findings))
     firsts = [next(finding for finding in run.findings if finding.kind == kind) for kind in by_kind]
     kinds = "; ".join(f"{each.kind} in {each.place} since step {each.step}" for each in firsts)
     gravest = "error" if any(finding.severity == "error" for finding in run.findings) else "warning"
     return Verdict(gravest, f"{counted(len(run.findings), 'finding')}: {kinds}.")
+
+
+def _verdict_of_silence(unmeasured: str) -> Verdict:
+    if unmeasured:
+        return Verdict("warning", f"No findings in what was measured: {unmeasured}.")
+    return Verdict("healthy", "No findings.")
+
+
+def unmeasured_words(coverage: Coverage | None) -> str:
+    """Return how many steps were not measured; ``""`` where all were, as far as it is known."""
+    if coverage is None or not coverage.unmeasured:
+        return ""
+    steps = counted(coverage.steps, "step")
+    return f"{steps}, {f'{coverage.unmeasured} of them not' if coverage.measured else 'none'} measured"
 
 
 def facts(run: Run, now: float) -> str:
@@ -57,8 +72,19 @@ def facts(run: Run, now: float) -> str:
         extent = f"{counted(len(run.steps), 'row')}, steps {run.steps[0]} to {run.steps[-1]}, "
         extent += counted(len(run.layers), "layer")
     skipped = f", {counted(run.skipped_steps, 'update')} skipped" if run.skipped_steps else ""
-    still = "; the run may still be going on" if now - run.written_at < FLUSHED else ""
-    return f"{extent}{skipped}; last written {age(now - run.written_at)} ago{still}."
+    unmeasured = unmeasured_words(run.coverage)
+    skipped += f"; {unmeasured}" if unmeasured else ""
+    return f"{extent}{skipped}; {_end(run, now)}."
+
+
+def _end(run: Run, now: float) -> str:
+    """Say whether more may come: a run that was closed says so, and one that was killed does not."""
+    ago = f"{age(now - run.written_at)} ago"
+    if run.closed_after is not None:
+        return f"ended after {counted(run.closed_after, 'step')}, {ago}"
+    if now - run.written_at < FLUSHED:
+        return f"last written {ago}: it is still going on, or has just been killed"
+    return f"last written {ago}: it was not closed, so it may have been killed"
 
 
 def since(finding: Finding, ended: bool) -> str:

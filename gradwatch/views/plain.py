@@ -8,7 +8,7 @@ from typing import Any
 from gradwatch.event_files.run import Run
 from gradwatch.sinks.jsonl import json_of
 
-__all__ = ["runs_as_json"]
+__all__ = ["object_of", "runs_as_json"]
 
 
 def runs_as_json(runs: Sequence[Run], indent: int | None = None) -> str:
@@ -18,17 +18,20 @@ def runs_as_json(runs: Sequence[Run], indent: int | None = None) -> str:
         runs: any number.
         indent: spaces a level, for people; None for one line.
     """
-    objects = [_object(run) for run in runs]
+    objects = [object_of(run) for run in runs]
     return json_of(objects[0] if len(objects) == 1 else objects, indent)
 
 
-def _object(run: Run) -> dict[str, Any]:
+def object_of(run: Run) -> dict[str, Any]:
+    """Return the findings and the extent of ``run`` as plain values."""
     return {
         "run": run.name,
         "findings": [finding.as_dict() for finding in run.findings],
         "layers": len(run.layers),
         "first_step": int(run.steps[0]) if len(run.steps) else None,
         "last_step": int(run.steps[-1]) if len(run.steps) else None,
+        "ended": run.closed_after is not None,
         "skipped_steps": run.skipped_steps,
+        "unmeasured_steps": 0 if run.coverage is None else run.coverage.unmeasured,
         "problems": run.problems,
     }

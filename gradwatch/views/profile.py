@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.event_files.run import Floats, Run
+from gradwatch.views.groups import groups_of
 
 __all__ = ["Profile", "latest_finite", "lengths", "pooled", "profile_of"]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """P layers, or groups of neighbours where there are more than fit, from input to output.
+    """P layers, or modules where there are more than fit, from input to output.
 
     Attributes:
         names: of each.
@@ -30,13 +31,16 @@ class Profile:
 
 def profile_of(run: Run, most: int) -> Profile:
     """Return the last finite figure of each layer; of a group the largest."""
-    order, columns = run.order, _columns(run)
-    groups = [group for group in np.array_split(order, min(most, len(order)) or 1) if len(group)]
-    starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
+    groups = groups_of([run.layers[column] for column in run.order.tolist()], most)
+    columns = [run.order[group.places] for group in groups]
+    sick = run.sick
     return Profile(
-        names=[_name(run, group) for group in groups],
-        sick=np.array([run.sick[group].any() for group in groups], dtype=bool),
-        columns={title: pooled(values[order], starts) for title, values in columns.items()} if groups else {},
+        names=[group.name for group in groups],
+        sick=np.array([sick[each].any() for each in columns], dtype=bool),
+        columns={
+            title: np.array([np.fmax.reduce(values[each]) for each in columns])
+            for title, values in (_columns(run) if groups else {}).items()
+        },
     )
 
 
@@ -76,8 +80,3 @@ def _columns(run: Run) -> dict[str, Floats]:
         if name in run.packed:
             columns[title] = latest_finite(run.packed[name].values)
     return columns
-
-
-def _name(run: Run, group: NDArray[np.int64]) -> str:
-    first, last = run.layers[group[0]], run.layers[group[-1]]
-    return first if len(group) == 1 else f"{first} … {last}"

@@ -9,22 +9,22 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from gradwatch.event_files.run import Run
+from gradwatch.event_files.run import Run, TimeSeries
 from gradwatch.findings import Finding
-from gradwatch.views.phrases import changes, facts, number, onset, since, verdict
-from gradwatch.views.profile import lengths, pooled, profile_of
+from gradwatch.views.phrases import changes, counted, facts, number, onset, since, verdict
+from gradwatch.views.profile import lengths, profile_of
+from gradwatch.views.run_table import STYLES, run_table, worst_first
+from gradwatch.views.sparkline import sparkline
 
-__all__ = ["in_terminal"]
+__all__ = ["curves_of", "in_terminal"]
 
-STYLES = {"healthy": "bold green", "warning": "bold yellow", "error": "bold red"}
-_BLOCKS = "▁▂▃▄▅▆▇█"
+_FEW = 2  # runs that are shown one after the other, without a table
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SPARKS = 50  # columns of a sparkline: with its name and its range a terminal of 80
 _MOST_LAYERS = 40  # lines of the profile
@@ -37,11 +37,30 @@ _TITLES = {
 }
 
 
-def in_terminal(runs: Sequence[Run], compares: bool = False) -> Iterator[RenderableType]:
-    """Yield every run and, where ``compares``, what went and what came from one to the other."""
-    yield from map(_run, runs)
-    if compares:
-        yield _compared(*runs)
+def in_terminal(runs: Sequence[Run], compares: bool = False, shows_all: bool = False) -> Iterator[RenderableType]:
+    """Yield every run and, where ``compares``, what went and what came from one to the other.
+
+    Of more than two runs a table comes first, worst on top, and then the runs that are not healthy.
+
+    Args:
+        runs: any number.
+        compares: of two.
+        shows_all: also show the healthy ones of many.
+    """
+    if len(runs) <= _FEW:
+        yield from map(_run, runs)
+        if compares:
+            yield _compared(*runs)
+        return
+    ordered = worst_first(runs)
+    yield run_table(ordered)
+    shown = [run for run in ordered if shows_all or verdict(run).word != "healthy"]
+    for run in shown:
+        yield Text("")
+        yield _run(run)
+    if len(shown) < len(runs):
+        healthy = counted(len(runs) - len(shown), "healthy run")
+        yield Text(f"\n{healthy} in the table alone: --all shows the figures of every run.", style="dim")
 
 
 def _run(run: Run) -> RenderableType:
@@ -80,6 +99,7 @@ def _finding(finding: Finding, ended: bool) -> RenderableType:
     kind = (finding.kind, STYLES[finding.severity])
     head = Text.assemble("\n", kind, f" ({finding.severity}) in {finding.place}, {since(finding, ended)}")
     body = [Text(finding.measured), Text(f"Cause: {finding.cause}")]
+    body += [Text(f"Done: {action}") for action in finding.actions]
     body += [Text("What to try:")] if finding.remedies else []
     body += [Text(f"• {advice.text} ({advice.name})") for advice in finding.remedies]
     return Group(head, Padding(Group(*body), (0, 0, 0, 2)))
@@ -87,45 +107,34 @@ def _finding(finding: Finding, ended: bool) -> RenderableType:
 
 def _along_time(run: Run) -> Table:
     table = Table.grid(padding=(0, 2))
-    for name, series in _curves(run):
-        known = series[np.isfinite(series)]
+    for name, series in curves_of(run):
+        known = series.values[np.isfinite(series.values)]
         extent = f"{number(known.min())} … {number(known.max())}" if len(known) else "not finite"
-        table.add_row(name, _sparkline(series), Text(extent, style="dim"))
+        table.add_row(name, sparkline(series, _SPARKS), Text(extent, style="dim"))
     return table
 
 
-def _curves(run: Run) -> Iterator[tuple[str, NDArray[np.floating]]]:
+def curves_of(run: Run, *, with_flat_rates: bool = False) -> Iterator[tuple[str, TimeSeries]]:
+    """Yield the totals, the loss and the learning rates, each with its title.
+
+    Args:
+        run: any.
+        with_flat_rates: also those that never change.
+    """
     for name, series in run.curves.items():
         which, _, optimizer = name.partition("/")
-        if not _is_flat(run, name):
-            yield _TITLES.get(which, which) + (f", {optimizer}" if optimizer else ""), series.values
+        if not _is_flat(run, name, with_flat_rates):
+            yield _TITLES.get(which, which) + (f", {optimizer}" if optimizer else ""), series
 
 
-def _is_flat(run: Run, name: str) -> bool:
+def _is_flat(run: Run, name: str, with_flat_rates: bool) -> bool:
     """Return whether a curve says nothing of its own: nothing was clipped, or the learning rate never changed."""
     values = run.curves[name].values
     if name.startswith("learning_rate"):
-        return bool((values == values[0]).all())
+        return not with_flat_rates and bool((values == values[0]).all())
     total = run.curves.get(name.replace("_clipped", ""))
     is_clipped_total = name.startswith("grad_norm_clipped_total") and total is not None
     return is_clipped_total and np.array_equal(values, total.values, equal_nan=True)  # type: ignore[union-attr]
-
-
-def _sparkline(values: NDArray[np.floating]) -> Text:
-    """Draw the largest of neighbours, by logarithm where all are positive; ✗ where one is not finite."""
-    known = np.where(np.isfinite(values), values, np.inf).astype(float)
-    starts = np.arange(min(_SPARKS, len(known))) * len(known) // min(_SPARKS, len(known))
-    highest = pooled(known, starts)
-    finite = highest[np.isfinite(highest)]
-    if not len(finite):
-        return Text("✗" * len(highest), style="red")
-    if finite.min() > 0:
-        highest, finite = np.log10(highest), np.log10(finite)
-    low, high = finite.min(), finite.max()
-    levels = np.rint((highest - low) / max(high - low, 1e-9) * (len(_BLOCKS) - 1))
-    return Text.assemble(
-        *(("✗", "red") if not np.isfinite(level) else (_BLOCKS[int(level)], "cyan") for level in levels)
-    )
 
 
 def _along_depth(run: Run) -> Table:

@@ -7,12 +7,22 @@
  */
 
 /**
+ * A run in the list of runs.
+ *
+ * @typedef {object} ListedRun
+ * @property {string} run its name.
+ * @property {number} age seconds since something was written.
+ * @property {string} version another one once something was added.
+ */
+
+/**
  * A statistic that a run has logged.
  *
  * @typedef {object} Statistic
  * @property {string} name as in an address, for example `grad_norm`.
  * @property {string} label for people.
  * @property {boolean} isShare whether it lies between 0 and 1, on a linear scale; otherwise the scale is logarithmic.
+ * @property {boolean} isRatio whether 1 is normal, in the middle of the scale.
  */
 
 /**
@@ -43,18 +53,32 @@
  * @property {number | null} threshold
  * @property {string} measured
  * @property {string} message
+ * @property {string} [figure] what was measured, in words, where the usual words of its kind do not say it.
  * @property {string} cause
  * @property {{name: string, text: string}[]} remedies
  * @property {boolean} ended
+ * @property {number | null} follows the index of the finding that may have led to this one.
  */
 
-/** @typedef {{findings: Finding[], problems: string[]}} FindingsAnswer problems: what could not be read. */
+/**
+ * The findings of a run, by onset, and how far it has come.
+ *
+ * @typedef {object} FindingsAnswer
+ * @property {Finding[]} findings
+ * @property {string[]} problems what could not be read.
+ * @property {number} [rows]
+ * @property {number | null} [lastStep]
+ * @property {number | null} [loss] the last one that was observed.
+ * @property {boolean} [isLossFinite]
+ * @property {boolean} [hasFailed] whether the question failed, and is to be asked again.
+ */
 
 /**
  * The headers of answers that hold an array, by question.
  *
  * @typedef {object} Headers
  * @property {CellsHeader} cells
+ * @property {CourseHeader} course
  * @property {CurveHeader} curve
  * @property {ProfileHeader} profile
  * @property {EntriesHeader} entries
@@ -67,9 +91,13 @@
  * @property {number[]} shape
  * @property {number[]} edges the first step of each cell, and one past the last step.
  * @property {[number, number] | null} scale the lowest and the highest colour; null where no value is positive.
+ * @property {[number, number] | null} clamp the same of a narrower scale.
+ * @property {(number | null)[]} levels the median gradient norm of each layer.
  * @property {number[]} clipped how many steps of each cell were clipped.
  * @property {number[]} skipped how many steps of each cell were skipped.
  */
+
+/** @typedef {{shape: number[], rows: string[], edges: number[]}} CourseHeader of the whole run: values are (rows × cells). */
 
 /** @typedef {{shape: number[], rows: string[], steps: number[]}} CurveHeader of one layer: values are (rows × steps). */
 

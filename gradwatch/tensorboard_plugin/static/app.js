@@ -5,39 +5,42 @@
 import {ask, messageOf} from './api.js';
 import {commonScale} from './colours.js';
 import {showDetails} from './details.js';
-import {keyOf, showFindings} from './findings.js';
-import {readAddress, writeAddress} from './host.js';
-import {showLegend} from './legend.js';
-import {emptyState, page, showRuns, showStatistics} from './page.js';
+import {firstOf, showFindings} from './findings.js';
+import {press} from './gestures.js';
+import {readAddress, undo, writeAddress} from './host.js';
+import {findingsOf, isLive} from './live.js';
+import {dialog, emptyState, page, showStatistics} from './page.js';
 import {Panel} from './panel.js';
+import {CLOSED, placeOf, viewOf} from './places.js';
+import {runTable, showRuns, worstFirst} from './runs.js';
 import {fromParameters, toParameters} from './state.js';
 import {around, LEAST_STEPS, zoomed} from './view.js';
 
-/** @import {Finding, FindingsAnswer} from './api.js' */
-/** @import {Scale} from './colours.js' */
+/** @import {Finding, FindingsAnswer, ListedRun} from './api.js' */
 /** @import {State} from './state.js' */
 /** @import {View} from './view.js' */
 
 const SETTLED = 120; // milliseconds without a move, after which the steps in view are fetched finely
-const ROOM = 25; // steps beside a finding
+const ONE_MOVE = 1500; // milliseconds within which moves of the map are one in the browser's history
 
 /** The tab. */
 export class App {
   constructor() {
     this.state = fromParameters(readAddress());
-    /** @type {string[]} */
+    /** @type {string[]} the worst first. */
     this.runs = [];
+    /** @type {Map<string, ListedRun>} */
+    this.listed = new Map();
     /** @type {Record<string, FindingsAnswer>} by run. */
     this.findings = {};
     /** @type {Panel[]} one for each chosen run. */
     this.panels = [];
-    /** @type {Scale | null} of all panels together. */
-    this.scale = null;
     /** @type {View | null} all steps of all chosen runs. */
     this.bounds = null;
     /** @type {View | null} the steps in view; the same object as `bounds` while all are. */
     this.view = null;
     this.query = '';
+    this.filter = '';
     /** @type {object | null} the latest reading of all runs. */
     this._reading = null;
     /** @type {string | null} what was shown last, to notice that a reload brought nothing new. */
@@ -46,25 +49,36 @@ export class App {
     this._frame = null;
     /** @type {number | undefined} */
     this._waiting = undefined;
+    this._movedAt = -Infinity;
     this.page = page({
-      statistic: (name) => void this.choose({statistic: name}),
+      choose: (changes) => void this.choose(changes),
       search: (query) => this.search(query),
+      filter: (text) => {
+        this.filter = text;
+        this._listRuns();
+      },
       zoom: (factor) => this._zoom(factor),
       all: () => this.showAll(),
+      undo,
+      table: () => this._showTable(),
+      close: () => void this.choose(CLOSED),
     });
     this.element = this.page.element;
+    document.addEventListener('keydown', (event) => this._press(event));
   }
 
-  /** Reads everything again. What is in view stays. */
+  /** Reads what is new. What is in view stays. */
   async reload() {
     const reading = (this._reading = {});
     try {
-      /** @type {string[]} */
-      const runs = await ask('runs');
-      const findings = await findingsOf(runs);
+      /** @type {ListedRun[]} */
+      const listed = await ask('runs');
+      const findings = await findingsOf(listed, this.listed, this.findings);
       if (reading !== this._reading) return;
-      this.runs = runs;
+      this.listed = new Map(listed.map((each) => [each.run, each]));
       this.findings = findings;
+      const runs = listed.map(({run}) => run);
+      this.runs = worstFirst(runs, findings);
     } catch (error) {
       this.page.say(messageOf(error));
       return;
@@ -73,15 +87,24 @@ export class App {
     await this._show(true);
   }
 
+  /** Whether a run is still being written. */
+  get isLive() {
+    return [...this.listed.values()].some(isLive);
+  }
+
   /**
-   * Chooses runs, a statistic, a layer, a step or a finding.
+   * Chooses runs, a statistic, a scale, rows, a layer, a step or a finding.
    *
    * @param {Partial<State>} changes
    */
   async choose(changes) {
     const before = this.state;
     this.state = {...before, ...changes};
-    writeAddress(toParameters(this.state));
+    this._write(true);
+    this._movedAt = -Infinity; // the next move of the map has an entry of its own, after this one
+    if (changes.rows) this.panels.forEach((panel) => panel.rows.forget());
+    if (changes.rows) this.panels.forEach((panel) => panel.arrange());
+    if (changes.scale) this._rescale();
     if (changes.runs || (changes.statistic && changes.statistic !== before.statistic)) await this._show();
     else {
       this.redraw();
@@ -100,6 +123,7 @@ export class App {
     if (!Object.keys(parameters).length) writeAddress(own);
     else if (JSON.stringify(parameters) !== JSON.stringify(own)) {
       this.state = fromParameters(parameters);
+      this._movedAt = -Infinity; // the next move of the map does not overwrite the entry that somebody went back to
       await this._show();
       this.panels.forEach((panel) => panel.reveal(this.state.layer));
       this.redraw();
@@ -107,13 +131,17 @@ export class App {
   }
 
   /**
-   * Shows the layers whose names hold `query`, now and in runs that are chosen later.
+   * Shows the layers that `query` asks for, now and in runs that are chosen later.
    *
    * @param {string} query
    */
   search(query) {
     this.query = query;
-    this.panels.forEach((panel) => panel.search(query));
+    for (const panel of this.panels) {
+      panel.rows.forget();
+      panel.arrange();
+    }
+    this.redraw();
   }
 
   /** @param {number} factor */
@@ -131,6 +159,7 @@ export class App {
     if (!this.bounds) return;
     this.view = view ?? this.bounds;
     const isAll = this.view.from <= this.bounds.from && this.view.to >= this.bounds.to;
+    if (isAll) this.view = this.bounds;
     this.state = {
       ...this.state,
       from: isAll ? null : Math.floor(this.view.from),
@@ -143,13 +172,13 @@ export class App {
 
   /** Shows all steps of all layers. */
   showAll() {
-    this.panels.forEach((panel) => panel.showAllRows());
+    this.panels.forEach(({rows}) => (rows.view = rows.bounds));
     this.setView(null);
   }
 
   /** Draws everything again, in the current colours. */
   repaint() {
-    this.redraw();
+    this._rescale();
     void this._details();
   }
 
@@ -167,11 +196,26 @@ export class App {
    * @param {number | null} step null once the mouse has left.
    */
   hover(step) {
-    this.panels.forEach((panel) => panel.drawOver(step ?? this.state.step));
+    this.panels.forEach((panel) => panel.hover(step));
+  }
+
+  /**
+   * Marks on every map which steps would be selected.
+   *
+   * @param {View | null} steps
+   */
+  showBrush(steps) {
+    this.panels.forEach((panel) => panel.showBrush(steps));
+  }
+
+  /** Returns how many pixels high a panel can be, so that all of them are seen at once. */
+  roomForPanel() {
+    return this.page.main.clientHeight / Math.max(1, this.panels.length);
   }
 
   /** Shows the chosen runs. After a reload that brought nothing new, charts and focus are left alone. */
   async _show(isReload = false) {
+    const isFirst = this.state.runs === null;
     this._place(this._chosen());
     await Promise.all(this.panels.map((panel) => panel.load()));
     const extent = this.panels.map(({run, overview}) => [run, overview?.rows, overview?.lastStep, overview?.depth]);
@@ -181,13 +225,24 @@ export class App {
       return;
     }
     this._seen = seen;
+    if (isFirst) this._openFirst();
     this._bound();
     const overviews = this.panels.map(({overview}) => overview);
     showStatistics(this.page.statistic, overviews, this.state.statistic);
     this._list();
     await this._fetch();
-    writeAddress(toParameters(this.state));
+    this._write(false);
     await this._details();
+  }
+
+  /** Opens the first finding of the run that the tab has chosen, unless the address asks for something. */
+  _openFirst() {
+    const [panel] = this.panels;
+    const finding = panel && firstOf(panel.findings);
+    const {layer, step} = this.state;
+    if (!finding || layer !== null || step !== null) return;
+    this.state = {...this.state, ...placeOf(panel.run, finding)};
+    panel.reveal(this.state.layer);
   }
 
   /**
@@ -197,20 +252,18 @@ export class App {
    */
   _place(chosen) {
     this.state.runs ??= chosen.length ? chosen : null; // a run that was asked for may still be loading
-    showRuns(this.page.runs, this.runs, this.findings, chosen, (runs) => void this.choose({runs}));
     const kept = new Map(this.panels.map((panel) => [panel.run, panel]));
-    this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this, this.query));
+    this.panels = chosen.map((run) => kept.get(run) ?? new Panel(run, this));
     const shown = this.panels.length ? this.panels.map((panel) => panel.element) : [emptyState(this.runs)];
     const {children} = this.page.panels;
     const isSame = shown.length === children.length && shown.every((each, index) => each === children[index]);
     if (!isSame) this.page.panels.replaceChildren(...shown);
   }
 
-  /** Returns the runs that were asked for and exist; by default the first one with a finding, or else the first one. */
+  /** Returns the runs that were asked for and exist; by default the worst one. */
   _chosen() {
     if (this.state.runs) return this.state.runs.filter((run) => this.runs.includes(run));
-    const sick = this.runs.find((run) => this.findings[run]?.findings.length);
-    return [sick ?? this.runs[0]].filter((run) => run !== undefined);
+    return this.runs.slice(0, 1);
   }
 
   /** Sets `bounds` and `view` from the runs and the state. */
@@ -244,34 +297,84 @@ export class App {
     this.redraw();
   }
 
+  /** Gives each map its scale of colours: its own, or one for all. */
   _rescale() {
-    const {label = '', isShare = false} = this.statistic ?? {};
-    const scale = commonScale(
-      this.panels.map((panel) => panel.scale),
-      isShare,
-    );
-    // A sheet keeps what it has pooled as long as the scale is the same object.
-    if (JSON.stringify(scale) !== JSON.stringify(this.scale)) this.scale = scale;
-    showLegend(this.page.legend, scale, label);
+    const part = this.state.scale === 'clamp' ? 'clamp' : 'scale';
+    const isShared = this.state.scale === 'shared';
+    const all = this.panels.map((panel) => panel.whole?.header[part] ?? null);
+    this.panels.forEach((panel, index) => {
+      const {isShare = false, isRatio = false} = panel.statistic ?? {};
+      panel.colour(commonScale(isShared ? all : [all[index]], isShare, isRatio));
+    });
     this.redraw();
   }
 
   /** The chosen statistic, or null where no run has logged it. */
   get statistic() {
-    const all = this.panels.flatMap(({overview}) => overview?.statistics ?? []);
-    return all.find(({name}) => name === this.state.statistic) ?? null;
+    return this.panels.map((panel) => panel.statistic).find((each) => each !== null) ?? null;
   }
 
   async _settle() {
-    writeAddress(toParameters(this.state));
+    const now = performance.now();
+    if (this._write(now - this._movedAt > ONE_MOVE)) this._movedAt = now;
     if (this.view !== this.bounds) await this._fetchView();
     await this._details();
   }
 
+  /**
+   * Writes the address, and returns whether that changed it.
+   *
+   * @param {boolean} isMove whether Back leads to what was shown before.
+   */
+  _write(isMove) {
+    return writeAddress(toParameters(this.state), isMove);
+  }
+
+  /** Shows all that lists what is chosen and what could be: runs, findings, the controls. */
   _list() {
     const runs = this.panels.map(({run}) => run);
     const open = (/** @type {string} */ run, /** @type {Finding} */ finding) => void this._open(run, finding);
     showFindings(this.page.findings, runs, this.findings, this.state.finding, open);
+    this._listRuns();
+    this.page.scale.value = this.state.scale;
+    this.page.rows.value = this.state.rows;
+    const {layer, step, finding} = this.state;
+    const isOpen = this.panels.length > 0 && (layer !== null || step !== null || finding !== null);
+    this.page.dock.hidden = !isOpen;
+    this.element.classList.toggle('docked', isOpen);
+    const isWritten = runs.some((run) => isLive(this.listed.get(run)));
+    this.page.live.textContent = isWritten ? '● live' : '';
+    this.page.live.title = 'A run that is shown is still being written. New steps appear by themselves.';
+  }
+
+  _listRuns() {
+    const chosen = this.panels.map(({run}) => run);
+    showRuns(this.page.runs, this.runs, this.findings, chosen, this.filter, (runs) => this._chooseRuns(runs));
+  }
+
+  /** @param {string[]} runs */
+  _chooseRuns(runs) {
+    const [run] = runs;
+    const finding = runs.length === 1 ? firstOf(this.findings[run]?.findings ?? []) : undefined;
+    if (runs.length !== 1) void this.choose({runs});
+    else if (finding) void this.choose({runs, ...placeOf(run, finding)}).then(() => this._reveal());
+    else void this.choose({runs, ...CLOSED});
+  }
+
+  _reveal() {
+    this.panels.forEach((panel) => panel.reveal(this.state.layer));
+    this.redraw();
+  }
+
+  _showTable() {
+    const choose = (/** @type {string[]} */ runs) => {
+      shown.close();
+      this._chooseRuns(runs);
+    };
+    const shown = dialog('Runs', runTable(this.runs, this.findings, choose));
+    shown.addEventListener('close', () => shown.remove());
+    this.element.append(shown);
+    shown.showModal();
   }
 
   /**
@@ -283,40 +386,27 @@ export class App {
   async _open(run, finding) {
     const panel = this.panels.find((each) => each.run === run);
     if (!panel) return;
-    const layer = finding.layer || null;
     if (this.bounds) this.setView(viewOf(panel.stretchOf(finding), this.bounds));
-    await this.choose({finding: keyOf(run, finding), layer, step: finding.step});
-    if (layer) this.panels.forEach((each) => each.reveal(layer));
-    this.redraw();
+    await this.choose(placeOf(run, finding));
+    this._reveal();
     panel.element.scrollIntoView({block: 'nearest'});
+  }
+
+  /**
+   * Does what keys ask for wherever the focus is, but for fields that take text.
+   *
+   * @param {KeyboardEvent} event
+   */
+  _press(event) {
+    const {target} = event;
+    const isText = target instanceof HTMLElement && target.closest('input[type=search], select, dialog');
+    if (isText || event.defaultPrevented) return;
+    if (event.key === 'Escape') void this.choose(CLOSED);
+    else if (event.key === 'z' && (event.ctrlKey || event.metaKey)) undo();
+    else if (!event.key.startsWith('Arrow') && this.panels.length) press(event, this.panels[0].moves);
   }
 
   _details() {
     return showDetails(this.page.details, this);
   }
-}
-
-/**
- * Returns the steps around a finding, or null for all steps, on which a long finding is seen well enough.
- *
- * @param {[number, number]} stretch its first and its last step.
- * @param {View} bounds
- */
-function viewOf([from, last], bounds) {
-  const length = last - from + 1;
-  const isVisible = length > (bounds.to - bounds.from) / 20;
-  return isVisible ? null : around(from, last, Math.max(ROOM, 2 * length), bounds);
-}
-
-/**
- * Asks for the findings of each run. A question that failed becomes a problem of its run.
- *
- * @param {string[]} runs
- * @returns {Promise<Record<string, FindingsAnswer>>}
- */
-async function findingsOf(runs) {
-  const answers = await Promise.all(
-    runs.map((run) => ask('findings', {run}).catch((error) => ({findings: [], problems: [messageOf(error)]}))),
-  );
-  return Object.fromEntries(runs.map((run, index) => [run, answers[index]]));
 }

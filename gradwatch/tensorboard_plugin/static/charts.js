@@ -4,7 +4,7 @@
 
 import vendored from './vendor/uPlot.js';
 import {figure} from './axis.js';
-import {themed} from './dom.js';
+import {hatch, themed} from './dom.js';
 
 /** @import uPlot from 'uplot' */
 
@@ -89,7 +89,8 @@ export function lineChart(target, chart) {
       drawClear: [(plot) => spans.forEach(([from, to]) => shade(plot, from, to, themed('span')))],
       draw: [
         (plot) => {
-          sick.forEach((each) => shade(plot, each, each, themed('sick'), 2));
+          const hatched = hatch(plot.ctx);
+          sick.forEach((each) => shade(plot, each, each, hatched, 2));
           if (place !== null) shade(plot, place, place, themed('cross'), 1);
         },
       ],
@@ -147,7 +148,7 @@ function shortened(name) {
  * @param {uPlot} plot
  * @param {number} from
  * @param {number} to
- * @param {string} colour
+ * @param {string | CanvasPattern} colour
  * @param {number} least pixels.
  */
 function shade(plot, from, to, colour, least = 2) {

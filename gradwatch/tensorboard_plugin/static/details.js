@@ -1,6 +1,6 @@
 // @ts-check
 
-/** Shows, below the maps, the finding, the layer and the step that were chosen. */
+/** Shows, at the right, the finding, the layer and the step that were chosen. */
 
 import {askForArray, messageOf} from './api.js';
 import {element} from './dom.js';
@@ -107,11 +107,12 @@ function section(title, body) {
 async function cardOf({state, findings, panels}) {
   for (const panel of panels) {
     const {run, overview} = panel;
-    const finding = findings[run]?.findings.find((each) => keyOf(run, each) === state.finding);
-    if (!finding) continue;
+    const all = findings[run]?.findings ?? [];
+    const index = all.findIndex((each) => keyOf(run, each) === state.finding);
+    if (index < 0) continue;
     // The neighbours' figures may be unreadable. The map says so, and the card is shown without them.
-    const neighbours = overview ? await neighboursOf(panel, overview, finding).catch(() => null) : null;
-    return findingCard(run, finding, overview?.lastStep ?? null, neighbours);
+    const neighbours = overview ? await neighboursOf(panel, overview, all[index]).catch(() => null) : null;
+    return findingCard(run, all, index, overview?.lastStep ?? null, neighbours);
   }
   return null;
 }

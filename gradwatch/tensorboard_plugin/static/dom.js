@@ -56,6 +56,26 @@ export function sized(canvas, width, height) {
 }
 
 /**
+ * Returns the pale hatch of what is not finite, to fill with.
+ *
+ * @param {CanvasRenderingContext2D} context
+ */
+export function hatch(context) {
+  const tile = document.createElement('canvas');
+  const drawn = sized(tile, 6, 6);
+  drawn.fillStyle = themed('hatch');
+  drawn.fillRect(0, 0, 6, 6);
+  drawn.fillStyle = themed('hatch-line');
+  for (let at = 0; at < 6; at++) drawn.fillRect(5 - at, at, 1.5, 1);
+  return context.createPattern(tile, 'repeat') ?? themed('hatch');
+}
+
+/** Returns whether the page is dark. */
+export function isDark() {
+  return document.documentElement.classList.contains('dark');
+}
+
+/**
  * Returns a colour of the style sheet.
  *
  * @param {string} name without the two hyphens.

@@ -73,15 +73,29 @@ export function readAddress() {
 }
 
 /**
- * Shows `parameters` in the address bar. It makes no entry in the history, because every move of the map comes here.
+ * Shows `parameters` in the address bar, and returns whether that changed it.
  *
  * @param {Record<string, string>} parameters
+ * @param {boolean} isMove whether Back shall lead to what was shown before.
  */
-export function writeAddress(parameters) {
+export function writeAddress(parameters, isMove = false) {
   const {location, history} = window.parent;
-  if (!isOurs(location.hash)) return; // another tab of TensorBoard is open, and the address is that tab's
+  if (!isOurs(location.hash)) return false; // another tab of TensorBoard is open, and the address is that tab's
   const hash = hashWith(location.hash, parameters);
-  if (hash !== location.hash) history.replaceState(history.state, '', hash);
+  if (hash === location.hash) return false;
+  if (isMove) history.pushState({...history.state, gradwatch: moves() + 1}, '', hash);
+  else history.replaceState(history.state, '', hash);
+  return true;
+}
+
+/** Returns how many moves lead back to where the tab was opened. Each entry of the browser's history knows its own number. */
+function moves() {
+  return Number(window.parent.history.state?.gradwatch ?? 0);
+}
+
+/** Goes back to what was shown before the last move, if there was one. */
+export function undo() {
+  if (moves() > 0) window.parent.history.back();
 }
 
 /**

@@ -5,6 +5,7 @@
 import {App} from './app.js';
 import {element} from './dom.js';
 import {followAddress, followDarkMode, followReloads} from './host.js';
+import {poll} from './live.js';
 
 /** Builds the tab. TensorBoard's entry page calls this once. */
 export async function render() {
@@ -18,9 +19,14 @@ export async function render() {
     app.repaint();
   });
   window.addEventListener('resize', () => app.view && app.setView(app.view));
+  new ResizeObserver(() => app.redraw()).observe(app.page.main); // as the panel at the right opens and closes
   followReloads(() => void app.reload());
   followAddress((parameters) => void app.goTo(parameters));
   await app.reload();
+  poll(
+    () => app.reload(),
+    () => app.isLive,
+  );
 }
 
 /**

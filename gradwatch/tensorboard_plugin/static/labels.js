@@ -10,9 +10,12 @@ import {element, focusedIn} from './dom.js';
 
 /** @typedef {{toggle: (path: string) => void, pick: (layer: number) => void}} Choices what a click on a box does. */
 
+/** @typedef {{selected: number | undefined, sick: Set<number>}} Shown the chosen layer, and those that findings name. */
+
 const LEAST_HEIGHT = 11; // pixels that a name needs
+const SICK_HEIGHT = 15; // of the name of a sick row that is lower than that
 const MODULE_WIDTH = 52;
-const NAME_WIDTH = 96;
+const [CHARACTER, AROUND] = [6.2, 16]; // pixels of a name
 
 /**
  * Returns how many pixels the names of `boxes` need side by side.
@@ -20,7 +23,9 @@ const NAME_WIDTH = 96;
  * @param {Box[]} boxes
  */
 export function wantedWidth(boxes) {
-  return boxes.reduce((most, {level}) => Math.max(most, level), 0) * MODULE_WIDTH + NAME_WIDTH;
+  const rows = boxes.filter(({isGroup, isCollapsed}) => !isGroup || isCollapsed);
+  const widths = rows.map(({node, level}) => level * MODULE_WIDTH + node.name.length * CHARACTER + AROUND);
+  return Math.round(Math.max(0, ...widths));
 }
 
 /**
@@ -30,20 +35,24 @@ export function wantedWidth(boxes) {
  * @param {Box[]} boxes
  * @param {View} rowView rows in view.
  * @param {number} height
- * @param {number | undefined} selected a layer.
+ * @param {Shown} layers
  * @param {Choices} on
  */
-export function showLabels(container, boxes, rowView, height, selected, on) {
+export function showLabels(container, boxes, rowView, height, layers, on) {
   const focused = focusedIn(container, 'path');
   const perRow = height / (rowView.to - rowView.from);
-  const shown = boxes.filter(({top, bottom}) => bottom > rowView.from && top < rowView.to);
-  const buttons = shown
-    .filter((box) => (box.bottom - box.top) * perRow >= LEAST_HEIGHT)
-    .map((box) => {
-      const top = Math.max(0, (box.top - rowView.from) * perRow);
-      const bottom = Math.min(height, (box.bottom - rowView.from) * perRow);
-      return button(box, top, bottom, perRow, selected, on);
-    });
+  const inView = boxes.filter(({top, bottom}) => bottom > rowView.from && top < rowView.to);
+  let taken = -Infinity; // down to where a name of a sick row lies
+  const buttons = inView.flatMap((box) => {
+    const top = Math.max(0, (box.top - rowView.from) * perRow);
+    const bottom = Math.min(height, (box.bottom - rowView.from) * perRow);
+    if ((box.bottom - box.top) * perRow >= LEAST_HEIGHT) return [button(box, top, bottom, perRow, layers, on)];
+    const isRow = !box.isGroup || box.isCollapsed;
+    const from = Math.min(Math.max(0, (top + bottom - SICK_HEIGHT) / 2), height - SICK_HEIGHT);
+    if (!isRow || from < taken || !isSick(box, layers)) return [];
+    taken = from + SICK_HEIGHT;
+    return [button(box, from, taken, perRow, layers, on)];
+  });
   container.replaceChildren(...buttons);
   const again = buttons.find((each) => each.dataset.path === focused);
   (again ?? buttons[0])?.setAttribute('tabindex', '0');
@@ -51,14 +60,24 @@ export function showLabels(container, boxes, rowView, height, selected, on) {
 }
 
 /**
+ * Returns whether a row holds a layer that a finding names. An open module leaves that to its rows.
+ *
+ * @param {Box} box
+ * @param {Shown} layers
+ */
+function isSick({node, isGroup, isCollapsed}, {sick}) {
+  return (!isGroup || isCollapsed) && node.layers.some((layer) => sick.has(layer));
+}
+
+/**
  * @param {Box} box
  * @param {number} top
  * @param {number} bottom
  * @param {number} perRow
- * @param {number | undefined} selected
+ * @param {Shown} layers
  * @param {Choices} on
  */
-function button(box, top, bottom, perRow, selected, on) {
+function button(box, top, bottom, perRow, layers, on) {
   const {node, level, isGroup, isCollapsed} = box;
   const left = level * MODULE_WIDTH;
   const hasInner = isGroup && !isCollapsed && innerShows(node, perRow);
@@ -67,9 +86,9 @@ function button(box, top, bottom, perRow, selected, on) {
     {
       role: 'treeitem',
       tabIndex: -1,
-      className: ['label', isGroup && 'module', isCollapsed && 'collapsed'].filter(Boolean).join(' '),
+      className: classesOf(box, layers),
       'aria-level': String(level + 1),
-      'aria-selected': String(!isGroup && node.layers[0] === selected),
+      'aria-selected': String(!isGroup && node.layers[0] === layers.selected),
       ...namesOf(box),
       style: {
         top: `${top}px`,
@@ -80,10 +99,21 @@ function button(box, top, bottom, perRow, selected, on) {
       onclick: () => (isGroup ? on.toggle(node.path) : on.pick(node.layers[0])),
       onkeydown: (event) => moveFocus(event, made, isGroup, isCollapsed),
     },
-    element('span', {}, isCollapsed ? `${node.name} (${node.layers.length})` : node.name),
+    element('span', {}, isCollapsed ? `▸ ${node.name}` : node.name),
   );
   if (isGroup) made.setAttribute('aria-expanded', String(!isCollapsed));
   return made;
+}
+
+/**
+ * @param {Box} box
+ * @param {Shown} layers
+ */
+function classesOf(box, layers) {
+  const {isGroup, isCollapsed} = box;
+  return ['label', isGroup && 'module', isCollapsed && 'collapsed', isSick(box, layers) && 'sick']
+    .filter(Boolean)
+    .join(' ');
 }
 
 /**

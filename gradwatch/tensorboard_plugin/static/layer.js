@@ -21,7 +21,7 @@ import {paintHistogram} from './histogram.js';
 
 const MOST_POINTS = 2000; // of a curve
 const DERIVED = new Set(['grad_rms', 'grad_ratio']); // multiples of the norm: their curves have the same shape
-const COLOURS = `Red: ${NOT_FINITE}. Pink background: a finding. Pink line: the chosen step.`;
+const COLOURS = `Hatched: ${NOT_FINITE}. Pink background: a finding. Pink line: the chosen step.`;
 
 /**
  * Draws `layer` of each panel into `container`.
@@ -139,7 +139,7 @@ function drawCurve(target, {statistic, header, values}, shared) {
   const rows = rowsOf(header, values);
   if (name === 'grad_norm') {
     const sick = notFinite(x, rows.highest);
-    return lineChart(target, {...shared, title: 'Gradient norm', height: 240, x, ...normLines(rows), sick});
+    return lineChart(target, {...shared, title: 'Gradient norm', height: 190, x, ...normLines(rows), sick});
   }
   const row = rows[header.rows[0]];
   const lines = [{label, values: drawable(row, isShare), colour: themed('line')}];

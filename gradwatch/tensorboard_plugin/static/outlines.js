@@ -4,7 +4,17 @@
 
 /** @import {Finding} from './api.js' */
 
-/** @typedef {{from: number, to: number, top: number, bottom: number, isSelected: boolean}} Outline in steps and rows. */
+/**
+ * A box in steps and rows.
+ *
+ * @typedef {object} Outline
+ * @property {number} from
+ * @property {number} to
+ * @property {number} top
+ * @property {number} bottom
+ * @property {number | null} number of the finding in the list; only its first box has it.
+ * @property {boolean} isSelected
+ */
 
 /**
  * Returns the stretches of neighbouring numbers among `rows`, each as its first row and one past its last.
@@ -31,8 +41,8 @@ export function stretches(rows) {
  * @returns {Outline[]}
  */
 export function outlinesOf(findings, placeOf) {
-  return findings.flatMap((finding) => {
+  return findings.flatMap((finding, at) => {
     const {rows, ...place} = placeOf(finding);
-    return stretches(rows).map(([top, bottom]) => ({...place, top, bottom}));
+    return stretches(rows).map(([top, bottom], index) => ({...place, top, bottom, number: index ? null : at + 1}));
   });
 }

@@ -3,8 +3,8 @@
 /** Draws the cells of the map, the axis of steps below it, and over it the outlines of findings and the chosen place. */
 
 import {stepTicks, wholeNumber} from './axis.js';
-import {sized, themed} from './dom.js';
-import {NOT_MEASURED, palette, rgb} from './colours.js';
+import {isDark, sized, themed} from './dom.js';
+import {diverging, NOT_FINITE, NOT_MEASURED, palette, pixel, rgb, shade} from './colours.js';
 import {poolPixels, rowEdges, touched} from './pooling.js';
 
 /** @import {Scale} from './colours.js' */
@@ -12,9 +12,9 @@ import {poolPixels, rowEdges, touched} from './pooling.js';
 /** @import {Sheet} from './sheet.js' */
 /** @import {View} from './view.js' */
 
-/** @typedef {{step: number | null, row: number | null}} Place on a map. */
-
 export const AXIS_HEIGHT = 44;
+
+const [HATCH_APART, HATCH_WIDE] = [9, 1]; // pixels of the screen
 
 /** @type {['clipped' | 'skipped', number][]} what is counted, and how far below the map its bars lie. */
 const MARKS = [
@@ -44,10 +44,28 @@ export function paintCells(canvas, sheets, rows, scale, view, rowView, width, he
     poolPixels(sheet.pooled(rows, scale), sheet.cells, columns, lines, across, down, image);
   }
   const picture = context.createImageData(across, down);
-  const pixels = new Uint32Array(picture.data.buffer);
-  const colours = palette(rgb(themed('empty')));
-  for (let index = 0; index < pixels.length; index++) pixels[index] = colours[image[index]];
+  colour(new Uint32Array(picture.data.buffer), image, across, scale?.isRatio ?? false);
   context.putImageData(picture, 0, 0);
+}
+
+/**
+ * Writes the colours of levels; what is not finite gets a pale hatch.
+ *
+ * @param {Uint32Array} pixels
+ * @param {Uint8Array} image levels.
+ * @param {number} width
+ * @param {boolean} isRatio
+ */
+function colour(pixels, image, width, isRatio) {
+  const dark = isDark();
+  const colourAt = isRatio ? (/** @type {number} */ position) => diverging(position, dark) : shade;
+  const colours = palette(rgb(themed('empty')), rgb(themed('hatch')), colourAt, isRatio);
+  const line = pixel(rgb(themed('hatch-line')));
+  for (let index = 0; index < pixels.length; index++) pixels[index] = colours[image[index]];
+  for (let index = image.indexOf(NOT_FINITE); index >= 0; index = image.indexOf(NOT_FINITE, index + 1)) {
+    const [x, y] = [index % width, Math.floor(index / width)];
+    if ((x + y) % HATCH_APART < HATCH_WIDE) pixels[index] = line;
+  }
 }
 
 /**
@@ -93,21 +111,23 @@ function paintMarks(context, sheet, kind, top, view, width) {
 }
 
 /**
- * Draws findings as outlines, the selected one thicker, and the chosen layer and step as a cross.
+ * Draws findings as outlines with their numbers, the selected one thicker, and a line through the chosen row.
  *
  * @param {HTMLCanvasElement} canvas
  * @param {Outline[]} outlines
- * @param {Place} place
+ * @param {number | null} row
  * @param {View} view steps
  * @param {View} rowView
  * @param {number} width
  * @param {number} height
  */
-export function paintOver(canvas, outlines, place, view, rowView, width, height) {
+export function paintOver(canvas, outlines, row, view, rowView, width, height) {
   const context = sized(canvas, width, height);
   context.clearRect(0, 0, width, height);
   for (const outline of outlines) paintOutline(context, outline, view, rowView, width, height);
-  paintCross(context, place, view, rowView, width, height);
+  if (row === null) return;
+  context.fillStyle = themed('cross');
+  context.fillRect(0, Math.round(toPixel(row + 0.5, rowView, height)), width, 1);
 }
 
 /**
@@ -118,7 +138,7 @@ export function paintOver(canvas, outlines, place, view, rowView, width, height)
  * @param {number} width
  * @param {number} height
  */
-function paintOutline(context, {from, to, top, bottom, isSelected}, view, rowView, width, height) {
+function paintOutline(context, {from, to, top, bottom, number, isSelected}, view, rowView, width, height) {
   const left = toPixel(from, view, width) - 1;
   const right = Math.max(toPixel(to, view, width) + 1, left + 5);
   const [upper, lower] = [top, bottom].map((row) => toPixel(row, rowView, height));
@@ -131,20 +151,28 @@ function paintOutline(context, {from, to, top, bottom, isSelected}, view, rowVie
   context.strokeStyle = '#fff';
   context.lineWidth = isSelected ? 3 : 1.5;
   context.strokeRect(left, first, right - left, last - first);
+  if (number !== null && right > 0 && left < width && last > first) paintNumber(context, number, left, first, width);
 }
 
 /**
+ * Draws the number of a finding left of its outline, or within it where there is no room.
+ *
  * @param {CanvasRenderingContext2D} context
- * @param {Place} place
- * @param {View} view
- * @param {View} rowView
+ * @param {number} number
+ * @param {number} left
+ * @param {number} top
  * @param {number} width
- * @param {number} height
  */
-function paintCross(context, {step, row}, view, rowView, width, height) {
-  context.fillStyle = themed('cross');
-  if (step !== null) context.fillRect(Math.round(toPixel(step + 0.5, view, width)), 0, 1, height);
-  if (row !== null) context.fillRect(0, Math.round(toPixel(row + 0.5, rowView, height)), width, 1);
+function paintNumber(context, number, left, top, width) {
+  const [x, y] = [Math.min(left > 22 ? left - 11 : Math.max(left, 0) + 11, width - 11), Math.max(top, 0) + 9];
+  context.fillStyle = '#000';
+  context.beginPath();
+  context.arc(x, y, 8, 0, 2 * Math.PI);
+  context.fill();
+  context.fillStyle = '#fff';
+  context.font = 'bold 11px sans-serif';
+  context.textAlign = 'center';
+  context.fillText(String(number), x, y + 4);
 }
 
 /**
@@ -154,6 +182,6 @@ function paintCross(context, {step, row}, view, rowView, width, height) {
  * @param {View} view
  * @param {number} length
  */
-function toPixel(place, view, length) {
+export function toPixel(place, view, length) {
   return ((place - view.from) / (view.to - view.from)) * length;
 }

@@ -1,68 +1,64 @@
 // @ts-check
 
-/** Shows one run: its map, the labels beside it, the axis below it. It keeps what was fetched, and which rows are in view. */
+/** Shows one run: strips, the map below them, the labels beside it, the axis. It keeps what was fetched. */
 
 import {ask, askForArray} from './api.js';
 import {counted} from './axis.js';
 import {element} from './dom.js';
 import {keyOf} from './findings.js';
-import {follow} from './gestures.js';
+import {follow, press} from './gestures.js';
 import {showLabels, wantedWidth} from './labels.js';
-import {movesOf} from './moves.js';
+import {matcher, weightsOf} from './layers.js';
+import {showLegend} from './legend.js';
+import {StepLines} from './lines.js';
+import {movesOf, stripMovesOf} from './moves.js';
 import {Notices} from './notices.js';
 import {outlinesOf} from './outlines.js';
-import {paintAxis, paintCells, paintOver} from './painter.js';
+import {AXIS_HEIGHT, paintAxis, paintCells, paintOver} from './painter.js';
+import {Rows} from './rows.js';
 import {Sheet} from './sheet.js';
-import {layOut, modulesAround, treeOf} from './tree.js';
-import {panned} from './view.js';
+import {courseOf, paintStrips, stripNames, STRIPS} from './strips.js';
+import {treeOf} from './tree.js';
 
 /** @import {App} from './app.js' */
 /** @import {Finding, Overview} from './api.js' */
-/** @import {Box, Node as TreeNode} from './tree.js' */
+/** @import {Scale} from './colours.js' */
 /** @import {View} from './view.js' */
 
 const MARGIN = 0.25; // of what is in view, fetched on either side of it
 const DRAWN = 'gradwatch drawn';
-const ROW_HEIGHT = 18;
-const [LEAST_HEIGHT, MOST_HEIGHT] = [150, 520];
+const MOST_ROW_HEIGHT = 44;
+const LEAST_HEIGHT = 150;
+const STRIP_HEIGHT = 30;
+const AROUND_MAP = 44 + AXIS_HEIGHT + STRIPS.length * STRIP_HEIGHT; // heading and gaps, axis, strips
 
 /** One run. It has no overview, no rows and no map until `load` has succeeded. */
 export class Panel {
   /**
    * @param {string} run
    * @param {App} app
-   * @param {string} query a part of the names of the layers to show.
    */
-  constructor(run, app, query) {
+  constructor(run, app) {
     this.run = run;
     this.app = app;
-    this.query = query;
+    this.rows = new Rows();
     /** @type {Overview | null} */
     this.overview = null;
-    /** @type {TreeNode | null} */
-    this.tree = null;
-    /** @type {number[][]} the layers of each row, as indices. */
-    this.rows = [];
-    /** @type {Box[]} */
-    this.boxes = [];
-    /** @type {View} */
-    this.rowView = {from: 0, to: 1};
-    /** @type {Set<string>} paths of closed modules. */
-    this.collapsed = new Set();
     /** @type {Sheet | null} the map of all steps. */
     this.whole = null;
     /** @type {Sheet | null} a finer map of the steps in view. */
     this.near = null;
     /** @type {{whole: object, near: object}} the latest question for either map. */
     this.asked = {whole: {}, near: {}};
-    /** @type {Map<string, number>} indices of layers, by name. */
-    this._indices = new Map();
-    /** @type {Map<number, number>} rows, by index of a layer. */
-    this._rowOfLayer = new Map();
+    /** @type {Scale | null} of colours. */
+    this.colours = null;
     /** @type {unknown[]} what the labels were last drawn from. */
     this._labelled = [];
 
     this.notices = new Notices();
+    this.names = stripNames();
+    this.legend = element('div', {className: 'legend'});
+    this.strips = element('canvas', {className: 'strips', role: 'img', 'aria-label': `Strips of ${run}`});
     this.plot = element('div', {className: 'plot', tabIndex: 0, role: 'application', 'aria-describedby': 'help'});
     this.cells = element('canvas', {className: 'cells', 'aria-hidden': 'true'});
     this.over = element('canvas', {className: 'over', 'aria-hidden': 'true'});
@@ -70,21 +66,39 @@ export class Panel {
     this.axis = element('canvas', {className: 'axis', 'aria-hidden': 'true'});
     this.labels = element('div', {className: 'labels', role: 'tree', 'aria-label': `Layers of ${run}`});
     this.readout = element('p', {className: 'readout', role: 'status'});
-    this.map = element('div', {className: 'map'}, this.labels, this.plot, element('span'), this.axis);
-    const parts = [element('h2', {}, run), this.notices.element, this.map, this.readout];
-    this.element = element('section', {className: 'panel'}, ...parts);
-    follow(this.plot, movesOf(this));
+    this.lines = new StepLines();
+    this.map = this._layOut();
+    const heading = element('div', {className: 'heading'}, element('h2', {}, run), this.legend);
+    this.element = element('section', {className: 'panel'}, heading, this.notices.element, this.map, this.readout);
+    this.moves = movesOf(this);
+    follow(this.plot, this.moves);
+    follow(this.strips, stripMovesOf(this, this.moves));
+    this.plot.addEventListener('keydown', (event) => press(event, this.moves));
+  }
+
+  _layOut() {
+    const {place, cursor, brush} = this.lines;
+    const marks = ['clipped', 'skipped'].map((className) => element('div', {className}, className));
+    return element(
+      'div',
+      {className: 'map'},
+      element(
+        'div',
+        {className: 'names'},
+        this.names.element,
+        this.labels,
+        element('div', {className: 'marks'}, ...marks),
+      ),
+      element('div', {className: 'stage'}, this.strips, this.plot, this.axis, place, cursor, brush),
+    );
   }
 
   /** Reads the run's layers and steps again. */
   async load() {
     await this.notices.guard('load', async () => {
       const before = this.overview?.layers.join();
-      /** @type {Overview} */
-      const overview = await ask('overview', {run: this.run});
-      this.overview = overview;
-      this._indices = new Map(overview.layers.map((name, index) => [name, index]));
-      this._arrange(overview, before !== overview.layers.join());
+      this.overview = /** @type {Overview} */ (await ask('overview', {run: this.run}));
+      this.arrange(before !== this.overview.layers.join());
     });
   }
 
@@ -112,14 +126,29 @@ export class Panel {
       part,
       async () => {
         const sheet = new Sheet(await askForArray('cells', {run: this.run, statistic, ...stretch}), statistic);
-        if (this.app.scale) await sheet.prepare(this.rows, this.app.scale);
+        if (this.colours) await sheet.prepare(this.rows.members, this.colours);
         if (!isLatest()) return;
+        sheet.course = this[part]?.course ?? null; // until its own has come
         this[part] = sheet;
         // The map of all steps and that of the steps in view can arrive in either order after a switch of statistic.
         if (this.near?.statistic !== this.whole?.statistic) this.near = null;
+        void this._fetchCourse(sheet, stretch);
       },
       isLatest,
     );
+  }
+
+  /**
+   * Fetches the strips over the steps of a map, which is drawn before they have come.
+   *
+   * @param {Sheet} sheet
+   * @param {Record<string, number>} stretch
+   */
+  async _fetchCourse(sheet, stretch) {
+    await this.notices.guard('course', async () => {
+      sheet.course = courseOf(await askForArray('course', {run: this.run, ...stretch}));
+      this.app.redraw();
+    });
   }
 
   /**
@@ -145,9 +174,20 @@ export class Panel {
     return [this.whole, this.near].filter((sheet) => sheet !== null);
   }
 
-  /** The run's scale of colours, or null where it has none. */
-  get scale() {
-    return this.whole?.header.scale ?? null;
+  /** The map that shows what is in view: the finer one if it has all of it. */
+  get shown() {
+    const {view} = this.app;
+    return view && this.near?.covers(view) ? this.near : this.whole;
+  }
+
+  /** The strips that show what is in view. */
+  get course() {
+    return this.shown?.course ?? null;
+  }
+
+  /** The chosen statistic, or null where the run has not logged it. */
+  get statistic() {
+    return this.overview?.statistics.find(({name}) => name === this.app.state.statistic) ?? null;
   }
 
   /** Layers in forward order, as indices. */
@@ -156,15 +196,45 @@ export class Panel {
   }
 
   /**
-   * Shows the layers whose names hold `query`.
+   * Colours the map by `scale`, and shows what its colours mean.
    *
-   * @param {string} query
+   * @param {Scale | null} scale
    */
-  search(query) {
-    this.query = query;
+  colour(scale) {
+    // A sheet keeps what it has pooled as long as the scale is the same object.
+    if (JSON.stringify(scale) !== JSON.stringify(this.colours)) this.colours = scale;
+    showLegend(this.legend, scale);
+  }
+
+  /**
+   * Lays out the rows anew.
+   *
+   * @param {boolean} isNew whether to show all rows; otherwise those in view stay.
+   */
+  arrange(isNew = true) {
     if (!this.overview) return;
-    this._arrange(this.overview);
-    this.draw();
+    const {query, state} = this.app;
+    const isSearch = Boolean(query.trim());
+    this.rows.arrange(this.overview, this._wanted(this.overview), isSearch || state.rows !== 'blocks', isNew);
+    this.map.style.setProperty('--labels', `${wantedWidth(this.rows.boxes)}px`);
+    const isEmpty = !this.rows.members.length;
+    this.notices.say('search', isEmpty ? `No layer has “${query}” in its name.` : '');
+  }
+
+  /**
+   * Returns the layers to show: those that are searched; without a search weights, or all, and always those of findings.
+   *
+   * @param {Overview} overview
+   * @returns {(layer: number) => boolean}
+   */
+  _wanted({layers, size}) {
+    const {query, state} = this.app;
+    const isFound = matcher(query);
+    if (query.trim()) return (layer) => isFound(layers[layer]);
+    if (state.rows === 'all') return () => true;
+    const isWeight = weightsOf(layers, size);
+    const sick = new Set(this.findings.map(({layer}) => layer));
+    return (layer) => isWeight[layer] || sick.has(layers[layer]) || layers[layer] === state.layer;
   }
 
   /**
@@ -173,15 +243,16 @@ export class Panel {
    * @param {string | null} layer
    */
   reveal(layer) {
-    const index = this._index(layer);
-    if (index === undefined || !this.overview || !this.tree) return;
-    modulesAround(this.tree, index).forEach((path) => this.collapsed.delete(path));
-    this._arrange(this.overview, false);
-    const row = this.rowOf(layer);
-    if (row === null) return;
-    const {from, to} = this.rowView;
-    if (row < from || row >= to)
-      this.rowView = panned({from: row - (to - from) / 2, to: row + (to - from) / 2}, 0, this.rowBounds);
+    if (layer === null || !this.overview) return;
+    if (this.rows.rowOf(layer) === null) this.arrange(false); // a bias is a row once it is chosen
+    this.rows.open(layer);
+    this.arrange(false);
+    this.rows.scrollTo(layer);
+  }
+
+  /** The findings of the run, by onset. */
+  get findings() {
+    return this.app.findings[this.run]?.findings ?? [];
   }
 
   /**
@@ -190,9 +261,7 @@ export class Panel {
    * @param {string} layer
    */
   findingsOf(layer) {
-    return this._findings().filter(
-      ({layers, layer: worst}) => layers.includes(layer) || worst === layer || worst === '',
-    );
+    return this.findings.filter(({layers, layer: worst}) => layers.includes(layer) || worst === layer || worst === '');
   }
 
   /**
@@ -205,23 +274,21 @@ export class Panel {
     return [step, ended ? last : Math.max(last, this.overview?.lastStep ?? last)];
   }
 
-  /** Shows all rows. */
-  showAllRows() {
-    if (this.overview) this.rowView = this.rowBounds;
-  }
-
-  /** Draws the map, the axis and the labels. */
+  /** Draws the strips, the map, the axis and the labels. */
   draw() {
-    const {view, scale, state} = this.app;
+    const {view, state} = this.app;
     if (!this.overview || !view) return;
     const [width, height] = [this._width(), this._height()];
     this.plot.style.height = this.labels.style.height = `${height}px`;
-    const near = this.near?.covers(view) ? this.near : null;
-    const sheets = near ? [near] : this.sheets;
-    paintCells(this.cells, sheets, this.rows, scale, view, this.rowView, width, height);
-    const shown = near ?? this.whole; // marks of both maps would cover one another
-    paintAxis(this.axis, shown ? [shown] : [], view, width);
-    this.drawOver(state.step);
+    const {shown, rows} = this;
+    const sheets = shown && shown === this.near ? [shown] : this.sheets;
+    paintCells(this.cells, sheets, rows.members, this.colours, view, rows.view, width, height);
+    paintAxis(this.axis, shown ? [shown] : [], view, width); // marks of both maps would cover one another
+    paintStrips(this.strips, this.course, view, width, STRIP_HEIGHT);
+    const outlines = outlinesOf(this.findings, (finding) => this._placeOf(finding, this.overview?.layers ?? []));
+    paintOver(this.over, outlines, rows.rowOf(state.layer), view, rows.view, width, height);
+    this.lines.mark('place', state.step, view, width);
+    this.names.showAt(this.course, state.step);
     this._label(this.overview, height);
     this.plot.setAttribute('aria-label', this._inWords(this.overview));
     if (shown?.cells) this._note(shown);
@@ -238,17 +305,22 @@ export class Panel {
   }
 
   /**
-   * Draws the outlines of findings, and the cross at `step` and the chosen layer.
+   * Shows where the mouse is, on any map.
    *
    * @param {number | null} step
    */
-  drawOver(step) {
-    const {view, state} = this.app;
-    const {overview} = this;
-    if (!overview || !view) return;
-    const outlines = outlinesOf(this._findings(), (finding) => this._placeOf(finding, overview));
-    const place = {step, row: this.rowOf(state.layer)};
-    paintOver(this.over, outlines, place, view, this.rowView, this._width(), this._height());
+  hover(step) {
+    this.lines.mark('cursor', step, this.app.view, this._width());
+    this.names.showAt(this.course, step ?? this.app.state.step);
+  }
+
+  /**
+   * Shows which steps would be selected.
+   *
+   * @param {View | null} steps
+   */
+  showBrush(steps) {
+    this.lines.select(steps, this.app.view, this._width());
   }
 
   /**
@@ -258,79 +330,23 @@ export class Panel {
    * @param {number} height
    */
   _label(overview, height) {
+    const {boxes, view} = this.rows;
     const {layer} = this.app.state;
-    const shown = [this.boxes, this.rowView, height, layer];
+    const shown = [boxes, view, height, layer, this.findings];
     if (shown.every((each, index) => each === this._labelled[index])) return;
     this._labelled = shown;
-    showLabels(this.labels, this.boxes, this.rowView, height, this._index(layer), {
+    const sick = new Set(this.findings.flatMap((finding) => this.rows.indexOf(finding.layer) ?? []));
+    const layers = {selected: this.rows.indexOf(layer), sick};
+    showLabels(this.labels, boxes, view, height, layers, {
       toggle: (path) => this._toggle(path),
       pick: (index) => void this.app.choose({layer: overview.layers[index]}),
     });
   }
 
-  _findings() {
-    return this.app.findings[this.run]?.findings ?? [];
-  }
-
-  /**
-   * Lays out the rows anew.
-   *
-   * @param {Overview} overview
-   * @param {boolean} isNew whether to show all rows; otherwise those in view stay.
-   */
-  _arrange({layers, depth}, isNew = true) {
-    this.tree = treeOf(layers, depth, this.query);
-    ({rows: this.rows, boxes: this.boxes} = layOut(this.tree, this.collapsed));
-    this.map.style.setProperty('--labels', `${wantedWidth(this.boxes)}px`);
-    this.notices.say('search', this.rows.length ? '' : `No layer has “${this.query}” in its name.`);
-    this._rowOfLayer = new Map(this.rows.flatMap((members, row) => members.map((layer) => [layer, row])));
-    this.rowView = isNew ? this.rowBounds : panned(this.rowView, 0, this.rowBounds);
-  }
-
-  /**
-   * Returns the row of the layer called `name`, or null where it is not shown.
-   *
-   * @param {string | null} name
-   */
-  rowOf(name) {
-    const index = this._index(name);
-    return index === undefined ? null : (this._rowOfLayer.get(index) ?? null);
-  }
-
-  /** All rows. */
-  get rowBounds() {
-    return {from: 0, to: Math.max(1, this.rows.length)};
-  }
-
-  _width() {
-    return Math.max(100, this.plot.clientWidth);
-  }
-
-  _height() {
-    return Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, this.rows.length * ROW_HEIGHT));
-  }
-
-  /**
-   * @param {Finding} finding
-   * @param {Overview} overview
-   */
-  _placeOf(finding, overview) {
-    const names = finding.layers.length ? finding.layers : overview.layers;
-    const rows = names.map((name) => this.rowOf(name)).filter((row) => row !== null);
-    const [from, last] = this.stretchOf(finding);
-    return {rows, from, to: last + 1, isSelected: keyOf(this.run, finding) === this.app.state.finding};
-  }
-
-  /** @param {string | null} name */
-  _index(name) {
-    return name === null ? undefined : this._indices.get(name);
-  }
-
   /** @param {string} path */
   _toggle(path) {
-    if (!this.overview) return;
-    if (!this.collapsed.delete(path)) this.collapsed.add(path);
-    this._arrange(this.overview);
+    this.rows.toggle(path);
+    this.arrange();
     this.draw();
   }
 
@@ -340,15 +356,35 @@ export class Panel {
    * @param {View} rowView
    */
   setRows(rowView) {
-    this.rowView = rowView;
+    this.rows.view = rowView;
     this.app.redraw();
+  }
+
+  _width() {
+    return Math.max(100, this.plot.clientWidth);
+  }
+
+  _height() {
+    const room = this.app.roomForPanel() - AROUND_MAP;
+    return Math.max(LEAST_HEIGHT, Math.min(room, this.rows.members.length * MOST_ROW_HEIGHT));
+  }
+
+  /**
+   * @param {Finding} finding
+   * @param {string[]} layers
+   */
+  _placeOf(finding, layers) {
+    const names = finding.layer ? finding.layers : layers;
+    const rows = names.map((name) => this.rows.rowOf(name)).filter((row) => row !== null);
+    const [from, last] = this.stretchOf(finding);
+    return {rows, from, to: last + 1, isSelected: keyOf(this.run, finding) === this.app.state.finding};
   }
 
   /** @param {Overview} overview */
   _inWords({layers, rows, firstStep, lastStep}) {
     return (
       `Map of ${this.run}: ${counted(layers.length, 'layer')}, ${counted(rows, 'logged step')} ` +
-      `from ${firstStep} to ${lastStep}, ${counted(this._findings().length, 'finding')}. ` +
+      `from ${firstStep} to ${lastStep}, ${counted(this.findings.length, 'finding')}. ` +
       'Arrow keys move, plus and minus zoom, 0 shows all.'
     );
   }

@@ -9,6 +9,7 @@ import {levels} from './colours.js';
 import {poolRows} from './pooling.js';
 
 /** @import {ArrayAnswer, CellsHeader} from './api.js' */
+/** @import {Course} from './strips.js' */
 /** @import {Scale} from './colours.js' */
 /** @import {View} from './view.js' */
 
@@ -32,6 +33,8 @@ export class Sheet {
     const [cells, layers] = header.shape;
     this.cells = cells;
     this.layers = layers;
+    /** @type {Course | null} the whole run over the same steps, once it has arrived. */
+    this.course = null;
     /** @type {Pooled | null} */
     this._kept = null;
   }
@@ -82,34 +85,39 @@ export class Sheet {
   }
 
   /**
-   * Returns the cell that holds `step`, or −1.
-   *
-   * @param {number} step
-   */
-  cellAt(step) {
-    if (!this.cells || step < this.edges[0] || step >= this.edges[this.cells]) return -1;
-    let [low, high] = [0, this.cells];
-    while (high - low > 1) {
-      const middle = (low + high) >> 1;
-      if (this.edges[middle] <= step) low = middle;
-      else high = middle;
-    }
-    return low;
-  }
-
-  /**
-   * Returns the highest value of `layers` at `step`, or NaN where none was measured.
+   * Returns the layer among `layers` whose value at `step` is highest, of ratios furthest from 1, and that value: NaN where
+   * none was measured.
    *
    * @param {number} step
    * @param {number[]} layers as indices.
+   * @param {boolean} isRatio
    */
-  valueAt(step, layers) {
-    const cell = this.cellAt(step);
-    let highest = NaN;
-    for (const layer of cell < 0 ? [] : layers) {
-      const value = this.values[cell * this.layers + layer];
-      if (!(value <= highest) && value === value) highest = value;
+  extremeAt(step, layers, isRatio) {
+    const cell = cellAt(this.edges, step);
+    let [layer, extreme, rank] = [layers[0], NaN, NaN];
+    for (const each of cell < 0 ? [] : layers) {
+      const value = this.values[cell * this.layers + each];
+      const own = isRatio ? Math.abs(Math.log(value)) : value;
+      if (!(own <= rank) && own === own) [layer, extreme, rank] = [each, value, own];
     }
-    return highest;
+    return {layer, value: extreme};
   }
+}
+
+/**
+ * Returns which stretch between `edges` holds `step`, or −1.
+ *
+ * @param {ArrayLike<number>} edges
+ * @param {number} step
+ */
+export function cellAt(edges, step) {
+  const cells = edges.length - 1;
+  if (cells < 1 || step < edges[0] || step >= edges[cells]) return -1;
+  let [low, high] = [0, cells];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (edges[middle] <= step) low = middle;
+    else high = middle;
+  }
+  return low;
 }

@@ -2,10 +2,21 @@
 
 /** Defines what the user can choose, and writes it as parts of an address. It does not know the page. */
 
+import {ROWS} from './layers.js';
+
+/** @import {RowChoice} from './layers.js' */
+
+/** How far colours reach: over one run, over all runs that are shown, or less far, so that small differences show. */
+export const SCALES = /** @type {const} */ ({run: 'run', shared: 'shared', clamp: 'clamped'});
+
+/** @typedef {keyof typeof SCALES} ScaleChoice */
+
 /**
  * @typedef {object} State
  * @property {string[] | null} runs names; null lets the tab choose.
  * @property {string} statistic
+ * @property {ScaleChoice} scale
+ * @property {RowChoice} rows
  * @property {string | null} layer
  * @property {number | null} step
  * @property {string | null} finding as `keyOf` of findings.js writes it.
@@ -16,7 +27,9 @@
 /** @type {Readonly<State>} */
 export const DEFAULTS = Object.freeze({
   runs: null,
-  statistic: 'grad_norm',
+  statistic: 'grad_ratio',
+  scale: 'run',
+  rows: 'blocks',
   layer: null,
   step: null,
   finding: null,
@@ -53,12 +66,25 @@ export function fromParameters(parameters) {
   return {
     runs: names(text('runs')),
     statistic: text('statistic') ?? DEFAULTS.statistic,
+    scale: oneOf(text('scale'), SCALES, DEFAULTS.scale),
+    rows: oneOf(text('rows'), ROWS, DEFAULTS.rows),
     layer: text('layer'),
     step: wholeNumber(text('step')),
     finding: text('finding'),
     from: isStretch ? from : null,
     to: isStretch ? to : null,
   };
+}
+
+/**
+ * @template {string} Choice
+ * @param {string | null} text
+ * @param {Record<Choice, string>} choices
+ * @param {Choice} otherwise
+ * @returns {Choice}
+ */
+function oneOf(text, choices, otherwise) {
+  return text !== null && Object.hasOwn(choices, text) ? /** @type {Choice} */ (text) : otherwise;
 }
 
 /**

@@ -27,16 +27,15 @@
  */
 
 /**
- * Returns the tree of all layers whose names hold `query`, in any case.
+ * Returns the tree of the layers that are wanted.
  *
  * @param {string[]} names
  * @param {number[]} depth
- * @param {string} query
+ * @param {(layer: number) => boolean} isWanted
  * @returns {Node}
  */
-export function treeOf(names, depth, query = '') {
-  const wanted = query.toLowerCase();
-  const order = names.map((_, index) => index).filter((index) => names[index].toLowerCase().includes(wanted));
+export function treeOf(names, depth, isWanted = () => true) {
+  const order = names.map((_, index) => index).filter(isWanted);
   order.sort((one, other) => depth[one] - depth[other] || one - other);
   /** @type {GrowingNode} */
   const root = {name: '', path: '', children: [], layers: order, index: new Map()};
@@ -80,21 +79,55 @@ function shortened(node, isRoot = false) {
   return {name, path, layers, children: children.map((child) => shortened(child))};
 }
 
+const FEW_ROWS = 8; // fewer show nothing of where a network is sick
+const MANY_ROWS = 28; // more have no room for a name on a small screen
+
+/**
+ * Returns the paths of the modules that are open at first: level by level, as long as every row has room for its name.
+ *
+ * @param {Node} root
+ */
+export function openedAtFirst(root) {
+  /** @type {Set<string>} */
+  const opened = new Set();
+  let rows = root.children.length;
+  let groups = root.children.filter(({children}) => children.length);
+  while (groups.length) {
+    const more = rows + groups.reduce((sum, {children}) => sum + children.length - 1, 0);
+    if (rows >= FEW_ROWS && more > MANY_ROWS) break;
+    groups.forEach(({path}) => opened.add(path));
+    groups = groups.flatMap(({children}) => children.filter((child) => child.children.length));
+    rows = more;
+  }
+  return opened;
+}
+
+/**
+ * Returns the paths of all modules.
+ *
+ * @param {Node} root
+ * @returns {Set<string>}
+ */
+export function allModules({children}) {
+  const groups = children.filter((child) => child.children.length);
+  return new Set(groups.flatMap((child) => [child.path, ...allModules(child)]));
+}
+
 /**
  * Returns the rows of the map, each with the indices of its layers, and the boxes beside it.
  *
  * @param {Node} root
- * @param {Set<string>} collapsed paths of closed modules; each of them is one row.
+ * @param {Set<string>} opened paths of open modules; each closed one is one row.
  * @returns {{rows: number[][], boxes: Box[]}}
  */
-export function layOut(root, collapsed) {
+export function layOut(root, opened) {
   /** @type {number[][]} */
   const rows = [];
   /** @type {Box[]} */
   const boxes = [];
   const place = (/** @type {Node} */ node, /** @type {number} */ level) => {
     const isGroup = node.children.length > 0;
-    const isCollapsed = isGroup && collapsed.has(node.path);
+    const isCollapsed = isGroup && !opened.has(node.path);
     const box = {node, level, top: rows.length, bottom: 0, isGroup, isCollapsed};
     boxes.push(box);
     if (isGroup && !isCollapsed) node.children.forEach((child) => place(child, level + 1));

@@ -1,26 +1,31 @@
-"""Show runs as one page to hand on: it holds all that it needs, runs nothing, and fetches nothing.
+"""Show runs as one page to hand on: it holds all that it needs, and fetches nothing.
 
-A policy in the page forbids scripts altogether.
+A policy in the page allows one script, by its hash: the one that shows the figures under the pointer.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradwatch.event_files.run import Run
-from gradwatch.findings import Finding
+from gradwatch.findings import Advice, Finding
 from gradwatch.views.colours import ColourScale, scale_of
 from gradwatch.views.page.charts import BarTable, Chart, bars_of, charts_of
+from gradwatch.views.page.figures import figures_of
 from gradwatch.views.page.heatmap import Heatmap, Legend, heatmap_of, legend_of
-from gradwatch.views.phrases import Change, Verdict, changes, facts, number, onset, since, verdict
+from gradwatch.views.phrases import Change, Verdict, changes, facts, onset, since, verdict
 from gradwatch.views.profile import profile_of
 from gradwatch.views.templates import render
 
 __all__ = ["page_of"]
 
 _MOST_LAYERS = 120  # rows of the profile
+_REMEDIES = "https://gradwatch.github.io/gradwatch/remedies.html"
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,22 @@ def page_of(runs: Sequence[Run], compares: bool = False) -> str:
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         comparison=_Comparison(runs[0].name, runs[1].name, list(changes(*runs))) if compares else None,
         runs=[_section(run, scale) for run in runs],
-        number=number,
         onset=onset,
+        link_of=_link_of,
+        figures=figures_of(runs),
+        script_hash=_hash_of(render("page.js")),
         since=since,
     )
+
+
+def _link_of(remedy: Advice) -> str:
+    """Return the address of the remedy on the site; ``""`` for a name that no remedy can have."""
+    return f"{_REMEDIES}#{remedy.name}" if re.fullmatch(r"[a-z0-9-]{1,40}", remedy.name) else ""
+
+
+def _hash_of(script: str) -> str:
+    """Return what a content security policy allows exactly this script by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _section(run: Run, scale: ColourScale) -> _Section:

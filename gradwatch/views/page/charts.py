@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.event_files.run import Floats, Run, TimeSeries
-from gradwatch.views.page.heatmap import labels
+from gradwatch.views.names import labels
+from gradwatch.views.page.heatmap import LEFT, WIDTH, across
 from gradwatch.views.phrases import number
 from gradwatch.views.profile import Profile, lengths, pooled
 
 __all__ = ["BarTable", "Chart", "bars_of", "charts_of"]
 
-WIDTH, LEFT, HEIGHT = 760, 80, 130
+HEIGHT = 84
 _BARS_LEFT = 190  # pixels for the names of layers
 _POINTS = 700  # what a screen shows
 _ROW = 18  # pixels of a layer
@@ -85,16 +86,21 @@ class BarTable:
 
 
 def charts_of(run: Run) -> list[Chart]:
-    """Lay out total norms, the loss, and a learning rate that changes, each optimizer's on axes of their own."""
+    """Lay out total norms, the loss and the learning rate over the steps of the run's picture, by optimizer."""
     by_title: dict[str, list[TimeSeries]] = {}
     for name in sorted(run.curves, key=lambda name: ("clipped" in name, name)):
         which, _, optimizer = name.partition("/")
         series = run.curves[name]
-        if which == "learning_rate" and (series.values == series.values[0]).all():
-            continue
         title = _TITLES.get(which, "total gradient norm") + (f", {optimizer}" if optimizer else "")
         by_title.setdefault(title, []).append(series)
-    return [_chart(title, series) for title, series in sorted(by_title.items(), reverse=True)]
+    return [_chart(run, title, series) for title, series in sorted(by_title.items(), key=_in_order)]
+
+
+def _in_order(titled: tuple[str, object]) -> tuple[int, str]:
+    """Return what sorts the loss first, then the learning rate, then the totals."""
+    order = ("loss", "learning rate")
+    which = titled[0].partition(",")[0]
+    return order.index(which) if which in order else len(order), titled[0]
 
 
 def bars_of(profile: Profile) -> BarTable:
@@ -121,22 +127,20 @@ def _bars(left: float, width: float, values: Floats, sick: NDArray[np.bool_]) ->
     ]
 
 
-def _chart(title: str, series: Sequence[TimeSeries]) -> Chart:
+def _chart(run: Run, title: str, series: Sequence[TimeSeries]) -> Chart:
     finite = np.concatenate([each.values[np.isfinite(each.values)] for each in series]).astype(float)
     if not len(finite):
         return Chart(title)
     is_log = bool(finite.min() > 0 and finite.max() > 20 * finite.min())
     extent = _extent(finite, is_log)
-    steps = np.concatenate([each.steps for each in series])
-    first, last = int(steps.min()), int(steps.max())
-    paths = [_paths(each, (first, last), extent, is_log) for each in _distinct(series)]
+    paths = [_paths(each, run.steps, extent, is_log) for each in _distinct(series)]
     return Chart(
         title=title,
         is_log=is_log,
         low=number(finite.min()),
         high=number(finite.max()),
-        first_step=first,
-        last_step=last,
+        first_step=int(run.steps[0]),
+        last_step=int(run.steps[-1]),
         curves=[curve for curve, _ in paths],
         crosses=[crosses for _, crosses in paths if crosses],
     )
@@ -154,22 +158,22 @@ def _extent(finite: Floats, is_log: bool) -> tuple[float, float]:
     return low, max(high, low + max(1e-12, abs(low) * 1e-6))
 
 
-def _paths(series: TimeSeries, steps: tuple[int, int], extent: tuple[float, float], is_log: bool) -> tuple[str, str]:
+def _paths(series: TimeSeries, axis: NDArray[np.int64], extent: tuple[float, float], is_log: bool) -> tuple[str, str]:
     """Return the path of a curve, and that of the crosses above it."""
     groups = min(_POINTS, len(series.values))
     starts = np.arange(groups) * len(series.values) // groups
     values = pooled(np.where(np.isfinite(series.values), series.values, np.inf).astype(float), starts)
-    across = LEFT + (series.steps[starts] - steps[0]) / max(1, steps[1] - steps[0]) * (WIDTH - LEFT)
+    right = [across(axis, step) for step in series.steps[starts].tolist()]
     heights = np.log10(np.where(values > 0, values, np.nan)) if is_log else values
     down = HEIGHT - (heights - extent[0]) / (extent[1] - extent[0]) * (HEIGHT - 12)
-    crosses = "".join(f"M{x:.1f} 1l4 4m-4 0l4-4" for x in across[~np.isfinite(values)].tolist())
-    return "".join(_strokes(across, down)), crosses
+    crosses = "".join(f"M{x:.1f} 1l4 4m-4 0l4-4" for x in np.array(right)[~np.isfinite(values)].tolist())
+    return "".join(_strokes(np.array(right), down)), crosses
 
 
-def _strokes(across: Floats, down: Floats) -> Iterator[str]:
+def _strokes(right: Floats, down: Floats) -> Iterator[str]:
     """Yield the parts of a path; the pen is lifted over values that are not finite."""
     is_down = False
-    for x, y in zip(across.tolist(), down.tolist(), strict=True):
+    for x, y in zip(right.tolist(), down.tolist(), strict=True):
         is_finite = bool(np.isfinite(y))
         if is_finite:
             yield f"L{x:.1f} {y:.1f}" if is_down else f"M{x:.1f} {y:.1f}h.1"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,11 @@ from numpy.typing import NDArray
 from gradwatch.event_files.run import Run
 from gradwatch.findings import Finding
 from gradwatch.views.colours import NOT_FINITE_COLOUR, VIRIDIS, ColourScale
+from gradwatch.views.names import labels
 from gradwatch.views.phrases import number, since
 from gradwatch.views.picture import picture_of, png
 
-__all__ = ["Heatmap", "Legend", "heatmap_of", "labels", "legend_of"]
+__all__ = ["LEFT", "WIDTH", "Heatmap", "Legend", "across", "heatmap_of", "legend_of"]
 
 WIDTH, LEFT, TOP, BOTTOM = 760, 170, 6, 40
 _TALLEST, _LOWEST, _LAYER = 560, 130, 14  # pixels
@@ -99,16 +99,6 @@ def legend_of(scale: ColourScale) -> Legend:
     return Legend(number(10**scale.low), number(10**scale.high), VIRIDIS, NOT_FINITE_COLOUR)
 
 
-def labels(names: Sequence[str], most: int = 24) -> list[str]:
-    """Shorten names that are too long: first by the modules that all are in, and then by their middle."""
-    shared = 0
-    if any(len(name) > most for name in names):
-        shared = os.path.commonprefix(list(names)).rfind(".") + 1  # noqa: RUF071 (names, not paths)
-    cut = ["…" + name[shared:] if shared else name for name in names]
-    half = (most - 1) // 2
-    return [name if len(name) <= most else f"{name[:half]}…{name[-half:]}" for name in cut]
-
-
 def _names(run: Run, height: int) -> Iterator[_LayerName]:
     count = len(run.layers)
     every = -(-count * _LABEL // height) if count else 1
@@ -122,29 +112,34 @@ def _ticks(steps: NDArray[np.int64]) -> Iterator[_Tick]:
     shares = (0.0, 0.25, 0.5, 0.75, 1.0) if len(steps) > 4 else (0.0, 1.0)
     for share in shares if len(steps) else ():
         anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-        yield _Tick(int(steps[round(share * (len(steps) - 1))]), LEFT + share * (WIDTH - LEFT), anchor)
+        step = round(steps[0] + share * (steps[-1] - steps[0]))
+        yield _Tick(step, WIDTH if share == 1 else across(steps, step), anchor)
 
 
 def _outlines(run: Run, height: int) -> Iterator[_Outline]:
     for index, (finding, ended) in enumerate(zip(run.findings, run.ended, strict=True), start=1):
         if ended and len(run.steps) and finding.last_step < run.steps[0]:
             continue  # over before the picture begins
-        left, right = _across(run.steps, finding, ended)
+        left, right = _edges(run.steps, finding, ended)
         words = f"{index}. {finding.kind} in {finding.place}, {since(finding, ended)}"
         for first, last in _stretches(_places(run, finding)):
             top, bottom = (place * height / len(run.layers) for place in (first, last + 1))
             yield _Outline(index, words, left, top, right - left, bottom - top)
 
 
-def _across(steps: NDArray[np.int64], finding: Finding, ended: bool) -> tuple[float, float]:
-    """Return left and right edge, from the first row after the finding's onset."""
+def across(steps: NDArray[np.int64], step: float) -> float:
+    """Return where ``step`` begins on the axis that all pictures of a run share, in pixels."""
+    return LEFT + float((step - steps[0]) / (steps[-1] + 1 - steps[0])) * (WIDTH - LEFT)
+
+
+def _edges(steps: NDArray[np.int64], finding: Finding, ended: bool) -> tuple[float, float]:
+    """Return left and right edge, from the finding's onset to its last step, or to the end while it is open."""
     if not len(steps):
         return LEFT, WIDTH
-    first = int(np.searchsorted(steps, finding.step))
-    last = int(np.searchsorted(steps, finding.last_step)) + 1 if ended else len(steps)
-    left, right = (LEFT + min(place, len(steps)) / len(steps) * (WIDTH - LEFT) for place in (first, last))
+    left = across(steps, max(finding.step, int(steps[0])))
+    right = across(steps, finding.last_step + 1) if ended else WIDTH
     left = min(left, WIDTH - _NARROWEST)
-    return left, max(right, left + _NARROWEST)
+    return left, min(max(right, left + _NARROWEST), WIDTH)
 
 
 def _places(run: Run, finding: Finding) -> list[int]:

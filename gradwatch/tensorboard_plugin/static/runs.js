@@ -1,0 +1,160 @@
+// @ts-check
+
+/** Lists the runs, the worst first: beside the maps to choose from, and as a table. */
+
+import {counted, figure, NOT_FINITE, wholeNumber} from './axis.js';
+import {element, focusedIn} from './dom.js';
+
+/** @import {FindingsAnswer} from './api.js' */
+
+/** @typedef {'error' | 'warning' | 'healthy'} Severity */
+
+/** @typedef {(runs: string[]) => void} ChooseRuns */
+
+const GRAVITY = {error: 2, warning: 1, healthy: 0};
+const MARKS = {error: '●', warning: '▲', healthy: '○'}; // shapes, because not everybody sees the colours
+const BREAK = /[/_\-,=+ ]/;
+
+/**
+ * Returns the gravest severity that was found.
+ *
+ * @param {FindingsAnswer | undefined} answer
+ * @returns {Severity}
+ */
+export function severityOf(answer) {
+  const findings = answer?.findings ?? [];
+  if (findings.some(({severity}) => severity === 'error')) return 'error';
+  return findings.length ? 'warning' : 'healthy';
+}
+
+/**
+ * Returns `runs` with the worst first: by severity, then by number of findings, then by name with numbers as numbers.
+ *
+ * @param {string[]} runs
+ * @param {Record<string, FindingsAnswer>} answers by run.
+ */
+export function worstFirst(runs, answers) {
+  const count = (/** @type {string} */ run) => answers[run]?.findings.length ?? 0;
+  const gravity = (/** @type {string} */ run) => GRAVITY[severityOf(answers[run])];
+  return [...runs].sort(
+    (one, other) =>
+      gravity(other) - gravity(one) ||
+      count(other) - count(one) ||
+      one.localeCompare(other, 'en', {numeric: true}) ||
+      (one < other ? -1 : 1),
+  );
+}
+
+/**
+ * Returns how many characters all names share at their beginning, up to the last separator among them.
+ *
+ * @param {string[]} names
+ */
+export function sharedLength(names) {
+  if (names.length < 2) return 0;
+  const [first] = names;
+  let length = 0;
+  while (length < first.length && names.every((name) => name[length] === first[length])) length++;
+  while (length && (!BREAK.test(first[length - 1]) || names.some((name) => name.length === length))) length--;
+  return length;
+}
+
+/**
+ * Shows a button for each run, which shows it alone, with a box to tick to show it beside others.
+ *
+ * @param {HTMLElement} container
+ * @param {string[]} runs the worst first.
+ * @param {Record<string, FindingsAnswer>} answers by run.
+ * @param {string[]} chosen
+ * @param {string} filter a part of the names to list.
+ * @param {ChooseRuns} choose
+ */
+export function showRuns(container, runs, answers, chosen, filter, choose) {
+  const focused = focusedIn(container, 'key');
+  const cut = sharedLength(runs);
+  const wanted = filter.trim().toLowerCase();
+  const listed = runs.filter((run) => run.toLowerCase().includes(wanted));
+  const items = listed.map((run) => {
+    const toggled = () => choose(runs.filter((each) => (each === run) !== chosen.includes(each)));
+    return runItem(run, run.slice(cut), answers[run], chosen.includes(run), toggled, () => choose([run]));
+  });
+  const none = runs.length ? `No run has “${filter}” in its name.` : 'No runs yet.';
+  container.replaceChildren(...(items.length ? items : [element('p', {className: 'quiet'}, none)]));
+  const all = /** @type {NodeListOf<HTMLElement>} */ (container.querySelectorAll('[data-key]'));
+  [...all].find((each) => each.dataset.key === focused)?.focus();
+}
+
+/**
+ * @param {string} run
+ * @param {string} name what is shown of it.
+ * @param {FindingsAnswer | undefined} answer
+ * @param {boolean} isChosen
+ * @param {() => void} toggle
+ * @param {() => void} choose
+ */
+function runItem(run, name, answer, isChosen, toggle, choose) {
+  const severity = severityOf(answer);
+  const words = inWords(answer);
+  const box = element('input', {type: 'checkbox', checked: isChosen, 'aria-label': run, data: {key: `box ${run}`}});
+  box.title = `Show ${run} beside the others`;
+  box.addEventListener('change', toggle);
+  return element(
+    'div',
+    {className: 'run', title: `${run}: ${words}`},
+    box,
+    element(
+      'button',
+      {className: `run-name ${severity}`, 'aria-current': String(isChosen), onclick: choose, data: {key: `run ${run}`}},
+      element('span', {className: 'mark', 'aria-hidden': 'true'}, MARKS[severity]),
+      element('span', {className: 'name'}, name),
+      element('span', {className: 'count', 'aria-label': words}, String(answer?.findings.length || '✓')),
+    ),
+  );
+}
+
+/** @param {FindingsAnswer | undefined} answer */
+function inWords(answer) {
+  const count = answer?.findings.length ?? 0;
+  return count ? counted(count, 'finding') : 'no findings';
+}
+
+/**
+ * Makes a table of all runs.
+ *
+ * @param {string[]} runs the worst first.
+ * @param {Record<string, FindingsAnswer>} answers by run.
+ * @param {ChooseRuns} choose
+ */
+export function runTable(runs, answers, choose) {
+  const heads = ['Run', 'Verdict', 'Found', 'First sick step', 'Last step', 'Loss'];
+  return element(
+    'table',
+    {className: 'runs-table'},
+    element('thead', {}, element('tr', {}, ...heads.map((head) => element('th', {scope: 'col'}, head)))),
+    element('tbody', {}, ...runs.map((run) => tableRow(run, answers[run], choose))),
+  );
+}
+
+/**
+ * @param {string} run
+ * @param {FindingsAnswer | undefined} answer
+ * @param {ChooseRuns} choose
+ */
+function tableRow(run, answer, choose) {
+  const severity = severityOf(answer);
+  const findings = answer?.findings ?? [];
+  const kinds = [...new Set(findings.map(({kind}) => kind))].join(', ');
+  const step = (/** @type {number | null | undefined} */ at) => (typeof at === 'number' ? wholeNumber(at) : '–');
+  const loss =
+    answer?.isLossFinite === false ? NOT_FINITE : typeof answer?.loss === 'number' ? figure(answer.loss) : '–';
+  return element(
+    'tr',
+    {},
+    element('th', {scope: 'row'}, element('button', {className: 'link', onclick: () => choose([run])}, run)),
+    element('td', {className: severity}, `${MARKS[severity]} ${severity}`),
+    element('td', {}, kinds || '–'),
+    element('td', {}, step(findings[0]?.step)),
+    element('td', {}, step(answer?.lastStep)),
+    element('td', {}, loss),
+  );
+}
