@@ -6,6 +6,7 @@ release of torch is therefore checked here first. Where versions differ, the bra
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
@@ -31,15 +32,20 @@ __all__ = [
     "compiled_graphs",
     "compiled_part_of",
     "current_node",
+    "default_store",
     "file_writer_of",
+    "flat_shards",
     "foreach_mul_",
     "foreach_norm",
+    "forget_overflow",
     "forward_hook_tables",
     "hook_tables",
     "in_backward",
+    "is_joining",
     "is_scripted",
     "is_tracing",
     "modules_set_so_far",
+    "own_buffers",
     "own_modules",
     "own_parameters",
     "parameters_set_so_far",
@@ -91,6 +97,11 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     return module._parameters
 
 
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the buffers of ``module`` itself by name: the very dict that the module keeps."""
+    return module._buffers
+
+
 def modules_set_so_far(module: nn.Module) -> dict[str, nn.Module | None]:
     """Return ``own_modules`` of a module that may be under construction; runs no code of the module's class."""
     return module.__dict__.get("_modules", {})
@@ -136,6 +147,16 @@ def compiled_part_of(module: nn.Module) -> nn.Module | None:
     """Return the module that ``torch.compile(module)`` wrapped; None for any other module."""
     is_wrapper = type(module).__name__ == "OptimizedModule"  # importing its class would import the compiler
     return own_modules(module)["_orig_mod"] if is_wrapper else None
+
+
+_WRAPPED_AS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+
+
+def wrapped_part_of(module: nn.Module) -> nn.Module | None:
+    """Return what FSDP1, torch's ``checkpoint_wrapper`` or Fabric has wrapped; None for any other module."""
+    is_known = type(module).__module__.partition(".")[0] in ("torch", "lightning", "lightning_fabric")
+    children = own_modules(module) if is_known else {}  # that of a scripted module is a mapping without get()
+    return next((part for name in _WRAPPED_AS if name in children and (part := children[name]) is not None), None)
 
 
 def hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]]:
@@ -260,6 +281,11 @@ def code_around_steps() -> CodeType:
     return Optimizer.profile_hook_step(lambda: None).__code__
 
 
+def step_hooks_of(optimizer: Optimizer) -> Mapping[int, Any] | None:
+    """Return the hooks on the steps of ``optimizer``; None where some wrapper left ``Optimizer.__init__`` out."""
+    return getattr(optimizer, "_optimizer_step_pre_hooks", None)
+
+
 def scale_left_on(optimizer: Optimizer) -> Tensor | None:
     """Return the loss scale that a ``GradScaler`` leaves a fused ``optimizer`` to divide out; None without one."""
     return getattr(optimizer, "grad_scale", None)
@@ -279,6 +305,53 @@ def scale_of(scaler: GradScaler) -> Tensor:
     """Return the () loss scale on its device, without a host sync."""
     scale: Tensor = scaler._get_scale_async()  # type: ignore[assignment]
     return scale
+
+
+# Process groups
+
+
+def forget_overflow(scaler: GradScaler) -> None:
+    """Let ``scaler`` forget that the gradients of the update under way were not finite; its scale stays."""
+    for state in scaler._per_optimizer_states.values():
+        for found in state["found_inf_per_device"].values():
+            found.zero_()
+
+
+def default_store() -> Any:
+    """Return the store that the processes of the default group met at."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def is_joining(module: nn.Module) -> bool:
+    """Return whether a ``DistributedDataParallel`` is within its ``join()``: some ranks may have run out of batches."""
+    return bool(getattr(getattr(module, "_join_config", None), "enable", False))
+
+
+def flat_shards(module: nn.Module) -> list[tuple[Tensor, int, int | None, int]]:
+    """Return what ``FullyShardedDataParallel`` (FSDP1) has left: (parameter, parts, first entry here, entries of all).
+
+    The first entry is None where none is here, or where that is not known. The parameters are its flat ones, or under
+    ``use_orig_params=True`` those of which these are made.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
+    found: list[tuple[Tensor, int, int | None, int]] = []
+    for part in [] if fsdp is None else fsdp.FullyShardedDataParallel.fsdp_modules(module):
+        handle = part._handle
+        if handle is not None and handle.uses_sharded_strategy:
+            flat, parts = handle.flat_param, handle.process_group.size()
+            if handle._use_orig_params:
+                begins = [info.intra_param_start_idx for info in flat._shard_param_infos]
+                sizes = [math.prod(shape) for shape in flat._shapes]
+                found += zip(flat._params, [parts] * len(sizes), begins, sizes, strict=True)
+            else:
+                found.append((flat, parts, None, 0))
+    return found
+
+
+def averages_weights_later(wrapper: Any) -> bool:
+    """Return whether a ``DistributedDataParallel`` leaves replicas to differ between two averages of their weights."""
+    hooks = [hook for hook, _ in getattr(wrapper, "_comm_hooks", ())]
+    return any("localsgd" in getattr(hook, "__name__", "").replace("_", "").lower() for hook in hooks)
 
 
 # TensorBoard

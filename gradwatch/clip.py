@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ _EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_, so that both clip alike
 _CLEARLY_BELOW = 0.999  # a total of so much of the limit stays below it however its sum is rounded
 
 Clip = Callable[[Sequence[Tensor], statistics.Magnitudes], Tensor]
-PlainClip = Callable[[Sequence[Tensor], Tensor | None], None]
+PlainClip = Callable[[Sequence[Tensor], Tensor | None, Tensor | None], None]
 
 
 @dataclass
@@ -78,8 +79,11 @@ class Policy:
             norm afterwards, on the device. It scales last: whatever may fail comes before.
         description: how the policy was written, for messages.
         renew: returns a policy with no history, for the next optimizer.
-        plain_: ``(gradients, scale)``; clips as nearly the same as torch alone can, where ``clip_`` could not; None
-            where there is no such way. ``scale`` is () a loss scale that the gradients still hold, or None.
+        plain_: ``(gradients, scale, norms)``; clips as nearly the same as torch alone can, where ``clip_`` could not;
+            None where there is no such way. ``scale`` is () a loss scale that the gradients still hold, or None;
+            ``norms`` are (P,) the norms without it where they are known already, as of gradients that are cut into
+            parts, or None.
+        clamps: whether ``clip_`` changes entries one by one, so that norms do not tell the total that is left.
         averages: what lives across steps, for checkpoints; None where nothing does.
     """
 
@@ -88,6 +92,7 @@ class Policy:
     renew: Callable[[], Policy]
     plain_: PlainClip | None = None
     averages: TotalAverages | None = None
+    clamps: bool = False
 
 
 def by_norm(max_norm: float) -> Policy:
@@ -107,13 +112,18 @@ def by_norm(max_norm: float) -> Policy:
         if total.is_cpu and not _CLEARLY_BELOW * max_norm < float(total) < math.inf:
             return total  # a look costs nothing here, each operation does
         norm = torch.linalg.vector_norm(magnitudes.l2)  # in the gradients' own precision, as torch does
+        if magnitudes.of_whole:  # other ranks may have layers of their own
+            norm = total.to(norm.dtype)
         if total.is_cpu and not math.isfinite(norm):
             norm = total
         return _scale_by_(gradients, magnitudes, max_norm / (norm + _EPSILON))
 
-    def plain_(gradients: Sequence[Tensor], scale: Tensor | None) -> None:
-        norm = nn.utils.get_total_norm(map(_widened, map(_stored_entries, gradients)))
-        norm = norm if scale is None else norm / scale.to(norm.device)
+    def plain_(gradients: Sequence[Tensor], scale: Tensor | None, norms: Tensor | None = None) -> None:
+        if norms is None:
+            norm = nn.utils.get_total_norm(map(_widened, map(_stored_entries, gradients)))
+            norm = norm if scale is None else norm / scale.to(norm.device)
+        else:
+            norm = torch.linalg.vector_norm(norms)
         if math.isfinite(norm):
             _scale_plainly_(gradients, [norm] * len(gradients), max_norm)
 
@@ -134,10 +144,12 @@ def by_value(limit: float) -> Policy:
         scale = magnitudes.scale
         scaled_limit = limit if scale is None else limit * scale
         statistics.clamp_(gradients, scaled_limit, when=torch.isfinite(magnitudes.total))
+        if magnitudes.of_whole:  # what is left of the parts of other ranks is not known here
+            return torch.full_like(magnitudes.total, torch.nan)
         return statistics.measure(gradients, scale).total
 
-    def plain_(gradients: Sequence[Tensor], scale: Tensor | None) -> None:
-        if not _all_finite(_plain_norms(gradients, scale)):
+    def plain_(gradients: Sequence[Tensor], scale: Tensor | None, norms: Tensor | None = None) -> None:
+        if not _all_finite(_plain_norms(gradients, scale) if norms is None else norms):
             return
         bound = limit if scale is None else limit * float(scale)
         for gradient in gradients:
@@ -148,7 +160,7 @@ def by_value(limit: float) -> Policy:
             if merged is not gradient:
                 gradient.copy_(merged)
 
-    return Policy(clip_, f"by_value({limit})", lambda: by_value(limit), plain_)
+    return Policy(clip_, f"by_value({limit})", lambda: by_value(limit), plain_, clamps=True)
 
 
 def by_layer_norm(max_norm: float) -> Policy:
@@ -166,8 +178,8 @@ def by_layer_norm(max_norm: float) -> Policy:
         statistics.scale_(gradients, scales, magnitudes.groups)
         return total
 
-    def plain_(gradients: Sequence[Tensor], scale: Tensor | None) -> None:
-        norms = _plain_norms(gradients, scale)
+    def plain_(gradients: Sequence[Tensor], scale: Tensor | None, norms: Tensor | None = None) -> None:
+        norms = _plain_norms(gradients, scale) if norms is None else norms
         if _all_finite(norms):
             _scale_plainly_(gradients, norms.unbind(), max_norm)
 
@@ -212,8 +224,8 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
             return total  # a look costs nothing here, each operation does
         return _scale_by_(gradients, magnitudes, ceiling / (total + _EPSILON))
 
-    def plain_(gradients: Sequence[Tensor], scale: Tensor | None) -> None:
-        norms = _plain_norms(gradients, scale)
+    def plain_(gradients: Sequence[Tensor], scale: Tensor | None, norms: Tensor | None = None) -> None:
+        norms = _plain_norms(gradients, scale) if norms is None else norms
         if averages.mean is None or not _all_finite(norms):
             return
         total = torch.linalg.vector_norm(norms.to(averages.mean))
@@ -229,7 +241,7 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
     )
 
 
-def policy_of(clip: float | str | Policy | None) -> Policy | None:
+def policy_of(clip: float | Literal["auto"] | Policy | None) -> Policy | None:
     """Return the policy that the user wrote as ``clip=``; a number is a global L2 norm.
 
     Raises:
@@ -248,7 +260,9 @@ def policy_of(clip: float | str | Policy | None) -> Policy | None:
 
 
 @torch.no_grad()
-def clip_plainly_(policy: Policy, gradients: Sequence[Tensor], scale: Tensor | None) -> None:
+def clip_plainly_(
+    policy: Policy, gradients: Sequence[Tensor], scale: Tensor | None, norms: Tensor | None = None
+) -> None:
     """Clip ``gradients`` in place with little more than torch itself, where measuring or ``policy.clip_`` has failed.
 
     ``by_norm`` clips as ``torch.nn.utils.clip_grad_norm_`` does, bit for bit; ``by_value`` and ``by_layer_norm`` do the
@@ -259,13 +273,14 @@ def clip_plainly_(policy: Policy, gradients: Sequence[Tensor], scale: Tensor | N
         policy: the one that was asked for.
         gradients: P tensors.
         scale: () a loss scale that they still hold, or None.
+        norms: (P,) their norms without it, where they are known; of the whole gradients if the tensors are parts.
     """
     if not gradients:
         return
     if policy.plain_ is not None:
-        policy.plain_(gradients, scale)
+        policy.plain_(gradients, scale, norms)
         return
-    norms = _plain_norms(gradients, scale)
+    norms = _plain_norms(gradients, scale) if norms is None else norms
     nonfinite = torch.stack([(~torch.isfinite(_stored_entries(each))).sum().to(norms.device) for each in gradients])
     total = torch.linalg.vector_norm(norms, dtype=torch.float64)
     policy.clip_(gradients, statistics.Magnitudes(norms, nonfinite, total, scale))

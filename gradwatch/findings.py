@@ -11,7 +11,18 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
 
-__all__ = ["KINDS", "Advice", "Clue", "Finding", "Kind", "NonFiniteError", "Severity", "Thresholds"]
+__all__ = [
+    "KINDS",
+    "MAY_COME_FIRST",
+    "Advice",
+    "Clue",
+    "Finding",
+    "Kind",
+    "NonFiniteError",
+    "RecoveryError",
+    "Severity",
+    "Thresholds",
+]
 
 Kind = Literal["vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable"]
 Severity = Literal["warning", "error"]
@@ -27,11 +38,12 @@ Clue = Literal[
     "overflow",
     "overflow of float16",
     "another operation",  # one that has no remedy of its own
+    "made backward",  # of a finite forward pass
     "bad batch",  # what the model was given was sick
     "bad target",  # what the loss was given beside the outputs was sick
     "sick from the start",  # a weight, before any update
     "sick update",  # the update of an optimizer made NaN or Inf of finite gradients
-    "overwritten",  # something other than the optimizer wrote NaN or Inf into a weight
+    "overwritten",  # something other than the optimizer wrote NaN, Inf or huge numbers into a weight
     "epsilon is 0",  # of the optimizer, in the format of its weights
     "zero gradient",  # was what the sick update was made of
     "rate is not finite",
@@ -40,17 +52,31 @@ Clue = Literal[
     "norm overflows",  # so that clipping would scale nothing
     "diverged",  # loss, gradients or a weight had grown a hundredfold before
     "no gradient",  # output or loss are flat
+    "targets out of reach",  # of the function at the output
+    "shut by others",  # flat functions after layers that this optimizer does not update, before the loss
     "softmax of one",  # over an axis of one entry: 1 whatever it is given
     "factor of 0",  # on the way to the layer, or from it
+    "flat operation",  # between the model and the loss, for every entry
+    "zero inputs",  # of the model
+    "norm of one",  # a normalisation over single values, or over values that are all alike
+    "norm left idle",  # a batch normalisation in eval mode, with the statistics that it began with
+    "targets grow",  # from look to look, as those that are computed from the model's own outputs do
     "weights alike",  # of the layer, when the run began
     "weights small",
     "weights large",
     "bias far out",
+    "recurrence grows",  # the recurrent matrix stretches what it carries, step after step
+    "no lower bound",  # of the loss, which falls below 0 while weights grow
     "weights grown",  # large, or a bias far out, by training
     "large outputs",
     "dead units",  # somewhere in the model
     "rate rose",
+    "rate decayed",  # to next to nothing of what it was
+    "raw inputs",  # whose size is far from 1
+    "raw targets",
+    "one batch",  # unlike all before it, while updates were small
     "update too large",  # one update moved a weight by many times its size
+    "branches add up",  # so that activations grow along depth, though every weight is of ordinary size
     "grows along depth",  # activations, or gradients, are multiplied by layer after layer
     "grows without bound",  # weights grow for hundreds of steps, and the loss runs away with them
     "one branch",  # of a stack gets no gradient, while its siblings do
@@ -85,6 +111,41 @@ class NonFiniteError(RuntimeError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class RecoveryError(RuntimeError):
+    """A run under ``recover=`` cannot be saved any more; its message tells what was tried.
+
+    Attributes:
+        step: the attempted update after which it is raised, counted from 0.
+        reason: why the run cannot go back, or not again.
+        actions: what was done before, a sentence each, in order; the latest ones.
+        finding: what is wrong with the run; None where no detector says.
+    """
+
+    def __init__(self, step: int, reason: str, actions: tuple[str, ...], finding: Finding | None) -> None:
+        super().__init__(step, reason, actions, finding)
+        self.step, self.reason, self.actions, self.finding = step, reason, actions, finding
+
+    def __str__(self) -> str:
+        blocks = [f"recover= cannot save this run at step {self.step}: {self.reason}."]
+        if self.actions:
+            blocks.append("\n".join(["What was done before:", *(f"  - {action}" for action in self.actions)]))
+        if self.finding is not None:
+            blocks.append(str(self.finding))
+        return "\n\n".join(blocks)
+
+
+MAY_COME_FIRST: Mapping[Kind, tuple[Kind, ...]] = {
+    "exploding": ("unstable",),
+    "nonfinite": ("exploding", "unstable", "nonfinite"),
+    "dead": ("exploding", "unstable"),
+    "saturated": ("exploding", "unstable"),
+    "vanishing": ("exploding", "unstable", "dead", "saturated"),
+    "stalled": ("exploding", "unstable", "dead", "saturated", "vanishing"),
+    "unstable": ("exploding",),
+}
+"""Kinds from which a finding may follow. Updates that are too large kill units, and dead units pass no gradient."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +185,8 @@ class Finding:
         cause: one to three sentences that say what is known of the reason.
         remedies: what to try, best first.
         ranks: the processes that saw it; ``()`` for a single process.
+        figure: what was measured in a few words, for ``message``; ``""`` where the usual words of the kind say it.
+        actions: what ``recover=`` has done about it, a sentence each, in order.
     """
 
     kind: Kind
@@ -139,6 +202,8 @@ class Finding:
     cause: str
     remedies: tuple[Advice, ...] = ()
     ranks: tuple[int, ...] = ()
+    figure: str = ""
+    actions: tuple[str, ...] = ()
 
     @property
     def message(self) -> str:
@@ -146,7 +211,15 @@ class Finding:
 
         It leaves room for a logger to put a name in front of it. A long name of a layer loses its middle.
         """
-        start, rest = f"{self.kind} in ", f" since step {self.step}: {self._figure}. More: print(finding)"
+        return self._line(". More: print(finding)")
+
+    @property
+    def headline(self) -> str:
+        """One line of at most 149 characters, as ``message`` but for where to read more."""
+        return self._line("")
+
+    def _line(self, end: str) -> str:
+        start, rest = f"{self.kind} in ", f"{self._elsewhere} since step {self.step}: {self._figure}{end}"
         return start + _shortened(_printable(self._place), _LONGEST_MESSAGE - len(start) - len(rest)) + rest
 
     def __str__(self) -> str:
@@ -154,6 +227,8 @@ class Finding:
         blocks = [f"What: {self.kind} ({self.severity}) in {self.place}, {self._time}\n  {self.measured}"]
         if self.cause:
             blocks.append(f"Why:\n  {self.cause}")
+        if self.actions:
+            blocks.append("\n".join(["What was done:", *(f"  - {action}" for action in self.actions)]))
         if self.remedies:
             first = [f"  - {advice.text} ({advice.name})" for advice in self.remedies[:_SHOWN_REMEDIES]]
             names = ", ".join(advice.name for advice in self.remedies[_SHOWN_REMEDIES:])
@@ -161,6 +236,11 @@ class Finding:
                 "\n".join(["What to do:", *first, *([f"  Or, further down the list: {names}"] if names else [])])
             )
         return "\n\n".join(blocks)
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """The kind, layer and first sick step, which no two findings of a run share."""
+        return self.kind, self.layer, self.step
 
     @property
     def place(self) -> str:
@@ -177,15 +257,18 @@ class Finding:
     @property
     def _time(self) -> str:
         steps = f"step {self.step}" if self.last_step <= self.step else f"steps {self.step} to {self.last_step}"
-        if not self.ranks:
-            return steps
-        return f"{steps}, {'rank' if len(self.ranks) == 1 else 'ranks'} {', '.join(map(str, self.ranks))}"
+        return f"{steps}, {_listed_ranks(self.ranks)}" if self.ranks else steps
+
+    @property
+    def _elsewhere(self) -> str:
+        """Return the ranks for ``message``, which rank 0 tells: only where it is none of them."""
+        return f" on {_listed_ranks(self.ranks)}" if self.ranks and 0 not in self.ranks else ""
 
     @property
     def _figure(self) -> str:
         """Return what was measured, in a few words for ``message``."""
-        if self.remedies and (figure := _FIGURES_OF_REMEDY.get(self.remedies[0].name)) is not None:
-            return figure
+        if self.figure:
+            return _shortened(_printable(self.figure), _LONGEST_FIGURE)
         if self.kind == "exploding" and not math.isfinite(self.value):
             return "its gradient norm overflows"
         if self.kind == "nonfinite" and not self.layer:
@@ -209,11 +292,14 @@ class Finding:
                 "layers": tuple(values["layers"]),
                 "remedies": tuple(Advice(each["name"], each["text"]) for each in values["remedies"]),
                 "ranks": tuple(values.get("ranks", ())),
+                "actions": tuple(values.get("actions", ())),
             }
         )
 
 
 _LONGEST_MESSAGE = 149  # characters: with "gradwatch: " in front of it a line of 160
+_LONGEST_FIGURE = 70
+_SHOWN_RANKS = 4
 _SHOWN_REMEDIES = 3  # what acts on the cause comes first; of the others names are enough
 
 _FIGURES: Mapping[Kind, str] = {
@@ -225,14 +311,14 @@ _FIGURES: Mapping[Kind, str] = {
     "stalled": "the largest change is {value}, normal above {limit}",
     "unstable": "the loss jumps by {value} times its first value, normal up to {limit}",
 }
-"""The figure of a ``message``; docs/detection.md gives the units."""
+"""The figure of a ``message`` where a finding has none of its own; docs/detection.md gives the units."""
 
-_FIGURES_OF_REMEDY: Mapping[str, str] = {
-    "zero-grad": "zero_grad() is never called",
-    "zero-grad-after-step": "zero_grad() between backward() and step()",
-    "unscale-first": "clipped while the loss scale is in it",
-}
-"""The same where the loop's own calls are at fault, which says more than a number."""
+
+def _listed_ranks(ranks: tuple[int, ...]) -> str:
+    """Return ``rank 1``, ``ranks 1, 2``; of many their number."""
+    if len(ranks) > _SHOWN_RANKS:
+        return f"{len(ranks):,} ranks, {ranks[0]} the first of them"
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
 
 
 def _number(value: float) -> str:

@@ -6,9 +6,15 @@ It serves ``lightning.pytorch`` and ``pytorch_lightning``. Its only arithmetic u
 from __future__ import annotations
 
 import importlib
+import json
+import multiprocessing
+import os
+import tempfile
+import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,15 +22,20 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gradwatch import _torch
-from gradwatch.clip import Policy, policy_of
+from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.measure import layers as layer_table
+from gradwatch.recover.black_box import BlackBox
+from gradwatch.recover.rewind import Rewind, with_state
 from gradwatch.sinks import Sink
 from gradwatch.sinks.loggers import Loggers, is_a
 from gradwatch.watcher import WatchedLoop, Watcher
-from gradwatch.watcher.options import OnNonFinite, Options
+from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
 
 __all__ = ["GradWatch"]
+
+_IN_CHECKPOINT = "gradwatch"
+"""The key of a checkpoint with a list of states, one for each GradWatch of the Trainer."""
 
 
 def _callback_bases() -> tuple[type, ...]:
@@ -56,6 +67,9 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         clip: as in ``gradwatch.watch``. Together with the Trainer's ``gradient_clip_val`` it is an error.
         on_nonfinite: ``"report"``, ``"skip"`` or ``"raise"``.
         find_loss: take the loss from the Trainer; False leaves it to ``watcher.observe_loss``.
+        recover: ``gradwatch.Rewind()`` lets the fit save itself; the Trainer's schedulers go back with it.
+        black_box: a path, or ``gradwatch.BlackBox(path, …)``: keep the last steps, and write them to that file once one
+            fails, so that ``gradwatch replay`` can run it again.
         log_every_n_steps: None follows the Trainer.
         include: names or globs of parameters to watch, or ``callable(name, parameter)``.
         exclude: those to leave out.
@@ -78,9 +92,11 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
     def __init__(
         self,
         log_dir: str | Path | None = None,
-        clip: float | str | Policy | None = None,
+        clip: float | Literal["auto"] | Policy | None = None,
         on_nonfinite: OnNonFinite = "report",
         find_loss: bool = True,
+        recover: Rewind | None = None,
+        black_box: BlackBox | str | Path | None = None,
         log_every_n_steps: int | None = None,
         include: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
         exclude: str | Sequence[str] | Callable[[str, Tensor], bool] | None = None,
@@ -93,7 +109,6 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         on_finding: Callable[[Finding], None] | None = None,
     ) -> None:
         super().__init__()
-        policy_of(clip)  # a bad value is refused where it is written, not when the fit begins
         self.watcher: Watcher | None = None
         self._loop: WatchedLoop | None = None
         self._find_loss = find_loss
@@ -103,42 +118,68 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         self._options: Options = {
             "clip": clip,
             "on_nonfinite": on_nonfinite,
+            "recover": recover,
             "thresholds": thresholds,
             "layer_scalars": layer_scalars,
             "histograms": histograms,
             "history": history,
+            "black_box": black_box,
             "on_finding": on_finding,
         }
-        self._restored: dict[str, Any] | None = None
+        steps = DEFAULTS["log_every_n_steps"] if log_every_n_steps is None else log_every_n_steps
+        # a bad value is refused where it is written, not when the fit begins
+        refuse_bad_options({**DEFAULTS, **self._options, "log_every_n_steps": steps, "find_loss": find_loss})
+        self._restored: dict[str, Any] = {}
+        self._mailbox = _Mailbox()
+        self._returned: list[dict[str, Any]] | None = None
+        weakref.finalize(self, self._mailbox.remove)
         self._writes_totals = False
+        self._totals: Sequence[Tensor] | None = None
+        self._logged: list[str] | None = None
 
     @property
     def findings(self) -> list[Finding]:
-        """Findings of the latest fit."""
+        """Findings of the latest fit, also where its strategy (``ddp_spawn``) ran it in processes of its own."""
+        sent = self._mailbox.take()
+        self._returned = self._returned if sent is None else sent
+        if self._returned is not None:
+            return [Finding.from_dict(saved) for saved in self._returned]
         return [] if self.watcher is None else self.watcher.findings
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":  # a checkpoint that is loaded from now on is the one that this fit resumes from
+            self._close()
+            self._loop, self._restored = None, {}
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._clip is not None and trainer.gradient_clip_val:
-            raise ValueError(
-                f"GradWatch(clip={self._clip!r}) and Trainer(gradient_clip_val={trainer.gradient_clip_val!r}) would "
-                "both clip. Set one of them: remove gradient_clip_val to let gradwatch clip."
-            )
+        self._refuse_others_that_act(trainer)
         self._close()
         steps = trainer.log_every_n_steps if self._log_every_n_steps is None else self._log_every_n_steps
+        steps = steps or DEFAULTS["log_every_n_steps"]  # Trainer(barebones=True) has 0
         self._loop = WatchedLoop(
             layer_table.of_model(pl_module, self._include, self._exclude),
             [*self._own_sinks(trainer), *self._sinks],
-            {**self._options, "log_every_n_steps": max(1, steps), "find_loss": False},  # a Trainer hands it over
+            {
+                **self._options,
+                "recover": with_state(self._options["recover"], _schedulers_of(trainer)),
+                "log_every_n_steps": steps,
+                "find_loss": False,  # a Trainer hands it over
+            },
             models={"": pl_module},
-            optimizers=trainer.optimizers,
+            optimizers=None,  # callbacks may exchange those of the Trainer during a fit
             scaler=_scaler_of(trainer),
             trace_nonfinite=self._trace_nonfinite,
             sees_gradients=False,
         )
-        self.watcher = Watcher(self._loop)
-        if self._restored is not None:
-            self.watcher.load_state_dict(self._restored)
-            self._restored = None
+        self._loop.steps.expect(trainer.optimizers)
+        self.watcher, self._returned = Watcher(self._loop), None
+        self._totals = self._logged = None
+        if self._restored:
+            self._loop.resume(self._restored)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._loop is not None and self._loop.recorder is not None:
+            self._loop.recorder.note_batch(batch, batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self._loop is None:
@@ -161,27 +202,87 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         # under way is one that the scaler left out
         again = _scaler_of(trainer) is None and bool(self._loop.is_updating(optimizer))
         self._loop.before_update(optimizer, again=again, scale=_scale_still_held(trainer, optimizer))
-        if (totals := self._loop.totals(optimizer)) is not None:
-            names = ("grad_norm_total", "grad_norm_clipped_total")
-            values = {name: total.float() for name, total in zip(names, totals, strict=True)}
-            pl_module.log_dict(values, logger=bool(trainer.loggers) and not self._writes_totals)
+        totals = self._loop.totals(optimizer)
+        if totals is not None and not trainer.barebones:
+            self._totals = totals
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # not in on_before_optimizer_step, where the module may log the same names with other options, after us
+        if self._loop is not None and self._totals is not None:
+            self._loop.guard.run("Lightning's log", self._log_totals, trainer, pl_module, self._totals)
+            self._totals = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._close()
+        if self._loop is not None:
+            self._loop.note_exception(exception)
+        self._end(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
-            self._close()
+            self._end(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.watcher is None else self.watcher.state_dict()
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has, which may be for another process: everything but a fit that is over or under way."""
+        return {**self.__dict__, "watcher": None, "_loop": None, "_restored": {}, "_totals": None}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict or None
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        # ``state_dict`` would refuse a second GradWatch, and would make Lightning ask for this one wherever the
+        # checkpoint is loaded
+        state = self._restored if self._loop is None else self._loop.state_as_plain()
+        checkpoint.setdefault(_IN_CHECKPOINT, []).append(state or {})
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get(_IN_CHECKPOINT)
+        states = dict(zip(_all_in(trainer), saved if isinstance(saved, list) else [], strict=False))
+        state = states.get(self, {})
+        if self._loop is None:
+            self._restored = state
+        elif state and self._loop.steps.count == 0:  # FSDP and ModelParallel load after the fit has started
+            self._loop.resume(state)
+        # later it is a tuner's, which puts the weights back in the middle of a fit
+
+    def _log_totals(self, trainer: Any, pl_module: Any, totals: Sequence[Tensor]) -> None:
+        """Give Lightning the total norms before and after clipping; of several GradWatch only the last may clip."""
+        watches = _all_in(trainer)
+        if self is not watches[-1]:
+            return
+        names = ("grad_norm_total", "grad_norm_clipped_total")
+        if self._logged is None:  # somebody else's metrics of these names stay theirs
+            self._logged = [name for name in names if name not in trainer.callback_metrics]
+        values = {name: total.float() for name, total in zip(names, totals, strict=True) if name in self._logged}
+        are_written = any(watch._writes_totals for watch in watches)
+        pl_module.log_dict(values, logger=bool(trainer.loggers) and not are_written)
+
+    def _end(self, trainer: Any) -> None:
+        self._close()
+        if self._loop is not None and trainer.is_global_zero:
+            self._loop.guard.run("returning findings", self._mailbox.send, self._loop.findings() or [])
 
     def _close(self) -> None:
         if self.watcher is not None:
             self.watcher.close()
+
+    def _refuse_others_that_act(self, trainer: Any) -> None:
+        """Refuse whatever would clip, skip or raise beside this callback.
+
+        Raises:
+            ValueError: naming both, and what to do.
+        """
+        if self._clip is not None and trainer.gradient_clip_val:
+            raise ValueError(
+                f"GradWatch(clip={self._clip!r}) and Trainer(gradient_clip_val={trainer.gradient_clip_val!r}) would "
+                "both clip. Set one of them: remove gradient_clip_val to let gradwatch clip."
+            )
+        if self._acts() and self is not _all_in(trainer)[-1]:
+            raise ValueError(
+                f"GradWatch(clip={self._clip!r}, on_nonfinite={self._options['on_nonfinite']!r}) would change the "
+                "gradients before another GradWatch measures them. Give clip, on_nonfinite and recover to the last one "
+                "in the Trainer's list of callbacks."
+            )
+
+    def _acts(self) -> bool:
+        is_recovering = self._options["recover"] is not None
+        return self._clip is not None or is_recovering or self._options["on_nonfinite"] != "report"
 
     def _own_sinks(self, trainer: Any) -> list[Sink]:
         """Return a sink of TensorBoard files, and one of findings for every logger whose files these are not."""
@@ -195,16 +296,58 @@ class GradWatch(*_callback_bases()):  # type: ignore[misc]
         return [*files, *([Loggers(others, totals=self._writes_totals)] if others else [])]
 
     def _shared_loggers(self, trainer: Any) -> list[Any]:
-        """Return the loggers into whose TensorBoard files gradwatch may write: none if it has a ``log_dir``."""
-        if self._log_dir is not None:
+        """Return the loggers into whose TensorBoard files gradwatch may write.
+
+        There are none if it has a ``log_dir``, or where an earlier GradWatch writes: a file holds one table of layers.
+        """
+        if self._log_dir is not None or self is not _all_in(trainer)[0]:
             return []
         return [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
+
+
+class _Mailbox:
+    """A file through which findings reach the process that called ``fit``, where a strategy starts others for the fit.
+
+    Lightning itself hands nothing of a callback back (``ddp_spawn``, ``ddp_notebook``).
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._path = Path(tempfile.gettempdir(), f"gradwatch-{uuid.uuid4().hex}.json")
+
+    def send(self, findings: Sequence[Finding]) -> None:
+        """Write ``findings``, in a child of the process that reads them; do nothing elsewhere."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and parent.pid == self._process:
+            self._path.write_text(json.dumps([finding.as_dict() for finding in findings]), encoding="utf-8")
+
+    def take(self) -> list[dict[str, Any]] | None:
+        """Return what was sent since it was last asked, None where nothing was."""
+        if not self._path.exists():
+            return None
+        sent: list[dict[str, Any]] = json.loads(self._path.read_text(encoding="utf-8"))
+        self.remove()
+        return sent
+
+    def remove(self) -> None:
+        """Remove the file, in the process that reads it."""
+        if os.getpid() == self._process:
+            self._path.unlink(missing_ok=True)
+
+
+def _all_in(trainer: Any) -> list[GradWatch]:
+    """Return every GradWatch of a Trainer, in its order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, GradWatch)]
 
 
 def _file_sink(where: Any, layer_scalars: bool | Sequence[str]) -> Sink:
     from gradwatch.sinks.tensorboard import TensorBoard  # loads TensorBoard, for those who use it
 
     return TensorBoard(where, layer_scalars)
+
+
+def _schedulers_of(trainer: Any) -> list[Any]:
+    return [config.scheduler for config in trainer.lr_scheduler_configs]
 
 
 def _scaler_of(trainer: Any) -> GradScaler | None:

@@ -16,6 +16,8 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "run": ("gradwatch.cli.run", "Run a training script and watch it, without a line of it changed."),
     "report": ("gradwatch.cli.report", "Show the findings of a run, and its figures along depth and time."),
+    "live": ("gradwatch.cli.live", "Follow a run in the terminal while it is being written."),
+    "replay": ("gradwatch.cli.replay", "Run the step of a black box again, and say what made it fail."),
     "demo": ("gradwatch.cli.demo", "Train four small networks, one healthy and three sick, and show what is found."),
 }
 """Name → its module, which holds a command ``command``, and its line in ``gradwatch --help``."""

@@ -14,7 +14,10 @@ __all__ = ["fail_on_option"]
 
 def fail_on_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the option ``--fail-on``, which ``command`` takes as ``fail_on``, a set of kinds."""
-    words = f"Exit with 1 if a finding of these kinds is there: any, or a list as in {KINDS[1]},{KINDS[2]}."
+    words = (
+        "Exit with 1 if a finding of these kinds is there, or steps that were not measured: any, or a list as in "
+        f"{KINDS[1]},{KINDS[2]}."
+    )
     return click.option("--fail-on", callback=_kinds, metavar="KINDS", help=words)(command)
 
 

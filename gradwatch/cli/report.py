@@ -33,17 +33,21 @@ STATUS = {"missing": 3, "empty": 4, "foreign": 5, "corrupt": 6}
     metavar="FILE",
     help="Write one page that holds all it needs, with the picture of all layers along time.",
 )
+@click.option("--all", "shows_all", is_flag=True, help="Of many runs, also show the figures of those that are healthy.")
 @fail_on_option
-def command(directories: Sequence[Path], as_json: bool, html: Path | None, fail_on: frozenset[str]) -> None:
+def command(
+    directories: Sequence[Path], as_json: bool, html: Path | None, shows_all: bool, fail_on: frozenset[str]
+) -> None:
     """Show what was found in RUN, a directory of event files, and in the runs below it.
 
     RUN is what watch(log_dir=…) was given, or the directory of Lightning's TensorBoardLogger. Of two RUNs it also shows
-    what went and what came. A run that is still going on is shown as far as it is.
+    what went and what came; of more than two a table, worst on top, before those that are sick. A run that is still
+    going on is shown as far as it is.
 
     \b
     Exit status:
       0  shown
-      1  a finding of --fail-on is there
+      1  a finding of --fail-on is there, or steps that were not measured
       2  the command was used wrongly
       3  no such directory
       4  no event files in it
@@ -56,9 +60,19 @@ def command(directories: Sequence[Path], as_json: bool, html: Path | None, fail_
     _say_what_was_not_read(runs)
     if runs:
         compares = len(runs) == 2 and (len(directories) == 2 or runs[0].layers == runs[1].layers)  # no two of a GAN
-        _show(runs, compares, as_json, html)
-    found = any(finding.kind in fail_on for run in runs for finding in run.findings)
-    raise click.exceptions.Exit(status or int(found))
+        if html is not None:
+            _write(html, runs, compares)
+        if as_json:
+            _print_json(runs)
+        elif html is None:
+            _print(runs, compares, shows_all)
+    raise click.exceptions.Exit(status or int(any(_fails(run, fail_on) for run in runs)))
+
+
+def _fails(run: Run, fail_on: frozenset[str]) -> bool:
+    """Return whether a finding of ``fail_on`` is there, or steps in which nobody looked for one."""
+    is_unmeasured = run.coverage is not None and run.coverage.unmeasured > 0
+    return any(finding.kind in fail_on for finding in run.findings) or (bool(fail_on) and is_unmeasured)
 
 
 def _read(directories: Sequence[Path]) -> tuple[list[Run], int]:
@@ -88,23 +102,13 @@ def _say(problem: str) -> None:
     click.echo(f"gradwatch: {problem}.", err=True)
 
 
-def _show(runs: Sequence[Run], compares: bool, as_json: bool, html: Path | None) -> None:
-    """Write the page, print JSON, or both; without either, print text."""
-    if html is not None:
-        _write(html, runs, compares)
-    if as_json:
-        _print_json(runs)
-    elif html is None:
-        _print(runs, compares)
-
-
 def _print_json(runs: Sequence[Run]) -> None:
     from gradwatch.views.plain import runs_as_json
 
     click.echo(runs_as_json(runs, indent=2 if sys.stdout.isatty() else None))
 
 
-def _print(runs: Sequence[Run], compares: bool) -> None:
+def _print(runs: Sequence[Run], compares: bool, shows_all: bool) -> None:
     from rich.console import Console
 
     from gradwatch.views.terminal import in_terminal
@@ -112,7 +116,7 @@ def _print(runs: Sequence[Run], compares: bool) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without bars shows question marks, not a traceback
     console = Console(highlight=False)
-    for part in in_terminal(runs, compares):
+    for part in in_terminal(runs, compares, shows_all):
         console.print(part)
 
 

@@ -49,11 +49,13 @@ class Evidence(NamedTuple):
         measured: one sentence: what was measured, where, and what is normal.
         cause: the sentences of the cause that the detector itself can see: one or two.
         clues: facts of the cause that remedies depend on.
+        figure: what was measured in a few words, where ``value`` is not what its kind usually measures.
     """
 
     measured: str
     cause: tuple[str, ...]
     clues: tuple[Clue, ...] = ()
+    figure: str = ""
 
 
 S = TypeVar("S")
@@ -71,6 +73,8 @@ class Detector(Generic[S]):
         patience: how many sick steps in a row make a finding.
         covers_whole_run: its results are of the whole run, whose findings have the layer ``""``.
         judges_samples_only: it has results at sampled steps only.
+        judges_from_the_start: its evidence is the whole course of the run, so an incident of the same kind that has
+            opened before has told of it.
     """
 
     kind: Kind
@@ -78,6 +82,7 @@ class Detector(Generic[S]):
     patience: int = 1
     covers_whole_run: bool = False
     judges_samples_only: bool = False
+    judges_from_the_start: bool = False
 
     def __init__(self, fresh: S) -> None:
         self._state = fresh

@@ -10,17 +10,26 @@ import numpy as np
 
 from gradwatch.detect.branch_vanishing import BranchVanishing
 from gradwatch.detect.bypassed import Bypassed
+from gradwatch.detect.cut_off import CutOff
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.detector import Detector
+from gradwatch.detect.died_at_once import DiedAtOnce
 from gradwatch.detect.disconnected import Disconnected
 from gradwatch.detect.exploding import Exploding
 from gradwatch.detect.exploding_along_depth import ExplodingAlongDepth
 from gradwatch.detect.exploding_at_birth import ExplodingAtBirth
+from gradwatch.detect.far_above_targets import FarAboveTargets
 from gradwatch.detect.incident import Incident, IncidentEvent, IncidentTracker
 from gradwatch.detect.kind_rules import KindRules
 from gradwatch.detect.loop_order import ClearedEarly, ClippedWhileScaled, NeverCleared
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
+from gradwatch.detect.out_of_reach import OutOfReach
+from gradwatch.detect.router_collapsed import RouterCollapsed
+from gradwatch.detect.runaway_loss import RunawayLoss
 from gradwatch.detect.saturated import Saturated
+from gradwatch.detect.shut_ahead import ShutAhead
+from gradwatch.detect.silent_scale import SilentScale
+from gradwatch.detect.softmax_of_one import SoftmaxOfOne
 from gradwatch.detect.stalled import Stalled
 from gradwatch.detect.unbounded import Unbounded
 from gradwatch.detect.unmoved import Unmoved
@@ -43,6 +52,7 @@ class Detectors:
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
         self._exploding, self._vanishing = Exploding(layers, thresholds), Vanishing(layers, thresholds)
+        self._dead = Dead(layers, thresholds)
         rules: list[list[Detector[Any]]] = [  # in a row: those whose findings are one finding
             [NonFiniteLoss()],
             [NonFiniteGradient(layers)],
@@ -50,19 +60,35 @@ class Detectors:
                 self._exploding,
                 ExplodingAtBirth(layers, thresholds),
                 ExplodingAlongDepth(layers, thresholds),
+                FarAboveTargets(layers, thresholds),
                 Unbounded(layers, thresholds),
+                RunawayLoss(layers, thresholds),
             ],
-            [self._vanishing, BranchVanishing(layers, thresholds), Bypassed(layers, thresholds)],
-            [Dead(layers, thresholds)],
+            [self._dead, SilentScale(layers, thresholds)],  # before vanishing, which asks what a step's own sample says
+            [
+                self._vanishing,
+                DiedAtOnce(layers, thresholds),
+                BranchVanishing(layers, thresholds),
+                Bypassed(layers, thresholds),
+                RouterCollapsed(layers, thresholds),
+                SoftmaxOfOne(layers, thresholds),
+                ShutAhead(layers, thresholds),
+            ],
             [Saturated(layers, thresholds)],
             [ClearedEarly(thresholds), ClippedWhileScaled(thresholds), Stalled(layers, thresholds)],
-            [Disconnected(layers, thresholds), Unmoved(layers, thresholds)],
+            [
+                OutOfReach(layers, thresholds),
+                Disconnected(layers, thresholds),
+                CutOff(layers, thresholds),
+                Unmoved(layers, thresholds),
+            ],
             [NeverCleared(thresholds), Unstable(layers, thresholds)],
         ]
         tracked = [[IncidentTracker(detector, layers) for detector in row] for row in rules]
         self._trackers = [tracker for row in tracked for tracker in row]
+        self._by_name = {tracker.name: tracker for tracker in self._trackers}
+        self._is_literal = thresholds.vanishing_norm is not None
         self._rules = [(KindRules(row), row[0].detector.kind) for row in tracked]
-        self._asked_at_every_step = [each for each in self._trackers if not each.detector.judges_samples_only]
         self._warmup_steps = thresholds.warmup_steps or 0
 
     def observe(self, report: StepReport) -> list[IncidentEvent]:
@@ -70,8 +96,26 @@ class Detectors:
         events: list[IncidentEvent] = []
         is_warm = report.update >= self._warmup_steps
         for rules, kind in self._rules:  # also during the warm-up, from which levels are learned
-            events += rules.observe(report, counts=is_warm or kind == "nonfinite")
+            for event in rules.observe(report, counts=is_warm or kind == "nonfinite"):
+                events += self._of_dead_units(event, report) if kind == "vanishing" else [event]
         return events
+
+    def _of_dead_units(self, event: IncidentEvent, report: StepReport) -> list[IncidentEvent]:
+        """Return ``event``, or one of kind ``dead`` in its place where a layer that is shut makes gradients vanish.
+
+        Nothing is returned where an open incident tells of that layer: then the latest sample counts, however old.
+        """
+        incident = event.incident
+        if event.ended or self._is_literal:
+            return [event]
+        told = {column for each in self.open_incidents().values() if each.kind == "dead" for column in each.columns}
+        if self._dead.shut_among(told.intersection(incident.columns), since=0) is not None:
+            self._by_name[event.detector].withdraw()
+            return []
+        if (shut := self._dead.shut_among(incident.columns, incident.step)) is None:
+            return [event]
+        self._by_name[event.detector].withdraw()
+        return self._by_name[Dead.__name__].open_at_once(report, shut)
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
         """Return True if nothing can open or end at a step, whatever its layers show, so that it may be observed later.
@@ -83,9 +127,7 @@ class Detectors:
         """
         if not math.isfinite(total) or not (loss is None or math.isfinite(loss)):
             return False
-        return all(
-            tracker.is_idle and tracker.detector.may_wait(waiting, total, loss) for tracker in self._asked_at_every_step
-        )
+        return all(rules.may_wait(waiting, total, loss) for rules, _ in self._rules)
 
     def band(self, report: StepReport) -> Floats:
         """Return (2, P), the norms between which each layer is normal after ``report``, the last step; for charts."""

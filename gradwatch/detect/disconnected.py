@@ -8,6 +8,10 @@ backbone under a linear probe, a loss network, a model around trained prompts. S
   tensor by that name: the optimizer was made of a copy, or before the model was changed.
 - One weight matrix alone is left out, it is a small part of the model, and weights before it are trained: a forgotten
   head. A backbone lies before what is trained; loss networks and language models have more weights than one.
+- All that is left out is as torch makes new layers, and lies before weights that are trained: an encoder that was to
+  learn. A pretrained backbone has left the bounds within which its entries began, filters that are set by hand have
+  others or repeat themselves, and the copy that a critic is compared with lies beside what is trained. Who wants random
+  features and does not freeze them computes gradients for nothing, and reads it here.
 
 An optimizer none of whose parameters ever gets a gradient changes nothing. It may have its turn later, while another
 trains: beside others the loss must not have come down, either.
@@ -25,7 +29,7 @@ from numpy.typing import NDArray
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
 from gradwatch.detect.loss_progress import LossProgress
 from gradwatch.detect.wording import count_of, names_of
-from gradwatch.findings import Thresholds
+from gradwatch.findings import Clue, Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, Ownership, StepReport
 
@@ -98,7 +102,9 @@ class Disconnected(Detector[DisconnectedState]):
         assert owners is not None, "a result comes only from a look"
         unowned = self._state.unowned >= LOOKS
         if not self._is_idle:
-            return Evidence(self._measured_unowned(report, covered), (_why_unowned(owners, unowned),), ("not owned",))
+            cause_of_unowned = _why_unowned(owners, unowned)
+            measured = self._measured_unowned(report, covered)
+            return Evidence(measured, (cause_of_unowned,), ("not owned",), "no optimizer holds it")
         measured = (
             f"None of the {count_of(int(owners.held.sum()), 'parameter', 'parameters')} that this optimizer holds has "
             f"had a gradient in {count_of(report.update + 1, 'update', 'updates')}."
@@ -109,13 +115,21 @@ class Disconnected(Detector[DisconnectedState]):
                 f"Those that get gradients belong to no optimizer: {self._names(np.flatnonzero(unowned).tolist())}."
             )
         is_cut = not unowned.any() and self._is_reachable(owners)
-        return Evidence(measured, tuple(cause), ("not owned", "not reached") if is_cut else ("not owned",))
+        clues: tuple[Clue, ...] = ("not owned", "not reached") if is_cut else ("not owned",)
+        return Evidence(measured, tuple(cause), clues, "this optimizer's parameters never have a gradient")
 
     def _was_not_meant(self, owners: Ownership, unowned: NDArray[np.bool_], report: StepReport) -> bool:
         if not unowned.any():
             return False
         was_swapped = owners.strangers > 0 or bool((owners.replaced & unowned).any())
-        return was_swapped or self._is_forgotten(unowned, report)
+        is_new = owners.unowned_are_new and self._lie_before_trained(unowned, report)
+        return was_swapped or is_new or self._is_forgotten(unowned, report)
+
+    def _lie_before_trained(self, unowned: NDArray[np.bool_], report: StepReport) -> bool:
+        """Return True if on a path of the graph after each unowned weight there is a trained one."""
+        after, is_weight = self._layers.after, self._layers.is_weight
+        left, trained = unowned & is_weight, report.measured & is_weight
+        return after is not None and bool(left.any() and after[left][:, trained].any(axis=1).all())
 
     def _is_forgotten(self, unowned: NDArray[np.bool_], report: StepReport) -> bool:
         """Return True if one weight alone is unowned, lies after a trained one, and is a small part of the model."""
@@ -162,4 +176,5 @@ def _why_unowned(owners: Ownership, unowned: NDArray[np.bool_]) -> str:
             f"The optimizer holds {held} without a gradient that the model does not: it was made of a copy, or before "
             "the model was changed."
         )
-    return "No optimizer of this process was given them."
+    given = "No optimizer of this process was given them"
+    return f"{given}, and they are as they were made." if owners.unowned_are_new else f"{given}."

@@ -36,6 +36,10 @@ IN_A_ROW = 3
 DISPLACED = 2.0  # times its own norm that an update moves a weight by; healthy first updates reach 1.9
 LONGEST_PROVEN = 16  # steps for which the bound of ``may_wait`` holds
 COME_DOWN = 0.5  # a loss that has halved since its peak has settled: a catapult at the edge of stability, one bad batch
+LOST = 5.0  # times the largest of the first losses: more is lost than was ever learned; healthy transients reach 3
+LASTING = 10  # steps near its peak for a loss below that: a weight that was scheduled up settles after three to seven
+CAME_WITH_DATA = 0.5  # share of the change of the loss beyond the reach of the updates: the targets changed, not they
+SINCE_DATA = 10.0  # times the total since then, below which it is the same explosion of the data
 ASCENDED = 4.0  # times the loss at which the evidence began, below zero: a likelihood improves by less meanwhile
 USUAL = 2.0  # deviations above its level, to which a loss on both sides of zero is as good as ever
 BEYOND_DATA = 1e3  # times its first values, and the loss at which the evidence began: whoever made it rise, it suffers
@@ -62,10 +66,14 @@ class ExplodingState:
         loss: the level of the loss.
         loss_at_onset: the loss of the step at which the total's evidence began to gather.
         peak_since_onset: the largest finite loss since that step.
+        came_at_once: whether the evidence of that step was enough.
         goes_on: whether the loss has risen further since then, or the evidence came at once.
+        near_peak: steps since the loss has risen further at which it was above half of its peak.
+        largest_before: the largest absolute value of the first losses before that step.
+        total_of_data: the total norm at that step, if gradients and loss leapt together with the data; else 0.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     count: NDArray[np.int64]
     level: Floats
@@ -82,7 +90,11 @@ class ExplodingState:
     loss: LossLevel = field(default_factory=LossLevel)
     loss_at_onset: float | None = None
     peak_since_onset: float = 0.0
+    came_at_once: bool = False
     goes_on: bool = False
+    near_peak: int = 0
+    largest_before: float = 0.0
+    total_of_data: float = 0.0
 
     @classmethod
     def of(cls, columns: int) -> ExplodingState:
@@ -104,11 +116,13 @@ class Exploding(Detector[ExplodingState]):
 
     By default a layer is sick above its margin once it has gathered ``EVIDENCE`` decades, while the total has evidence
     too and the loss, if observed, has risen: a run whose loss falls while its gradients grow is leaving a plateau.
-    Where the evidence took several steps, the loss must have gone on rising: under a change of task both leap once. A
-    rise that came with the data counts only if it is a thousandfold, from its first values and since the evidence
-    began. A norm that overflows is sick at once. Where no loss is observed, more evidence is asked for, or that layer
-    and total outgrow the largest of their first steps by 1e4. ``Thresholds.exploding_growth`` replaces all this by its
-    literal meaning.
+    Where the evidence took several steps, the loss must have gone on rising: under a change of task both leap once. And
+    it must have risen to five times its first values, or stay near its peak for ten steps: a weight of the loss that is
+    scheduled up, or momentum at the end of a plateau, makes both leap, and the run settles. A rise that
+    came with the data counts only if it is a thousandfold, from its first values and since the evidence began. A norm
+    that overflows is sick at once. Where no loss is observed, more evidence is asked for, or that layer and total
+    outgrow the largest of their first steps by 1e4. ``Thresholds.exploding_growth`` replaces all this by its literal
+    meaning.
     """
 
     kind = "exploding"
@@ -132,7 +146,7 @@ class Exploding(Detector[ExplodingState]):
         level, margin = self._state.level.copy(), self._margin()
         known = self._state.count[:-1] > 0
         deviation = self._learn(report.step, norm, margin, asks=suffers is None)[:-1]
-        goes_on = self._goes_on(report.step, report.loss)
+        goes_on = self._goes_on(report)
         suffers = self._is_beyond_data(report.loss) if suffers is False else suffers
         self._take_level(suffers)
         self._note_displacement(report)
@@ -148,7 +162,7 @@ class Exploding(Detector[ExplodingState]):
             sick = growth > self._literal
             threshold = np.full(len(sick), float(self._literal))
         else:
-            sick = self._has_evidence(suffers and goes_on, report) & (growth > threshold)
+            sick = self._has_evidence(suffers and goes_on and self._is_lost(report.loss), report) & (growth > threshold)
             outgrown = self._outgrown(suffers) & ~sick
             sick, threshold = sick | outgrown, np.where(outgrown, OUTGROWN, threshold)
             self._usual = np.where(outgrown, self._state.first_peak[:-1], self._usual)
@@ -286,16 +300,22 @@ class Exploding(Detector[ExplodingState]):
     def _suffers(self, report: StepReport) -> bool | None:
         """Return whether the loss suffers; None where there is none, or where its level measures nothing.
 
-        A loss that runs away below zero suffers in any case: an error is ascended.
+        A loss that runs away below zero suffers, too, because an error is ascended, unless the data made it so large.
         """
         ours = self._state
         reach = ours.evidence_of_loss.take_in(report)
         if report.loss is None:
             return None
+        if ours.evidence[-1] <= 0:
+            ours.largest_before = ours.loss.largest
         suffers = loss_suffers(ours.loss, report.loss, reach)
-        if ours.evidence_of_loss.measures_progress or runs_away(ours.loss, report.loss):
+        if ours.evidence_of_loss.measures_progress:
             return suffers
-        return None
+        return suffers if runs_away(ours.loss, report.loss) and not self._is_of_data(report) else None
+
+    def _is_of_data(self, report: StepReport) -> bool:
+        """Return True if gradients and loss leapt together with the data, and the total has not grown on since."""
+        return bool(report.grad_norm_total <= SINCE_DATA * self._state.total_of_data)
 
     def _is_beyond_data(self, loss: float | None) -> bool:
         """Return True if, while the evidence gathered, the loss has risen further than any change of the data.
@@ -318,26 +338,56 @@ class Exploding(Detector[ExplodingState]):
             is_large = total > NEGLIGIBLE * self._state.first_total
             enough = evidence[:-1] >= EVIDENCE_ALONE
             is_believed = (self._state.has_level or self._state.was_displaced) and not is_usual
-            return enough & (evidence[-1] >= EVIDENCE) & is_large & is_believed
+            is_excused = self._has_settled(report.loss) or self._is_of_data(report)
+            return enough & (evidence[-1] >= EVIDENCE) & (is_large and is_believed and not is_excused)
         return (evidence[:-1] >= EVIDENCE) & (evidence[-1] > 0) & suffers
 
-    def _goes_on(self, step: int, loss: float | None) -> bool:
+    def _goes_on(self, report: StepReport) -> bool:
         """Return True if the evidence came at once, or the loss has risen further since the evidence began.
 
         A loss that has come down to half of its peak has settled.
         """
-        ours = self._state
-        before = ours.loss_at_onset
-        if ours.onset[-1] == step:
-            ours.loss_at_onset, ours.peak_since_onset = loss, -math.inf
-            ours.goes_on = loss is None or bool((ours.evidence[:-1] >= EVIDENCE).any())
-        elif loss is not None and before is not None:
+        ours, loss = self._state, report.loss
+        if ours.onset[-1] == report.step:
+            self._begin_evidence(report)
+        elif loss is not None and ours.loss_at_onset is not None:
+            before = ours.loss_at_onset
             has_risen = not loss - before <= WORSE * abs(before)
             ours.goes_on |= has_risen or (loss < 0 and loss < -ASCENDED * abs(before))
         if loss is None or not math.isfinite(loss):
             return bool(ours.goes_on)
         ours.peak_since_onset = max(ours.peak_since_onset, loss)
-        return bool(ours.goes_on) and not 0 < loss < COME_DOWN * ours.peak_since_onset
+        has_come_down = 0 < loss < COME_DOWN * ours.peak_since_onset
+        ours.near_peak += ours.goes_on and not has_come_down
+        return bool(ours.goes_on) and not has_come_down
+
+    def _begin_evidence(self, report: StepReport) -> None:
+        """Note the loss at the step at which the total's evidence begins, and whether the data made both leap."""
+        ours, level = self._state, self._state.loss
+        ours.loss_at_onset, ours.peak_since_onset, ours.near_peak = report.loss, -math.inf, 0
+        ours.came_at_once = bool((ours.evidence[:-1] >= EVIDENCE).any())
+        ours.goes_on = report.loss is None or ours.came_at_once
+        is_leap = report.loss is not None and abs(level.change) > USUAL * level.spread
+        came_with_data = is_leap and abs(level.beyond) > CAME_WITH_DATA * abs(level.change)
+        ours.total_of_data = report.grad_norm_total if came_with_data else 0.0
+
+    def _has_settled(self, loss: float | None) -> bool:
+        """Return True if the loss has come back from its peak by more than half of the way to its level."""
+        ours = self._state
+        if loss is None or not math.isfinite(loss) or ours.peak_since_onset <= ours.loss.mean:
+            return False
+        return loss - ours.loss.mean < COME_DOWN * (ours.peak_since_onset - ours.loss.mean)
+
+    def _is_lost(self, loss: float | None) -> bool:
+        """Return True if the loss has gone far beyond its first values since the evidence began, or stays at its peak.
+
+        Below them a run has something left of what it had learned. It settles within some steps where a weight of the
+        loss was scheduled up, or where momentum overshoots on the way out of a plateau.
+        """
+        ours = self._state
+        if loss is None or not math.isfinite(loss) or ours.came_at_once or ours.near_peak >= LASTING:
+            return True
+        return max(ours.peak_since_onset, abs(loss)) > LOST * ours.largest_before
 
     def _outgrown(self, suffers: bool | None) -> NDArray[np.bool_]:
         lasting = self._state.outgrown >= IN_A_ROW

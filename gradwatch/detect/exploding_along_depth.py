@@ -146,10 +146,12 @@ class ExplodingAlongDepth(Detector[ExplodingAlongDepthState]):
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
         if self._rise is None:
+            figure = "a hundredth of its weight decides over the loss"
             measured, cause = self._measured_leverage(report, column), LEVERED
         else:
+            figure = "what it returns has grown along depth"
             measured, cause = self._measured_rise(report, column, self._rise), self._course(report, column, self._rise)
-        return Evidence(measured, (cause,), ("grows along depth",))
+        return Evidence(measured, (cause,), ("grows along depth",), figure)
 
     def _measured_leverage(self, report: StepReport, column: int) -> str:
         share = self._leverage(report)[column] / 100

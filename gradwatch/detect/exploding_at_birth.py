@@ -136,7 +136,8 @@ class ExplodingAtBirth(Detector[ExplodingAtBirthState]):
             f"(normal: up to {MOVED:g} times; the size is its norm, or that of an ordinary weight of its shape where "
             "that is larger)."
         )
-        return Evidence(measured, (self._consequence(report, start),), ("update too large",))
+        figure = f"one update moves it {_finite(self._state.moved[column]):.3g} times its size, normal up to {MOVED:g}"
+        return Evidence(measured, (self._consequence(report, start),), ("update too large",), figure)
 
     def _consequence(self, report: StepReport, start: UpdateStart) -> str:
         is_later = report.step > start.step

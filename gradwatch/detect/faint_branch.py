@@ -6,6 +6,7 @@ sick. As long as its ratio doubles within that time it is waking up, and nothing
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,8 +62,8 @@ class FaintBranch(Detector[FaintBranchState]):
 
     def examine(self, report: StepReport) -> DetectorResult | None:
         after = self._layers.after
-        if self._is_replaced or after is None or not report.sampled or not report.gradients_are_finite:
-            return None
+        if self._is_replaced or after is None or not report.sampled or not math.isfinite(report.grad_norm_total):
+            return None  # beside a norm that is NaN, or that overflows, nothing is faint
         root = np.sqrt(np.maximum(self._layers.size, 1))
         ratio = self._ratios(report.grad_norm / root, report, after)
         with np.errstate(invalid="ignore"):

@@ -36,6 +36,7 @@ class Incident:
         column: the column of ``layer``; None where the incident is of the whole run.
         cause: the sentences that the detector itself can say about the reason: one or two.
         clues: facts of the cause that remedies depend on.
+        figure: as in ``Evidence``.
     """
 
     VERSION: ClassVar[int] = 1
@@ -54,6 +55,7 @@ class Incident:
     measured: str
     cause: tuple[str, ...]
     clues: tuple[Clue, ...] = ()
+    figure: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,16 @@ class IncidentTracker:
         return self._state.open
 
     @property
+    def has_ended(self) -> bool:
+        """Return True if an incident has opened and ended."""
+        return bool(self._state.earlier)
+
+    @property
+    def healthy_steps(self) -> int:
+        """Return how many healthy steps have followed the last sick one of the open incident."""
+        return self._state.healthy
+
+    @property
     def is_idle(self) -> bool:
         """Return True if no incident is open and no layer was sick at the last step."""
         return self._state.open is None and not self._has_streaks
@@ -141,6 +153,26 @@ class IncidentTracker:
         if incident is None:
             return [self._open(report, result, due)] if self._may_open(result, due) else []
         return self._go_on(incident, report, result, due)
+
+    def open_at_once(self, report: StepReport, result: DetectorResult) -> list[IncidentEvent]:
+        """Open an incident of what ``result`` says, without patience, because another rule has had it.
+
+        Nothing is returned where one is open already.
+
+        Args:
+            report: of the step.
+            result: with an onset; ``DetectorResult.onset`` of the sick layers counts.
+        """
+        if self._state.open is not None:
+            return []
+        assert result.onset is not None, "it turned sick before another rule was sure of it"
+        self._state.onset[result.sick] = np.maximum(result.onset[result.sick], self._state.earliest)
+        return [self._open(report, result, result.sick)]
+
+    def withdraw(self) -> None:
+        """Forget an incident that has opened at this step, of which another tracker tells; begin to wait anew."""
+        self._state.open, self._has_streaks = None, False
+        self._state.streak[:] = 0
 
     def state(self) -> dict[str, Any]:
         """Return everything that lives across steps, as plain values and arrays."""
@@ -197,6 +229,7 @@ class IncidentTracker:
             measured=evidence.measured,
             cause=evidence.cause,
             clues=evidence.clues,
+            figure=evidence.figure,
         )
         self._state.open, self._state.healthy = incident, 0
         return IncidentEvent(self.name, incident, ended=False)

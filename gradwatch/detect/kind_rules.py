@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradwatch.detect.detector import DetectorResult
-from gradwatch.detect.incident import IncidentEvent, IncidentTracker
+from gradwatch.detect.incident import CLEAR_STEPS, IncidentEvent, IncidentTracker
 from gradwatch.measure.report import StepReport
 
 __all__ = ["KindRules"]
@@ -19,7 +19,8 @@ class KindRules:
 
     The rule that sees a sickness first keeps the incident. What the others see meanwhile belongs to it: their sick
     layers join, and their sick steps keep it open. A rule that cannot judge a step ends nothing at it, even where
-    another rule calls the step healthy.
+    another rule calls the step healthy. A rule that judges the course since the run began opens none after another
+    rule has: that incident was of the same course.
 
     Args:
         trackers: of the rules, the one that is to speak first in front.
@@ -27,6 +28,7 @@ class KindRules:
 
     def __init__(self, trackers: Sequence[IncidentTracker]) -> None:
         self._trackers = tuple(trackers)
+        self._every_step = [each for each in trackers if not each.detector.judges_samples_only]
 
     def observe(self, report: StepReport, *, counts: bool) -> list[IncidentEvent]:
         """Take in one step; return what ends and what opens at it.
@@ -43,10 +45,37 @@ class KindRules:
                 self._forget_streaks(report, tracker)
                 joined = _joined(result, results)
                 return [] if joined is None else tracker.advance(report, joined)
+        return self._open(report, results)
+
+    def _open(self, report: StepReport, results: Sequence[DetectorResult | None]) -> list[IncidentEvent]:
+        """Return what the first rule that has something to raise opens."""
         for tracker, result in zip(self._trackers, results, strict=True):
-            if result is not None and (events := tracker.advance(report, result)):
+            if result is None or (tracker.detector.judges_from_the_start and self._has_raised):
+                continue
+            if events := tracker.advance(report, result):
                 return events
         return []
+
+    @property
+    def _has_raised(self) -> bool:
+        """Return True if a rule has had an incident that has ended."""
+        return any(tracker.has_ended for tracker in self._trackers)
+
+    def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
+        """Return True if no incident of this kind can open or end at a step, so that it may be observed later.
+
+        Without an open incident each rule is asked. An open one ends after ten healthy steps at the earliest, and only
+        then can another one open; until so many may have passed, nothing is to be asked.
+
+        Args:
+            waiting: how many steps have not been observed, this one included; none of them is sampled.
+            total: total norm of the gradients of this step, finite.
+            loss: loss of this step, finite; None where none was observed.
+        """
+        for tracker in self._trackers:
+            if tracker.incident is not None:
+                return tracker.healthy_steps + waiting < CLEAR_STEPS
+        return all(tracker.is_idle and tracker.detector.may_wait(waiting, total, loss) for tracker in self._every_step)
 
     def _forget_streaks(self, report: StepReport, keeper: IncidentTracker) -> None:
         """End the streaks of the other rules: their sick steps belong to the incident of ``keeper``."""

@@ -63,7 +63,9 @@ class NeverCleared(Detector[_Nothing]):
             f"The last {report.uncleared} updates were each made of gradients that still held those of the update "
             "before (a loop clears them once an update)."
         )
-        return Evidence(measured, (), ("never cleared",))  # the background says it, for other findings as well
+        return Evidence(
+            measured, (), ("never cleared",), "zero_grad() is never called"
+        )  # the background says it, for other findings as well
 
 
 @dataclass
@@ -110,7 +112,7 @@ class ClearedEarly(Detector[ClearedEarlyState]):
             "each of them."
         )
         cause = "zero_grad() is called between backward() and step(), which leaves nothing to update with."
-        return Evidence(measured, (cause,), ("cleared early",))
+        return Evidence(measured, (cause,), ("cleared early",), "zero_grad() between backward() and step()")
 
 
 class ClippedWhileScaled(Detector[_Nothing]):
@@ -148,4 +150,4 @@ class ClippedWhileScaled(Detector[_Nothing]):
             f"The loop clips the norm while the loss scale of {report.clipped_at_scale:,.0f} is still in it: "
             "scaler.unscale_(optimizer) comes later, or not at all."
         )
-        return Evidence(measured, (cause,), ("clipped while scaled",))
+        return Evidence(measured, (cause,), ("clipped while scaled",), "clipped while the loss scale is in it")

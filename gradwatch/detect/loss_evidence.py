@@ -114,8 +114,7 @@ class LossEvidence:
         gradient = float(np.linalg.norm(report.grad_norm[known]))
         used = report.grad_norm_clipped_total
         if gradient > 0 and math.isfinite(report.grad_norm_total) and math.isfinite(used) and used > 0:
-            share = gradient / report.grad_norm_total
-            moved = float(np.linalg.norm(length[known])) / share
+            moved = float(np.linalg.norm(length[known])) * (report.grad_norm_total / gradient)
             self.lengths = [*self.lengths[1 - SAMPLES :], moved]
             self.rates = [*self.rates[1 - SAMPLES :], moved / used]
 

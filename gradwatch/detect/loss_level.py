@@ -28,15 +28,19 @@ class LossLevel:
         spread: running mean of their distance from it.
         largest: the largest absolute value of the first ten.
         latest: the latest finite loss.
+        change: from the finite loss before it.
+        beyond: the part of this change that lies beyond the reach of the updates.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     count: int = 0
     mean: float = 0.0
     spread: float = 0.0
     largest: float = 0.0
     latest: float = 0.0
+    change: float = 0.0
+    beyond: float = 0.0
 
 
 def loss_suffers(level: LossLevel, loss: float, reach: Reach) -> bool:
@@ -58,6 +62,7 @@ def loss_suffers(level: LossLevel, loss: float, reach: Reach) -> bool:
         return False
     change, level.latest = loss - level.latest, loss
     beyond = change - max(-reach.fall, min(change, reach.rise))
+    level.change, level.beyond = change, beyond
     level.mean += beyond
     if level.count < FIRST_STEPS and abs(loss) < RUNAWAY * level.largest:
         level.largest = max(level.largest, abs(loss))

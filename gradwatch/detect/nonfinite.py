@@ -14,7 +14,7 @@ import numpy as np
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy, whole_run
 from gradwatch.detect.wording import count_of
 from gradwatch.measure.layers import Layers
-from gradwatch.measure.report import StepReport
+from gradwatch.measure.report import Floats, Origin, StepReport
 
 __all__ = ["NonFiniteGradient", "NonFiniteLoss"]
 
@@ -37,7 +37,10 @@ class GradientState:
 
 
 class NonFiniteGradient(Detector[GradientState]):
-    """NaN or Inf entries in a gradient; ``value`` is their number, the finding's layer the one nearest the output."""
+    """NaN or Inf entries in a gradient; ``value`` is their number.
+
+    The finding's layer is the one nearest the output, or, where an update made NaN of a weight, that weight.
+    """
 
     kind = "nonfinite"
     severity = "error"
@@ -55,7 +58,7 @@ class NonFiniteGradient(Detector[GradientState]):
         sick = (report.nonfinite > 0) & (not is_left_to_the_scaler)
         return DetectorResult(
             sick=sick,
-            badness=self._layers.depth.astype(float),
+            badness=self._layers.depth + len(sick) * self._made_by_update(report),
             value=report.nonfinite.astype(float),
             threshold=np.zeros(len(sick)),
             onset=np.full(len(sick), ours.since if ours.overflows else report.step),
@@ -75,6 +78,16 @@ class NonFiniteGradient(Detector[GradientState]):
             measured=f"{found} NaN or Inf at step {report.step}{others}.",
             cause=_with_origin(report, self._cause(report)),
         )
+
+    def _made_by_update(self, report: StepReport) -> Floats:
+        """Return (P,) 2 for weights of the module whose update made NaN or Inf, 1 for its other tensors, else 0."""
+        made = np.zeros(len(self._layers))
+        if report.origin is None or report.origin.where != "update" or report.weight_nonfinite is None:
+            return made
+        for column in np.flatnonzero(report.weight_nonfinite).tolist():
+            if self._layers.names[column].rpartition(".")[0] == report.origin.module:
+                made[column] = 2.0 if self._layers.is_weight[column] else 1.0
+        return made
 
     def _found(self, count: int, column: int) -> str:
         """Return the words for so many sick entries; off the CPU a count of 1 means "at least one"."""
@@ -99,14 +112,18 @@ class NonFiniteGradient(Detector[GradientState]):
         if self._state.overflows:
             return f"The gradient scaler lowered its scale {self._state.overflows} times in a row, and it did not help."
         if (corrupt := self._corrupt_weight(report)) is not None:
-            return f"The weight {corrupt}"
+            return corrupt
         if report.loss is not None and not math.isfinite(report.loss):
             return f"The loss of this step is {report.loss}, while every weight is finite."
-        if report.origin is not None and "another rank" in report.origin.clues:
-            return "No weight was sick before this step."
+        return self._cause_of_finite_loss(report, report.origin)
+
+    def _cause_of_finite_loss(self, report: StepReport, origin: Origin | None) -> str:
+        if origin is not None and not origin.is_own:
+            loss = "No" if report.loss is None else f"The loss of this rank is finite ({report.loss:.4g}), and no"
+            return f"{loss} weight was sick before this step."
         if report.loss is not None:
             return f"The loss is finite ({report.loss:.4g}): the backward pass made it."
-        if report.origin is not None and report.origin.where == "update":
+        if origin is not None and origin.where == "update":
             return "The backward pass met it in that weight."
         return "No weight was sick before this step."
 
@@ -118,7 +135,9 @@ class NonFiniteGradient(Detector[GradientState]):
         columns = np.flatnonzero(corrupt)
         first = int(columns[np.argmin(self._layers.depth[columns])])
         held = count_of(int(corrupt[first]), "entry that is", "entries that are")
-        return f"{self._layers.names[first]} already held {held} NaN or Inf before this step."
+        name = self._layers.names[first]
+        subject = "The weight" if name == "weight" else f"The weight {name}"
+        return f"{subject} already held {held} NaN or Inf before this step."
 
 
 @dataclass

@@ -37,6 +37,8 @@ FALLEN = 0.05  # share of its beginning by which the loss of a run at rest has c
 FALLING = 0.01  # ... and that of a run that may move a little: slow is not stalled
 ELSEWHERE = 0.25  # share by which it has come down if another optimizer trains while the rate of this one is 0
 CLIPPED_AWAY = 1e-4  # clipping that leaves less than this of the gradient is no guard against spikes
+BARELY = 10.0  # times what crawls: as far as a layer may move where clipping is seen to be the reason
+MOSTLY = 0.1  # of what a format resolves: such an update is lost in all but the smallest entries
 ADAM_EPSILON = 1e-8  # what is left per entry below this loses its effect even in optimizers that divide by its size
 
 Rule = Literal["never", "flat", "rests", "crawls"]
@@ -92,7 +94,8 @@ class Stalled(Detector[StalledState]):
     4. *Crawls*: in at least 100 updates none has moved a layer by more than a millionth of its norm, and the loss has
        not come down by a twentieth; or by more than half of the spacing of its number format, or clipping has left next
        to nothing of every gradient, and the loss has not come down by a hundredth. A run that fine-tunes slowly brings
-       its loss down; a warm-up exceeds a millionth within its first steps.
+       its loss down; a warm-up exceeds a millionth within its first steps. *Next to nothing* is less than 1e-4 of the
+       gradient that moves no layer by more than 1e-5, or is lost beside Adam's ε: Adam alone moves as far as before.
 
     The first thing that moves ends the watch of 1, 2 and 4. Without a loss 3 and 4 are not judged. ``value`` is the
     largest update ratio ‖Δw‖/‖w‖ of any layer, ``threshold`` what it should exceed; under (2) both are shares of the
@@ -134,6 +137,8 @@ class Stalled(Detector[StalledState]):
         if rule == "flat":
             return whole_run(True, self._state.change, FLAT)
         self._limit = float((self._slow if rule == "crawls" else self._still)[column])
+        if rule == "crawls" and self._state.was_clipped_away:
+            self._limit *= BARELY
         result = whole_run(True, ratio, self._limit)
         return result if lasts else replace(result, mending=np.array([True]))
 
@@ -169,32 +174,40 @@ class Stalled(Detector[StalledState]):
         return Evidence(measured, (self._arrival(report, 0.0), *reason), clues)
 
     def _arrival(self, report: StepReport, ratio: float) -> str:
-        return (
-            f"Gradients arrive (total norm {report.grad_norm_total:.3g}), but an update moves no layer by more than "
-            f"{ratio:.3g} of its norm."
+        moves = (
+            f"an update moves no layer by more than {ratio:.3g} of its norm" if ratio else "no update moves any layer"
         )
+        return f"Gradients arrive (total norm {report.grad_norm_total:.3g}), but {moves}."
 
     def _reason(self, report: StepReport) -> tuple[tuple[str, ...], tuple[Clue, ...]]:
         """Return (sentences, clues) that say why updates are this small, where the figures tell."""
         if report.learning_rate == 0:
             return (), ("rate zero",)  # the background says what the rate is
         if self._is_clipped_away(report):
-            share = report.grad_norm_clipped_total / report.grad_norm_total
-            return (
-                f"Clipping leaves {share:.2g} of the gradient, {self._left_per_entry(report):.2g} per entry: less than "
-                f"the {ADAM_EPSILON:g} that Adam adds to what it divides by.",
-            ), ("clipped away",)
+            share, left = report.grad_norm_clipped_total / report.grad_norm_total, self._left_per_entry(report)
+            words = f"Clipping leaves {share:.2g} of the gradient, {left:.2g} per entry"
+            if left < ADAM_EPSILON:
+                words += f": less than the {ADAM_EPSILON:g} that Adam adds to what it divides by"
+            return (f"{words}.",), ("clipped away",)
         worst = self._column
-        if self._layers.resolution[worst] > RESOLUTION and self._rule != "flat":
+        if self._layers.resolution[worst] > RESOLUTION and (self._rule != "flat" or self._rounds_most_away()):
             return (
                 f"Weights in {self._layers.format_of(worst)} round away what is less than "
                 f"{self._layers.resolution[worst]:.2g} of an entry.",
             ), ("rounded away",)
         return (), ()
 
+    def _rounds_most_away(self) -> bool:
+        """Return True if the update that moved a layer farthest lies far below what its format resolves."""
+        return self._ratio < MOSTLY * self._layers.resolution[self._column]
+
     def _is_clipped_away(self, report: StepReport) -> bool:
-        is_clipped = report.grad_norm_clipped_total < CLIPPED_AWAY * report.grad_norm_total
-        return is_clipped and self._left_per_entry(report) < ADAM_EPSILON
+        """Return True if clipping leaves next to nothing, as far as the run has shown until now."""
+        if report.grad_norm_clipped_total >= CLIPPED_AWAY * report.grad_norm_total:
+            return False
+        if self._left_per_entry(report) < ADAM_EPSILON:
+            return True
+        return 0 < self._state.fastest <= BARELY  # what has not moved at all may have another reason
 
     def _left_per_entry(self, report: StepReport) -> float:
         """Return the root mean square of the gradient's entries after clipping."""

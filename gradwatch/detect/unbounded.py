@@ -18,11 +18,12 @@ optimizer alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
+from gradwatch.detect.course import Course
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, healthy
 from gradwatch.detect.wording import count_of
 from gradwatch.findings import Thresholds
@@ -39,8 +40,6 @@ AT_ITS_HIGHEST = 0.3  # decades: a loss that has halved since is coming down
 STRETCHED_UNSEEN = 1.0  # decades of stretch without a loss, whose flight is then that of the total gradient norm ...
 TOGETHER_UNSEEN = 6.0  # ... and both together: gradients grow a hundredfold in healthy runs, too
 IDLE_STRETCHED, IDLE_GREW = 2.0, 0.5  # decades of stretch, and of those since the last gradient that was not zero
-FIRST_STEPS = 10
-HORIZON = 30  # steps that the mean loss remembers
 SAMPLES = 6  # in a row: fifty steps
 
 
@@ -50,23 +49,15 @@ class UnboundedState:
 
     Attributes:
         sizes: (P,) size of each weight when the run began; NaN before its first sample.
-        steps: steps so far.
-        losses: finite losses so far.
-        first_loss: the largest absolute value of the first ten losses.
-        loss: running mean of the loss.
-        first_total: the largest of the first ten total gradient norms.
+        course: how the run began, and its loss now.
         farthest: the largest flight so far, in decades.
         idle_stretch: the stretch at the first sample since which no gradient has arrived; NaN while gradients arrive.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     sizes: Floats
-    steps: int = 0
-    losses: int = 0
-    first_loss: float = 0.0
-    loss: float = 0.0
-    first_total: float = 0.0
+    course: Course = field(default_factory=Course)
     farthest: float = 0.0
     idle_stretch: float = math.nan
 
@@ -95,7 +86,7 @@ class Unbounded(Detector[UnboundedState]):
     def examine(self, report: StepReport) -> DetectorResult | None:
         if self._is_replaced or not report.is_finite:
             return None
-        self._follow(report)
+        self._state.course.add(report)
         norms = report.figures.get("weight_norm")
         if not report.sampled or norms is None:
             return None
@@ -117,36 +108,30 @@ class Unbounded(Detector[UnboundedState]):
             f"The norm of {name} is {norm:.3g} at step {report.step}, {norm / size:.3g} times its size when the run "
             f"began (normal: up to {GROWN:g} times, unless the loss comes down)."
         )
+        figure = f"its weights are {norm / size:.3g} times their first size, normal up to {GROWN:g}"
         grown = count_of(len(covered), "weight has", "weights have")
-        return Evidence(measured, (f"{grown} grown without bound. {self._company(report)}",), ("grows without bound",))
+        return Evidence(
+            measured, (f"{grown} grown without bound. {self._company(report)}",), ("grows without bound",), figure
+        )
 
     def _company(self, report: StepReport) -> str:
         """Return the sentence that says what has run away with the weights."""
-        ours = self._state
+        course = self._state.course
         if self._is_idle:
             return "No gradient arrives, so the optimizer alone makes them grow: its weight decay may be negative."
-        if ours.losses:
-            return f"The loss was at most {ours.first_loss:.3g} in the first steps, and is now {ours.loss:.3g}."
+        if course.losses:
+            return f"The loss was at most {course.first_loss:.3g} in the first steps, and is now {course.loss:.3g}."
         total = report.grad_norm_total
-        return f"The total gradient norm was at most {ours.first_total:.3g} in the first steps, and is now {total:.3g}."
-
-    def _follow(self, report: StepReport) -> None:
-        ours, loss = self._state, report.loss
-        if ours.steps < FIRST_STEPS:
-            ours.first_total = max(ours.first_total, report.grad_norm_total)
-        ours.steps += 1
-        if loss is None:
-            return
-        if ours.losses < FIRST_STEPS:
-            ours.first_loss = max(ours.first_loss, abs(loss))
-        ours.losses += 1
-        ours.loss += (loss - ours.loss) / min(ours.losses, HORIZON)
+        return (
+            f"The total gradient norm was at most {course.first_total:.3g} in the first steps, and is now {total:.3g}."
+        )
 
     def _flies(self, report: StepReport, stretch: float) -> bool:
         """Return True if the loss, or the total norm where there is none, has run away with the weights."""
-        ours = self._state
-        has_loss = ours.losses > 0
-        now, first = (abs(ours.loss), ours.first_loss) if has_loss else (report.grad_norm_total, ours.first_total)
+        ours, course = self._state, self._state.course
+        has_loss = course.losses > 0
+        total = report.grad_norm_total
+        now, first = (abs(course.loss), course.first_loss) if has_loss else (total, course.first_total)
         if not (0 < first < math.inf and 0 < now < math.inf):
             return False
         flight = math.log10(now) - math.log10(first)

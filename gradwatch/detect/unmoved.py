@@ -104,7 +104,7 @@ class Unmoved(Detector[UnmovedState]):
             f"smaller; together they ask for {self._state.asked[column]:.2g} of it over "
             f"{count_of(report.update, 'update', 'updates')}."
         )
-        return Evidence(measured, (cause,), ("rounded away",))
+        return Evidence(measured, (cause,), ("rounded away",), "no update has changed it by a bit")
 
     def _asked(self, report: StepReport, ratios: Floats, norms: Floats) -> Floats:
         """Return (P,) how far an update as large as those of the layers that move would move each layer.

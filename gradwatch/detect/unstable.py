@@ -37,6 +37,8 @@ SAMPLES = 3  # measured updates that this is taken from
 HORIZON = 30  # losses that the mean is of, which says how much a loss below zero has gained
 JUMP = 1.0  # a jump is as large as the whole loss was at first, and as those that come with the data
 
+GREW = 3.0  # times the first loss: its mean is then more than jumps on the way down
+
 
 @dataclass
 class UnstableState:
@@ -125,7 +127,16 @@ class Unstable(Detector[UnstableState]):
             f"The loss jumped up {self._count()} times in the last {len(self._state.jumps)} steps, by up to "
             f"{largest:.3g} times its first value of {self._state.first:.4g} (a jump counts from {limit:.3g} times on)."
         )
-        return Evidence(measured, ("Updates overshoot: each undoes what the one before had gained.",))
+        return Evidence(measured, (self._why(),))
+
+    def _why(self) -> str:
+        """Return why the loss jumps; one that has grown all along may be chasing what it is compared with."""
+        ours = self._state
+        first = ours.first or 0.0
+        if ours.mean <= GREW * abs(first):
+            return "Updates overshoot: each undoes what the one before had gained."
+        grown = f"the loss has grown from {first:.3g} to {ours.mean:.3g} on average"
+        return f"Updates overshoot, or the targets of the loss move with the model: {grown}."
 
     def _take_change(self, rise: float, reach: float) -> None:
         """Note whether this change of the loss is a jump; a rise that follows a rise is none: such a loss diverges."""

@@ -69,9 +69,10 @@ class VanishingState:
         way: the sum of the distances between each finite loss and the next.
         ways: how many these are.
         has_climbed: whether the recent loss has ever risen above the first ones by more than the noise of batches.
+        has_zero_weight: whether a weight was zero in all its entries at the latest sample.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     ratios: Floats
     has_ratios: bool = False
@@ -90,6 +91,7 @@ class VanishingState:
     way: float = 0.0
     ways: int = 0
     has_climbed: bool = False
+    has_zero_weight: bool = False
     evidence: LossEvidence = field(default_factory=LossEvidence)
 
 
@@ -113,6 +115,7 @@ class Vanishing(Detector[VanishingState]):
         self._literal = thresholds.vanishing_norm
         self._modules = np.array([name.rpartition(".")[0] for name in layers.names])
         self._gone = False
+        self._deep: tuple[bytes, NDArray[np.bool_]] | None = None  # a question of ``_as_deep``, and its answer
 
     def examine(self, report: StepReport) -> DetectorResult | None:
         norm, mending = report.grad_norm.astype(float), None
@@ -159,7 +162,8 @@ class Vanishing(Detector[VanishingState]):
             )
             return Evidence(measured, ("The gradient norm is below the threshold that was set.",))
         if self._gone:
-            cause = "No gradient reaches any layer: the output or the loss is flat."
+            reaches = "No gradient" if report.grad_norm_total == 0 else "Next to no gradient"
+            cause = f"{reaches} reaches any layer: the output or the loss is flat."
             return Evidence(self._measured_when_gone(report), (cause,), ("no gradient",))
         weights = int(self._layers.is_weight[covered].sum())
         reached = {0: self._layers.names[column], 1: "the first weight"}.get(weights, f"the first {weights} weights")
@@ -230,7 +234,7 @@ class Vanishing(Detector[VanishingState]):
             sick, strongest = self._faded_along_paths(rms, judged, after, limit)
         sick = sick & report.measured & (rms < limit * strongest)
         if (sick & judged & (rms == 0)).any():
-            sick &= ~self._cut_off(sick & judged & (rms == 0), judged & (rms >= limit * strongest))
+            sick &= ~self._cut_off(sick & judged & (rms == 0), judged & ~sick & (rms > 0))
         if not sick.any() and not self._state.has_ratios:
             return sick, rms, sick
         mending = self._recovers(rms / strongest, sick, report.measured)
@@ -277,18 +281,32 @@ class Vanishing(Detector[VanishingState]):
         after it. A branch that is faint beside one that is not leaves the layers before it their gradients.
         """
         sick, strongest = np.zeros(len(rms), dtype=bool), np.ones(len(rms))
-        loudest = float(rms[judged].max(initial=0.0))
-        for column in np.flatnonzero(judged & (rms < limit * loudest)):
-            nearer = after[column] & judged
-            if not nearer.any() or rms[column] >= limit * (largest := float(rms[nearer].max())):
-                continue
-            is_as_deep = after[:, nearer].any(axis=1) & (~after[column] | after[:, column])
-            if rms[is_as_deep & judged & ~nearer].max(initial=0.0) < limit * largest:
-                covered = is_as_deep & ~nearer & ~sick
-                covered[column] = True
-                sick |= covered
-                strongest[covered] = largest
+        columns = np.flatnonzero(judged & (rms < limit * rms[judged].max(initial=0.0)))
+        if not len(columns):
+            return sick, strongest
+        nearer, as_deep = after[columns] & judged, self._as_deep(columns, judged, after)
+        largest = np.where(nearer, rms, 0.0).max(axis=1)
+        beside = np.where(as_deep & judged & ~nearer, rms, 0.0).max(axis=1)
+        for row in np.flatnonzero((rms[columns] < limit * largest) & (beside < limit * largest)):
+            covered = as_deep[row] & ~nearer[row] & ~sick
+            covered[columns[row]] = True
+            sick |= covered
+            strongest[covered] = largest[row]
         return sick, strongest
+
+    def _as_deep(
+        self, columns: NDArray[np.intp], judged: NDArray[np.bool_], after: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Return (C, P), whether each tensor lies as deep as the column.
+
+        The answer is kept, because a sick run asks at every step.
+        """
+        question = columns.tobytes() + judged.tobytes()
+        if self._deep is None or self._deep[0] != question:
+            nearer = (after[columns] & judged).astype(np.float32)
+            have_common = nearer @ after.T.astype(np.float32) > 0
+            self._deep = question, have_common & (~after[columns] | after[:, columns].T)
+        return self._deep[1]
 
     def _recovers(self, ratio: Floats, sick: NDArray[np.bool_], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
         ratios = self._state.ratios
@@ -361,12 +379,26 @@ class Vanishing(Detector[VanishingState]):
         ours = self._state
         faint = self._follow_total(report.grad_norm_total)
         self._follow_loss(report.loss)
+        self._note_zeros(report)
         if report.loss is None or ours.first_loss is None or not ours.evidence.measures_progress:
             return faint and (ours.first_total == 0 or ours.fell)
         if report.loss == ours.first_loss == 0 and not ours.was_reached:
-            return ours.updates > SILENT  # a softmax over one class; a hinge that is satisfied had to learn it
+            return self._is_silent()
         share = UNIMPROVED if report.grad_norm_total > 0 else UNFINISHED
         return faint and report.loss > share * ours.first_loss > 0
+
+    def _is_silent(self) -> bool:
+        """Return True if a loss of exactly 0 has left the whole run without gradient, as a softmax over one class does.
+
+        A hinge that is satisfied had to learn it. A head of zeros may be right about 0, until the first reward.
+        """
+        return self._state.updates > SILENT and not self._state.has_zero_weight
+
+    def _note_zeros(self, report: StepReport) -> None:
+        """Note whether a weight is zero in all its entries."""
+        sizes = report.figures.get("weight_norm")
+        if report.sampled and sizes is not None:
+            self._state.has_zero_weight = bool((sizes[self._layers.is_weight] == 0).any())
 
     def _gone_threshold(self, norm: Floats) -> Floats:
         return np.full(len(norm), GONE_RATIO * self._state.first_total)

@@ -10,8 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwatch.detect import state
-from gradwatch.explain.clues import Fact
+from gradwatch.detect.out_of_reach import columns_out_of_reach, reach_in_words
+from gradwatch.explain.clues import Fact, module_in_words
+from gradwatch.explain.current import spectral_radius
+from gradwatch.explain.idle_norms import idle_norms
+from gradwatch.explain.leaps import Leaps
 from gradwatch.explain.loss_graph import LossGraph
+from gradwatch.explain.rates import RateCourse
+from gradwatch.explain.scales import grown_along_depth, raw_inputs, raw_targets
 from gradwatch.explain.starting import WeightFigures, bias_facts, weight_facts
 from gradwatch.findings import Clue, Kind
 from gradwatch.hooks.guard import Guard, observing
@@ -22,11 +28,17 @@ __all__ = ["Background"]
 
 FIRST_STEPS = 5
 GREW = 100.0  # times the first total norms or losses: the run had diverged before its first NaN
+MOVED_FAR = 1.0  # size of a weight that one update moves it by; most healthy first updates stay below a tenth
+GREW_SINCE = 2.0  # times the first norm of a weight, beyond which its module no longer returns what it did at first
+WITHOUT_END = 10.0  # times the first losses that a loss lies below 0, where nothing bounds it
+FAINT_GAIN = 1e-3  # of the gradient of its bias: what a normalisation returns before gain and bias is of size 1
+STRETCHES = 1.5  # spectral radius: usual initialisations begin at 0.6 to 1
 MUCH = 0.5  # share of dead units or flat entries that is worth a sentence
-RATE_ROSE = 1.5
 REACHED = 1e-3  # share of the largest gradient, by root mean square, that layers of healthy nets have
 LARGE = 10.0  # RMS of what a layer returns: tanh and sigmoid are flat from 3 on
-REMEMBERED = ("activation_rms", "dead_share", "saturated_share", "update_ratio", "weight_norm", "weight_mean")
+FIRST = ("weight_norm", "weight_mean")
+TARGETS = ("target_floor", "target_error", "target_size", "target_low", "target_high", "output_low", "output_high")
+REMEMBERED = (*TARGETS, "activation_rms", "dead_share", "saturated_share", "update_ratio", "weight_norm", "weight_mean")
 SILENT: tuple[tuple[str, str, Clue | None], ...] = (
     ("dead_share", "After {name}, {share:.0%} of the units are dead.", "dead units"),
     ("saturated_share", "After {name}, the activation function is flat for {share:.0%} of its entries.", None),
@@ -35,6 +47,7 @@ STEEPEST = {"Sigmoid": "0.25", "LogSigmoid": "1", "Tanh": "1", "Softsign": "1", 
 NORMALISING = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
 
 OF_UPDATES = ("exploding", "nonfinite", "dead", "saturated", "unstable")  # kinds that updates bring about
+OF_SIZES = ("exploding", "dead", "saturated", "vanishing", "unstable")  # kinds that a normalisation keeps away
 UNCLEARED = 3  # updates in a row without zero_grad that are worth a sentence
 
 
@@ -75,21 +88,27 @@ class BackgroundState:
 
     Attributes:
         total, loss: the courses of the total gradient norm and of the loss.
+        rates: the course of the learning rate.
+        leaps: what leapt while updates were small.
         lowest_loss: the lowest loss so far.
-        lowest_step, lowest_rate: the step and the learning rate of it.
-        first_weights: (P,) norms of the weights at their first sample, before any update.
+        first: {name of a figure: (P,) its values at the first sample}; of weights and gradients, before any update.
+        first_move: the largest share of its size by which the first sampled update moved a weight; the size is at least
+            half of an ordinary one.
+        first_mover: the column of that weight.
         first_shares: (P,) root mean square of each gradient at the first step, as a share of the largest.
         latest: {name of a figure: (P,) its values at the latest sample}.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     total: Course = field(default_factory=Course)
     loss: Course = field(default_factory=Course)
+    rates: RateCourse = field(default_factory=RateCourse)
+    leaps: Leaps = field(default_factory=Leaps)
     lowest_loss: float | None = None
-    lowest_step: int = 0
-    lowest_rate: float | None = None
-    first_weights: Floats | None = None
+    first: dict[str, Floats] = field(default_factory=dict)
+    first_move: float = math.nan
+    first_mover: int = 0
     first_shares: Floats | None = None
     latest: dict[str, Floats] = field(default_factory=dict)
 
@@ -119,11 +138,21 @@ class Background:
             ours.first_shares = self._shares(report)
         ours.total.add(report.step, report.grad_norm_total)
         ours.loss.add(report.step, report.loss)
-        self._follow_lowest_loss(report)
-        if ours.first_weights is None and "weight_norm" in report.figures:
-            ours.first_weights = report.figures["weight_norm"]
+        ours.rates.add(report)
+        ours.leaps.add(report)
+        if report.loss is not None:
+            ours.lowest_loss = report.loss if ours.lowest_loss is None else min(ours.lowest_loss, report.loss)
+        self._follow_first(report)
         if report.sampled:  # not at logged steps, so that the logging changes no cause
             ours.latest.update({name: report.figures[name] for name in REMEMBERED if name in report.figures})
+            self._note_first_move()
+        if report.grad_norm_total == 0 and report.loss is not None:
+            self._losses.seek_flat()
+
+    def rates_to_try(self) -> tuple[float | None, float | None]:
+        """Return (a lower learning rate, a higher one) that is worth a try; None where no rate is known."""
+        rates = self._state.rates
+        return rates.lower(self._state.first_move), rates.higher(self._latest_move())
 
     @observing("background")
     def facts(self, kind: Kind, report: StepReport, column: int | None) -> list[Fact]:
@@ -134,28 +163,53 @@ class Background:
             report: of the step.
             column: of the layer that names the finding; None for the whole run.
         """
+        rates = self._state.rates
         found: dict[Kind, tuple[Iterable[Fact], ...]] = {
             "vanishing": (
-                self._softmax_of_one(report),
-                self._zeros(report, column),
+                self._out_of_reach(report),
+                self._shut(report),
+                [*self._zeros(report, column)] or self._norm_of_one(report),
                 self._slope(report, column),
                 self._activations(),
                 self._start(column),
                 self._faded(report, column),
+                self._raw(),
+                rates.decayed() if rates.has_decayed else (),
+                rates.risen() if rates.has_risen else (),
             ),
-            "exploding": (self._rate(report), self._start(column), self._update(column)),
-            "nonfinite": (self._divergence(report), self._biases(column), self._first_step(report)),
-            "dead": (self._start(column), self._activation_rms(column), self._rate(report)),
+            "exploding": (self._reasons_to_grow(report), self._large_at(column), self._update(column)),
+            "nonfinite": (
+                self._divergence(report, column),
+                self._biases(column),
+                self._first_step(report),
+                self._raw(),
+            ),
+            "dead": (
+                self._out_of_reach(report),
+                self._shut(report),
+                self._raw(),
+                self._start(column),
+                self._activation_rms(column),
+                rates.risen(),
+            ),
             "saturated": (
-                self._softmax_of_one(report),
+                self._out_of_reach(report),
+                self._shut(report),
                 self._activation_rms(column),
                 self._start(column),
-                self._rate(report),
+                self._raw_inputs(),
+                rates.risen(),
             ),
-            "stalled": (self._softmax_of_one(report), self._rate(report)),
-            "unstable": (self._rate(report), self._update(None)),
+            "stalled": (
+                *(() if column is not None else (self._out_of_reach(report),)),
+                self._shut(report),
+                rates.decayed(),
+            ),
+            "unstable": (self._targets(), self._raw(), rates.risen(), self._update(None)),
         }
         own = [*_order_of_loop(report)] if kind in OF_UPDATES else []
+        if kind in OF_SIZES:
+            own += idle_norms(self._layers)
         return [*own, *(fact for facts in found[kind] for fact in facts)]
 
     def state(self) -> dict[str, Any]:
@@ -170,25 +224,151 @@ class Background:
         """
         self._state = state.read(self._state, saved)
 
-    def _follow_lowest_loss(self, report: StepReport) -> None:
-        ours = self._state
-        if report.loss is not None and (ours.lowest_loss is None or report.loss < ours.lowest_loss):
-            ours.lowest_loss, ours.lowest_step, ours.lowest_rate = report.loss, report.step, report.learning_rate
-
     @property
     def _weights(self) -> WeightFigures:
         latest = self._state.latest
-        return WeightFigures(self._state.first_weights, latest.get("weight_norm"), latest.get("weight_mean"))
+        return WeightFigures(self._state.first.get("weight_norm"), latest.get("weight_norm"), latest.get("weight_mean"))
 
-    def _softmax_of_one(self, report: StepReport) -> Iterator[Fact]:
-        """Yield a softmax over an axis of one entry, where no layer gets a gradient."""
-        found = self._losses.softmax_of_one
-        if found is not None and report.grad_norm_total == 0:
+    def _follow_first(self, report: StepReport) -> None:
+        """Keep the figures of the first sample: those of activations as long as the weights are about as they were."""
+        first, norms = self._state.first, report.figures.get("weight_norm")
+        if norms is None or "activation_rms" in first:
+            return
+        if not first:
+            first.update({name: report.figures[name] for name in FIRST if name in report.figures})
+            first["grad_norm"] = report.grad_norm.astype(np.float64)
+        if "activation_rms" in report.figures:
+            rms = report.figures["activation_rms"]
+            with np.errstate(invalid="ignore"):
+                has_grown = norms > GREW_SINCE * first["weight_norm"]
+            first["activation_rms"] = np.where(has_grown, np.nan, rms)
+
+    def _note_first_move(self) -> None:
+        """Keep how far the first sampled update moved a weight; its size counts as half of an ordinary one at least."""
+        latest = self._state.latest
+        ratios, norms = latest.get("update_ratio"), latest.get("weight_norm")
+        if ratios is None or norms is None or not math.isnan(self._state.first_move):
+            return
+        with np.errstate(invalid="ignore"):
+            moved = ratios * norms / np.fmax(norms, self._layers.ordinary_norm / 2)
+        known = moved[self._layers.is_weight & np.isfinite(moved)]
+        if len(known):
+            self._state.first_move = float(known.max())
+            self._state.first_mover = int(np.flatnonzero(moved == known.max())[0])
+
+    def _latest_move(self) -> float:
+        """Return the largest share of its norm by which an update moves a weight: at the latest sample, or by its rate.
+
+        Where every update was rounded away, that of plain descent and that of Adam, lr·g and about lr an entry, bound
+        what is asked for.
+        """
+        latest, first, rate = self._state.latest, self._state.first, self._state.rates.latest
+        ratios, norms = latest.get("update_ratio"), latest.get("weight_norm")
+        if ratios is None or norms is None or rate is None:
+            return math.nan
+        with np.errstate(divide="ignore", invalid="ignore"):
+            by_rate = rate * np.fmax(first.get("grad_norm", norms * 0), np.sqrt(self._layers.size)) / norms
+        known = [moves[self._layers.is_weight & np.isfinite(moves)] for moves in (ratios, by_rate)]
+        largest = [float(moves.max(initial=0.0)) for moves in known]
+        return largest[0] or largest[1]
+
+    def _shut(self, report: StepReport) -> Iterator[Fact]:
+        """Yield the operation that shuts the way from the loss to every layer, where no layer gets a gradient."""
+        if report.grad_norm_total != 0:
+            return
+        found, flat = self._losses.softmax_of_one, self._losses.flat
+        if found is not None:
             shape, axis = found
             words = (
                 f"A softmax runs over axis {axis} of shape {shape}, which has one entry: it is 1 whatever it is given."
             )
             yield Fact(words, "softmax of one")
+        elif flat is not None:
+            yield Fact(f"No gradient passes the {flat.name} before the loss: {flat.words}.", flat.clue)
+
+    def _norm_of_one(self, report: StepReport) -> Iterator[Fact]:
+        """Yield a normalisation whose results are 0 whatever it is given: its gain gets no gradient, its bias does."""
+        names = self._layers.names
+        for column, owner in enumerate(self._layers.owners):
+            module, _, own = names[column].rpartition(".")
+            bias = f"{module}.bias" if module else "bias"
+            if own != "weight" or not any(norm in owner for norm in NORMALISING) or bias not in names:
+                continue
+            gain, shift = float(report.grad_norm[column]), float(report.grad_norm[names.index(bias)])
+            if gain < FAINT_GAIN * shift < math.inf:
+                words = (
+                    f"{module or 'The model'} ({owner}) returns the same for whatever it is given: it normalises over "
+                    "single values, or over values that are all alike."
+                )
+                yield Fact(words, "norm of one", names[column])
+                return
+
+    def _leaps(self, report: StepReport) -> Iterator[Fact]:
+        """Yield what leapt although updates were small."""
+        ours = self._state
+        if ours.rates.has_risen:
+            return
+        overwritten = [*ours.leaps.overwritten(self._layers, report)]
+        if overwritten:
+            yield from overwritten
+        elif not any(self._raw()):  # raw numbers make the loss so steep that a small update is enough
+            yield from ours.leaps.one_batch(report.step)
+
+    def _recurrence(self) -> Iterator[Fact]:
+        """Yield a recurrent matrix that stretches what it carries from step to step."""
+        for column, owner in enumerate(self._layers.owners):
+            name = self._layers.names[column]
+            if owner not in ("RNN", "RNNCell") or "weight_hh" not in name:
+                continue
+            radius = spectral_radius(self._layers.tensors[column])
+            if radius is not None and radius > STRETCHES:
+                words = f"{name} has spectral radius {radius:.3g}: from step to step it stretches what it carries."
+                yield Fact(words, "recurrence grows", name)
+                return
+
+    def _raw(self) -> Iterator[Fact]:
+        yield from self._raw_inputs()
+        yield from raw_targets(self._layers, self._state.first, self._losses)
+
+    def _raw_inputs(self) -> Iterator[Fact]:
+        return raw_inputs(self._layers, self._state.first)
+
+    def _targets(self) -> Iterator[Fact]:
+        """Yield that the targets of the loss grow along with the model."""
+        growth = self._losses.target_growth()
+        if growth is not None:
+            words = f"The targets of the loss have grown from a root mean square of {growth[0]:.3g} to {growth[1]:.3g}"
+            why = "as those do that are computed from the model's own outputs"
+            yield Fact(f"{words}, {why}.", "targets grow")
+
+    def _moved_far(self) -> Iterator[Fact]:
+        """Yield that the first update that was measured moved a weight further than its own size."""
+        ours = self._state
+        if ours.first_move > MOVED_FAR:
+            name = self._layers.names[ours.first_mover]
+            yield Fact(
+                f"The first sampled update moved {name} by {ours.first_move:.2g} times its size.", "update too large"
+            )
+
+    def _without_end(self, report: StepReport) -> Iterator[Fact]:
+        """Yield that the loss itself has no lower bound: it falls ever further below 0."""
+        ours, loss = self._state, report.loss
+        if loss is None or not ours.loss.first or ours.lowest_loss is None:
+            return
+        scale = float(np.max(np.abs(ours.loss.first)))
+        if loss < -WITHOUT_END * scale and loss <= ours.lowest_loss / 2:
+            words = f"The loss has fallen to {loss:.3g} from {ours.loss.first[0]:.3g}: nothing bounds it from below."
+            yield Fact(words, "no lower bound")
+
+    def _out_of_reach(self, report: StepReport) -> Iterator[Fact]:
+        """Yield targets that the function at the output cannot give, by the latest sample.
+
+        Where that function lets no gradient through, ``_shut`` names it.
+        """
+        if report.grad_norm_total == 0 and self._losses.flat is not None:
+            return
+        for column in columns_out_of_reach(self._state.latest)[:1]:
+            yield Fact(reach_in_words(self._state.latest, column), "targets out of reach")
 
     def _zeros(self, report: StepReport, column: int | None) -> Iterator[Fact]:
         """Yield what multiplies by 0 where the gradient of a weight is exactly 0: what it is given, or what follows.
@@ -203,7 +383,10 @@ class Background:
         norm = float(report.grad_norm[names.index(bias)]) if name.endswith("weight") and bias in names else math.nan
         if 0 < norm < math.inf:
             told = f"The gradient of {name} is exactly 0 while that of {bias} is {norm:.2g}"
-            yield Fact(f"{told}: what the layer is given is 0 throughout.", "factor of 0")
+            if int(self._layers.order[0]) in (column, names.index(bias)):
+                yield Fact(f"{told}: the inputs of the model are 0 throughout.", "zero inputs")
+            else:
+                yield Fact(f"{told}: what the layer is given is 0 throughout.", "factor of 0")
         elif (zero := self._zero_after(column)) is not None:
             yield Fact(f"{names[zero]} is 0 throughout, so that no gradient passes it.", "factor of 0")
 
@@ -222,7 +405,9 @@ class Background:
         shrink, through = self._shrink(report, column), self._functions()
         if shrink is not None:
             where = f", through {through}" if through else ""
-            yield Fact(f"Per entry they shrink {shrink[0]:.3g} times a weight over {shrink[1]} weights{where}.")
+            factor, count = shrink
+            over = "from the next weight to this one" if count == 1 else f"a weight over {count} weights"
+            yield Fact(f"Per entry they shrink {factor:.3g} times {over}{where}.")
         elif through:
             yield Fact(f"Gradients pass through {through}.")
 
@@ -259,7 +444,7 @@ class Background:
         rms = self._state.latest.get("activation_rms")
         if column is not None and rms is not None and np.isfinite(rms[column]):
             module = self._layers.names[column].rpartition(".")[0]
-            words = f"{module or 'The layer'} returns entries of RMS {rms[column]:.3g}."
+            words = f"{module_in_words(module, begins=True)} returns entries of RMS {rms[column]:.3g}."
             yield Fact(words, "large outputs" if rms[column] > LARGE else None)
 
     def _start(self, column: int | None) -> Iterator[Fact]:
@@ -294,32 +479,42 @@ class Background:
             return
         if column is None:
             column = int(np.nanargmax(ratios))
-        if np.isfinite(ratios[column]):
+        if np.isfinite(ratios[column]) and ratios[column] > 0:
             yield Fact(
                 f"The last sampled update moved {self._layers.names[column]} by {ratios[column]:.2g} of its norm."
             )
 
-    def _rate(self, report: StepReport) -> Iterator[Fact]:
-        ours, rate = self._state, report.learning_rate
-        if rate is None:
-            return
-        lowest = ours.lowest_rate
-        if lowest and ours.lowest_step < report.step and rate > RATE_ROSE * lowest:
-            times = f"{rate / lowest:.3g} times that of step {ours.lowest_step}, where the loss was lowest"
-            yield Fact(f"The learning rate is {rate:.3g}, {times}.", "rate rose")
-        else:
-            yield Fact(f"The learning rate is {rate:.3g}.")
+    def _divergence(self, report: StepReport, column: int | None) -> Iterator[Fact]:
+        """Yield that the run had diverged before it met NaN or Inf, and the reasons for that."""
+        diverged = self._diverged()
+        if diverged is not None:
+            yield diverged
+            yield from self._reasons_to_grow(report)
+            yield from self._large_at(column)
 
-    def _divergence(self, report: StepReport) -> Iterator[Fact]:
+    def _diverged(self) -> Fact | None:
         for course, what in ((self._state.total, "total gradient norm"), (self._state.loss, "loss")):
             if (growth := course.growth(what)) is not None:
-                yield Fact(f"The run had diverged before: {growth}.", "diverged")
-                yield from self._rate(report)
-                return
-        yield from self._grown_weight()
+                return Fact(f"The run had diverged before: {growth}.", "diverged")
+        return next(self._grown_weight(), None)
+
+    def _reasons_to_grow(self, report: StepReport) -> Iterator[Fact]:
+        """Yield why gradients grow without bound."""
+        yield from self._leaps(report)
+        yield from self._recurrence()
+        yield from self._raw()
+        yield from self._targets()
+        yield from self._without_end(report)
+        yield from grown_along_depth(self._layers, self._state.first)
+        yield from self._moved_far()
+        yield from self._state.rates.risen()
+
+    def _large_at(self, column: int | None) -> Iterator[Fact]:
+        """Yield what is unusual about a layer that explodes. Small weights let nothing grow."""
+        return (fact for fact in self._start(column) if fact.clue != "weights small")
 
     def _grown_weight(self) -> Iterator[Fact]:
-        first, last = self._state.first_weights, self._state.latest.get("weight_norm")
+        first, last = self._state.first.get("weight_norm"), self._state.latest.get("weight_norm")
         if first is None or last is None:
             return
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -10,9 +10,23 @@ import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
-__all__ = ["ModuleCall", "TensorSummary"]
+__all__ = ["ModuleCall", "TensorSummary", "extremes_of", "has_entries"]
+
+
+def has_entries(tensor: Tensor) -> bool:
+    """Return True if ``tensor`` holds numbers that may be NaN or Inf."""
+    return tensor.numel() > 0 and (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is torch.strided
+
+
+@torch.no_grad()
+def extremes_of(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the () smallest and largest entry on the device; NaN where any entry is."""
+    tensor = tensor.detach()
+    smallest, largest = torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+    return smallest, largest
 
 
 @dataclass(eq=False)

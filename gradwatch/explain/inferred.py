@@ -42,8 +42,8 @@ Unseen = Literal[
 ]
 """Why no call of a module was seen: the loop calls parts of the model, whose calls are recorded from the second step
 on; the model is compiled; the module is compiled, scripted or sharded; the step could not be run again as it was;
-nobody asked for it; nobody can ask for it, under ``gradwatch run``; one process of several must not run a step by
-itself; or there are no modules."""
+nobody asked for it; nobody can ask for it, under ``gradwatch run``; it may have been made on another rank; or there are
+no modules."""
 
 LeafModules = Sequence[tuple[str, bool]]
 """(name, whether it is one of ``torch.nn``) of the modules without children, in order of registration."""

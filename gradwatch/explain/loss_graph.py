@@ -1,8 +1,9 @@
 """Look at the graphs of the losses of a step before their backward pass, which frees what they have saved.
 
-A loss that is finite costs a walk over its first nodes at the first three losses of a run, and nothing later. A loss
-that is NaN or Inf is searched for the operation that made it, and for a tensor that came with it: a target, a weight or
-an advantage, which needs no gradient, so that nobody computes one for it and no module was given it.
+A loss that is finite costs a walk over its first nodes at the first three losses of a run, and one after an update
+whose gradients were all exactly zero; nothing else. A loss that is NaN or Inf is searched for the operation that made
+it, and for a tensor that came with it: a target, a weight or an advantage, which needs no gradient, so that nobody
+computes one for it and no module was given it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradwatch.explain.flat import FlatOperation, flat_operation
 from gradwatch.explain.operations import (
     FaultyOperation,
     loss_fault,
@@ -33,8 +35,20 @@ MOST_LOSSES = 8
 FIRST_LOSSES = 3
 """Losses whose graphs are searched for what is flat by its shape. How a model is built does not change later."""
 
+TARGET_LOOKS = 4
+"""Losses from which on the targets are looked at again, at each power of 2."""
+
 FURTHEST = 64
 """Nodes that are searched from each loss on: as far as ``operations`` looks."""
+
+FLAT_SEARCHES = 3
+"""Losses that are searched for a flat operation. Each search waits for the device."""
+
+DISTANCES = ("mseloss", "l1loss", "smoothl1loss", "huberloss")
+"""Losses of torch that measure a distance to targets, which their nodes save."""
+
+GREW = 3.0
+"""Times their size at first from which on targets count as growing, if they also grew before the latest look."""
 
 _TAKEN_BY: dict[str, tuple[tuple[str, int | None], ...]] = {
     "mul": (("self", 0), ("other", 1)),
@@ -78,6 +92,11 @@ class TakenTensor:
     is_result: bool = False
 
 
+def _is_seen_sick(loss: Tensor) -> bool:
+    """Return whether ``loss`` is NaN or Inf; False where looking would wait, or it is no single number."""
+    return loss.is_cpu and loss.numel() == 1 and not math.isfinite(loss.item())
+
+
 class LossGraph:
     """The graphs of the losses since the last update.
 
@@ -85,14 +104,22 @@ class LossGraph:
         fault: the operation that made a loss NaN or Inf, of finite numbers.
         taken: what a loss was given that held NaN or Inf already.
         softmax_of_one: (shape, axis) of a softmax over an axis of one entry in the first losses of the run.
+        flat: the operation that passed no gradient when it was looked for last.
+        are_targets: ``target_size`` is that of targets, not of their difference from the outputs.
     """
 
     def __init__(self) -> None:
         self.fault: FaultyOperation | None = None
         self.taken: TakenTensor | None = None
         self.softmax_of_one: tuple[tuple[int, ...], int] | None = None
+        self.flat: FlatOperation | None = None
+        self.are_targets = False
+        self._target_square: Tensor | None = None
+        self._later_squares: list[Tensor] = []
+        self._count = 0
         self._losses: deque[Any] = deque(maxlen=MOST_LOSSES)
-        self._seen = 0
+        self._seen, self._flat_searches = 0, 0
+        self._seeks_flat = False
 
     def observe(self, loss: Tensor) -> None:
         """Take a loss before its backward pass."""
@@ -102,10 +129,39 @@ class LossGraph:
         if self._seen < FIRST_LOSSES:
             self._seen += 1
             self.softmax_of_one = self.softmax_of_one or _softmax_of_one(loss.grad_fn)
+            self._take_targets(loss.grad_fn)
+        self._follow_targets(loss.grad_fn)
+        if self._seeks_flat:
+            self._seeks_flat = False
+            self.flat = flat_operation(loss.grad_fn)
         is_known = self.fault is not None or self.taken is not None
-        if loss.is_cpu and not is_known and not math.isfinite(loss.item()):  # elsewhere this would wait
+        if not is_known and _is_seen_sick(loss):
             self.fault = loss_fault(OUTPUT, loss.grad_fn)
             self.taken = _taken_tensor(loss.grad_fn) if self.fault is None else None
+
+    def seek_flat(self) -> None:
+        """Look for a flat operation in the next loss; the first few times only, since it waits for the device."""
+        if self._flat_searches < FLAT_SEARCHES:
+            self._flat_searches += 1
+            self._seeks_flat = True
+
+    def target_size(self) -> float | None:
+        """Return the root mean square of what the first losses compared the outputs with; None where none was seen.
+
+        Waits for the device.
+        """
+        return None if self._target_square is None else float(self._target_square) ** 0.5
+
+    def target_growth(self) -> tuple[float, float] | None:
+        """Return (first, latest) root mean square of the targets, where they have grown from look to look, else None.
+
+        Waits for the device.
+        """
+        if self._target_square is None or not self.are_targets or len(self._later_squares) < 2:
+            return None
+        squares = (self._target_square, *self._later_squares)
+        first, between, latest = (float(square) ** 0.5 for square in squares)
+        return (first, latest) if 0 < GREW * first <= latest < math.inf and first < between < latest else None
 
     def forget(self) -> None:
         """Forget the losses of an update, which is now made."""
@@ -118,6 +174,20 @@ class LossGraph:
             self._losses.pop()
         if not self._losses:
             self.fault = self.taken = None
+
+    def _take_targets(self, loss: Any) -> None:
+        """Keep the mean square of the targets of a loss, or of a difference that is squared; the first one counts."""
+        if self._target_square is None:
+            self._target_square, self.are_targets = _target_square(loss)
+
+    def _follow_targets(self, loss: Any) -> None:
+        """Keep the mean squares of the latest two looks at the targets, at each power of 2 of the losses."""
+        self._count += 1
+        if self._count < TARGET_LOOKS or self._count & (self._count - 1) or not self.are_targets:
+            return
+        square, are_targets = _target_square(loss)
+        if square is not None and are_targets:
+            self._later_squares = [*self._later_squares, square][-2:]
 
     def operations(self) -> tuple[str, ...]:
         """Return the names of the operations between the losses and what the models returned, each once."""
@@ -140,6 +210,25 @@ def _softmax_of_one(loss: Any) -> tuple[tuple[int, ...], int] | None:
         if axis is not None and result.shape[axis] == 1:
             return tuple(result.shape), axis
     return None
+
+
+def _target_square(loss: Any) -> tuple[Tensor | None, bool]:
+    """Return (the mean square of what a loss compares outputs with, whether that is the targets themselves)."""
+    for node in reversed(upstream_nodes([loss], OUTPUT, FURTHEST)):
+        compared, are_targets = _compared_with(node)
+        if isinstance(compared, Tensor) and compared.is_floating_point() and compared.numel():
+            return compared.detach().float().square().mean(), are_targets
+    return None, False
+
+
+def _compared_with(node: Any) -> tuple[Any, bool]:
+    """Return (the targets, True), or (their difference from the outputs, False); (None, False) for other operations."""
+    name = operation_of(node)
+    if name in DISTANCES:
+        return saved_by(node, "target"), True
+    if name == "abs" or (name == "pow" and saved_by(node, "exponent") == 2):
+        return saved_by(node, "self"), False
+    return None, False
 
 
 def _taken_tensor(loss: Any) -> TakenTensor | None:

@@ -14,7 +14,7 @@ from gradwatch.explain.loss_graph import TakenTensor
 from gradwatch.explain.operations import FaultyOperation
 from gradwatch.measure.report import Where
 
-__all__ = ["BadRows", "ModuleTitle", "ObservedOrigin", "Pattern", "observed_origin"]
+__all__ = ["BadRows", "ModuleTitle", "ObservedOrigin", "Pattern", "input_origin", "observed_origin"]
 
 Pattern = Literal[
     "forward",  # a module was given finite values and returned NaN or Inf
@@ -109,6 +109,15 @@ def observed_origin(
         return None
     is_forward = not math.isfinite(loss) if loss is not None else calls[-1].returned_nonfinite
     return _forward_origin(calls) if is_forward else _backward_origin(calls, layers_at_fault)
+
+
+def input_origin(calls: Sequence[ModuleCall]) -> ObservedOrigin | None:
+    """Return what the loop gave a model that held NaN or Inf; None where it gave no such thing. Waits for the device.
+
+    Args:
+        calls: of models by the loop, in their order; what they returned need not be known.
+    """
+    return _computed_between(calls) or _bad_input(calls)
 
 
 # The forward pass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradwatch import _torch
-from gradwatch.hooks.graph import operation_of, saved_by, upstream_nodes
+from gradwatch.hooks.graph import maker_of, operation_of, saved_by, upstream_nodes
 from gradwatch.measure.report import Operation
 
 __all__ = [
@@ -43,6 +43,9 @@ _UNBOUNDED = {"sqrt", "rsqrt", "log", "log2", "log10", "log1p", "div", "reciproc
               "atanh", "atan2", "linalgvectornorm", "norm", "std", "var", "xlogy", "specialentr",
               "logsumexp"}  # fmt: skip
 """Operations whose derivative has no bound: they can make a nonfinite gradient of a finite loss."""
+
+NO_OVERFLOW = {"ctcloss"}
+"""Operations that return Inf where there is no answer, not where a number is too large."""
 
 _REPEATABLE = {"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "exp", "exp2", "expm1", "sinh", "cosh",
                "asin", "acos", "atanh", "acosh", "pow", "mul"}  # fmt: skip
@@ -115,6 +118,7 @@ class FaultyOperation:
         made_nan: it made NaN, not Inf only.
         operands: what it was given.
         dtype: of the result.
+        given_by: the module whose result its first operand is made of; ``""`` where that is not known.
     """
 
     module: str
@@ -124,6 +128,7 @@ class FaultyOperation:
     made_nan: bool
     operands: Operands
     dtype: torch.dtype
+    given_by: str = ""
 
 
 class Operations(_torch.DispatchMode):
@@ -168,10 +173,17 @@ class Operations(_torch.DispatchMode):
         made_inf = made.inf and not any(operands.faults)
         if not (made_nan or made_inf):
             return
-        node, dtype = _torch.current_node(), outputs[0].dtype
+        self._found.append(self._fault(name, inputs, made_nan, operands, outputs[0].dtype))
+
+    def _fault(
+        self, name: str, inputs: Sequence[Tensor], made_nan: bool, operands: Operands, dtype: torch.dtype
+    ) -> FaultyOperation:
+        """Return the operation that is under way as one at fault."""
+        node = _torch.current_node()
         derivative_of = "" if node is None else operation_of(node)
         family = _family_of(derivative_of or name, dtype, made_nan, operands.ranges)
-        self._found.append(FaultyOperation(self._module(), name, derivative_of, family, made_nan, operands, dtype))
+        given_by = maker_of(inputs[0]) if inputs and node is None else ""
+        return FaultyOperation(self._module(), name, derivative_of, family, made_nan, operands, dtype, given_by)
 
 
 def loss_operations(mark: str, losses: Iterable[Any]) -> tuple[str, ...]:
@@ -243,6 +255,8 @@ def _family_of(
     """Return the family of an operation by what it made, NaN or Inf, in which format, of operands of which ranges."""
     names = {name, name.replace("_", "")}
     known = next((family for family, members in OPERATION_FAMILIES.items() if names & members), None)
+    if name.replace("_", "").removeprefix("cudnn") in NO_OVERFLOW:
+        return None
     overflows = known is None or (known, dtype) == ("exponential", torch.float16)
     if made_nan or not (overflows or (known == "power" and _is_large(ranges, dtype))):
         return known

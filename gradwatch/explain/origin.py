@@ -41,9 +41,11 @@ def inferred_origin(
     """
     found = infer_origin(layers, modules, loss, layers_at_fault)
     words = inferred_sentence(found, unseen)
-    clues: tuple[Clue, ...] = ("another rank",) if unseen == "distributed" and found.pattern != "forward" else ()
+    if unseen == "distributed":
+        clues: tuple[Clue, ...] = ("another rank",)
+        return Origin(found.module, found.where, words, "inferred", clues=clues, is_own=False)
     if in_loss is None:
-        return Origin(found.module, found.where, words, "inferred", clues=clues)
+        return Origin(found.module, found.where, words, "inferred")
     return replace(
         in_loss, module=found.module, where=found.where, words=f"{words}; {in_loss.words}", evidence="inferred"
     )

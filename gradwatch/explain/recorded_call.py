@@ -19,7 +19,17 @@ from gradwatch.explain.replica import UnrepeatableError
 from gradwatch.hooks.module_calls import tensors_in
 from gradwatch.measure.samples import entries_of
 
-__all__ = ["LARGEST_GRADIENT", "OUTPUT", "RecordedCall", "record_call", "record_output", "repeat"]
+__all__ = [
+    "LARGEST_GRADIENT",
+    "OUTPUT",
+    "RecordedCall",
+    "arguments_of",
+    "given_tensors",
+    "record_call",
+    "record_output",
+    "repeat",
+    "was_changed",
+]
 
 OUTPUT = "gradwatch: returned by a model"
 """A mark in the metadata of a node: holding the node itself would hold its graph."""
@@ -50,7 +60,7 @@ class RecordedCall:
     """One call of a model, by reference.
 
     Attributes:
-        name: of the model.
+        name, type: of the model, and its class.
         inputs: its positional and keyword arguments.
         versions: of the tensors among them; they tell whether a tensor was changed in place.
         random: states of the generators before the call.
@@ -60,6 +70,7 @@ class RecordedCall:
     """
 
     name: str
+    type: str
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     versions: list[int]
     random: _Randomness
@@ -68,13 +79,14 @@ class RecordedCall:
     returned: Tensor | None = None
 
 
-def record_call(name: str, args: Any, kwargs: Any) -> RecordedCall:
-    """Return the call of the model ``name`` that begins with these arguments."""
+def record_call(name: str, kind: str, args: Any, kwargs: Any) -> RecordedCall:
+    """Return the call of the model ``name``, of the class ``kind``, that begins with these arguments."""
     given = [tensor for each in (*args, *kwargs.values()) for tensor in tensors_in(each)]
     device = given[0].device.type if given else "cpu"
     are_plain = len(given) == len(args) and not kwargs and all(tensor.grad_fn is None for tensor in given)
     return RecordedCall(
         name,
+        kind,
         inputs=(args, kwargs) if are_plain else _torch.tree_map(_without_graph, (args, kwargs)),
         versions=_versions_of(given),
         random=_Randomness(torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None),
@@ -98,6 +110,24 @@ def record_output(call: RecordedCall, output: Any, hold: Callable[[list[Tensor |
         tensor.register_hook(functools.partial(hold, held))
 
 
+def given_tensors(call: RecordedCall) -> list[tuple[Tensor, bool]]:
+    """Return the tensors that ``call`` was given, each with whether it was computed from something with a gradient."""
+    leaves = _torch.tree_leaves(call.inputs)
+    found = [(leaf.tensor, True) if isinstance(leaf, _Computed) else (leaf, False) for leaf in leaves]
+    return [(leaf, is_computed) for leaf, is_computed in found if isinstance(leaf, Tensor)]
+
+
+def arguments_of(call: RecordedCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments of ``call``; tensors that were computed have lost their graph."""
+    args, kwargs = _torch.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, _Computed) else leaf, call.inputs)
+    return args, kwargs
+
+
+def was_changed(call: RecordedCall) -> bool:
+    """Return whether a tensor that ``call`` was given was changed in place since."""
+    return _versions_of([tensor for tensor, _ in given_tensors(call)]) != call.versions
+
+
 def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
     """Run the forward and the backward pass of one call again.
 
@@ -112,7 +142,7 @@ def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor])
     Raises:
         UnrepeatableError: where it would not be the same call.
     """
-    if _versions_of(_held_tensors(call.inputs)) != call.versions:
+    if was_changed(call):
         raise UnrepeatableError("an argument of the model was changed in place since")
     call.random.restore()
     device, is_on, dtype = call.autocast
@@ -169,11 +199,6 @@ def _replayed(leaves: list[Tensor], thing: Any) -> Any:
         leaves.append(thing.detach().requires_grad_())
         return leaves[-1]
     return thing
-
-
-def _held_tensors(tree: Any) -> list[Tensor]:
-    leaves = (leaf.tensor if isinstance(leaf, _Computed) else leaf for leaf in _torch.tree_leaves(tree))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _versions_of(tensors: Sequence[Tensor]) -> list[int]:

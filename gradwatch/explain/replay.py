@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.observed import ObservedOrigin, observed_origin
@@ -28,7 +29,7 @@ from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen
 from gradwatch.measure.report import Origin
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "without_replication"]
 
 MOST_CALLS = 8
 """Calls whose arguments are held until the update. Of more micro-batches than that, only the last are replayed."""
@@ -38,10 +39,10 @@ class Replay:
     """A memory of how ``models`` were called since the last update, which can run those calls again.
 
     Args:
-        models: {name: module}. Those compiled or scripted are not remembered, nor is anything under
-            ``torch.distributed``, where a rank by itself must not run a step.
+        models: {name: module}. Those compiled or scripted are not remembered.
         guard: takes the faults.
         losses: what the losses of the step show; who observes them forgets them, too.
+        note_call: takes each call as it begins.
 
     Attributes:
         guard: as given.
@@ -49,10 +50,14 @@ class Replay:
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module], guard: Guard | None = None, losses: LossGraph | None = None
+        self,
+        models: Mapping[str, nn.Module],
+        guard: Guard | None = None,
+        losses: LossGraph | None = None,
+        note_call: Callable[[RecordedCall], object] | None = None,
     ) -> None:
         self.guard = guard or Guard()
-        self._losses = losses or LossGraph()
+        self._losses, self._note_call = losses or LossGraph(), note_call
         self.was_called = False
         self._models = {name: part for root, model in models.items() for name, part in _called(root, model)}
         self._calls: deque[RecordedCall] = deque(maxlen=MOST_CALLS)
@@ -81,6 +86,11 @@ class Replay:
     def has_calls(self) -> bool:
         """Return True if the model was called since the last update."""
         return bool(self._calls)
+
+    @property
+    def calls(self) -> list[RecordedCall]:
+        """Return the calls since the last update."""
+        return list(self._calls)
 
     def remove(self) -> None:
         """Stop listening."""
@@ -180,7 +190,9 @@ class Replay:
     def _enter(self, name: str, args: Any, kwargs: Any) -> RecordedCall | None:
         if self._under_way is not None and self._under_way.name != name:
             return None  # a child, called by its parent
-        self._under_way = record_call(name, args, kwargs)
+        self._under_way = record_call(name, type(self._models[name]).__name__, args, kwargs)
+        if self._note_call is not None:
+            self._note_call(self._under_way)
         return self._under_way
 
     @observing("replay: calls")
@@ -198,15 +210,21 @@ class Replay:
         held.append(gradient if gradient.numel() <= LARGEST_GRADIENT else None)
 
 
+def without_replication(model: nn.Module) -> nn.Module:
+    """Return the model inside ``DistributedDataParallel``, whose names are those of the layers."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
 def _trainable(models: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Return the parameters of ``models`` that require gradients, each once."""
+    """Return the parameters of ``models`` that have entries and require gradients, each once."""
     found = (parameter for model in models for parameter in model.parameters())
-    return list(dict.fromkeys(parameter for parameter in found if parameter.requires_grad))
+    return list(dict.fromkeys(each for each in found if each.requires_grad and not is_lazy(each)))
 
 
 def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield what a loop calls: the model; under Lightning, or without a ``forward``, also its children."""
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or is_compiled(model):
+    model = without_replication(model)  # which it calls
+    if isinstance(model, nn.DataParallel) or is_compiled(model):
         return
     yield name, model
     if inspect.getattr_static(type(model), "forward") is nn.Module.forward or hasattr(model, "training_step"):

@@ -6,6 +6,7 @@ The copy, called a replica, shares the weights of the model. It has buffers, con
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradwatch import _torch
 
@@ -40,6 +42,9 @@ def replica_of(thing: Any, known: dict[int, Any]) -> Any:
 
 
 def _replica_of_tensor(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):  # has no entries until its module is called
+        lazy: Any = type(tensor)
+        return lazy(tensor.requires_grad, tensor.device, tensor.dtype)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(tensor.detach(), tensor.requires_grad)
     return tensor.detach() if tensor.grad_fn is not None else tensor.detach().clone()
@@ -49,7 +54,9 @@ def _replica_of_container(thing: Any, known: dict[int, Any]) -> Any:
     if type(thing) in (list, tuple, set, deque):
         return type(thing)(replica_of(part, known) for part in thing)
     if isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
-        return type(thing)((key, replica_of(part, known)) for key, part in thing.items())
+        made = copy.copy(thing)  # with what else it holds: the factory of a ``defaultdict``
+        made.update((key, replica_of(part, known)) for key, part in thing.items())
+        return made
     return thing
 
 

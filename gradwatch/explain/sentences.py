@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from gradwatch.explain.clues import module_in_words
 from gradwatch.explain.inferred import InferredOrigin, InferredPattern, Unseen
 from gradwatch.explain.loss_graph import LossGraph, TakenTensor
 from gradwatch.explain.observed import BadRows, ModuleTitle, ObservedOrigin, Pattern
@@ -30,6 +31,7 @@ _BY_RANGE = {
     "expm1": "the exponential of {high}",
     "sinh": "sinh of {far}",
     "cosh": "cosh of {far}",
+    "_ctc_loss": "ctc_loss has no path for a target that is longer than its input",
     "_softmax": _MASKED_ROW,
     "_log_softmax": _MASKED_ROW,
     "asin": "asin beyond ±1",
@@ -55,7 +57,8 @@ def observed_sentence(origin: ObservedOrigin) -> str:
     parts, operation = [_OBSERVED[origin.pattern](origin)], origin.operation
     if operation is not None:
         is_hidden = origin.where == "backward" and not operation.derivative_of
-        parts.append(f": {operation_text(operation)}{', in its forward pass' if is_hidden else ''}")
+        given = _given_text(origin, operation)
+        parts.append(f": {operation_text(operation)}{given}{', in its forward pass' if is_hidden else ''}")
     if origin.taken is not None:
         parts.append(f": {_target_text(origin.taken)}")
     if origin.corrupt:
@@ -72,15 +75,20 @@ def inferred_sentence(origin: InferredOrigin, unseen: Unseen) -> str:
         origin: what was inferred.
         unseen: why no call was seen.
     """
-    if unseen == "distributed" and origin.pattern == "below the loss":
-        return (
-            f"no gradient is finite, from {origin.layer} down, while the loss of this rank is; gradients are means "
-            "over the ranks, and another rank may have made it"
-        )
+    if unseen == "distributed":
+        return f"{_of_all_ranks_text(origin)}; gradients are means over the ranks, and another rank may have made it"
     if unseen == "bare tensors":
         return _INFERRED[origin.pattern](origin)
     module = "the module that made it" if origin.pattern == "one module" else "the module"
     return f"{_INFERRED[origin.pattern](origin)}; {module} was not seen: {_UNSEEN[unseen]}"
+
+
+def _given_text(origin: ObservedOrigin, operation: FaultyOperation) -> str:
+    """Return which module's result an operation of one operand was given, inside another module; else nothing."""
+    if origin.pattern != "forward" or operation.family not in ("exponential", "logarithm", "root"):
+        return ""
+    is_inside = operation.given_by not in ("", origin.module.name)
+    return f", of what {module_in_words(operation.given_by)} returned" if is_inside else ""
 
 
 def _target_text(taken: TakenTensor) -> str:
@@ -163,6 +171,14 @@ def _below_the_loss_text(origin: InferredOrigin) -> str:
     return f"no gradient is finite, from the loss down to {origin.layer}: made by the loss, or {other}"
 
 
+def _of_all_ranks_text(origin: InferredOrigin) -> str:
+    if origin.pattern == "below the loss":
+        return f"no gradient is finite, from {origin.layer} down"
+    if origin.pattern == "forward":
+        return "nothing that this rank has seen is NaN or Inf"
+    return _INFERRED[origin.pattern](origin)
+
+
 def _one_layer_text(origin: InferredOrigin) -> str:
     return f"the gradient of {origin.layer} is not finite, while those on both sides of it are"
 
@@ -191,7 +207,6 @@ _UNSEEN: Mapping[Unseen, str] = {
     "bare tensors": "there is none",
     "parts are called": "this loop calls parts of the model, and their calls are recorded from the second step on",
     "compiled": "the model is compiled; run it once without torch.compile to learn which it is",
-    "distributed": "one process of several does not run a step by itself",
     "opaque": "calls of compiled, scripted or sharded modules cannot be recorded; run the model without that once",
     "not recorded": "its calls were not recorded",
     "not repeatable": "the step could not be run again as it was; trace_nonfinite=True examines every call",

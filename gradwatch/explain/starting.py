@@ -6,6 +6,7 @@ initialisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def weight_facts(layers: Layers, column: int, weights: WeightFigures) -> Iterato
     rms, mean = _rms(layers, column, weights.norm), _value(column, weights.mean)
     if not _has_expected_scale(layers, column) or rms is None or mean is None:
         return
-    name, std = layers.names[column], max(rms**2 - mean**2, 0.0) ** 0.5
+    name, std = layers.names[column], math.sqrt(max(rms - mean, 0.0)) * math.sqrt(max(rms + mean, 0.0))
     if std <= ALIKE * rms:
         yield Fact(f"All entries of {name} are {mean:.3g}.", "weights alike")
         return

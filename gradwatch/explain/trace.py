@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch import _torch
-from gradwatch.explain.call_summary import ModuleCall, TensorSummary
+from gradwatch.explain.call_summary import ModuleCall, TensorSummary, extremes_of, has_entries
 from gradwatch.explain.origin import origin_of
-from gradwatch.hooks.graph import takers_of
+from gradwatch.hooks.graph import MADE_BY, takers_of
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import listen
+from gradwatch.measure.layers import has_children
 from gradwatch.measure.report import Origin
 
 __all__ = ["Trace"]
@@ -84,7 +84,7 @@ class Trace:
 
     def _listen(self, name: str, module: nn.Module) -> Iterator[Callable[[], None]]:
         """Listen to a module and its children, except for those that are compiled or scripted."""
-        is_builtin = type(module).__module__.startswith("torch.nn.") and not any(module.children())
+        is_builtin = type(module).__module__.startswith("torch.nn.") and not has_children(module)
         enter = partial(self._enter, name, type(module).__name__, is_builtin)
         stop = listen(module, enter, self._leave, self.guard)
         if stop is not None:
@@ -95,7 +95,7 @@ class Trace:
     @observing("trace: calls")
     def _enter(self, name: str, kind: str, is_builtin: bool, args: Any, kwargs: Any) -> ModuleCall:
         leaves = [leaf for leaf in _torch.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        tensors = [leaf for leaf in leaves if _has_entries(leaf)]
+        tensors = [leaf for leaf in leaves if has_entries(leaf)]
         is_outermost = not self._under_way
         if is_outermost:
             self._summaries.clear()
@@ -126,6 +126,8 @@ class Trace:
             returned = _tensors(output)
             call.returned = [self._summarise(tensor) for tensor in returned]
             self._calls.append(call)
+            if self._follows_graph:
+                _mark(call.module, returned)
             given = self._arguments.pop(id(call), None)
             if given:
                 call.handed_back = self._follow_handed_back(given, returned)
@@ -147,15 +149,15 @@ class Trace:
     @observing("trace: calls")
     def _note_handed_back(self, seen: list[tuple[Tensor, Tensor]], edge: int, inputs: Any, outputs: Any) -> None:
         gradient = inputs[edge] if edge < len(inputs) else None
-        if isinstance(gradient, Tensor) and _has_entries(gradient):
-            seen.append(_extremes(gradient))
+        if isinstance(gradient, Tensor) and has_entries(gradient):
+            seen.append(extremes_of(gradient))
 
     def _summarise(self, tensor: Tensor) -> TensorSummary:
         """Return the summary of ``tensor``. One module returns what the next is given, so each tensor is read once."""
         version = 0 if tensor.is_inference() else _torch.version_of(tensor)
         known, seen, summary = self._summaries.get(id(tensor), (None, 0, None))
         if summary is None or known is None or known() is not tensor or seen != version:
-            summary = TensorSummary(_extremes(tensor))
+            summary = TensorSummary(extremes_of(tensor))
             self._summaries[id(tensor)] = weakref.ref(tensor), version, summary
             self._follow_gradient(tensor, summary.gradients)
         return summary
@@ -173,21 +175,16 @@ class Trace:
 
     @observing("trace: calls")
     def _note(self, gradients: list[tuple[Tensor, Tensor]], gradient: Tensor) -> None:
-        if _has_entries(gradient):
-            gradients.append(_extremes(gradient))
+        if has_entries(gradient):
+            gradients.append(extremes_of(gradient))
 
 
-def _has_entries(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is torch.strided
+def _mark(module: str, returned: Sequence[Tensor]) -> None:
+    """Note in the graph which module made what was returned: the innermost one, which ends first."""
+    for tensor in returned:
+        if tensor.grad_fn is not None:
+            tensor.grad_fn.metadata.setdefault(MADE_BY, module)  # type: ignore[attr-defined]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor) and _has_entries(leaf)]
-
-
-@torch.no_grad()
-def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the () smallest and largest entry on the device; NaN where any entry is."""
-    tensor = tensor.detach()
-    smallest, largest = torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
-    return smallest, largest
+    return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor) and has_entries(leaf)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradwatch import _torch
+from gradwatch.ranks.shards import local_part
 
 __all__ = ["GradientClearing", "LoopOrder", "state_of"]
 
@@ -86,7 +87,7 @@ class GradientClearing:
             tensor = self._tensors[column]
             gradient.is_kept = is_alone and gradient.left is not None and state_of(tensor) == gradient.left
             if gradient.is_kept and self._needs_proof and tensor.grad is not None:
-                norm = torch.linalg.vector_norm(tensor.grad.detach().to_dense())
+                norm = torch.linalg.vector_norm(local_part(tensor.grad).detach().to_dense())
                 gradient.norms = (*gradient.norms[-7:], norm)
 
     def arrive(self, column: int) -> None:

@@ -14,9 +14,27 @@ from torch import Tensor
 
 from gradwatch import _torch
 
-__all__ = ["operation_of", "saved_axis", "saved_by", "takers_of", "upstream_nodes"]
+__all__ = [
+    "MADE_BY",
+    "inputs_first",
+    "maker_of",
+    "operation_of",
+    "saved_axis",
+    "saved_by",
+    "takers_of",
+    "upstream_nodes",
+]
 
 LEAF = "torch::autograd::AccumulateGrad"
+
+MADE_BY = "gradwatch: made by the module"
+"""Mark of a node in a replayed graph: the name of the innermost module that returned its result."""
+
+NEAREST = 8
+"""Nodes within which the module is looked for that made what an operation was given."""
+
+MOST_NODES = 10_000
+"""Nodes of a whole graph that is walked, in about a tenth of a second."""
 
 
 def upstream_nodes(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
@@ -32,6 +50,42 @@ def upstream_nodes(outputs: Iterable[Any], mark: str, most: int) -> list[Any]:
             found.add(node)
             ahead.extend(following for following, _ in node.next_functions)
     return sorted(found, key=_torch.sequence_number)
+
+
+def maker_of(tensor: Tensor) -> str:
+    """Return the name of the module that made ``tensor``, or nearby operands of it; "" where none is marked."""
+    ahead: deque[Any] = deque([tensor.grad_fn])
+    seen = 0
+    while ahead and seen < NEAREST:
+        node = ahead.popleft()
+        if node is None:
+            continue
+        if MADE_BY in node.metadata:
+            return str(node.metadata[MADE_BY])
+        seen += 1
+        ahead.extend(following for following, _ in node.next_functions)
+    return ""
+
+
+def inputs_first(root: Any) -> list[Any] | None:
+    """Return all nodes upstream of ``root``, each after those that it leads to; None where they say nothing of paths.
+
+    A compiled graph is one node that leads to every tensor at once. A graph of more than ``MOST_NODES`` takes too long.
+    """
+    found: set[Any] = set()
+    order: list[Any] = []
+    ahead: list[tuple[Any, bool]] = [(root, False)]
+    while ahead:
+        node, is_done = ahead.pop()
+        if is_done:
+            order.append(node)
+        elif node not in found:
+            found.add(node)
+            if len(found) > MOST_NODES or "Compiled" in node.name():
+                return None
+            ahead.append((node, True))
+            ahead.extend((each, False) for each, _ in node.next_functions if each is not None)
+    return order
 
 
 def takers_of(tensor: Tensor, outputs: Sequence[Tensor], most: int) -> list[tuple[Any, int]]:

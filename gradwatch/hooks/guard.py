@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from gradwatch.findings import NonFiniteError
+from gradwatch.findings import NonFiniteError, RecoveryError
 from gradwatch.hooks.logger import logger
 
 __all__ = [
@@ -32,7 +32,7 @@ class UnwatchableError(RuntimeError):
     """The error of a loop that no watcher can make sense of; it is meant for the user."""
 
 
-_FOR_THE_USER = (NonFiniteError, UnwatchableError)
+_FOR_THE_USER = (NonFiniteError, RecoveryError, UnwatchableError)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,6 +68,11 @@ class Guard:
         if self._faults:
             self._faults.pop(block, None)
         return result
+
+    @property
+    def has_noted_faults(self) -> bool:
+        """Return whether any block has ever failed."""
+        return bool(self._logged)
 
     def leaves_out(self, block: str) -> bool:
         """Return whether ``block`` failed at this step, or rests."""

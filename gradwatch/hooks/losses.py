@@ -29,6 +29,9 @@ __all__ = ["FoundLoss", "LossFinder", "follow_backward", "roots_of_backward"]
 MOST_LOSSES = 256
 """Losses of one update, more than most loops accumulate: a program that never updates must not fill memory."""
 
+MOST_PRODUCTS = 4
+"""Last products of a loss that are looked at: the Trainer of Hugging Face and Accelerate make three between them."""
+
 follow_backward = FollowedFunction(torch.autograd, "backward").listen
 """Listen to the calls of ``backward()`` in this process; see ``FollowedFunction.listen``."""
 
@@ -58,6 +61,7 @@ class FoundLoss:
     Attributes:
         value: () the loss without its loss scale, detached; None where the call was made on no loss.
         factor: the number that the loop has multiplied it by at last: 1/4 for ``(loss / 4).backward()``.
+        divisors: the tensors that the loop has divided it by at last.
         followed: how many of its losses were handed to whoever looks at graphs.
         reached: columns whose gradients it has added to, as far as they are listened to.
         thread: that it was made on. Gradients of what another thread trains must not even be read.
@@ -65,6 +69,7 @@ class FoundLoss:
 
     value: Tensor | None
     factor: float = 1.0
+    divisors: tuple[Tensor, ...] = ()
     followed: int = 0
     reached: set[int] = field(default_factory=set)
     thread: int = field(default_factory=threading.get_ident)
@@ -80,18 +85,20 @@ class LossFinder:
     gradients come another way, as under FSDP), the losses count that have reached nobody since the last update.
 
     Losses that a loop has divided by the number of backward passes of an update are multiplied by it again, so that
-    the figure does not depend on the accumulation.
+    the figure does not depend on the accumulation. Losses that were divided by one and the same tensor, the number of
+    items in the whole update, are shares of one mean, and count as their sum.
 
     Args:
         tensors: the watched tensors, by column.
+        adds_up: the losses of an update are known to be shares of one: several count as their sum.
 
     Attributes:
         clearing: the order in which the loop clears its gradients, seen by the same parameters.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], *, adds_up: bool = False) -> None:
         self.clearing = GradientClearing(tensors)
-        self._tensors = tensors
+        self._tensors, self._adds_up = tensors, adds_up
         self._calls: dict[int, FoundLoss] = {}  # by the thread that called
         self._lock = threading.Lock()  # no pass of another thread may replace gradients while they are read
         self._made_of: dict[int, deque[FoundLoss]] = {}  # column → what its gradient is made of
@@ -211,7 +218,8 @@ class LossFinder:
             if len(values) > 1:
                 return FoundLoss(torch.stack(values).sum())
         given = self._given(roots[0])
-        return FoundLoss(values[0], factor_of(roots[0] if given is None else given))
+        unscaled = roots[0] if given is None else given
+        return FoundLoss(values[0], factor_of(unscaled), divisors_of(unscaled))
 
     def _value(self, loss: Tensor, scaler: GradScaler | None) -> Tensor:
         """Return () ``loss`` without its scale: as it was before scaling, or divided where it was computed since."""
@@ -227,23 +235,60 @@ class LossFinder:
         return self._unscaled.get(loss) if self._unscaled else None
 
     def _undivided(self, found: Sequence[FoundLoss]) -> list[Tensor]:
-        """Return the losses; those that were divided by the number of passes, as they were before."""
+        """Return the losses as they were before they were divided; their mean is the loss of the update."""
+        values = [each.value for each in found if each.value is not None]
+        factor = self._factor_of_all(found)
+        return values if factor == 1 else [value / factor for value in values]
+
+    def _factor_of_all(self, found: Sequence[FoundLoss]) -> float:
+        """Return what the losses were multiplied by because there are several; 1 where that is not so."""
+        if len(found) > 1 and (self._adds_up or _are_shares(found)):
+            return 1 / len(found)
         factors = {each.factor for each in found}
         factor = factors.pop() if len(factors) == 1 else 1.0
         if len(found) > 1 and abs(factor * len(found) - 1) < 1e-6:
             self._division = factor
-        is_divided = factor == self._division  # an epoch may end with fewer passes, divided by the same number
-        return [each.value / factor if is_divided else each.value for each in found if each.value is not None]
+        return factor if factor == self._division else 1.0  # an epoch may end with fewer passes, divided by the same
 
 
 def factor_of(loss: Tensor) -> float:
-    """Return the number that ``loss`` was multiplied by in its last operation; 1 where that was no such product."""
+    """Return the number that ``loss`` was multiplied by at last, products by 1 left out; 1 where there was none.
+
+    Accelerate divides by 1 what the Trainer of Hugging Face has divided by the number of passes.
+    """
     node: Any = loss.grad_fn
-    operation = None if node is None else operation_of(node)
-    number = _number(saved_by(node, "other")) if operation in ("mul", "div") else None
-    if not number:
-        return 1.0
-    return 1 / number if operation == "div" else number
+    for _ in range(MOST_PRODUCTS):
+        operation = None if node is None else operation_of(node)
+        number = _number(saved_by(node, "other")) if operation in ("mul", "div") else None
+        if not number:
+            break
+        if number != 1:
+            return 1 / number if operation == "div" else number
+        node = node.next_functions[0][0]
+    return 1.0
+
+
+def divisors_of(loss: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors without gradient that ``loss`` was divided by in its last products, as far as they are kept.
+
+    Numbers are among them on the CPU, where torch keeps each as a tensor of its own.
+    """
+    found: list[Tensor] = []
+    node: Any = loss.grad_fn
+    for _ in range(MOST_PRODUCTS):
+        if node is None or (operation := operation_of(node)) not in ("mul", "div"):
+            break
+        other = saved_by(node, "other") if operation == "div" else None
+        if isinstance(other, Tensor) and not other.requires_grad and other.numel() == 1:
+            found.append(other)
+        node = node.next_functions[0][0]
+    return tuple(found)
+
+
+def _are_shares(found: Sequence[FoundLoss]) -> bool:
+    """Return True if all were divided by one tensor; as long as it is kept, no other lies where it lies."""
+    places = [{divisor.data_ptr() for divisor in each.divisors} for each in found]
+    return bool(set.intersection(*places))
 
 
 def _number(other: Any) -> float | None:

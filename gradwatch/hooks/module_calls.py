@@ -32,21 +32,22 @@ class _Listened:
     def __init__(self, module: nn.Module, guard: Guard) -> None:
         self._guard = guard
         self._module = weakref.ref(module)  # the module holds this, and would else wait for the garbage collector
-        self.listeners: list[tuple[Enter, Leave]] = []
+        self.listeners: list[tuple[Enter, Leave, bool]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return _torch.call_plainly(self._module(), args, kwargs)  # type: ignore[arg-type]
         called = _torch.calling_module()  # DataParallel's replicas keep the attribute
         try:
-            is_in_training = torch.is_grad_enabled() and not _torch.in_backward() and not _torch.is_tracing()
+            is_heard, has_graph = self._is_heard(), torch.is_grad_enabled()
         except Exception:  # the model runs all the same, unheard
-            is_in_training = False
+            is_heard = has_graph = False
             if not self._guard.leaves_out(_LISTENING):
                 self._guard.note_fault(_LISTENING)
-        if called is not self._module() or not is_in_training:
+        if called is not self._module() or not is_heard:
             return _torch.call_plainly(called, args, kwargs)
-        began = [(enter(args, kwargs), leave) for enter, leave in self.listeners]
+        # whoever begins to listen within an `enter` hears this very call, so this is the list itself, not a copy
+        began = [(enter(args, kwargs), leave) for enter, leave, always in self.listeners if has_graph or always]
         output = None
         try:
             output = _torch.call_plainly(called, args, kwargs)
@@ -54,6 +55,11 @@ class _Listened:
             for token, leave in reversed(began):
                 leave(token, output)
         return output
+
+    @staticmethod
+    def _is_heard() -> bool:
+        """Return whether anybody may listen now: not where a checkpoint repeats a call, and not within a trace."""
+        return not (_torch.in_backward() or _torch.is_tracing())
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -75,16 +81,19 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def listen(module: nn.Module, enter: Enter, leave: Leave, guard: Guard | None = None) -> Callable[[], None] | None:
+def listen(
+    module: nn.Module, enter: Enter, leave: Leave, guard: Guard | None = None, *, also_without_grad: bool = False
+) -> Callable[[], None] | None:
     """Call ``leave(enter(args, kwargs), output)`` around each call of ``module`` in training.
 
-    ``output`` is None for a call that raises. Calls that are compiled or traced, that run without gradients, or that a
-    checkpoint repeats within the backward pass, are not listened to.
+    ``output`` is None for a call that raises. Calls that are compiled or traced, or that a checkpoint repeats within
+    the backward pass, are not listened to.
 
     Args:
         module: the one to listen to.
         enter, leave: called before and after; what fails in them is theirs to guard.
         guard: takes the faults of listening itself: that of whoever listens first.
+        also_without_grad: also listen to calls under ``no_grad``.
 
     Returns:
         A function that ends it; None where the module is compiled or scripted.
@@ -95,7 +104,7 @@ def listen(module: nn.Module, enter: Enter, leave: Leave, guard: Guard | None = 
     if listened is None:
         listened = _Listened(module, guard or Guard())
         _torch.set_compiled_call(module, listened)
-    listener = (enter, leave)
+    listener = (enter, leave, also_without_grad)
     listened.listeners.append(listener)
     known = weakref.ref(module)
 

@@ -6,6 +6,7 @@ Optimizers are given, or found as they step because they own a watched parameter
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,15 @@ from torch.utils.hooks import RemovableHandle
 from gradwatch import _torch
 from gradwatch.hooks.guard import Guard, observing, otherwise
 
-__all__ = ["StepHooks", "keep_alive", "learning_rates_of", "parameters_of"]
+__all__ = [
+    "StepHooks",
+    "keep_alive",
+    "learning_rates_of",
+    "optimizers_inside",
+    "optimizers_within",
+    "parameters_of",
+    "updated_by",
+]
 
 
 class Before(Protocol):
@@ -41,6 +50,59 @@ _STEP = _torch.code_around_steps()
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """Return all that ``optimizer`` updates, group by group."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def optimizers_inside(owner: object) -> list[Optimizer]:
+    """Return the optimizers that ``owner`` holds: in its attributes, and in lists, tuples and dicts among these."""
+    found: list[Optimizer] = []
+    held = [value for name, value in getattr(owner, "__dict__", {}).items() if name != "state"]  # of each parameter
+    with contextlib.suppress(Exception):  # a stranger's property
+        held.insert(0, getattr(owner, "optimizer", None))
+    for value in held:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        found += [part for part in parts if isinstance(part, Optimizer) and part is not owner]
+    return list(dict.fromkeys(found))
+
+
+def optimizers_within(
+    optimizer: Optimizer, is_apart: Callable[[Optimizer], bool] = lambda inner: False
+) -> list[Optimizer]:
+    """Return the optimizers inside ``optimizer``, and inside these; those that are apart, and what they hold, not."""
+    found = [optimizer]
+    for each in found:  # which grows
+        found += [inner for inner in optimizers_inside(each) if inner not in found and not is_apart(inner)]
+    return found[1:]
+
+
+def updated_by(
+    optimizer: Optimizer, owns: Callable[[Sequence[Tensor]], bool], is_apart: Callable[[Optimizer], bool]
+) -> tuple[list[Optimizer], list[Tensor]]:
+    """Return who makes an update that ``optimizer`` begins, and all that they update.
+
+    An optimizer inside it takes part if it adds a watched parameter: a Muon may keep an AdamW for the biases. One that
+    steps copies of the weights in another precision adds none.
+
+    Args:
+        optimizer: the outermost.
+        owns: returns whether any of these parameters is watched.
+        is_apart: returns whether the loop steps an optimizer by itself, past the one that holds it.
+    """
+    makers, parameters = [optimizer], parameters_of(optimizer)
+    for inner in optimizers_within(optimizer, is_apart):
+        known = set(map(id, parameters))
+        added = [each for each in parameters_of(inner) if id(each) not in known] if _can_be_asked(inner) else []
+        if owns(added):
+            makers.append(inner)
+            parameters += added
+    return makers, parameters
+
+
+def _can_be_asked(optimizer: Optimizer) -> bool:
+    """Return whether ``optimizer`` says what it holds; a stranger's may not."""
+    try:
+        return bool(optimizer.param_groups)
+    except Exception:
+        return False
 
 
 def learning_rates_of(optimizer: Optimizer) -> tuple[float, ...]:
@@ -95,8 +157,10 @@ _kept: list[object] = []
 class StepHooks:
     """Hooks around ``optimizer.step``; of nested optimizers (SAM) the outermost counts.
 
-    So does the outermost step of one optimizer whose ``step`` calls its parent class's. A step that raised fires no
-    post-hook: which of those that began still run is read from the Python stack, and only where another began.
+    So does the outermost step of one optimizer whose ``step`` calls its parent class's. Optimizers that a given one
+    holds are hooked with it, for loops that step these past it (``SAM.second_step``); one that has its very groups
+    counts as the given one. A step that raised fires no post-hook: which of those that began still run is read from
+    the Python stack, and only where another began.
 
     ``step(closure)`` fires torch's pre-hook before the backward pass, so the closure is wrapped and ``before`` follows
     each of its evaluations with the loss it returned; without a closure ``before`` gets None.
@@ -125,6 +189,7 @@ class StepHooks:
         self.guard, self.act_plainly = guard or Guard(), act_plainly
         self._before, self._after, self._owns = before, after, owns
         self._running: list[Optimizer] = []
+        self._holders: dict[Optimizer, Optimizer] = {}  # optimizer inside another → that one
         self._handles: list[RemovableHandle] = []
         enter, leave = self._enter, self._leave
         if optimizers is None:
@@ -136,7 +201,8 @@ class StepHooks:
             self._handles += [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
             weakref.finalize(self, _remove_all, self._handles).atexit = False
             return
-        for optimizer in optimizers:
+        self._holders = {inner: outer for outer in optimizers for inner in optimizers_inside(outer)}
+        for optimizer in _with_hooks_of_their_own([*optimizers, *self._holders]):
             self._handles.append(optimizer.register_step_pre_hook(enter))
             self._handles.append(optimizer.register_step_post_hook(leave))
 
@@ -146,17 +212,14 @@ class StepHooks:
 
     @otherwise("noticing an update", _enter_plainly)
     def _enter(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
-        try:
-            _ = optimizer.param_groups
-        except Exception:  # a stranger's optimizer that cannot be asked what it holds is none of ours
-            return None
-        if not self._owns(parameters_of(optimizer)):
+        if not _can_be_asked(optimizer) or not self._owns(parameters_of(optimizer)):
             return None
         if self._running:
             self._running = self._still_running(sys._getframe())
         self._running.append(optimizer)
         if len(self._running) > 1 or self._before is None:
             return None
+        optimizer = self._counted_as(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):  # a stranger's optimizer may take something else: its loss, a number
             self._before(optimizer, None)
@@ -172,7 +235,14 @@ class StepHooks:
             return
         self._running = self._still_running(sys._getframe()) if len(self._running) > 1 else []
         if not self._running:
-            self._after(optimizer)
+            self._after(self._counted_as(optimizer))
+
+    def _counted_as(self, optimizer: Optimizer) -> Optimizer:
+        """Return the given optimizer that holds this one and has its very groups; this one where there is none."""
+        outer = self._holders.get(optimizer)
+        if outer is None or list(map(id, outer.param_groups)) != list(map(id, optimizer.param_groups)):
+            return optimizer
+        return outer
 
     def _still_running(self, hook: FrameType) -> list[Optimizer]:
         """Return those whose step is on the stack around the one that called ``hook``."""
@@ -196,6 +266,15 @@ class StepHooks:
             return loss
 
         return evaluate
+
+
+def _with_hooks_of_their_own(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Return those that can be hooked, of those that share their hooks (Fabric's wrapper does) the first."""
+    by_hooks: dict[int, Optimizer] = {}
+    for optimizer in optimizers:
+        if (hooks := _torch.step_hooks_of(optimizer)) is not None:
+            by_hooks.setdefault(id(hooks), optimizer)
+    return list(by_hooks.values())
 
 
 def _calling(known: weakref.ref[StepHooks], name: str) -> Callable[..., Any]:

@@ -19,9 +19,18 @@ from gradwatch import _torch
 from gradwatch.hooks.graph import operation_of, upstream_nodes
 from gradwatch.hooks.guard import Guard, observing, without_collecting
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
-from gradwatch.measure.activation_functions import FlatEntries, flat_entries, may_be_activation
-from gradwatch.measure.layers import Layers, submodules
+from gradwatch.measure.activation_functions import (
+    FlatEntries,
+    flat_entries,
+    is_softmax_of_one,
+    may_be_activation,
+    may_shut_the_loss,
+)
+from gradwatch.measure.function_roles import factors_of, scales_of
+from gradwatch.measure.layers import Layers, has_children, submodules
 from gradwatch.measure.report import SILENT_SAMPLES
+from gradwatch.measure.target_reach import TargetReach, target_reach
+from gradwatch.ranks.shards import local_part
 
 __all__ = ["Activations"]
 
@@ -46,13 +55,21 @@ MADE_BY = "gradwatch: returned by a layer"
 SEEN = "gradwatch: examined from here"
 """A mark in the metadata of a node: its inputs were examined already."""
 
-PASSING_ON = frozenset(
-    ("rsub", "unsqueeze", "squeeze", "expand", "view", "reshape", "unsafeview", "transpose", "permute", "slice")
-)
-"""Operations after which a gate is still a gate: 1 − x, and changes of shape."""
+PRODUCTS = frozenset(("mm", "bmm", "addmm", "addbmm", "baddbmm"))
+
+_LISTS_OF_PARAMETERS = (nn.ParameterList, nn.ParameterDict)
+"""Modules that nobody calls. Keras keeps the parameters of each of its layers in one."""
 
 Figures = dict[str, tuple[list[int], Tensor]]
 """{figure: (n columns, their (n,) values)}."""
+
+
+class _Roles(NamedTuple):
+    """The nodes of a graph whose functions are gates, belong to the loss, or make a scale of the loss."""
+
+    factors: Collection[Any]
+    of_loss: Collection[Any]
+    scales: Collection[Any]
 
 
 class _Maker(NamedTuple):
@@ -71,6 +88,8 @@ class _LayerActivations:
         silent: (units,) whether the rectifier after the layer was flat on every input of each unit.
         saturated: () shares of entries at which the other functions after the layer were flat, one for each call.
         gates: the same of functions whose result is a factor, and of those in the loss.
+        is_softmax_of_one: whether the single unit of the layer went through a softmax over units.
+        silent_scale: () whether the rectifier after the layer that makes a scale of the loss was flat on every input.
         is_output: no module with parameters came after it.
     """
 
@@ -78,6 +97,8 @@ class _LayerActivations:
     silent: Tensor | None = None
     saturated: list[Tensor] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)
+    is_softmax_of_one: bool = False
+    silent_scale: Tensor | None = None
     is_output: bool = True
 
     def add_silent(self, units: Tensor) -> None:
@@ -99,7 +120,7 @@ class Activations:
 
     Args:
         models: as watched.
-        layers: the table. Figures of a module are those of the column of its first parameter.
+        layers: the table. Figures of a module are those of the column of its first weight, else of its first parameter.
         guard: takes the faults.
 
     Attributes:
@@ -111,12 +132,15 @@ class Activations:
         self._modules = [module for model in models.values() for _, module in submodules(model)]
         parts = [(module, *_first_parameter(module, layers)) for module in self._modules]
         # a module without parameters and children shows nothing that the graph does not show
-        self._parts = [part for part in parts if part[1] is not None or any(part[0].children())]
+        self._parts = [part for part in parts if part[1] is not None or has_children(part[0])]
+        self._shapes = [() if is_lazy(tensor) else tuple(tensor.shape) for tensor in layers.tensors]
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
         self._depth = 0  # of the calls under way
         self._last: int | None = None  # column of the module with parameters that returned last
         self._units = -1  # the dimension of the units of the last weight
         self._now: dict[int, _LayerActivations] = {}
+        self._reach: dict[int, list[TargetReach]] = {}  # by the column of the layer whose outputs have targets
+        self._shut: tuple[int, Tensor] | None = None  # the last layer before the loss, share of flat entries after it
         self._undo: list[Callable[[], None]] = []
 
     @observing("activations: begin")
@@ -133,38 +157,68 @@ class Activations:
         satisfied, and no unit is dead. A squashing function there counts as the last one of the model.
         """
         if self._undo and loss.grad_fn is not None:
-            self._examine([loss.grad_fn], of_loss=upstream_nodes([loss.grad_fn], MADE_BY, NODES))
+            reach = target_reach(loss.grad_fn)
+            of_loss = upstream_nodes([loss.grad_fn], MADE_BY, NODES)
+            self._shut = _flat_before_loss(of_loss)
+            self._examine([loss.grad_fn], of_loss)
+            if reach is not None and (maker := _maker_of(reach.node)) is not None:
+                self._reach.setdefault(maker.column, []).append(reach)
 
     @observing("activations: taking")
-    def take(self) -> Figures:
-        """Stop measuring, and return the figures since ``begin``."""
-        self.remove()
-        now, self._now = self._now, {}
+    def take(self, columns: Collection[int]) -> Figures:
+        """Return the figures of these columns since ``begin``, or since they were taken; keep those of the others."""
+        now = {column: self._now.pop(column) for column in [*self._now] if column in columns}
+        reach = {column: self._reach.pop(column) for column in [*self._reach] if column in columns}
         taken = {
+            **_reach_figures(reach),
+            **self._shut_figures([*now], columns),
             "activation_rms": _root_mean_squares(now),
-            "dead_share": self._dead_shares(now),
+            **self._dead_figures(now),
             "saturated_share": _means({column: each.hidden_shares() for column, each in now.items()}),
             "saturated_output_share": _means({column: each.output_shares() for column, each in now.items()}),
+            "softmax_of_one": _softmaxes_of_one(now),
+            "silent_scale": _silent_scales(now),
         }
         return {name: figure for name, figure in taken.items() if figure is not None}
 
     def remove(self) -> None:
-        """Stop listening."""
+        """Stop listening, and forget what nobody has taken."""
         while self._undo:
             self._undo.pop()()
         self._depth, self._last = 0, None
+        self._now, self._reach, self._shut = {}, {}, None
 
-    def _dead_shares(self, now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
-        """Return the shares of units that were silent in ``SILENT_SAMPLES`` samples in a row, this one included."""
+    def _shut_figures(self, last: Sequence[int], columns: Collection[int]) -> Figures:
+        """Return how flat the functions before the loss are, where they come after a layer that is not of ``columns``.
+
+        ``shut_ahead`` belongs to the last layer of ``columns`` that was called, ``shut_after`` is that other layer.
+        """
+        if self._shut is None or not last or self._shut[0] in columns:
+            return {}
+        after, share = self._shut
+        return {
+            "shut_ahead": ([last[-1]], share.unsqueeze(0)),
+            "shut_after": ([last[-1]], torch.full((1,), float(after), device=share.device)),
+        }
+
+    def _dead_figures(self, now: Mapping[int, _LayerActivations]) -> Figures:
+        """Return how many samples in a row, this one included, layers and units of them were silent in.
+
+        ``dead_share`` is the share of units that were so in ``SILENT_SAMPLES`` samples, ``shut_samples`` the number of
+        those in which every unit was.
+        """
         silent = {column: each.silent for column, each in now.items() if each.silent is not None}
         if not silent:
-            return None
+            return {}
         lengths = [len(units) for units in silent.values()]
         earlier = [self._silent_passes(column, units) for column, units in silent.items()]
         passes = (torch.cat(earlier) + 1) * torch.cat(list(silent.values()))
         self._silent_for.update(zip(silent, passes.split(lengths), strict=True))
-        dead = (passes >= SILENT_SAMPLES).float()
-        return list(silent), torch.segment_reduce(dead, "mean", lengths=torch.tensor(lengths, device=dead.device))
+        dead, of_layer = (passes >= SILENT_SAMPLES).float(), torch.tensor(lengths, device=passes.device)
+        return {
+            "dead_share": (list(silent), torch.segment_reduce(dead, "mean", lengths=of_layer)),
+            "shut_samples": (list(silent), torch.segment_reduce(passes, "min", lengths=of_layer)),
+        }
 
     def _silent_passes(self, column: int, units: Tensor) -> Tensor:
         """Return (units,) for how many samples each unit of a layer has been silent before this one."""
@@ -200,7 +254,7 @@ class Activations:
             self._now.setdefault(self._last, _LayerActivations()).is_output = False
         self._last = column
         layer = self._now.setdefault(column, _LayerActivations())
-        layer.output, layer.is_output = _norm(activations[0].detach()), True
+        layer.output, layer.is_output = _norm(local_part(activations[0].detach())), True
         if _torch.saved_tensors_are_packed():
             return  # a checkpoint would compute what it saves again
         for tensor in activations:
@@ -213,23 +267,43 @@ class Activations:
         nodes = upstream_nodes(outputs, SEEN, NODES)
         after_layers = set(of_loss)
         found = [(node, maker) for node in filter(may_be_activation, nodes) if (maker := _maker_of(node)) is not None]
+        self._note_softmaxes_of_one(found)
         asked = [(node, functools.partial(_rows, units=maker.units)) for node, maker in found]
-        gates = _factors(nodes)
+        roles = _Roles(
+            factors_of(nodes), after_layers, scales_of([node for node, _ in found if node in after_layers], nodes)
+        )
         for flat in flat_entries(asked):
             for place, figure in zip(flat.places, _by_call(flat), strict=True):
                 node, maker = found[place]
-                if flat.kind != "rectifier":
-                    self._note(maker.column, figure, is_last=node in gates or node in after_layers)
-                elif node not in after_layers:
-                    self._note_silent(maker.column, figure)
+                if (layer := self._now.get(maker.column)) is not None:
+                    _note(layer, node, flat.kind, figure, roles)
 
-    def _note_silent(self, column: int, figure: Tensor) -> None:
-        if (layer := self._now.get(column)) is not None:
-            layer.add_silent(figure)
+    def _note_softmaxes_of_one(self, found: Sequence[tuple[Any, _Maker]]) -> None:
+        """Note layers of a single unit whose result, alone, is given to a softmax over units."""
+        for node, maker in found:
+            has_one_unit = self._shapes[maker.column][:1] == (1,)
+            layer = self._now.get(maker.column)
+            if has_one_unit and layer is not None and is_softmax_of_one(node) and not _takes_a_product(node):
+                layer.is_softmax_of_one = True
 
-    def _note(self, column: int, figure: Tensor, *, is_last: bool) -> None:
-        if (layer := self._now.get(column)) is not None:
-            (layer.gates if is_last else layer.saturated).append(figure)
+
+def _flat_before_loss(of_loss: Sequence[Any]) -> tuple[int, Tensor] | None:
+    """Return the layer that the functions before a loss come after, and () the largest share of flat entries of any."""
+    found = [(node, maker) for node in filter(may_shut_the_loss, of_loss) if (maker := _maker_of(node)) is not None]
+    asked = [(node, functools.partial(_rows, units=maker.units)) for node, maker in found]
+    shares = [share for flat in flat_entries(asked) for share in flat.entries.flatten(1).float().mean(1).unbind()]
+    return (found[0][1].column, torch.stack(shares).amax()) if shares else None
+
+
+def _note(layer: _LayerActivations, node: Any, kind: str, figure: Tensor, roles: _Roles) -> None:
+    """Note where the function of ``node`` is flat."""
+    if kind != "rectifier":
+        is_last = node in roles.factors or node in roles.of_loss
+        (layer.gates if is_last else layer.saturated).append(figure)
+    elif node not in roles.of_loss:
+        layer.add_silent(figure)
+    elif node in roles.scales:
+        layer.silent_scale = figure.all()
 
 
 def _by_call(flat: FlatEntries) -> Sequence[Tensor]:
@@ -247,6 +321,20 @@ def _root_mean_squares(now: Mapping[int, _LayerActivations]) -> tuple[list[int],
     return list(outputs), torch.stack(norms) / torch.tensor(counts, device=norms[0].device).sqrt()
 
 
+def _softmaxes_of_one(now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
+    """Return 1 for each layer whose single unit went through a softmax over units."""
+    found = {column: each.output for column, each in now.items() if each.is_softmax_of_one and each.output is not None}
+    if not found:
+        return None
+    return list(found), torch.ones(len(found), device=next(iter(found.values()))[0].device)
+
+
+def _silent_scales(now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
+    """Return 1 for each layer whose scale of the loss was silent for every unit and input, 0 for other such layers."""
+    found = {column: each.silent_scale for column, each in now.items() if each.silent_scale is not None}
+    return (list(found), torch.stack(list(found.values())).float()) if found else None
+
+
 def _means(shares: Mapping[int, Sequence[Tensor]]) -> tuple[list[int], Tensor] | None:
     """Return the mean over the calls of each column, for the columns that have any."""
     known = {column: parts for column, parts in shares.items() if parts}
@@ -257,27 +345,43 @@ def _means(shares: Mapping[int, Sequence[Tensor]]) -> tuple[list[int], Tensor] |
     )
 
 
+def _reach_figures(reach: Mapping[int, Sequence[TargetReach]]) -> dict[str, tuple[list[int], Tensor] | None]:
+    """Return the figures of targets, each a mean over the losses that reach one layer."""
+    if not reach:
+        return {}
+    figures = {
+        name: _means({column: [each.figures[name] for each in parts] for column, parts in reach.items()})
+        for name in next(iter(reach.values()))[0].figures
+    }
+    device = next(iter(reach.values()))[0].figures["target_low"].device
+    for name, place in (("output_low", 0), ("output_high", 1)):
+        bounds = [parts[0].output[place] for parts in reach.values()]
+        figures[name] = list(reach), torch.tensor(bounds, device=device)
+    return figures
+
+
 def _first_parameter(module: nn.Module, layers: Layers) -> tuple[int | None, int]:
-    """Return the column of the first watched parameter that ``module`` itself holds, and the most dimensions of any."""
-    owned = [parameter for parameter in _torch.own_parameters(module).values() if parameter is not None]
-    columns = (column for parameter in owned if (column := layers.column(parameter)) is not None)
-    return next(columns, None), max((0 if is_lazy(parameter) else parameter.ndim for parameter in owned), default=0)
+    """Return the column of the first watched parameter that ``module`` itself holds, and the most dimensions of any.
+
+    The first weight counts before the first parameter.
+    """
+    owned = _parameters_held_by(module)
+    columns = [column for parameter in owned if (column := layers.column(parameter)) is not None]
+    first = next((column for column in columns if layers.is_weight[column]), next(iter(columns), None))
+    return first, max((0 if is_lazy(parameter) else parameter.ndim for parameter in owned), default=0)
 
 
-def _factors(nodes: Collection[Any]) -> set[Any]:
-    """Return the nodes whose result x is a factor of a product, or whose 1 − x is, whatever its shape."""
-    factors: set[Any] = set()
-    for node in nodes:
-        if operation_of(node) == "mul":
-            factors.update(_inputs_of(node))
-    for node in reversed(list(nodes)):
-        if node in factors and operation_of(node) in PASSING_ON:
-            factors.add(node.next_functions[0][0])
-    return factors
+def _parameters_held_by(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of ``module`` itself, those that it keeps in lists or dicts included."""
+    holders = [module, *(child for child in module.children() if isinstance(child, _LISTS_OF_PARAMETERS))]
+    kept = [parameter for holder in holders for parameter in _torch.own_parameters(holder).values()]
+    return [parameter for parameter in kept if parameter is not None]
 
 
 def _maker_of(node: Any) -> _Maker | None:
-    """Return the nearest layer upstream of ``node``."""
+    """Return the layer that returned the result of ``node`` itself, else the nearest one upstream of it."""
+    if (maker := node.metadata.get(MADE_BY)) is not None:
+        return maker
     ahead = _inputs_of(node)
     for place, upstream in enumerate(ahead):
         if (maker := upstream.metadata.get(MADE_BY)) is not None:
@@ -285,6 +389,18 @@ def _maker_of(node: Any) -> _Maker | None:
         if place < NEAR:
             ahead += _inputs_of(upstream)
     return None
+
+
+def _takes_a_product(node: Any) -> bool:
+    """Return True if ``node`` is given a product of matrices, as attention is, before what a layer has returned."""
+    ahead = node.next_functions[0][0]
+    for _ in range(NEAR):
+        if ahead is None or ahead.metadata.get(MADE_BY) is not None:
+            return False
+        if operation_of(ahead) in PRODUCTS:
+            return True
+        ahead = next(iter(_inputs_of(ahead)), None)
+    return True
 
 
 def _inputs_of(node: Any) -> list[Any]:

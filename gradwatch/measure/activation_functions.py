@@ -17,13 +17,16 @@ from torch import Tensor
 from gradwatch.hooks.graph import operation_of, saved_axis, saved_by
 from gradwatch.measure import slopes
 from gradwatch.measure.slopes import SATURATED_SHARE, SteepRange
+from gradwatch.ranks.shards import local_part
 
-__all__ = ["FlatEntries", "flat_entries", "may_be_activation"]
+__all__ = ["FlatEntries", "flat_entries", "is_softmax_of_one", "may_be_activation", "may_shut_the_loss"]
 
 MASKING = ("maskedfill", "where", "add")  # operations that write −Inf into logits
 
 TOGETHER = 2**20
 """Entries that are examined in one call. With many small tensors the calls cost more than the comparisons."""
+
+_LOGISTIC = ("logsigmoid", "binarycrossentropywithlogits")  # losses that are flat where a discriminator is sure
 
 Rows = Callable[[Tensor], Tensor]
 """From what a function has saved to (rows, units), the part of it that is examined."""
@@ -96,6 +99,11 @@ def may_be_activation(node: Any) -> bool:
     return name in ACTIVATION_FUNCTIONS or name in ("softmax", "div")
 
 
+def may_shut_the_loss(node: Any) -> bool:
+    """Tell by its name alone whether ``node`` may be a function before the loss that passes no gradient."""
+    return may_be_activation(node) or operation_of(node) in _LOGISTIC
+
+
 @torch.no_grad()
 def flat_entries(asked: Sequence[tuple[Any, Rows]]) -> Iterator[FlatEntries]:
     """Yield the flat entries of those nodes that are activation functions and still hold what they saved.
@@ -121,8 +129,8 @@ def flat_entries(asked: Sequence[tuple[Any, Rows]]) -> Iterator[FlatEntries]:
 def _saved_by_function(node: Any) -> _SavedTensor | None:
     """Return what the node of a rectifier or squashing function holds; None for other nodes, or where it was freed."""
     name = operation_of(node)
-    if name == "div":
-        return _saved_by_division(node)
+    if name in _SAVED_BY:
+        return _SAVED_BY[name](node)
     function = ACTIVATION_FUNCTIONS.get(name)
     if function is None:
         return None
@@ -132,13 +140,29 @@ def _saved_by_function(node: Any) -> _SavedTensor | None:
     settings = [saved_by(node, setting) for setting in function.settings]
     is_relu6 = name == "hardtanh" and settings[0] == 0
     kind: FunctionKind = "rectifier" if function.is_rectifier or is_relu6 else "squashing"
-    return _SavedTensor(kind, function.steep_range(*settings), saved)
+    return _SavedTensor(kind, function.steep_range(*settings), local_part(saved))
+
+
+def _saved_by_logistic_loss(node: Any) -> _SavedTensor | None:
+    """Return the absolute slopes of a logistic loss, at most 1: of log σ(x) 1 − σ(x), with a target t σ(x) − t."""
+    logits, target = saved_by(node, "self"), saved_by(node, "target")
+    if logits is None or logits.numel() == 0:
+        return None
+    slope = 1 - logits.sigmoid() if target is None else (logits.sigmoid() - target).abs()
+    return _SavedTensor("squashing", SteepRange(low=SATURATED_SHARE), local_part(slope))
 
 
 def _saved_by_division(node: Any) -> _SavedTensor | None:
     """Return what the node of a softsign holds; None for other divisions, or where it was freed."""
     divisor = saved_by(node, "other") if _is_softsign(node) else None
     return None if divisor is None else _SavedTensor("squashing", slopes.softsign_divisors(), divisor)
+
+
+_SAVED_BY: Mapping[str, Callable[[Any], _SavedTensor | None]] = {
+    "div": _saved_by_division,
+    **dict.fromkeys(_LOGISTIC, _saved_by_logistic_loss),
+}
+"""By the names of nodes whose slope is not a function of one saved tensor alone."""
 
 
 def _batches(parts: list[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
@@ -168,6 +192,20 @@ def _flat_softmax(node: Any, place: int) -> Iterator[FlatEntries]:
     if _is_masked(node):
         flat &= ((last > 0).sum(-1) > 1).flatten()
     yield FlatEntries("softmax", [place], flat.unsqueeze(0))
+
+
+def is_softmax_of_one(node: Any) -> bool:
+    """Return True for a softmax over an axis of one entry, while another axis than the first has several.
+
+    Its results are 1, and its slope is 0, whatever it is given. Rows of a matrix do not tell whether one expert, or one
+    component, is meant.
+    """
+    if operation_of(node) != "softmax" or (probabilities := saved_by(node, "result")) is None:
+        return False
+    axis, shape = saved_axis(node, probabilities.ndim), probabilities.shape
+    if axis is None or shape[axis] != 1:
+        return False
+    return any(length > 1 for place, length in enumerate(shape) if place not in (0, axis))
 
 
 def _is_masked(node: Any) -> bool:

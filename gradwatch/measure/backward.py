@@ -8,7 +8,7 @@ they always did.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ from gradwatch.hooks.losses import LossFinder
 from gradwatch.hooks.module_calls import anything_is_compiled
 from gradwatch.measure import statistics
 from gradwatch.measure.layers import Layers
+from gradwatch.ranks.group import has_process_group
+from gradwatch.ranks.shards import is_distributed, local_part
 
 __all__ = ["BackwardPass", "EndMagnitudes"]
 
@@ -65,10 +67,13 @@ class BackwardPass:
     update (by ``clip_grad_norm_``, most often; a ``GradScaler`` raises no version), the update sees only what is left.
     So the first backward passes are measured at their end, and all of them once such a change was seen.
 
+    *Process groups.* Ranks average gradients once the backward pass has delivered them, in callbacks of their own that
+    ``backward()`` still waits for. So under ``torch.distributed`` the end is where that call returns (``end_call``). A
+    loop that averages by itself does so later; what it changes is no clipping, see ``statistics.undo_change``.
+
     Args:
         layers: the table to put in order.
-        measures_ends: also measure where a backward pass ends. Never done under ``torch.distributed``, which averages
-            afterwards.
+        measures_ends: also measure where a backward pass ends.
         losses: told which gradients a backward pass has reached; None where nobody looks for losses.
         guard: takes the faults.
 
@@ -87,7 +92,9 @@ class BackwardPass:
         self._layers, self.guard, self._losses = layers, guard or Guard(), losses
         self._arrived: dict[int, int] = {}  # column → version of its gradient, in order of first arrival
         self._handles: dict[int, RemovableHandle] = {}
-        self._can_measure = self._measures = measures_ends and not _averages_later()
+        self._can_measure = self._measures = measures_ends
+        self._left: dict[int, float] = {}  # column → version of its gradient where a call of ``backward()`` left it
+        self._listened = set(range(len(layers)))  # columns of which that is asked
         self._was_changed = False
         self._is_queued = False
         self._at_end: EndMagnitudes | None = None
@@ -103,11 +110,12 @@ class BackwardPass:
         """
         mine = [column for column in reversed(self._arrived) if column in columns]
         if not mine:
-            return False
+            return self._settle_unordered(columns)
         if not anything_is_compiled():
             self._layers.sort(mine)  # in the order in which they ran
             self._sort_recurrent(mine)
         kept = set(mine[:1] if self._can_measure else ())
+        self._listened -= set(columns) - kept
         if self._losses is not None:
             kept |= self._losses.choose(columns, mine)
         for column in set(columns) - kept:
@@ -115,6 +123,16 @@ class BackwardPass:
                 self._handles.pop(column).remove()
                 self._arrived.pop(column, None)
         return True
+
+    def _settle_unordered(self, columns: Collection[int]) -> bool:
+        """Keep one of ``columns`` whose gradients reach no hook, as those of FSDP2; return False where there is none.
+
+        Their order stays that of registration.
+        """
+        mine = [column for column in self._left if column in columns]
+        largest = sorted(mine, key=lambda column: -local_part(self._layers.tensors[column]).numel())
+        self._listened -= set(columns) - set(largest[:1])
+        return bool(mine)
 
     def _sort_recurrent(self, columns: Sequence[int]) -> None:
         """Put the weights of each recurrent module in order of registration: all of them work at every time step."""
@@ -129,8 +147,7 @@ class BackwardPass:
     def before_change(self, columns: Collection[int], *, has_cycled: bool) -> tuple[bool, EndMagnitudes | None]:
         """Return whether gradients of ``columns`` changed since the backward pass, and then their magnitudes there.
 
-        The magnitudes are None where nothing has changed, or nothing was measured: at the first such change. Under
-        ``torch.distributed`` averaging over the ranks changes gradients, too, so changes are not looked for.
+        The magnitudes are None where nothing has changed, or nothing was measured: at the first such change.
 
         Args:
             columns: the watched ones of the optimizer that is about to update.
@@ -147,12 +164,33 @@ class BackwardPass:
 
     def has_changed(self, columns: Collection[int]) -> bool:
         """Return whether gradients of ``columns`` were changed in place since their backward pass."""
-        arrived = () if _averages_later() else [column for column in self._arrived if column in columns]
-        return any(map(self._has_changed, arrived))
+        left: Mapping[int, float] = self._left if has_process_group() else self._arrived
+        return any(
+            self._version_of(column) not in (None, version) for column, version in left.items() if column in columns
+        )
 
-    def _has_changed(self, column: int) -> bool:
+    def _version_of(self, column: int) -> float | None:
+        """Return what a change of a gradient in place changes; None where there is none.
+
+        Operations on a ``DTensor`` raise no version. There it is the norm of the part that this rank holds, and off the
+        CPU, where one would wait for that, nothing: such changes are not seen.
+        """
         gradient = self._layers.tensors[column].grad
-        return gradient is not None and _torch.version_of(gradient) != self._arrived[column]
+        if gradient is None or not is_distributed(gradient):
+            return None if gradient is None else _torch.version_of(gradient)
+        part = local_part(gradient)
+        return float(torch.nan_to_num(torch.linalg.vector_norm(part))) if part.is_cpu else 0.0
+
+    @observing("backward pass: end")
+    def end_call(self) -> None:
+        """Take in that a call of ``backward()`` has returned, under ``torch.distributed``: all is averaged by now."""
+        if not self._can_measure or not has_process_group():
+            return
+        known = {column: self._version_of(column) for column in sorted(self._listened)}
+        self._left = {column: version for column, version in known.items() if version is not None}
+        self._at_end = None
+        if self._measures:
+            self._at_end = self._measure()
 
     def remove(self) -> None:
         """Remove every hook. Calling it again does nothing."""
@@ -175,7 +213,7 @@ class BackwardPass:
             self._arrived[column] = _torch.version_of(tensor.grad)
         if self._losses is not None:
             self._losses.arrive(column)
-        if self._measures and not self._is_queued:
+        if self._measures and not self._is_queued and not has_process_group():
             self._is_queued = True
             _torch.call_after_backward(self._end)
 
@@ -193,9 +231,4 @@ class BackwardPass:
         gradients = [(column, tensor.grad) for column, tensor in enumerate(self._layers.tensors)]
         present = [(column, gradient) for column, gradient in gradients if gradient is not None]
         columns = np.array([column for column, _ in present], dtype=np.int64)
-        return EndMagnitudes(columns, statistics.measure([gradient for _, gradient in present]))
-
-
-def _averages_later() -> bool:
-    """Tell whether gradients may be averaged over ranks after the backward pass has delivered them."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+        return EndMagnitudes(columns, statistics.measure([local_part(gradient) for _, gradient in present]))

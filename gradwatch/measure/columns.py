@@ -6,6 +6,7 @@ Most steps have the gradients of the step before, so one ``GradientColumns`` ser
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradwatch.measure.report import Floats
+from gradwatch.measure.samples import PartPlaces
+from gradwatch.ranks.shards import any_is_part, local_parts
 
 __all__ = ["GradientColumns"]
 
@@ -30,18 +33,29 @@ class GradientColumns:
     Attributes:
         parameters, columns: as given.
         positions: (w,) which of the n are watched.
-        watched: w tensors.
+        are_distributed: whether any of the n is a ``DTensor``, of which a rank holds a part.
         measured: (P,) bool, the columns that have a gradient; read-only.
     """
 
     def __init__(self, parameters: Sequence[Tensor], columns: NDArray[np.int64], layers: int) -> None:
         self.parameters, self.columns = parameters, columns
         self.positions = np.flatnonzero(columns >= 0)
-        self.watched = self.select(parameters)
+        self.are_distributed = any_is_part(parameters)
+        self._watched = self.select(parameters)
         self._layers = layers
         self._is_whole_table = np.array_equal(columns, np.arange(layers))
         self.measured = self.place(np.ones(len(self.positions)), absent=0) > 0
         self.measured.flags.writeable = False  # every report of these steps holds it
+
+    @property
+    def watched(self) -> Sequence[Tensor]:
+        """The w watched parameters, or the part of each that this rank holds."""
+        return local_parts(self._watched) if self.are_distributed else self._watched
+
+    @cached_property
+    def part_places(self) -> PartPlaces:
+        """The places of those sampled entries of the w watched parameters that this rank holds."""
+        return PartPlaces.of(self._watched)
 
     @property
     def watched_columns(self) -> list[int]:

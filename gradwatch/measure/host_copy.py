@@ -36,6 +36,11 @@ class HostCopy:
         self._arrived = torch.Event(device)
         self._arrived.record()
 
+    @property
+    def is_ready(self) -> bool:
+        """Return True if reading waits for nothing."""
+        return self._arrived is None or self._arrived.query()
+
     def read(self) -> list[NDArray[np.floating]]:
         """Return the vectors as numpy arrays, in their order. Waits until they have arrived."""
         if self._arrived is not None:

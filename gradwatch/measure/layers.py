@@ -18,7 +18,16 @@ from torch.nn.parameter import is_lazy
 
 from gradwatch import _torch
 
-__all__ = ["Layers", "Selection", "leaf_modules", "of_model", "of_tensors", "parameters_by_name", "submodules"]
+__all__ = [
+    "Layers",
+    "Selection",
+    "has_children",
+    "leaf_modules",
+    "of_model",
+    "of_tensors",
+    "parameters_by_name",
+    "submodules",
+]
 
 D = TypeVar("D", bound=np.generic)
 
@@ -49,6 +58,7 @@ class Layers:
         module_types: names of all module types in the model, for advice.
         followed_by: (P,) type names of the modules without parameters that were registered after the module of each
             tensor and before the next module with parameters: as a rule, the activation function after a layer.
+        modules: (P,) the module that holds each tensor, None for a bare one; empty for a table without a model.
     """
 
     names: tuple[str, ...]
@@ -56,6 +66,7 @@ class Layers:
     owners: tuple[str, ...]
     module_types: frozenset[str] = frozenset()
     followed_by: tuple[frozenset[str], ...] = ()
+    modules: tuple[nn.Module | None, ...] = ()
     depth: NDArray[np.int64] = field(init=False)
     after: NDArray[np.bool_] | None = field(init=False, default=None)
     is_placed: NDArray[np.bool_] | None = field(init=False, default=None)
@@ -130,6 +141,12 @@ class Layers:
         """Return the column of ``tensor``, None where it is not watched."""
         return self._column.get(id(tensor))
 
+    def release(self) -> None:
+        """Hold the model no longer: each tensor is replaced by one of its shape and number format without entries."""
+        self.tensors[:] = map(_without_entries, self.tensors)  # in place: others hold this list
+        self.modules = ()
+        self._column.clear()
+
 
 def _dimensions_of(tensor: Tensor) -> tuple[bool, int, float]:
     """Return whether a tensor is a weight, its number of entries, and the ordinary norm of such a weight."""
@@ -139,6 +156,11 @@ def _dimensions_of(tensor: Tensor) -> tuple[bool, int, float]:
         return False, tensor.numel(), 1.0
     rows, *columns = tensor.shape
     return True, tensor.numel(), math.sqrt(max(rows, math.prod(columns)))
+
+
+def _without_entries(tensor: Tensor) -> Tensor:
+    shape = (0,) if is_lazy(tensor) else tensor.shape
+    return torch.empty(shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
 
 
 def _resolution_of(dtype: torch.dtype) -> float:
@@ -152,7 +174,7 @@ def of_model(
 ) -> Layers:
     """Return the table of a model, or of ``{name: model}``. With several models every name begins with its model's.
 
-    Wrappers (``DistributedDataParallel``, ``torch.compile``) leave no trace in the names.
+    Wrappers (``DistributedDataParallel``, FSDP1, Fabric, ``torch.compile``) leave no trace in the names.
 
     Raises:
         TypeError: where ``model`` is no module and no mapping to modules.
@@ -211,17 +233,23 @@ def submodules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
     yield from walk(prefix, root)
 
 
+def has_children(module: nn.Module) -> bool:
+    """Return whether ``module`` holds others; a child may refuse to be asked for its truth (TensorDict)."""
+    return next(module.children(), None) is not None
+
+
 def leaf_modules(root: nn.Module, prefix: str = "") -> list[tuple[str, bool]]:
     """Return (name, whether it is one of ``torch.nn``) of the modules without children, in order of registration."""
-    leaves = (pair for pair in submodules(root, prefix) if not any(pair[1].children()))
+    leaves = (pair for pair in submodules(root, prefix) if not has_children(pair[1]))
     return [(name, type(module).__module__.startswith("torch.nn.")) for name, module in leaves]
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return module.module
-    compiled = _torch.compiled_part_of(module)
-    return module if compiled is None else compiled
+    inner = _torch.compiled_part_of(module)
+    inner = _torch.wrapped_part_of(module) if inner is None else inner
+    return module if inner is None else inner
 
 
 def _read_only(array: NDArray[D]) -> NDArray[D]:
@@ -236,6 +264,7 @@ class _Row(NamedTuple):
     tensor: Tensor
     owner: str
     followed_by: set[str]
+    module: nn.Module | None = None
 
 
 def _rows_of(models: Mapping[str, nn.Module]) -> list[_Row]:
@@ -251,7 +280,7 @@ def _rows_of(models: Mapping[str, nn.Module]) -> list[_Row]:
             elif not owned and not _torch.own_modules(module):
                 following.add(kind)
             for name, parameter in owned.items():
-                found.setdefault(id(parameter), _Row(_join(path, name), parameter, kind, following))
+                found.setdefault(id(parameter), _Row(_join(path, name), parameter, kind, following, module))
     return list(found.values())
 
 
@@ -281,6 +310,7 @@ def _table_of(rows: list[_Row], kinds: frozenset[str]) -> Layers:
         owners=tuple(row.owner for row in rows),
         module_types=kinds,
         followed_by=tuple(frozenset(row.followed_by) for row in rows),
+        modules=tuple(row.module for row in rows),
     )
 
 

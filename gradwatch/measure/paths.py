@@ -18,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradwatch.hooks.graph import LEAF, operation_of
+from gradwatch.hooks.graph import LEAF, inputs_first, operation_of
 from gradwatch.measure.layers import Layers
 
 __all__ = ["PathFinder"]
 
-MOST_NODES = 10_000
-"""Nodes of a graph that is walked, in about a tenth of a second. In a larger one order of arrival is depth."""
 MOST_COLUMNS = 2_000
 """Tensors of a table whose paths are kept: a bool for each pair of them takes 4 MB."""
 MOST_IN_VAIN = 3
@@ -62,7 +60,7 @@ class PathFinder:
         """Walk the graph of a loss before its backward pass, as long as there are tensors that no graph has led to."""
         if self._chances <= 0 or loss.grad_fn is None or not self._awaited & ~self._met:
             return
-        nodes, met = _nodes_of(loss.grad_fn), self._met
+        nodes, met = inputs_first(loss.grad_fn), self._met
         if nodes is not None:
             self._follow(nodes)
         if self._met != met:
@@ -115,27 +113,6 @@ def _union(bits: Iterable[int]) -> int:
     for each in bits:
         union |= each
     return union
-
-
-def _nodes_of(root: Any) -> list[Any] | None:
-    """Return all nodes upstream of ``root``, each after those that it leads to; None where they say nothing of paths.
-
-    A compiled graph is one node that leads to every tensor at once.
-    """
-    found: set[Any] = set()
-    order: list[Any] = []
-    ahead: list[tuple[Any, bool]] = [(root, False)]
-    while ahead:
-        node, is_done = ahead.pop()
-        if is_done:
-            order.append(node)
-        elif node not in found:
-            found.add(node)
-            if len(found) > MOST_NODES or "Compiled" in node.name():
-                return None
-            ahead.append((node, True))
-            ahead.extend((each, False) for each, _ in node.next_functions if each is not None)
-    return order
 
 
 def _bits(bits: int, count: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ __all__ = [
     "LAYER_FIGURES",
     "SILENT_SAMPLES",
     "Floats",
+    "LayerFigure",
     "Operation",
     "Origin",
     "Ownership",
@@ -44,8 +45,8 @@ Operation = Literal[
 ]
 
 SILENT_SAMPLES = 5  # a unit is dead once it has passed no gradient in so many sampled forward passes in a row
-ACTIVATION_FIGURES = ("activation_rms", "dead_share", "saturated_share", "saturated_output_share")
-LAYER_FIGURES = (
+ActivationFigure = Literal["activation_rms", "dead_share", "saturated_share", "saturated_output_share"]
+LayerFigure = Literal[
     "grad_max",
     "grad_mean",
     "grad_std",
@@ -54,8 +55,10 @@ LAYER_FIGURES = (
     "weight_mean",
     "weight_std",
     "update_ratio",
-    *ACTIVATION_FIGURES,
-)
+    ActivationFigure,
+]
+ACTIVATION_FIGURES: tuple[ActivationFigure, ...] = get_args(ActivationFigure)
+LAYER_FIGURES: tuple[LayerFigure, ...] = get_args(LayerFigure)
 """Per-layer figures beyond ``grad_norm``.
 
 They are measured at sampled and logged steps only, those of activations at sampled steps only:
@@ -65,6 +68,16 @@ They are measured at sampled and logged steps only, those of activations at samp
   for ``SILENT_SAMPLES`` samples in a row.
 - ``saturated_share``: share of entries at which the activation function after the layer is flat.
 - ``saturated_output_share``: the same for gates (their result is a factor) and for the last function of the model.
+
+A sampled step whose loss is an error between targets and a function of bounded range has figures beside these, for the
+layer before that function (``gradwatch.measure.target_reach``), which detectors read and nobody logs: ``target_floor``,
+``target_error``, ``target_size``, ``target_low``, ``target_high``, ``output_low`` and ``output_high``. So is
+``softmax_of_one``, 1 for a layer of one unit after which a softmax goes over units, and ``shut_samples``, the number of
+samples in a row in which not one unit after the layer passed a gradient. ``silent_scale`` is there for layers whose
+rectifier makes a scale of the loss, which divides something and whose logarithm is taken: 1 if not one unit passed any.
+``shut_ahead`` is there where the loss is computed by layers of another optimizer, or of none, after the layer: the
+share of entries at which the functions between them and the loss are flat. ``shut_after`` is the column of the last of
+those layers.
 """
 
 
@@ -83,6 +96,7 @@ class Origin:
         operation: the name of the one that made it, where that is known and it belongs to no family.
         clues: what else remedies depend on.
         is_told: the finding of another optimizer tells of it already.
+        is_own: this process made it; False where another rank may have, since gradients are means over the ranks.
     """
 
     module: str
@@ -93,6 +107,7 @@ class Origin:
     operation: str = ""
     clues: tuple[Clue, ...] = ()
     is_told: bool = False
+    is_own: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,10 @@ class Ownership:
         replaced: (P,) bool, those by whose name the model holds another tensor than when watching began.
         strangers: how many tensors this optimizer holds that are no parameters of the model and have no gradient.
         others: how many other optimizers are watched.
+        cut_off: columns of its layers that have no gradient, though what they compute came back to the loss without a
+            graph.
+        left_out: columns of its layers that have no gradient, though a loss was computed from them.
+        unowned_are_new: whether the unowned weights are as torch makes those of new layers; False before update 90.
     """
 
     held: NDArray[np.bool_]
@@ -114,6 +133,9 @@ class Ownership:
     replaced: NDArray[np.bool_]
     strangers: int
     others: int
+    cut_off: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
+    unowned_are_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,7 @@ class StepReport:
         skipped: no update was made from this step.
         overflowed: skipped by a gradient scaler, which then lowers its loss scale.
         already_clipped: the loop changed the gradients before they were measured, so every figure is one after that.
+        clipped_by_loop: the loop made the gradients smaller, and ``grad_norm`` is what they were before.
         sampled: the figures below may be judged by detectors (they are measured at logged steps, too).
         figures: (P,) float64 for each name of ``LAYER_FIGURES`` measured at this step; NaN where not measured.
         weight_nonfinite: (P,) int64, NaN or Inf among the weights before the update; counted only where a gradient
@@ -168,6 +191,7 @@ class StepReport:
     skipped: bool = False
     overflowed: bool = False
     already_clipped: bool = False
+    clipped_by_loop: bool = False
     sampled: bool = False
     figures: Mapping[str, Floats] = field(default_factory=dict)
     weight_nonfinite: NDArray[np.int64] | None = None

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradwatch.measure.statistics import all_plain
+from gradwatch.ranks.shards import held_entries, local_part, size_of_whole
 
 __all__ = [
     "SAMPLED_ENTRIES",
+    "EntrySample",
+    "PartPlaces",
     "WeightSample",
     "entries_of",
     "evenly_spaced",
     "relative_change",
     "sample",
     "sample_means",
+    "sample_sums",
     "sample_weights",
     "update_ratios",
+    "update_sums",
 ]
 
 SAMPLED_ENTRIES = 256
@@ -34,21 +40,94 @@ class WeightSample:
         weights: the w tensors themselves, which the update changes.
         entries: (N,) a copy of some of their entries, as ``sample`` takes it.
         unseen: indices of weights with sparse gradients: the rows sampled may not be those that the update touches.
+        parts: which entries were taken, where this rank holds parts of the weights; None where it holds all.
     """
 
     weights: Sequence[Tensor]
     entries: Tensor
     unseen: Sequence[int]
+    parts: PartPlaces | None = None
 
 
-def sample_weights(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> WeightSample:
-    """Take a sample of ``weights`` before they are updated by ``gradients``."""
+@dataclass(frozen=True)
+class PartPlaces:
+    """The places of sampled entries of w weights in the parts that this rank holds.
+
+    All ranks together sample the entries that a single process would.
+
+    Attributes:
+        indices: of each weight, in the part that this rank holds, flattened.
+        lengths: (w,) how many they are.
+        shares: (w,) how many entries of the whole each of them stands for.
+    """
+
+    indices: Sequence[Tensor]
+    lengths: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor]) -> PartPlaces:
+        """Look up where this rank holds entries of ``weights``; where that is not known it samples its part alone."""
+        indices, shares = [], []
+        for weight in weights:
+            size = size_of_whole(weight)
+            held = held_entries(weight, _places(size))
+            if held is None:
+                size = local_part(weight).numel()
+                held = _places(size)
+            indices.append(held.to(local_part(weight).device))
+            shares.append(size / max(_count(size, SAMPLED_ENTRIES), 1))
+        lengths = torch.tensor([len(each) for each in indices], dtype=torch.int64)
+        home = indices[0].device if indices else torch.device("cpu")
+        return cls(indices, lengths.to(home), torch.tensor(shares, dtype=torch.float64).to(home))
+
+    @torch.no_grad()
+    def sample(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return (N,) the entries of ``parts`` in one row, as a copy on the device of the first of them."""
+        found = [each.reshape(-1)[index] for each, index in zip(all_plain(parts), self.indices, strict=True)]
+        if not found:
+            return torch.zeros(0)
+        entries = torch.cat([each.to(found[0].device, non_blocking=True) for each in found])
+        return entries.float() if entries.dtype in (torch.float16, torch.bfloat16) else entries
+
+
+class EntrySample(NamedTuple):
+    """Some entries of a tensor at one time, to see whether it has changed since.
+
+    Attributes:
+        tensor: itself.
+        entries: (n,) a copy of some of its entries.
+    """
+
+    tensor: Tensor
+    entries: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> EntrySample:
+        """Take a sample of what this rank holds of ``tensor``."""
+        return cls(tensor, sample([local_part(tensor)]))
+
+    def equals(self, before: EntrySample | None) -> bool:
+        """Return True if ``before`` is of the same tensor, and no entry differs. Waits for the device."""
+        return before is not None and before.tensor is self.tensor and torch.equal(before.entries, self.entries)
+
+
+def sample_weights(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], parts: PartPlaces | None = None
+) -> WeightSample:
+    """Take a sample of ``weights`` before they are updated by ``gradients``.
+
+    Args:
+        weights: w tensors.
+        gradients: one for each.
+        parts: which entries to take, where this rank holds parts of the weights.
+    """
     unseen = [
         place
         for place, gradient in enumerate(gradients)
         if gradient.layout is torch.sparse_coo and gradient.numel() > SAMPLED_ENTRIES
     ]
-    return WeightSample(weights, sample(weights), unseen)
+    return WeightSample(weights, sample(weights) if parts is None else parts.sample(weights), unseen, parts)
 
 
 def update_ratios(before: WeightSample) -> Tensor:
@@ -65,6 +144,29 @@ def sample_means(before: WeightSample) -> Tensor:
         return torch.zeros(0)
     lengths = _lengths(before.weights, before.entries.device)
     return _rows(before.entries, lengths).sum(dim=1) / lengths
+
+
+def sample_sums(before: WeightSample) -> Tensor:
+    """Return (w,) what this rank's part of the sample adds to an estimate of the sum of all entries of each weight."""
+    if before.parts is None or not before.weights:
+        return torch.zeros(0)
+    return _rows(before.entries, before.parts.lengths).sum(dim=1) * before.parts.shares
+
+
+def update_sums(before: WeightSample) -> tuple[Tensor, Tensor]:
+    """Return (w,) what this rank adds to estimates of ‖w‖² and ‖Δw‖² of the update made since ``before`` was taken.
+
+    Both are 0 where the update cannot be seen.
+    """
+    parts = before.parts
+    if parts is None or not before.weights:
+        return torch.zeros(0), torch.zeros(0)
+    size = _norms(before.entries, parts.lengths).double().square() * parts.shares
+    moved = parts.sample(before.weights) - before.entries
+    change = _norms(moved, parts.lengths).double().square() * parts.shares
+    for place in before.unseen:
+        size[place] = change[place] = 0.0
+    return size, change
 
 
 @torch.no_grad()
@@ -123,6 +225,11 @@ def entries_of(tensor: Tensor, limit: int) -> Tensor:
     if tensor.is_contiguous():  # in one call where three would do the same; there may be thousands
         return tensor.as_strided((_count(tensor.numel(), limit),), (stride,))
     return tensor.reshape(-1)[::stride]
+
+
+def _places(size: int) -> Tensor:
+    """Return the places of the entries that ``entries_of`` takes of a tensor of ``size`` entries, flattened."""
+    return torch.arange(0, size, _stride(size, SAMPLED_ENTRIES))
 
 
 def _stride(size: int, limit: int) -> int:

@@ -28,6 +28,8 @@ __all__ = [
     "undo_change",
 ]
 
+_SAME_FACTOR = 1e-2  # bfloat16 rounds a factor by 0.4 %
+
 Groups = list[list[int]]
 """Indices of the tensors of each (device, dtype)."""
 
@@ -43,6 +45,7 @@ class Magnitudes:
         total: () float64, Euclidean norm over all tensors.
         scale: () the loss scale that the tensors still hold. ``l2`` and ``total`` are without it.
         groups: indices of the tensors of each (device, dtype); None where some are sparse or complex.
+        of_whole: these are magnitudes of whole tensors, of which a rank holds parts only.
     """
 
     l2: Tensor
@@ -50,6 +53,7 @@ class Magnitudes:
     total: Tensor
     scale: Tensor | None = None
     groups: Groups | None = None
+    of_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,15 @@ def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitude
 
 
 @torch.no_grad()
-def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magnitudes:
+def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor, *, only_of_all: bool = False) -> Magnitudes:
     """Return the magnitudes of P gradients before the loop changed them. No host sync.
 
     Where the total changed by a power of two, the loop divided out a loss scale, as figures should be: then the
     magnitudes of now are returned.
 
     Args:
+        only_of_all: undo only what made all gradients smaller by the same factor, as clipping by their total norm does.
+            A loop that averages over ranks by itself changes each by another factor, and that is to stay.
         now: magnitudes of P gradients.
         at_end: magnitudes of n gradients before the change. Gradients that are missing here are taken to have changed
             by the same factor as the others.
@@ -108,6 +114,10 @@ def undo_change(now: Magnitudes, at_end: Magnitudes, positions: Tensor) -> Magni
     ratio = _total(earlier) / _total(torch.where(known, now.l2, 0.0))
     halvings = torch.log2(ratio)
     is_scale = (halvings - halvings.round()).abs() < 1e-5
+    if only_of_all:
+        factors = torch.where(known & (earlier > 0), now.l2 / earlier, 1 / ratio)
+        is_of_all = (factors * ratio - 1).abs().amax() < _SAME_FACTOR
+        is_scale = is_scale | (torch.isfinite(ratio) & ~is_of_all)
     l2 = torch.where(is_scale, now.l2, torch.where(known, earlier, (now.l2 * ratio).to(now.l2.dtype)))
     # one NaN spreads to every gradient when the total scales them, so the counts before the change hold
     counted = torch.where(known, at_end.nonfinite[positions.clamp(min=0)], now.nonfinite)

@@ -36,16 +36,17 @@ def code_of(treatments: tuple[Treatment, ...]) -> str:
 
 
 _ORDER = (
-    "clean-data", "initialise", "nonzero-gain", "lstm-gru", "fewer-layers", "maxout", "relu", "leaky-relu", "prelu",
-    "elu", "selu", "gelu", "he",
-    "xavier", "orthogonal", "depth-scaled", "residual", "batch-norm", "layer-norm", "rms-norm", "spectral-norm",
+    "clean-data", "initialise", "nonzero-gain", "lstm-gru", "fewer-layers", "linear-output", "maxout", "relu",
+    "leaky-relu", "prelu", "elu", "selu", "gelu", "he", "xavier",
+    "orthogonal", "depth-scaled", "residual", "batch-norm", "layer-norm", "rms-norm", "spectral-norm",
     "truncated-bptt", "scaled-layer-inputs", "scaled-inputs", "smaller-batches", "loss-scaling", "float32-weights",
     "bfloat16", "safe-log", "safe-sqrt", "safe-division", "masked-softmax", "safe-power", "safe-angle", "jitter",
     "softmax-over-classes", "weight-regularisation", "gradient-penalty", "weight-clipping", "optimizer-epsilon",
     "safe-update", "finite-rate", "skip-step", "own-parameters", "longer-schedule",
     "looser-clip", "clip-norm", "clip-value", "clip-adaptive", "warm-up",
     "lower-learning-rate", "higher-learning-rate",
-    "zero-grad", "zero-grad-after-step", "unscale-first",
+    "zero-grad", "zero-grad-after-step", "unscale-first", "train-mode", "target-network",
+    "non-saturating-loss",
 )  # fmt: skip
 """The order in which two of a pair are applied: a function is replaced before weights are drawn for it, those before a
 layer is wrapped, since what looks for layers would not find them inside another."""

@@ -15,7 +15,11 @@ from gradwatch.remedies.library import FAMILIES, LIBRARY
 from gradwatch.remedies.remedy import PRELUDE, Change, NotApplicableError, PartlyAppliedWarning, Remedy, code_of
 
 if TYPE_CHECKING:
-    from gradwatch.remedies.activation_modules import replace_activations_, use_maxout_
+    from gradwatch.remedies.activation_modules import (
+        remove_output_activation_,
+        replace_activations_,
+        use_maxout_,
+    )
     from gradwatch.remedies.batches import Scaling, clean_batches, scale_batches, split_batches
     from gradwatch.remedies.depth import add_residuals_, remove_layers_
     from gradwatch.remedies.initialisation import (
@@ -67,14 +71,14 @@ __all__ = [
     "SoftmaxOverClasses", "add_residuals_", "add_spectral_norms_", "advise", "clean_batches", "code_of", "fitting",
     "gradient_penalty", "init_depth_scaled_", "init_he_", "init_lecun_", "init_nonfinite_", "init_orthogonal_",
     "init_xavier_", "init_zero_gains_", "insert_norms_", "jittered", "jittered_symmetric", "leave_out_zero_gradients_",
-    "masked_softmax", "remove_layers_", "replace_activations_", "replace_rnns_", "safe_acos", "safe_acosh", "safe_asin",
-    "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p", "safe_norm", "safe_pow", "safe_sqrt",
-    "scale_batches", "scale_layer_inputs_", "softmax_over_classes", "split_batches", "truncate_backprop_",
-    "unmask_full_rows", "use_maxout_", "use_mixed_precision_",
+    "masked_softmax", "remove_layers_", "remove_output_activation_", "replace_activations_", "replace_rnns_",
+    "safe_acos", "safe_acosh", "safe_asin", "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p",
+    "safe_norm", "safe_pow", "safe_sqrt", "scale_batches", "scale_layer_inputs_", "softmax_over_classes",
+    "split_batches", "truncate_backprop_", "unmask_full_rows", "use_maxout_", "use_mixed_precision_",
 ]  # fmt: skip
 
 _FUNCTIONS = {
-    "activation_modules": ("replace_activations_", "use_maxout_"),
+    "activation_modules": ("remove_output_activation_", "replace_activations_", "use_maxout_"),
     "batches": ("Scaling", "clean_batches", "scale_batches", "split_batches"),
     "depth": ("add_residuals_", "remove_layers_"),
     "initialisation": ("init_depth_scaled_", "init_he_", "init_lecun_", "init_nonfinite_", "init_orthogonal_",

@@ -24,12 +24,13 @@ from gradwatch import _torch
 from gradwatch.remedies.forward_pass import layer_blocks, listen, replace_, run_within_
 from gradwatch.remedies.remedy import NotApplicableError, PartlyAppliedWarning
 
-__all__ = ["ACTIVATIONS", "Maxout", "replace_activations_", "use_maxout_"]
+__all__ = ["ACTIVATIONS", "Maxout", "remove_output_activation_", "replace_activations_", "use_maxout_"]
 
 BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign, nn.LogSigmoid, nn.Softplus)
 RECTIFYING = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
               nn.Hardswish)  # fmt: skip
 ACTIVATIONS = (*BOUNDED, *RECTIFYING)
+_SHARES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
 
 
 def _functions(names: str) -> set[Any]:
@@ -87,6 +88,47 @@ def replace_activations_(model: nn.Module, x: Any, activation: nn.Module) -> Non
 def _nothing_found(others: str, has_weights: bool) -> NotApplicableError:
     reason = " as a module, and a function has no room for its weight" if has_weights else ""
     return NotApplicableError(f"no {others}activation function was found{reason}")
+
+
+def remove_output_activation_(model: nn.Module, x: Any) -> None:
+    """Let the outputs of the last layer be those of the model: take away the activation functions after it.
+
+    A regression needs none, unless the range of the function holds the targets.
+
+    Args:
+        model: is changed in place.
+        x: the inputs of one batch, to see which function is called last.
+
+    Raises:
+        NotApplicableError: if no activation function is called after the last layer with weights.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.ReLU())
+        >>> remove_output_activation_(model, torch.randn(3, 4))
+        >>> model[3]
+        Identity()
+    """
+    names = _names_at_the_end(model, x)
+    for name in names:
+        replace_(model, name, nn.Identity())
+    with _Recorded(nn.Identity()) as recorded:
+        listen(model, x)
+    called = sorted({call.name for call in recorded.calls if call.layers_before == recorded.layers})
+    if not called and not names:
+        raise NotApplicableError("no activation function is called after the last layer with weights")
+    if not called:
+        return
+    kept: dict[CallSite, list[bool]] = {}
+    for call in recorded.calls:
+        kept.setdefault(call.site, []).append(call.layers_before < recorded.layers)
+    run_within_(model, _Answered(nn.Identity(), kept))
+    _warn(f"forward calls {' and '.join(called)} by name at its end: there leave it out by hand")
+
+
+def _names_at_the_end(model: nn.Module, x: Any) -> list[str]:
+    """Return the names of the activation modules that are called after the last layer with weights."""
+    ending = [part for part in _ending(model, x) if isinstance(part, (*ACTIVATIONS, *_SHARES))]
+    return [name for name, part in model.named_modules(remove_duplicate=False) if name and part in ending]
 
 
 def use_maxout_(model: nn.Module) -> None:

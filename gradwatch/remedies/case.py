@@ -38,9 +38,10 @@ class Case:
         columns: of the sick layers; none for the run as a whole.
         clips: gradients are clipped already.
         rate: the learning rate, if it is known.
+        lower_rate, higher_rate: learning rates to try in its place, where they are known.
         clues: what the cause says.
         operation: the name of the one that made NaN or Inf, where it has no remedy of its own.
-        weight: the name of one that was sick before the step.
+        weight: the name of the one that the cause accuses: it was sick before the step, overwritten, or stretches.
     """
 
     kind: Kind
@@ -48,6 +49,8 @@ class Case:
     columns: Sequence[int] = ()
     clips: bool = False
     rate: float | None = None
+    lower_rate: float | None = None
+    higher_rate: float | None = None
     clues: frozenset[Clue] = frozenset()
     operation: str = ""
     weight: str = ""
@@ -157,7 +160,6 @@ class Case:
     def words(self) -> dict[str, str]:
         """Values for the braces of a remedy's ``advice``."""
         dimension = next((found[1] for owner in sorted(self.owners) if (found := CONVOLUTION.search(owner))), "1d")
-        rate = self.rate
         return {
             "functions": " and ".join(sorted(self.functions - SMOOTH or self.functions)) or "the activation function",
             "where": self._where,
@@ -165,15 +167,33 @@ class Case:
             if self.squashes
             else "between layers",
             "batch_norm": f"BatchNorm{dimension}",
-            "lower": f" ({rate / 3:.2g} where it is {rate:.2g})" if rate else "",
-            "higher": f" ({10 * rate:.2g} where it is {rate:.2g})" if rate else "",
+            "lower": self._other_rate(self.lower_rate),
+            "higher": self._other_rate(self.higher_rate),
             "warm_up": "500" if self.attends else "100",
             "broken": self._broken,
             "weight": self.weight or self._where,
             "restored": self._restored,
             "connected": self._connected,
             "guard": self._guard,
+            "scaled": self._scaled,
+            "opened": self._opened,
+            "epsilon": "1e-4 in float16" if self.is_half else "1e-8",
+            "penalty": self._penalty,
+            "recurrent": self.weight if "recurrence grows" in self.clues else self._where,
         }
+
+    def _other_rate(self, other: float | None) -> str:
+        """Return the rate to try, in brackets; "" where none is known."""
+        if not self.rate or other is None:
+            return ""
+        earlier = ", as it was before" if {"rate rose", "rate decayed"} & self.clues else ""
+        if other == self.rate:  # it has come back
+            return f" (no more than {other:.2g}{earlier})"
+        return (
+            f" ({other:.2g}{earlier}, where it is {self.rate:.2g})"
+            if earlier
+            else (f" ({other:.2g} where it is {self.rate:.2g})")
+        )
 
     def _module(self, column: int) -> str:
         return self.layers.names[column].rpartition(".")[0]
@@ -183,7 +203,54 @@ class Case:
         return self.columns or range(len(self.layers))
 
     @property
+    def _scaled(self) -> str:
+        """Return what is to be scaled: what the cause has seen to be raw, or both."""
+        raw = {"raw inputs", "raw targets"} & self.clues
+        if raw == {"raw targets"}:
+            return (
+                "targets scaled to mean 0 and variance 1, by figures of the training data; predictions are scaled back"
+            )
+        if raw == {"raw inputs"}:
+            return "inputs scaled to mean 0 and variance 1, each feature by figures of the training data"
+        return "inputs (and targets of a regression) scaled to mean 0 and variance 1"
+
+    @property
+    def _opened(self) -> str:
+        """Return how a gradient comes to pass, by what stops it."""
+        if "flat operation" in self.clues:
+            return (
+                "compute the loss from what the model returns before the operation that the cause names (use that one "
+                "where results are reported), or begin with outputs that lie where it has a slope"
+            )
+        if "zero inputs" in self.clues:
+            return (
+                "look at the batches that the model is given: they are 0 throughout, as an integer division or a scale "
+                "that was applied twice makes them"
+            )
+        if "norm of one" in self.clues:
+            return (
+                f"let the module of {self.weight} normalise over several values: groups of more than one channel, the "
+                "axis of the features, a batch of more than one; or leave it out"
+            )
+        return (
+            f"find the factor of 0 on the way to {self._where}, or from it to the loss, and make it another number: "
+            "the gain of a normalisation, a gate, a mask, zeros in place of values, units that are all dead, a weight "
+            "of the loss"
+        )
+
+    @property
+    def _penalty(self) -> str:
+        if "no lower bound" in self.clues:
+            return (
+                "look for a term of the loss with the wrong sign: what is to stay small is added (loss + α‖W‖²), what "
+                "is to grow must have a bound"
+            )
+        return "weight regularisation: loss + α‖W‖² (optimizer's weight_decay)"
+
+    @property
     def _guard(self) -> str:
+        if "ctc_loss" in self.operation:
+            return "leave out targets that are longer than the input that they belong to, or set zero_infinity=True"
         what = self.operation or "the operation that the cause names"
         return (
             f"guard what goes into {what} against the values at which it fails, or leave such steps out: "
@@ -225,6 +292,11 @@ class Case:
             return (
                 "mend the target or weight that the loss takes where it is computed (a division by 0? the deviation of "
                 "a single sample?), or leave out its broken rows"
+            )
+        if "one batch" in self.clues:
+            return (
+                "look at the batch of that step: leave out or mend its broken rows, or bound what one row can cost "
+                "(huber_loss)"
             )
         return "leave out the broken rows of the batch"
 

@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from gradwatch.findings import Clue, Kind
-from gradwatch.remedies.case import Case
+from gradwatch.remedies.case import SMOOTH, Case
 
 __all__ = ["fitting"]
 
 
 def fitting(case: Case) -> tuple[str, ...]:
     """Return the names of the remedies, best first, each once."""
-    for clue, kinds, remedy in _OF_THE_LOOP:
+    for clue, kinds, remedy in _ALONE:
         if clue in case.clues and case.kind in kinds:
-            return (remedy,)  # nothing else helps as long as the loop itself is wrong
+            return (remedy,)
     return tuple(dict.fromkeys(_CHOICES[case.kind](case)))
 
 
 # complexity: the causes are independent of each other, and read best in the order in which they are tried
 def _vanishing(case: Case) -> Iterator[str]:
-    if "softmax of one" in case.clues:
-        yield "softmax-over-classes"
     if "one branch" in case.clues:  # a gate, a gain or a mask shut it; its siblings learn
         yield from ("nonzero-gain", "lower-learning-rate")
         return
-    if "factor of 0" in case.clues:
-        yield from ("nonzero-gain", "leaky-relu") if case.rectifies else ("nonzero-gain",)
+    if _SHUT & case.clues:
+        may_be_dead = case.rectifies and "zero inputs" not in case.clues
+        yield from ("nonzero-gain", "leaky-relu") if may_be_dead else ("nonzero-gain",)
         return
+    yield from _begun_or_made_wrong(case)
     if case.is_half:
         yield "loss-scaling"
     if "no gradient" in case.clues:
@@ -56,6 +56,8 @@ def _vanishing_along(case: Case) -> Iterator[str]:
             yield "scaled-inputs"
         yield "lower-learning-rate"
     elif not case.slopes_below_one:  # twenty sigmoids fade under any initialisation
+        if case.functions <= SMOOTH and case.functions:  # no factor keeps the variance through a GELU
+            yield from _normalisations(case)
         yield from _initialisations(case)
 
 
@@ -82,14 +84,43 @@ def _no_gradient(case: Case) -> Iterator[str]:
         yield "leaky-relu"
 
 
+_SHUT = frozenset({"factor of 0", "zero inputs", "flat operation", "norm of one"})
+
+
+def _begun_or_made_wrong(case: Case) -> Iterator[str]:
+    """Yield what undoes a reason that needs no rule: the rate rose, weights began large, numbers are raw."""
+    yield from _idle_norms(case)
+    if "rate rose" in case.clues:
+        yield "lower-learning-rate"
+    if {"weights large", "bias far out"} & case.clues and not (case.is_gated and case.kind == "vanishing"):
+        yield from _initialisations(case)
+    yield from _raw(case)
+
+
+def _idle_norms(case: Case) -> Iterator[str]:
+    if "norm left idle" in case.clues:
+        yield "train-mode"
+
+
+def _raw(case: Case) -> Iterator[str]:
+    """Yield what helps against raw numbers; token ids have no scale."""
+    if "raw targets" in case.clues or ("raw inputs" in case.clues and not case.reads_ids):
+        yield "scaled-inputs"
+
+
 # complexity: the cases are independent of each other, and read best in the order in which their remedies are tried
 def _exploding(case: Case) -> Iterator[str]:
     if case.is_critic:
         yield from ("gradient-penalty", "spectral-norm")
+    if "overwritten" in case.clues:
+        yield "initialise"
+    if "recurrence grows" in case.clues:
+        yield "orthogonal"
+    if "one batch" in case.clues:
+        yield from ("clip-norm", "clean-data") if case.can_clip else ("clean-data",)
+    yield from _begun_or_made_wrong(case)
     if "rate rose" in case.clues:
-        yield from ("lower-learning-rate", "warm-up")
-    if {"weights large", "bias far out"} & case.clues:
-        yield from _initialisations(case)
+        yield "warm-up"
     yield from _exploding_by_shape(case)
     if "norm overflows" in case.clues and not case.reads_ids:  # clipping scales nothing where the norm is Inf
         yield "scaled-inputs"
@@ -113,6 +144,9 @@ def _exploding(case: Case) -> Iterator[str]:
 
 def _exploding_by_shape(case: Case) -> Iterator[str]:
     """Yield what helps against an explosion at birth, or a growth without end, whose reason is seen."""
+    if "branches add up" in case.clues:
+        yield "depth-scaled"
+        yield from _normalisations(case)
     if "grows along depth" in case.clues:  # factors above 1 in each layer
         yield from _initialisations(case)
         yield from _normalisations(case)
@@ -122,6 +156,8 @@ def _exploding_by_shape(case: Case) -> Iterator[str]:
         yield "lower-learning-rate"
         if case.touches_input:
             yield "scaled-inputs"
+    if "targets grow" in case.clues:
+        yield "target-network"
     if "grows without bound" in case.clues:
         yield from ("weight-regularisation", "lower-learning-rate")
 
@@ -137,8 +173,9 @@ _SAFE_FORMS = {  # where the loss holds several, those come first that are rarel
     "softmax": ("masked-softmax",),
     "exponential": ("safe-log",),  # its text says what takes the place of exp and log
 }
-_CAUSES_OF_NONFINITE = {*_SAFE_FORMS, "bad batch", "bad target", "overflow", "diverged", "overflow of float16",
-                        "scaler gave up", "another operation"}  # fmt: skip
+_LOCAL = frozenset({"arc", "decomposition", "power", "logarithm", "root", "division"})
+_CAUSES_OF_NONFINITE = {*_SAFE_FORMS, "bad batch", "one batch", "bad target", "overflow", "diverged",
+                        "overflow of float16", "scaler gave up", "another operation"}  # fmt: skip
 
 
 def _nonfinite(case: Case) -> Iterator[str]:
@@ -150,14 +187,21 @@ def _nonfinite(case: Case) -> Iterator[str]:
         yield from _nonfinite_of_a_step(case)
 
 
+# complexity: the causes are independent of each other, and read best in the order in which they are tried
 def _nonfinite_of_a_step(case: Case) -> Iterator[str]:
     """Yield what helps where the step itself, forward or backward, made NaN or Inf."""
     updates_matter = "before any update" not in case.clues
-    if {"bad batch", "bad target"} & case.clues:
+    if case.weight and "recurrence grows" not in case.clues:  # it was sick before the step
+        yield "initialise"
+    if {"bad batch", "bad target"} & case.clues or ("one batch" in case.clues and "diverged" not in case.clues):
         yield "clean-data"
     yield from _beyond_float16(case, updates_matter)
+    if case.clues & _LOCAL:  # such an operation fails by itself, whatever the run did before
+        yield from _safe_forms(case)
     if "diverged" in case.clues:
         yield from _exploding(case)
+    if "exponential" in case.clues:  # of numbers that are as large as what the model reads
+        yield from _raw(case)
     yield from _safe_forms(case)
     if {"overflow", "exponential"} & case.clues:
         yield from _exploding(case) if updates_matter else _overflowing_at_once(case)
@@ -205,11 +249,12 @@ def _safe_forms(case: Case) -> Iterator[str]:
 
 
 def _nonfinite_without_a_cause(case: Case, updates_matter: bool) -> Iterator[str]:
-    if case.weight:  # it was sick before the step, and nothing that the optimizer did explains it
-        yield "initialise"
     if case.attends:
         yield "masked-softmax"
-    yield from ("clean-data", "safe-log", "safe-sqrt", "safe-division")
+    if "made backward" in case.clues:  # of a finite forward pass, so that neither data nor weights held it
+        yield from ("safe-sqrt", "safe-division", "safe-log")
+    else:
+        yield from ("clean-data", "safe-log", "safe-sqrt", "safe-division")
     if updates_matter:
         yield "lower-learning-rate"
         if not case.clips:
@@ -226,9 +271,16 @@ def _overflowing_at_once(case: Case) -> Iterator[str]:
     yield from _normalisations(case)
 
 
+# complexity: the causes are independent of each other, and read best in the order in which they are tried
 def _dead(case: Case) -> Iterator[str]:
+    if "flat operation" in case.clues and case.rectifies:  # the loss is given nothing but zeros
+        yield "leaky-relu"
+    yield from _idle_norms(case)
+    if "rate rose" in case.clues:
+        yield "lower-learning-rate"
     if {"bias far out", "weights large", "weights alike"} & case.clues:
         yield "he"
+    yield from _raw(case)
     if "large outputs" in case.clues and "weights grown" not in case.clues and case.touches_input:
         yield "scaled-inputs"
     yield "lower-learning-rate"
@@ -246,12 +298,12 @@ def _dead(case: Case) -> Iterator[str]:
 
 # complexity: the causes are independent of each other, and read best in the order in which they are tried
 def _saturated(case: Case) -> Iterator[str]:
-    if "softmax of one" in case.clues:
-        yield "softmax-over-classes"
+    yield from _idle_norms(case)
     begun_large = bool({"weights large", "bias far out", "weights alike"} & case.clues)
     if begun_large:
         yield "xavier"
-    if "weights grown" in case.clues:
+    yield from _raw(case)
+    if {"weights grown", "rate rose"} & case.clues:
         yield "lower-learning-rate"
     if "large outputs" in case.clues and case.touches_input:
         yield "scaled-inputs"
@@ -270,14 +322,13 @@ def _saturated(case: Case) -> Iterator[str]:
 _UPDATES_BACK: dict[Clue, str] = {
     "not owned": "own-parameters",
     "rate zero": "longer-schedule",
+    "rate decayed": "longer-schedule",
     "clipped away": "looser-clip",
     "rounded away": "float32-weights",
 }
 
 
 def _stalled(case: Case) -> Iterator[str]:
-    if "softmax of one" in case.clues:
-        yield "softmax-over-classes"
     if case.is_half:
         yield "loss-scaling"
     for clue, name in _UPDATES_BACK.items():
@@ -296,6 +347,12 @@ def _stalled(case: Case) -> Iterator[str]:
 
 
 def _unstable(case: Case) -> Iterator[str]:
+    yield from _idle_norms(case)
+    if "rate rose" in case.clues:
+        yield "lower-learning-rate"
+    if "targets grow" in case.clues:
+        yield "target-network"
+    yield from _raw(case)
     if case.is_critic:
         yield from ("gradient-penalty", "spectral-norm")
     yield "lower-learning-rate"
@@ -330,11 +387,16 @@ def _normalisations(case: Case) -> Iterator[str]:
             yield "layer-norm"
 
 
-_OF_THE_LOOP: tuple[tuple[Clue, tuple[Kind, ...], str], ...] = (
+_ALONE: tuple[tuple[Clue, tuple[Kind, ...], str], ...] = (
     ("never cleared", ("exploding", "nonfinite", "dead", "saturated", "unstable"), "zero-grad"),
     ("cleared early", ("stalled",), "zero-grad-after-step"),
     ("clipped while scaled", ("stalled",), "unscale-first"),
+    ("shut by others", ("vanishing",), "non-saturating-loss"),
+    ("softmax of one", ("vanishing", "saturated", "stalled"), "softmax-over-classes"),
+    ("targets out of reach", ("vanishing", "dead", "saturated", "stalled"), "linear-output"),
 )
+"""Where the loop itself is wrong, the output cannot change or cannot reach its targets, or another network shuts the
+way, nothing else helps."""
 
 _CHOICES: dict[str, Callable[[Case], Iterator[str]]] = {
     "vanishing": _vanishing,

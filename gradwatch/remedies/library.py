@@ -147,7 +147,7 @@ _DATA = (
     Remedy(
         name="scaled-inputs",
         title="Scaled inputs and targets",
-        advice="inputs (and targets of a regression) scaled to mean 0 and variance 1",
+        advice="{scaled}",
         applies="exploding, saturated or dead in the first layers; unstable regressions",
         kinds=KINDS,
         why="∂²L/∂W₁² ∝ E[x²]: inputs 16 times as large allow 1/256 of the learning rate",
@@ -375,7 +375,7 @@ _INITIALISATION = (
     Remedy(
         name="orthogonal",
         title="Orthogonal initialisation",
-        advice="orthogonal initialisation of {where}",
+        advice="orthogonal initialisation of {recurrent}",
         applies="vanishing along time (recurrent weights) or depth (tanh, linear); no help where updates are too large",
         kinds=("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled"),
         why="WᵀW = I: ‖Wᵀg‖ = ‖g‖ for every g, so that T steps keep the norm where λᵀ would take or blow it up",
@@ -398,9 +398,9 @@ _INITIALISATION = (
         name="initialise",
         title="Weights that are initialised",
         advice="{restored}",
-        applies="nonfinite where a weight is sick before the first update, or something other than the optimizer wrote "
-        "NaN or Inf into it",
-        kinds=("nonfinite",),
+        applies="nonfinite where a weight is sick before the first update; nonfinite or exploding where something "
+        "other than the optimizer wrote into it",
+        kinds=("exploding", "nonfinite"),
         why="y = W·x with one NaN in W is NaN in every row; Var(w) = 1/fan_in keeps the variance",
         source="PyTorch documentation, torch.nn.init",
         change=_call("init_nonfinite_", "model"),
@@ -409,10 +409,9 @@ _INITIALISATION = (
     Remedy(
         name="nonzero-gain",
         title="Gains that are not 0",
-        advice="find the factor of 0 on the way to {where}, or from it to the loss, and make it another number: the "
-        "gain of a normalisation, a gate, a mask, zeros in place of values, units that are all dead",
+        advice="{opened}",
         applies="vanishing where what a layer is given is 0 throughout (its weight gets no gradient, its bias does), "
-        "or where a gain or a weight after it is",
+        "where a gain or a weight after it is, or where an operation before the loss passes no gradient",
         kinds=("vanishing",),
         why="∂L/∂W = Σ g·xᵀ = 0 for x = 0, whatever g is",
         source="Ba, Kiros and Hinton 2016 (gains begin at 1), arXiv:1607.06450",
@@ -457,6 +456,19 @@ _NORMALISATION = (
         change=_call("insert_norms_", 'model, x, "rms"'),
         cost="one vector a layer, and a reduction per sample",
     ),
+    Remedy(
+        name="train-mode",
+        title="Normalisations in training mode",
+        advice="call model.train() before training, and model.eval() for measuring only",
+        applies="exploding, dead, saturated, vanishing or unstable where a batch normalisation is in eval mode with "
+        "the statistics that it began with",
+        kinds=("vanishing", "exploding", "dead", "saturated", "unstable"),
+        why="y = γ(x − μ)/√(σ² + ε) + β with the running μ and σ², which begin at 0 and 1 and which only training mode "
+        "moves: y = γx + β",
+        source="PyTorch documentation, torch.nn.BatchNorm1d",
+        change=Change(_MODEL, "model.train()"),
+        cost="none",
+    ),
 )
 
 _LAYER_INPUTS = (
@@ -475,6 +487,19 @@ _LAYER_INPUTS = (
 )
 
 _ACTIVATIONS = (
+    Remedy(
+        name="linear-output",
+        title="An output without an activation function",
+        advice="no activation function at the output (or one whose range holds the targets); or targets scaled into "
+        "its range",
+        applies="stalled, saturated, dead or vanishing where targets lie beyond what the output can give: 50 for a "
+        "sigmoid, -1 for a ReLU",
+        kinds=("vanishing", "dead", "saturated", "stalled"),
+        why="|σ(x) − y| ≥ y − 1 for a target y > 1, whatever x is: that error stays, and σ′(x) → 0 as x grows",
+        source="Goodfellow, Bengio and Courville 2016, Deep learning, section 6.2.2",
+        change=_call("remove_output_activation_"),
+        cost="none; outputs may lie outside of the old range",
+    ),
     Remedy(
         name="relu",
         title="ReLU",
@@ -645,7 +670,7 @@ _PRECISION = (
     Remedy(
         name="optimizer-epsilon",
         title="An epsilon that the format holds",
-        advice="an epsilon that is not 0 in the format of the weights: eps=1e-4 in float16",
+        advice="an epsilon that is not 0 in the format of the weights: eps={epsilon}",
         applies="nonfinite where the update of Adam or the like divides by 0: eps=1e-8 and weights in float16, eps=0",
         kinds=("nonfinite",),
         why="Δw = lr·m/(√v + ε): in float16 ε = 10⁻⁸ is 0, and so is v = g² for |g| < 2·10⁻⁴, so that m/(0 + 0) = ∞",
@@ -729,7 +754,7 @@ _REDESIGN = (
     Remedy(
         name="weight-regularisation",
         title="Weight regularisation",
-        advice="weight regularisation: loss + α‖W‖² (optimizer's weight_decay)",
+        advice="{penalty}",
         applies="exploding where weights grow slowly over the run; no help within the few steps of a divergence",
         kinds=("exploding", "dead", "saturated", "unstable"),
         why="loss + α‖W‖²: each update shrinks W by 2·lr·α, and with it the factor ‖W‖ that every layer adds",
@@ -763,6 +788,40 @@ _LIPSCHITZ = (
         source="Gulrajani et al. 2017, arXiv:1704.00028",
         change=Change(_LOSS, "loss = loss + 10 * gradient_penalty(model, x)", ("gradient_penalty",)),
         cost="a second backward pass per step of the critic",
+    ),
+    Remedy(
+        name="target-network",
+        title="Targets that do not chase themselves",
+        advice="compute the targets by a copy of the model that follows it slowly (a target network), without "
+        "gradients and with a discount below 1",
+        applies="exploding or unstable where the targets of the loss are computed from the model's own outputs",
+        kinds=("exploding", "nonfinite", "unstable"),
+        why="Q ← r + γ·max Q multiplies an error by γ at each pass, and by more through what the network generalises; "
+        "a slow copy holds the targets still meanwhile",
+        source="Mnih et al. 2015, Human-level control through deep reinforcement learning",
+        change=Change(
+            _STEP,
+            "# with target = copy.deepcopy(model).requires_grad_(False) from before the loop, and\n"
+            "# targets = reward + 0.99 * target(next_state).max(1).values:\n"
+            "# for slow, fast in zip(target.parameters(), model.parameters()): slow.lerp_(fast.detach(), 0.005)",
+        ),
+        cost="a second model in memory; values spread more slowly",
+    ),
+    Remedy(
+        name="non-saturating-loss",
+        title="A loss that does not saturate",
+        advice="let the loss be −log D(x) in place of log(1 − D(x)), or a Wasserstein or hinge loss without a function "
+        "at the end of D; a discriminator that learns more slowly keeps its lead small",
+        applies="vanishing gradients of a generator whose discriminator is sure of itself",
+        kinds=("vanishing",),
+        why="with D = σ(a): d log(1 − D)/da = −D, which is 0 where D is sure; d(−log D)/da = D − 1, which is −1 there",
+        source="Goodfellow et al. 2014, section 3, arXiv:1406.2661; Arjovsky and Bottou 2017, arXiv:1701.04862",
+        change=Change(
+            _LOSS,
+            "# with logits = discriminator(generator(noise)), before its sigmoid:\n"
+            "# loss = torch.nn.functional.softplus(-logits).mean()",
+        ),
+        cost="none; other gradients early in training, so the rate of the generator may have to be chosen again",
     ),
     Remedy(
         name="weight-clipping",

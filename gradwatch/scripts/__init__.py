@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,68 +23,91 @@ if TYPE_CHECKING:
 __all__ = ["Program", "run_watched"]
 
 
-def run_watched(program: Program, log_dir: Path, clip: float | str | None, fail_on: Collection[str]) -> None:
+def run_watched(
+    program: Program, log_dir: Path, clip: float | str | None, fail_on: Collection[str], log_every: int | None = None
+) -> None:
     """Run ``program`` and watch what it trains.
 
     Args:
         program: what to run.
         log_dir: where event files go.
         clip: as in ``gradwatch.watch``.
-        fail_on: kinds of findings that turn the program's status 0 into 1.
+        fail_on: kinds of findings that turn the program's status 0 into 1; so do steps that were not measured, since
+            nobody has looked for those kinds there.
+        log_every: as ``log_every_n_steps`` of ``gradwatch.watch``; None for its default, and more rows at first.
 
     Raises:
         SystemExit: always, with the status.
     """
-    watched = _Watched(log_dir.absolute(), clip)  # the program may change its directory
+    watched = _Watched(log_dir.absolute(), clip, log_every)  # the program may change its directory
     stop_waiting = after_import("torch", watched.begin)
     end = programs.run_program(program)
     stop_waiting()
-    kinds = watched.end(has_failed=end.status != 0, raised=end.raised)
-    programs.leave(end, otherwise=int(not kinds.isdisjoint(fail_on)))
+    outcome = watched.end(has_failed=end.status != 0, raised=end.raised)
+    programs.leave(end, otherwise=int(outcome.fails(fail_on)))
 
 
-def _last_words(tracker: OptimizerTracker | None, raised: BaseException | None) -> str | None:
+def _last_words(raised: BaseException) -> str | None:
     """Return what a model was given last that held NaN, where the script died of it."""
-    if tracker is None or raised is None:
-        return None
     from gradwatch.explain.last_words import last_words
 
     return last_words(raised)
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """The outcome of a run: the kinds that were found, and whether a part of it was not measured."""
+
+    kinds: frozenset[str] = frozenset()
+    is_unmeasured: bool = False
+
+    def fails(self, fail_on: Collection[str]) -> bool:
+        """Return whether a run that was to be free of ``fail_on`` is not known to be so."""
+        return bool(fail_on) and (self.is_unmeasured or not self.kinds.isdisjoint(fail_on))
+
+
 class _Watched:
     """A tracker that begins as soon as torch is loaded. Its faults never reach the program."""
 
-    def __init__(self, log_dir: Path, clip: float | str | None) -> None:
-        self._log_dir, self._clip = log_dir, clip
+    def __init__(self, log_dir: Path, clip: float | str | None, log_every: int | None) -> None:
+        self._log_dir, self._clip, self._log_every = log_dir, clip, log_every
         self._tracker: OptimizerTracker | None = None
+        self._has_failed = False
 
     def begin(self) -> None:
         try:
             from gradwatch.scripts.optimizer_tracker import OptimizerTracker
 
-            tracker = OptimizerTracker(self._log_dir, self._clip)
+            tracker = OptimizerTracker(self._log_dir, self._clip, self._log_every)
             tracker.begin()
             self._tracker = tracker
         except Exception:
-            logger.warning("gradwatch: this run cannot be watched:", exc_info=True)
+            self._has_failed = True
+            logger.warning("gradwatch: this run cannot be watched, so nothing is known of it:", exc_info=True)
 
-    def end(self, *, has_failed: bool, raised: BaseException | None = None) -> set[str]:
-        """Print the summary, and return the kinds of findings."""
+    def end(self, *, has_failed: bool, raised: BaseException | None = None) -> _Outcome:
+        """Print the summary, and return what was found."""
         tracker = self._tracker
-        if tracker is not None and tracker.is_in_child:
-            return set()
+        if self._has_failed or (tracker is not None and tracker.is_in_child):
+            return _Outcome(is_unmeasured=self._has_failed)
         try:
-            from gradwatch.scripts.summary import summary_text
-
-            if tracker is not None:
-                tracker.end()
-            summaries = [] if tracker is None else tracker.summaries
-            if tracker is None or tracker.is_first_rank:
-                sys.stderr.write(
-                    summary_text(summaries, has_failed=has_failed, last_words=_last_words(tracker, raised))
-                )
-            return {finding.kind for summary in summaries for finding in summary.findings}
+            return _summed_up(tracker, has_failed, raised)
         except Exception:
             logger.warning("gradwatch: the summary failed:", exc_info=True)
-            return set()
+            return _Outcome(is_unmeasured=True)
+
+
+def _summed_up(tracker: OptimizerTracker | None, has_failed: bool, raised: BaseException | None) -> _Outcome:
+    """Print the summary on the first rank, and return what was found."""
+    from gradwatch.scripts.summary import summary_text
+
+    if tracker is None:
+        sys.stderr.write(summary_text([], has_failed=has_failed))
+        return _Outcome()
+    tracker.end()
+    summaries, left_out = tracker.summaries, tracker.left_out
+    if tracker.is_first_rank:
+        words = None if raised is None else _last_words(raised)
+        sys.stderr.write(summary_text(summaries, has_failed=has_failed, last_words=words, left_out=left_out))
+    kinds = frozenset(finding.kind for summary in summaries for finding in summary.findings)
+    return _Outcome(kinds, left_out > 0 or any(summary.unmeasured for summary in summaries))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,6 +21,7 @@ from gradwatch.hooks.logger import logger
 from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, roots_of_backward
 from gradwatch.hooks.optimizers import StepHooks, parameters_of
 from gradwatch.hooks.scalers import ScalerCall, follow_scaler_step, scaler_call
+from gradwatch.ranks.process import is_first_rank
 from gradwatch.scripts.models import caller_outside
 from gradwatch.scripts.summary import SummarySink
 from gradwatch.scripts.watched_model import WatchedModel
@@ -41,24 +41,28 @@ class OptimizerTracker:
     Args:
         log_dir: for event files; with several models each has a directory of its name in it.
         clip: as in ``gradwatch.watch``.
+        log_every: steps between two rows; None for the default, and more rows at first.
 
     Attributes:
         guard: takes the faults.
         summaries: one for each model that was trained, in order of their first steps.
         is_in_child: this process is a forked child.
+        left_out: how many optimizers have stepped whose models are beyond ``MOST_MODELS``.
     """
 
-    def __init__(self, log_dir: Path, clip: float | str | None) -> None:
+    def __init__(self, log_dir: Path, clip: float | str | None, log_every: int | None = None) -> None:
         self.guard = Guard()
         self.summaries: list[SummarySink] = []
-        self._log_dir, self._clip = log_dir, clip
+        self._log_dir, self._clip, self._log_every = log_dir, clip, log_every
         self._trained: list[WatchedModel] = []
         self._of: weakref.WeakKeyDictionary[Optimizer, WatchedModel | None] = weakref.WeakKeyDictionary()
         self._losses = LossFinder(())  # for the first update of a model that is watched from there on only
         self._names: set[str] = set()
         self._undo: list[Callable[[], None]] = []
         self._follows_steps = self._said_too_many = False
+        self._unfollowed: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.is_in_child = False
+        self.left_out = 0
 
     def begin(self) -> None:
         """Follow every optimizer that is made from now on."""
@@ -77,10 +81,7 @@ class OptimizerTracker:
     @property
     def is_first_rank(self) -> bool:
         """True if this process writes files and prints: the only one, or the first of several."""
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank() == 0
-        return os.environ.get("RANK", "0") == "0"
+        return is_first_rank()
 
     # calls from the patched functions of torch
 
@@ -161,6 +162,8 @@ class OptimizerTracker:
         self.guard.step += not again
         trained = self._find(optimizer)
         if trained is None:
+            self.left_out += optimizer not in self._unfollowed
+            self._unfollowed.add(optimizer)
             return
         is_late = trained.summary is None
         self._watch(trained)
@@ -222,6 +225,7 @@ class OptimizerTracker:
             return
         is_only = len(self._trained) == 1 and not self.summaries
         log_dir = self._log_dir if is_only else self._log_dir / trained.name
-        trained.watch(log_dir if self.is_first_rank else None, self._clip, has_prefix=not is_only)
+        where = log_dir if self.is_first_rank else None
+        trained.watch(where, self._clip, has_prefix=not is_only, log_every=self._log_every)
         if trained.summary is not None:
             self.summaries.append(trained.summary)

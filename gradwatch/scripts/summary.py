@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradwatch.event_files.run import Coverage
 from gradwatch.findings import Finding
 from gradwatch.sinks import Row
 
@@ -32,6 +33,7 @@ class SummarySink:
     Attributes:
         name: of the model.
         steps: attempted updates.
+        measured: how many of them were measured, as far as it was told.
         saw_loss: one of them came with a loss.
         notes: what is no finding and worth a line.
         files: its event files, None where this run writes none for it.
@@ -39,15 +41,22 @@ class SummarySink:
         findings: their latest state, by first step.
     """
 
+    is_of_every_rank = True  # each rank ends with a status of its own
+
     def __init__(self, name: str, files: TensorBoard | None = None, whose: str = "") -> None:
         self.name, self.files, self.whose = name, files, whose
-        self.steps, self.saw_loss = 0, False
+        self.steps, self.measured, self.saw_loss = 0, 0, False
         self.notes: list[str] = []
         self._findings: dict[tuple[str, str, int], Finding] = {}
 
     @property
     def findings(self) -> list[Finding]:
         return sorted(self._findings.values(), key=lambda finding: finding.step)
+
+    @property
+    def unmeasured(self) -> int:
+        """Return how many attempted updates nothing is known of."""
+        return max(0, self.steps - self.measured)
 
     @property
     def log_dir(self) -> Path | None:
@@ -60,6 +69,9 @@ class SummarySink:
     def write_finding(self, finding: Finding, ended: bool) -> None:
         self._findings[finding.kind, finding.layer, finding.step] = finding
 
+    def write_coverage(self, coverage: Coverage) -> None:
+        self.measured = coverage.measured
+
     def flush(self) -> None:
         pass
 
@@ -67,11 +79,14 @@ class SummarySink:
         pass
 
 
-def summary_text(summaries: Sequence[SummarySink], *, has_failed: bool = False, last_words: str | None = None) -> str:
+def summary_text(
+    summaries: Sequence[SummarySink], *, has_failed: bool = False, last_words: str | None = None, left_out: int = 0
+) -> str:
     """Return findings or their absence, steps seen, and where the event files are, model by model.
 
     Args:
         summaries: of all models.
+        left_out: how many optimizers were not followed.
         has_failed: the program has ended with a status other than 0, and has said so itself.
         last_words: what a model was given last, where the program has died of it.
     """
@@ -80,22 +95,34 @@ def summary_text(summaries: Sequence[SummarySink], *, has_failed: bool = False, 
     if not seen:
         return (NOTHING_YET if has_failed else NOTHING) + end
     lines = [line for summary in seen for line in _lines(summary, is_only=len(seen) == 1)]
+    if left_out:
+        lines.append(
+            f"gradwatch: {left_out} further optimizers were not followed, so nothing is known of their models."
+        )
     return "\n".join(lines) + "\n" + end
 
 
 def _lines(summary: SummarySink, *, is_only: bool) -> Iterator[str]:
     findings = summary.findings
-    steps = "1 step" if summary.steps == 1 else f"{summary.steps} steps"
-    count = {0: "no findings", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
     whose = f", watched by {summary.whose}" if summary.whose else ""
     which = "" if is_only else f"{summary.name}: "
-    yield f"gradwatch: {which}{steps}, {count}{_by_kind(findings)}{whose}{_where(summary.log_dir)}"
+    yield f"gradwatch: {which}{_extent(summary)}{_by_kind(findings)}{whose}{_where(summary.log_dir)}"
     if not (summary.saw_loss or summary.whose):
         yield "  No scalar loss was seen, so rules that need one did not run."
     for note in summary.notes:
         yield f"  {note}"
     if findings and summary.log_dir is not None and summary.log_dir.is_dir():
         yield f"  why, and what to do: gradwatch report {shlex.quote(str(summary.log_dir))}"
+
+
+def _extent(summary: SummarySink) -> str:
+    """Return how many steps there were, how many of them were not measured, and how many findings there are."""
+    steps, findings = "1 step" if summary.steps == 1 else f"{summary.steps} steps", len(summary.findings)
+    if summary.unmeasured and not summary.measured:
+        return f"{steps}, none measured: nothing is known of this run"
+    unmeasured = f", {summary.unmeasured} of them not measured" if summary.unmeasured else ""
+    count = {0: "no findings", 1: "1 finding"}.get(findings, f"{findings} findings")
+    return f"{steps}{unmeasured}, {count}"
 
 
 def _by_kind(findings: Sequence[Finding]) -> str:

@@ -46,6 +46,7 @@ class WatchedModel:
         self.steps_of: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self.loop: WatchedLoop | None = None
         self.summary: SummarySink | None = None
+        self._own: weakref.ref[WatchedLoop] | None = None  # that of the program itself
         self._stop: list[Callable[[], None]] = []
         roots, bare = roots_of(parameters)
         self._models = {_free(model_name(root, frame), taken): weakref.ref(root) for root in roots}
@@ -72,16 +73,28 @@ class WatchedModel:
         while self._stop:
             self._stop.pop()()
 
-    def watch(self, log_dir: Path | None, clip: float | str | None, *, has_prefix: bool) -> None:
-        """Watch the model, unless the program watches it by itself."""
+    def watch(
+        self, log_dir: Path | None, clip: float | str | None, *, has_prefix: bool, log_every: int | None = None
+    ) -> None:
+        """Watch the model, unless the program watches it by itself.
+
+        Args:
+            log_dir: for event files; None writes none.
+            clip: as in ``gradwatch.watch``.
+            has_prefix: whether names of layers begin with that of the model.
+            log_every: steps between two rows; None for the default, and more rows at first.
+        """
         if (own := loop_of(self._tensors())) is not None:
             self.summary = SummarySink(self.name, whose="the program's own watcher")
             own.add_sink(self.summary)
+            self._own = weakref.ref(own)
             return
         files = None if log_dir is None else _event_files(log_dir)
         self.summary = SummarySink(self.name, files)
         try:
-            self.loop = self._watched_loop(has_prefix, clip=clip, sinks=[*([files] if files else []), self.summary])
+            sinks = [*([files] if files else []), self.summary]
+            cadence = {"is_dense_at_first": True} if log_every is None else {"log_every_n_steps": log_every}
+            self.loop = self._watched_loop(has_prefix, clip=clip, sinks=sinks, **cadence)
         except (TypeError, ValueError) as error:  # a model on the meta device, say
             self.give_up(error)
 
@@ -106,6 +119,9 @@ class WatchedModel:
     def close(self) -> None:
         """Stop watching, and let go of the model."""
         self.stop_listening()
+        own = None if self._own is None else self._own()
+        if own is not None and not own.is_closed:
+            own.flush()  # the program closes it, after the summary perhaps
         if self.loop is not None:
             self.loop.close()
             if self.summary is not None:

@@ -5,7 +5,7 @@ Rows come at the logging cadence, findings as they open, go on and end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from gradwatch.event_files.run import FindingEvent
 from gradwatch.findings import Finding
 from gradwatch.measure.report import Floats, StepReport
 
-__all__ = ["Row", "RowBuilder", "Sink", "is_update"]
+__all__ = ["Row", "RowBuilder", "Sink", "event_of", "is_update"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Row:
 class Sink(Protocol):
     """The four methods of a sink. Training goes on where one raises, with one warning.
 
+    Of several ranks of ``torch.distributed`` the first alone hands anything to its sinks, except to those with an
+    attribute ``is_of_every_rank`` that is True.
+    A sink may have a fifth, ``write_coverage(coverage)``: it takes how many steps were measured
+    (``gradwatch.event_files.run.Coverage``), with rows where some were not, at ``flush`` and at ``close``.
+
     What it did not take waits, and is handed to it again later: an OSError is most often a disk that is full.
     """
 
@@ -60,7 +65,8 @@ class Sink(Protocol):
         """Take a finding when it opens, as it is then when it has gone on, and when it ends.
 
         While a finding is open it comes again with later rows, and at ``flush`` and ``close``, if ``last_step`` or
-        ``layers`` have changed (``is_update``). Its identity is (kind, layer, step); what comes last counts.
+        ``layers`` have changed (``is_update``), and once more where its ``ranks`` and ``cause`` are known better.
+        Its identity is (kind, layer, step); what comes last counts.
         """
         ...
 
@@ -69,13 +75,26 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish: nothing more will come."""
+        """Finish the run. What comes later is of another run: a sink may be used again, and then begins anew."""
         ...
 
 
 def is_update(finding: Finding, ended: bool) -> bool:
     """Return whether a sink was given the finding before and it goes on: it is sick for longer than when it opened."""
     return not ended and not FindingEvent(finding, ended).is_opening
+
+
+def event_of(finding: Finding, ended: bool, known: Container[tuple[str, str, int]]) -> str:
+    """Return what to call it that a sink is given the finding: ``"opened"``, ``"updated"`` or ``"ended"``.
+
+    Args:
+        finding: as it is now.
+        ended: whether it has ended.
+        known: identities of the findings that the sink has written. One whose cause is known better comes again.
+    """
+    if ended:
+        return "ended"
+    return "updated" if is_update(finding, ended) or finding.identity in known else "opened"
 
 
 class RowBuilder:

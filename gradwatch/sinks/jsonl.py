@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradwatch.event_files.run import Coverage
 from gradwatch.findings import Finding
-from gradwatch.sinks import Row, is_update
+from gradwatch.sinks import Row, event_of
+from gradwatch.sinks.appended_file import AppendedFile
 
 __all__ = ["JsonLines", "json_of"]
 
@@ -20,7 +20,8 @@ __all__ = ["JsonLines", "json_of"]
 class JsonLines:
     """A file to whose end lines are added: ``{"event": "row", …}`` at logged steps, and findings.
 
-    A finding is ``"opened"``, ``"updated"`` with a later row if it has gone on, and ``"ended"``.
+    A finding is ``"opened"``, ``"updated"`` with a later row if it has gone on, and ``"ended"``. ``"coverage"`` says
+    how many steps there were, and how many of them were measured, where that is not all.
 
     Args:
         path: the file; its directory is made.
@@ -30,8 +31,8 @@ class JsonLines:
     """
 
     def __init__(self, path: str | Path) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115 (open for as long as the sink lives)
+        self._file = AppendedFile(path)
+        self._known: set[tuple[str, str, int]] = set()  # identities of the findings that were written
 
     def write_row(self, row: Row) -> None:
         report = row.report
@@ -51,26 +52,22 @@ class JsonLines:
         )
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        event = "ended" if ended else "updated" if is_update(finding, ended) else "opened"
-        self._write(event=event, **finding.as_dict())
+        self._write(event=event_of(finding, ended, self._known), **finding.as_dict())
+        self._known.add(finding.identity)
+
+    def write_coverage(self, coverage: Coverage) -> None:
+        if coverage.unmeasured:
+            self._write(event="coverage", steps=coverage.steps, measured=coverage.measured)
 
     def flush(self) -> None:
         pass  # each line was handed to the system whole
 
     def close(self) -> None:
         self._file.close()
+        self._known.clear()
 
     def _write(self, **values: Any) -> None:
-        """Add a line at once. It is there whole, or not at all where the disk is full."""
-        line = memoryview((json_of(values) + "\n").encode())
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(size)
-            raise
+        self._file.write(json_of(values) + "\n")
 
 
 def json_of(values: Any, indent: int | None = None) -> str:

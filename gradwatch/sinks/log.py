@@ -1,54 +1,81 @@
-"""Write findings as lines on the logger ``gradwatch``: visible by default, few, and from rank 0 only."""
+"""Write findings as lines on the logger ``gradwatch``: visible by default, and few."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 
-import torch.distributed
-
 from gradwatch.findings import Finding
 from gradwatch.hooks.logger import logger
 from gradwatch.sinks import Row, is_update
 
-__all__ = ["Log"]
+__all__ = ["FewLines", "Log"]
 
 MOST_LINES = 10
 _LONGEST_LINE = 160  # characters: what a terminal or a log viewer shows without a break
 
 
-class Log:
-    """One line for a finding that opens and one for its end; after ten lines a summary at ``close`` instead."""
+class FewLines:
+    """The lines of a run for people: one for a finding that opens and one for its end, ten at most, then a summary.
 
-    def __init__(self) -> None:
-        self._lines = 0
+    Args:
+        has_watcher: whether readers have a watcher to ask for more; not under ``gradwatch run``.
+    """
+
+    def __init__(self, *, has_watcher: bool = True) -> None:
+        self._lines, self._has_watcher = 0, has_watcher
         self._unwritten: Counter[str] = Counter()
+
+    def line_of(self, finding: Finding, ended: bool) -> str | None:
+        """Return the line to write; None for a finding that goes on, and where ten lines were written."""
+        if is_update(finding, ended):
+            return None
+        if self._lines >= MOST_LINES:
+            if not ended:
+                self._unwritten[finding.kind] += 1
+            return None
+        self._lines += 1
+        if ended:
+            return _end_of(finding)
+        return f"gradwatch: {finding.message if self._has_watcher else finding.headline}"
+
+    def take_summary(self) -> str | None:
+        """Return the line that counts the findings without a line since the last call; None if there are none."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in self._unwritten.items())
+        self._unwritten.clear()
+        if not counts:
+            return None
+        where = "watcher.findings" if self._has_watcher else "the report"
+        return f"gradwatch: and further findings, not shown here: {counts}. All are in {where}."
+
+
+class Log:
+    """One line for a finding that opens and one for its end; after ten lines a summary at ``close`` instead.
+
+    Args:
+        has_watcher: as for ``FewLines``.
+    """
+
+    def __init__(self, *, has_watcher: bool = True) -> None:
+        self._has_watcher = has_watcher
+        self._lines = FewLines(has_watcher=has_watcher)
 
     def write_row(self, row: Row) -> None:
         pass
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        if is_update(finding, ended) or not _is_first_rank():
-            return
-        if self._lines >= MOST_LINES:
-            if not ended:
-                self._unwritten[finding.kind] += 1
-            return
-        self._lines += 1
-        if ended:
-            logger.warning("%s", _end_of(finding))
-        else:
-            level = logging.ERROR if finding.severity == "error" else logging.WARNING
-            logger.log(level, "gradwatch: %s", finding.message)
+        is_error = finding.severity == "error" and not ended
+        if (line := self._lines.line_of(finding, ended)) is not None:
+            logger.log(logging.ERROR if is_error else logging.WARNING, "%s", line)
 
     def flush(self) -> None:
         pass
 
     def close(self) -> None:
-        if self._unwritten and _is_first_rank():
-            counts = ", ".join(f"{count} {kind}" for kind, count in self._unwritten.items())
-            logger.warning("gradwatch: and further findings, not shown here: %s. All are in watcher.findings.", counts)
-            self._unwritten.clear()
+        summary = self._lines.take_summary()
+        self._lines = FewLines(has_watcher=self._has_watcher)
+        if summary is not None:
+            logger.warning("%s", summary)
 
 
 def _end_of(finding: Finding) -> str:
@@ -61,8 +88,3 @@ def _end_of(finding: Finding) -> str:
     if len(name) > most:
         name = f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
     return start + "".join(each if each.isprintable() else "?" for each in name) + end
-
-
-def _is_first_rank() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

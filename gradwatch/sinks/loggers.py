@@ -6,14 +6,16 @@ one opens or ends. Those that hold text get the findings in words, too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gradwatch.findings import Finding
 from gradwatch.sinks import Row, is_update
+from gradwatch.sinks.tables import FindingTable, named_totals
 
 __all__ = ["Logger", "Loggers", "is_a"]
+
+_TOTALS = ("grad_norm_total", "grad_norm_clipped_total")  # Lightning's loggers have loss and learning rate already
 
 
 class Logger(Protocol):
@@ -37,25 +39,21 @@ class Loggers:
 
     def __init__(self, loggers: Sequence[Logger], totals: bool) -> None:
         self._loggers, self._totals = loggers, totals
-        self._states: dict[tuple[str, str, int], tuple[Finding, bool]] = {}  # (finding, ended), as they came last
+        self._findings = FindingTable()
         self._unwritten: int | None = None  # the step of an update that no text holds yet
 
     def write_row(self, row: Row) -> None:
-        report = row.report
-        which = f"/optimizer_{report.optimizer}" if report.optimizer else ""
-        totals = {
-            f"grad_norm_total{which}": report.grad_norm_total,
-            f"grad_norm_clipped_total{which}": report.grad_norm_clipped_total,
-        }
+        figures = named_totals(row)
+        metrics = {name: figures[name] for name in figures if name.split("/")[0] in _TOTALS}
         for logger in self._loggers if self._totals else ():
-            logger.log_metrics(totals, step=report.step)
+            logger.log_metrics(metrics, step=row.report.step)
 
     def write_finding(self, finding: Finding, ended: bool) -> None:
-        self._states[(finding.kind, finding.layer, finding.step)] = finding, ended
+        self._findings.add(finding, ended)
         if is_update(finding, ended):
             self._unwritten = finding.last_step  # whole tables are not written anew at every row
             return
-        count = sum(each.kind == finding.kind and not is_over for each, is_over in self._states.values())
+        count = self._findings.open_counts()[finding.kind]
         step = finding.last_step + 1 if ended else finding.raised_step  # the first healthy step, or the raising one
         for logger in self._loggers:
             logger.log_metrics({f"gradwatch/open_findings/{finding.kind}": float(count)}, step=step)
@@ -68,14 +66,14 @@ class Loggers:
             logger.save()
 
     def close(self) -> None:
-        """Leave the loggers open: they are their Trainer's."""
+        """Forget the findings, but leave the loggers open: they are their Trainer's."""
+        self._findings, self._unwritten = FindingTable(), None
 
     def _write_texts(self, step: int) -> None:
-        findings = [_cells(*state) for state in self._states.values()]
         for logger in self._loggers:
             for name, write in _TEXT.items():
                 if is_a(logger, name):
-                    write(logger, findings, step)
+                    write(logger, self._findings, step)
         self._unwritten = None
 
 
@@ -84,32 +82,22 @@ def is_a(logger: object, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(logger).__mro__)
 
 
-_COLUMNS = ["kind", "severity", "layer", "step", "last step", "ended", "value", "message"]
+def _to_wandb(logger: Any, findings: FindingTable, step: int) -> None:
+    logger.log_text("gradwatch/findings", columns=list(findings.COLUMNS), data=findings.lines(), step=step)
 
 
-def _cells(finding: Finding, ended: bool) -> list[str]:
-    value = f"{finding.value:.6g}" if math.isfinite(finding.value) else "not finite"
-    steps = [str(finding.step), str(finding.last_step), "yes" if ended else "no"]
-    return [finding.kind, finding.severity, finding.layer or "whole run", *steps, value, finding.message]
+def _to_mlflow(logger: Any, findings: FindingTable, step: int) -> None:
+    logger.experiment.log_text(logger.run_id, findings.as_text(), "gradwatch/findings.tsv")
 
 
-def _to_wandb(logger: Any, findings: list[list[str]], step: int) -> None:
-    logger.log_text("gradwatch/findings", columns=_COLUMNS, data=findings, step=step)
-
-
-def _to_mlflow(logger: Any, findings: list[list[str]], step: int) -> None:
-    lines = ["\t".join(cells) for cells in (_COLUMNS, *findings)]
-    logger.experiment.log_text(logger.run_id, "\n".join(lines) + "\n", "gradwatch/findings.tsv")
-
-
-def _to_tensorboard(logger: Any, findings: list[list[str]], step: int) -> None:
+def _to_tensorboard(logger: Any, findings: FindingTable, step: int) -> None:
     lines = [
-        "    " + "  ".join(cells) for cells in (_COLUMNS, *findings)
+        "    " + "  ".join(cells) for cells in (findings.COLUMNS, *findings.lines())
     ]  # indented, so that Markdown leaves it as it is
     logger.experiment.add_text("gradwatch/findings", "\n".join(lines), step)
 
 
-_TEXT: Mapping[str, Callable[[Any, list[list[str]], int], None]] = {
+_TEXT: Mapping[str, Callable[[Any, FindingTable, int], None]] = {
     "WandbLogger": _to_wandb,
     "MLFlowLogger": _to_mlflow,
     "TensorBoardLogger": _to_tensorboard,

@@ -6,18 +6,34 @@ import difflib
 import importlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.findings import Finding
-from gradwatch.measure.report import LAYER_FIGURES, StepReport
+from gradwatch.measure.report import LAYER_FIGURES, LayerFigure, StepReport
 from gradwatch.sinks import Row
 
-__all__ = ["History", "Memory"]
+__all__ = ["History", "HistoryKey", "Memory"]
 
-_PER_LAYER: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
+HistoryKey = Literal[
+    "grad_norm",
+    "nonfinite",
+    LayerFigure,
+    "step",
+    "optimizer",
+    "grad_norm_total",
+    "grad_norm_clipped_total",
+    "loss",
+    "learning_rate",
+    "skipped",
+    "already_clipped",
+    "learning_rates",
+]
+"""The names that ``history[name]`` takes, for editors and type checkers."""
+
+_PER_LAYER: dict[HistoryKey, tuple[type, object, Callable[[StepReport], Any]]] = {
     "grad_norm": (np.float32, np.nan, lambda report: report.grad_norm),
     "nonfinite": (np.int64, 0, lambda report: report.nonfinite),
     **{
@@ -25,7 +41,7 @@ _PER_LAYER: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
         for name in LAYER_FIGURES
     },
 }
-_PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
+_PER_STEP: dict[HistoryKey, tuple[type, object, Callable[[StepReport], Any]]] = {
     "step": (np.int64, -1, lambda report: report.step),
     "optimizer": (np.int64, -1, lambda report: report.optimizer),
     "grad_norm_total": (np.float64, np.nan, lambda report: report.grad_norm_total),
@@ -38,7 +54,7 @@ _PER_STEP: dict[str, tuple[type, object, Callable[[StepReport], Any]]] = {
 
 
 _ALL = {**_PER_LAYER, **_PER_STEP}
-_PER_GROUP = "learning_rates"
+_PER_GROUP: HistoryKey = "learning_rates"
 
 
 class History:
@@ -71,26 +87,34 @@ class History:
         """Take in one step; the oldest falls out once ``length`` are held."""
         at = self._seen % self._length
         with np.errstate(over="ignore"):  # a norm of float64 entries beyond float32 is Inf here
-            for name, (dtype, absent, value_of) in _ALL.items():
-                ring = self._rings.get(name)
-                if ring is None:
-                    if name in LAYER_FIGURES and name not in report.figures:
-                        continue  # allocated once it is first measured
-                    width = (len(self.layers),) if name in _PER_LAYER else ()
-                    ring = self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)
-                ring[at] = value_of(report)
+            for name, (*_, value_of) in _ALL.items():
+                if name in self._rings or name not in LAYER_FIGURES or name in report.figures:
+                    self._ring(name)[at] = value_of(report)
         self._rates.append(report.learning_rates)
         self._seen += 1
+
+    def amend(self, step: int, name: HistoryKey, values: NDArray[np.floating]) -> None:
+        """Take a (P,) figure of a layer that is known later than the rest of its step, if that is still held."""
+        at = self._ring("step") == step
+        self._ring(name)[at] = values
+
+    def _ring(self, name: HistoryKey) -> NDArray[np.generic]:
+        """Return the last values of a figure, allocated once it is first measured."""
+        if name not in self._rings:
+            dtype, absent, _ = _ALL[name]
+            width = (len(self.layers),) if name in _PER_LAYER else ()
+            self._rings[name] = np.full((self._length, *width), absent, dtype=dtype)
+        return self._rings[name]
 
     @property
     def steps(self) -> NDArray[np.int64]:
         return self["step"]  # type: ignore[return-value]
 
-    def keys(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[HistoryKey, ...]:
         """Return the names that ``history[name]`` takes."""
         return (*_ALL, _PER_GROUP)
 
-    def layer(self, name: str) -> dict[str, NDArray[np.generic]]:
+    def layer(self, name: str) -> dict[HistoryKey, NDArray[np.generic]]:
         """Return (S,) for each figure of one layer.
 
         Args:
@@ -116,14 +140,16 @@ class History:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("to_pandas() needs pandas. Run: pip install pandas", name="pandas") from error
         index = pandas.MultiIndex.from_product([self.steps, self.layers], names=["step", "layer"])
-        per_layer = {name: self[name].ravel() for name in _PER_LAYER}
-        per_step = {name: np.repeat(self[name], len(self.layers)) for name in _PER_STEP if name != "step"}
+        per_layer: dict[str, Any] = {name: self[name].ravel() for name in _PER_LAYER}
+        per_step: dict[str, Any] = {
+            name: np.repeat(self[name], len(self.layers)) for name in _PER_STEP if name != "step"
+        }
         return pandas.DataFrame({**per_layer, **per_step}, index=index)
 
     def __len__(self) -> int:
         return min(self._seen, self._length)
 
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
+    def __getitem__(self, name: HistoryKey) -> NDArray[np.generic]:
         if name == _PER_GROUP:
             return self._learning_rates()
         if name not in _ALL:
@@ -164,6 +190,8 @@ class Memory:
         events: (finding, ended) as written: when each finding opened, as it went on, and when it ended.
         closed: whether ``close`` was called.
     """
+
+    is_of_every_rank = True  # it writes nothing
 
     def __init__(self) -> None:
         self.rows: list[Row] = []

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,13 +18,15 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams, text
+from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from gradwatch import _torch
 from gradwatch.event_files import format
+from gradwatch.event_files.run import Coverage
 from gradwatch.findings import Finding
 from gradwatch.hooks.logger import logger
 from gradwatch.measure.report import Floats, StepReport
+from gradwatch.ranks.process import elastic_run, is_restarted
 from gradwatch.sinks import Row, is_update
 from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.tags import layer_tags
@@ -37,16 +41,15 @@ _METADATA = SummaryMetadata(
 )
 _HISTOGRAM_BINS = 64
 _MOST_UNFLUSHED = 64  # summaries that are kept until they are safe
+_FLUSH_SECONDS = 5  # a view that follows the run is behind by no more; torch's own default is 120
+_MOST_LINES = 8  # of a chart of "Custom Scalars"; more cannot be told apart
 _TOTAL_CHARTS = {
-    "total gradient norm, before and after clipping": "^grad_norm_(clipped_)?total",
-    "loss": "^loss",
-    "learning rate": "^learning_rate",
+    "total gradient norm, before and after clipping": "^grad_norm_(clipped_)?total(/optimizer_[1-3])?$",
+    "loss": "^loss(/optimizer_[1-7])?$",
+    "learning rate": "^learning_rate(/group_[0-6])?$",
+    "learning rate of further optimizers": "^learning_rate/optimizer_[1-7]$",
 }
-_LAYER_CHARTS = {
-    "grad_norm": "gradient norm of each layer",
-    "update_ratio": "update ratio of each layer",
-    "weight_norm": "weight norm of each layer",
-}
+_LAYER_CHARTS = {"grad_norm": "gradient norm", "update_ratio": "update ratio", "weight_norm": "weight norm"}
 
 
 class TensorBoard:
@@ -58,6 +61,8 @@ class TensorBoard:
     ``format.PACKED_FIGURES`` measured since the last row, and ``gradwatch/totals`` (9,), what concerns the whole run.
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``: as it opens, as it goes on, and as it ends.
+    ``gradwatch/coverage`` is a string, how much was measured as JSON ``{"steps", "measured"}``, where that is not all;
+    what comes last counts. ``gradwatch/end`` is a string, written at ``close`` as JSON ``{"steps"}``.
     Steps are made unique because TensorBoard keeps one event per tag and step.
     A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found
     as an entry of "HParams".
@@ -65,7 +70,7 @@ class TensorBoard:
     Args:
         where: a directory, or a ``SummaryWriter`` that stays its owner's (flushed, never closed). A directory that
             already holds event files is left alone: its first free ``run_2``, ``run_3``, … is written, said in one
-            line, unless ``continues`` was set.
+            line, unless ``continues`` was set, or ``torchrun`` has started this very run again.
         layer_scalars: which of ``LAYER_TAGS`` to write; True for all, False for none.
 
     Attributes:
@@ -76,22 +81,32 @@ class TensorBoard:
         ValueError: for a name that is not in ``LAYER_TAGS``.
     """
 
+    _run: Path | None  # chosen once: it holds files of ours if the writer has to be opened again
+    _unflushed: list[tuple[Summary, int]]
+    _described: set[str]  # tags whose first event, with its metadata, is written
+    _table: tuple[tuple[str, ...], bytes] | None
+    _last_finding_step: int
+    _laid_out: tuple[str, ...] | None  # the layers of the layout that was written last
+    _kinds: dict[str, None]  # of all findings, in order of their first
+    _coverage: Coverage | None
+    _steps: int  # attempted updates, as far as it is known
+    _flushed_at: float
+
     def __init__(self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = False) -> None:
         self._tags = layer_tags(layer_scalars)
         self.continues = False
         self.opened: Path | None = None
         # absolute: the program may change its directory
         self._directory = None if isinstance(where, SummaryWriter) else Path(where).absolute()
-        self._run: Path | None = None  # chosen once: it holds files of ours if the writer has to be opened again
-        self._unflushed: list[tuple[Summary, int]] = []
         self._writer = where if isinstance(where, SummaryWriter) else None
-        self._described: set[str] = set()  # tags whose first event, with its metadata, is written
-        self._table: tuple[tuple[str, ...], bytes] | None = None
-        self._last_finding_step = -1
-        self._kinds: dict[str, None] = {}  # of all findings, in order of their first
+        self._begin()
 
     def write_row(self, row: Row) -> None:
         report = row.report
+        self._steps = max(self._steps, report.step + 1)
+        if report.layers != self._laid_out and self._directory is not None:
+            self._write(custom_scalars(_layout(self._tags, report.layers)), report.step)
+            self._laid_out = report.layers
         with self._knowing_only_what_was_written():
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars(row)]
             values += [self._tensor(tag, content) for tag, content in self._tensors(row)]
@@ -106,9 +121,19 @@ class TensorBoard:
         with self._knowing_only_what_was_written():
             content = self._tensor("gradwatch/finding", json_of({**finding.as_dict(), "ended": ended}))
             self._write(Summary(value=[content]), step)
+        if is_new:
+            self._write(text("gradwatch/findings", _in_words(finding)), step)
         if is_new or ended:
-            self._write(text("gradwatch/findings", _in_words(finding, ended)), step)
             self.flush()  # what a killed process had not flushed is lost
+
+    def write_coverage(self, coverage: Coverage) -> None:
+        self._steps = max(self._steps, coverage.steps)
+        if not coverage.unmeasured:
+            return  # a run without it was measured whole
+        self._coverage = coverage
+        with self._knowing_only_what_was_written():
+            content = json_of({"steps": coverage.steps, "measured": coverage.measured})
+            self._write(Summary(value=[self._tensor("gradwatch/coverage", content)]), max(0, coverage.steps - 1))
 
     def flush(self) -> None:
         if self._writer is None:
@@ -119,13 +144,38 @@ class TensorBoard:
             self._abandon()
             raise
         self._unflushed.clear()
+        self._flushed_at = time.monotonic()
 
     def close(self) -> None:
-        if self._writer is not None and self._directory is not None:
-            self._write_verdict(self._writer)
-            self._writer.close()
+        if self._directory is None:
+            self._write_end()
+            self.flush()
+        else:
+            self._close_own(self._writer)
+
+    def _close_own(self, writer: SummaryWriter | None) -> None:
+        """Close our own writer, and forget the run: what comes later is of another."""
+        try:
+            if writer is not None:
+                self._write_end()
+                self._write_verdict(writer)
+                writer.close()
+        finally:
             self._writer = None
-        self.flush()
+            self._begin()
+            self.continues = False
+
+    def _begin(self) -> None:
+        self._run = None
+        self._unflushed = []
+        self._described = set()
+        self._table = None
+        self._last_finding_step = -1
+        self._laid_out = None
+        self._kinds = {}
+        self._coverage = None
+        self._steps = 0
+        self._flushed_at = time.monotonic()
 
     @contextlib.contextmanager
     def _knowing_only_what_was_written(self) -> Iterator[None]:
@@ -145,8 +195,12 @@ class TensorBoard:
             self._abandon()
             raise
         self._unflushed.append((summary, step))
-        if len(self._unflushed) >= _MOST_UNFLUSHED:
+        if len(self._unflushed) >= _MOST_UNFLUSHED or self._is_behind():
             self.flush()
+
+    def _is_behind(self) -> bool:
+        """Return whether to flush a writer of the user's, which may keep rows for minutes. Ours flushes by itself."""
+        return self._directory is None and time.monotonic() - self._flushed_at > _FLUSH_SECONDS
 
     def _abandon(self) -> None:
         """Let go of our own writer, whose thread has ended at a fault of the disk; the next write opens another."""
@@ -157,9 +211,19 @@ class TensorBoard:
             with contextlib.suppress(Exception):
                 writer.close()
 
+    def _write_end(self) -> None:
+        """Write that the run was closed, if anything was written of it."""
+        if not self._described:
+            return
+        with self._knowing_only_what_was_written():
+            content = self._tensor("gradwatch/end", json_of({"steps": self._steps}))
+            self._write(Summary(value=[content]), max(0, self._steps - 1))
+
     def _write_verdict(self, writer: SummaryWriter) -> None:
         """Write one entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
-        verdict = {"gradwatch": ", ".join(self._kinds) or "nothing found"}
+        unmeasured = 0 if self._coverage is None else self._coverage.unmeasured
+        found = ", ".join(self._kinds) or "nothing found"
+        verdict = {"gradwatch": f"{found}; {unmeasured} steps not measured" if unmeasured else found}
         for summary in hparams(verdict, {"grad_norm_total": 0.0}):
             _torch.file_writer_of(writer).add_summary(summary)
 
@@ -167,10 +231,9 @@ class TensorBoard:
         if self._writer is None:
             assert self._directory is not None
             if self._run is None:
-                self._run = self._directory if self.continues else _without_run(self._directory)
-            self._writer = SummaryWriter(str(self._run))
+                self._run = (self.opened or self._directory) if self.continues else _run_to_write(self._directory)
+            self._writer = SummaryWriter(str(self._run), flush_secs=_FLUSH_SECONDS, filename_suffix=_suffix())
             self.opened = self._run
-            self._writer.add_custom_scalars(_layout(self._tags))
             for summary, step in self._unflushed:
                 _torch.file_writer_of(self._writer).add_summary(summary, step)
         return self._writer
@@ -229,10 +292,16 @@ def _rates(report: StepReport) -> Iterator[tuple[str, float]]:
         yield from ((f"/group_{group}", rate) for group, rate in enumerate(report.learning_rates))
 
 
-def _layout(tags: Sequence[str]) -> dict[str, dict[str, list[str | list[str]]]]:
-    """Return the charts of the tab "Custom Scalars": title → kind and patterns of tags."""
-    charts = {**_TOTAL_CHARTS, **{title: f"^{tag}/" for tag, title in _LAYER_CHARTS.items() if tag in tags}}
-    return {"gradwatch": {title: ["Multiline", [pattern]] for title, pattern in charts.items()}}
+def _layout(tags: Sequence[str], layers: Sequence[str]) -> dict[str, dict[str, list[str | list[str]]]]:
+    """Return the charts of the tab "Custom Scalars", of at most ``_MOST_LINES`` lines: title → patterns of tags."""
+    charts = {title: [pattern] for title, pattern in _TOTAL_CHARTS.items()}
+    for tag, title in _LAYER_CHARTS.items():
+        for start in range(0, len(layers) if tag in tags else 0, _MOST_LINES):
+            some = layers[start : start + _MOST_LINES]
+            charts[f"{title}, layers {start + 1} to {start + len(some)}"] = [
+                f"^{re.escape(f'{tag}/{layer}')}$" for layer in some
+            ]
+    return {"gradwatch": {title: ["Multiline", patterns] for title, patterns in charts.items()}}
 
 
 def _totals(row: Row) -> Floats:
@@ -251,6 +320,20 @@ def _totals(row: Row) -> Floats:
         "learning_rate": np.nan if report.learning_rate is None else report.learning_rate,
     }
     return np.array([values[name] for name in format.TOTALS], dtype=float)
+
+
+def _suffix() -> str:
+    """Return how the names of our files end: with the run of ``torchrun``, which may have to go on in them."""
+    return f".{run}" if (run := elastic_run()) else ""
+
+
+def _run_to_write(directory: Path) -> Path:
+    """Return where to write: where this run was written before ``torchrun`` started it again, else a free place."""
+    if is_restarted() and (suffix := _suffix()):
+        name = f"*tfevents*{suffix}"
+        if earlier := [*directory.glob(name), *directory.glob(f"run_*/{name}")]:
+            return max(earlier, key=lambda path: path.stat().st_mtime_ns).parent
+    return _without_run(directory)
 
 
 def _without_run(directory: Path) -> Path:
@@ -292,13 +375,17 @@ def _edges(lowest: np.floating, highest: np.floating) -> Floats:
     return np.array([np.nextafter(lowest, -np.inf), np.nextafter(highest, np.inf)])
 
 
-def _in_words(finding: Finding, ended: bool) -> str:
-    """Return Markdown; names are in backticks, so that they are never markup."""
+def _in_words(finding: Finding) -> str:
+    """Return a short card in Markdown; names are in backticks, so that they are never markup.
+
+    How long a finding lasts, its neighbours and the other remedies are in the GradWatch tab.
+    """
     layer = f"`{finding.layer.replace('`', '')}`" if finding.layer else "the whole run"
-    if ended:
-        return f"**{finding.kind}** in {layer} ended: steps {finding.step} to {finding.last_step}."
-    remedies = "".join(f"\n* {advice.text} (`{advice.name}`)" for advice in finding.remedies)
-    return (
-        f"**{finding.kind}** ({finding.severity}) in {layer} since step {finding.step}\n\n{finding.measured}\n\n"
-        f"Cause: {finding.cause}\n\nWhat to try:\n{remedies}"
-    )
+    lines = [f"**{finding.kind}** ({finding.severity}) in {layer} since step {finding.step}", finding.measured]
+    if finding.cause:
+        lines.append(f"Why: {finding.cause}")
+    lines += [f"Done: {action}" for action in finding.actions]
+    if finding.remedies:
+        first = finding.remedies[0]
+        lines.append(f"Try first: {first.text} (`{first.name}`)")
+    return "\n\n".join(lines)

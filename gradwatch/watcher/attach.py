@@ -6,18 +6,22 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from gradwatch import _torch
 from gradwatch.clip import Policy
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.logger import logger
-from gradwatch.hooks.optimizers import parameters_of
+from gradwatch.hooks.optimizers import optimizers_inside, optimizers_within, parameters_of
 from gradwatch.measure import layers as layer_table
 from gradwatch.measure.layers import Layers, Selection
+from gradwatch.recover.black_box import BlackBox
+from gradwatch.recover.rewind import Rewind
 from gradwatch.sinks import Sink
 from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
 from gradwatch.watcher.watched_loop import WatchedLoop
@@ -33,10 +37,12 @@ def watch(
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     log_dir: str | Path | None = None,
-    clip: float | str | Policy | None = None,
+    clip: float | Literal["auto"] | Policy | None = None,
     on_nonfinite: OnNonFinite = "report",
     scaler: GradScaler | None = None,
     find_loss: bool = True,
+    recover: Rewind | None = None,
+    black_box: BlackBox | str | Path | None = None,
     log_every_n_steps: int = 50,
     include: Selection | None = None,
     exclude: Selection | None = None,
@@ -63,6 +69,10 @@ def watch(
             overflows are a finding only where they persist. Give ``observe_loss`` the loss before scaling.
         find_loss: take the scalar that ``backward()`` is called on as the loss of the update, unless ``observe_loss``
             was called for it. Several that an update is made of are averaged.
+        recover: ``gradwatch.Rewind()`` lets the run save itself: it leaves out an update that is not finite, and goes
+            back to an earlier, healthy state where that is not enough or gradients explode. It reads one flag a step.
+        black_box: a path, or ``gradwatch.BlackBox(path, …)``: keep the last steps, and write them to that file once one
+            fails, so that ``gradwatch replay`` can run it again.
         log_every_n_steps: how often a row is written, in updates of each optimizer.
         include: globs over parameter names, or ``callable(name, parameter)``; None takes all.
         exclude: the same, for what is left out of them.
@@ -77,6 +87,7 @@ def watch(
 
     Raises:
         TypeError, ValueError: for an argument that makes no sense, naming it, what was found and what to do.
+        NonFiniteError, RecoveryError: later, out of ``optimizer.step()``, as ``on_nonfinite`` and ``recover`` say.
 
     Examples:
         >>> model = torch.nn.Linear(4, 1)
@@ -91,10 +102,13 @@ def watch(
         >>> watcher.findings
         []
     """
+    _refuse_engines(model.values() if isinstance(model, Mapping) else [model])
     options: Options = {
         "clip": clip,
         "on_nonfinite": on_nonfinite,
         "find_loss": find_loss,
+        "recover": recover,
+        "black_box": black_box,
         "log_every_n_steps": log_every_n_steps,
         "thresholds": thresholds,
         "layer_scalars": layer_scalars,
@@ -163,12 +177,14 @@ def loop_of_model(
     trace_nonfinite: bool = False,
     sinks: Sequence[Sink] = (),
     advises: bool = True,
+    adds_losses: bool = False,
+    is_dense_at_first: bool = False,
     **options: Unpack[Options],
 ) -> WatchedLoop:
     """Return the loop of the ``Watcher`` that ``watch`` returns for the same keywords; for integrations.
 
     Args:
-        advises: as for ``WatchedLoop``; all else as for ``watch``.
+        advises, adds_losses, is_dense_at_first: as for ``WatchedLoop``; all else as for ``watch``.
 
     Raises:
         TypeError, ValueError: as ``watch``.
@@ -178,7 +194,8 @@ def loop_of_model(
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler: expected torch.amp.GradScaler, found {type(scaler).__name__}.")
     refuse_bad_options({**DEFAULTS, **options})
-    _refuse_foreign_optimizers(optimizers or (), layers)
+    if optimizers is not None:
+        optimizers = [owner for each in optimizers for owner in _owners_of(each, layers)]
     models = {"": model} if isinstance(model, nn.Module) else model
     for root in models.values():
         _close_earlier(root)
@@ -191,20 +208,50 @@ def loop_of_model(
         scaler=scaler,
         trace_nonfinite=trace_nonfinite,
         advises=advises,
+        adds_losses=adds_losses,
+        is_dense_at_first=is_dense_at_first,
     )
     for root in models.values():
         _loops[root] = weakref.ref(loop)
     return loop
 
 
-def _refuse_foreign_optimizers(optimizers: Iterable[Optimizer], layers: Layers) -> None:
-    for optimizer in optimizers:
-        if not any(layers.column(parameter) is not None for parameter in parameters_of(optimizer)):
-            raise ValueError(
-                f"optimizer: this {type(optimizer).__name__} owns none of the {len(layers)} watched parameters. "
-                "Give it model.parameters() of the model that is watched, as that is now: a copy, a wrapper or a new "
-                "layer has other parameters."
+def _refuse_engines(models: Iterable[object]) -> None:
+    """
+    Raises:
+        TypeError: for an engine of DeepSpeed, which need not be installed here.
+    """
+    for model in models:
+        if any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__):
+            raise TypeError(
+                f"watch(model): expected a module whose gradients are in parameter.grad, found {type(model).__name__}. "
+                "ZeRO of DeepSpeed keeps gradients in buffers of its own, so nothing could be measured. Shard the "
+                "model with torch.distributed.fsdp.fully_shard to have it watched, or train without gradwatch."
             )
+
+
+def _owners_of(optimizer: Optimizer, layers: Layers) -> list[Optimizer]:
+    """Return ``optimizer`` if it owns a watched parameter, or those inside it that do.
+
+    Raises:
+        ValueError: where none does.
+    """
+    if _owns_any(optimizer, layers):
+        return [optimizer]
+    inside = [each for each in optimizers_within(optimizer) if _torch.step_hooks_of(each) is not None]
+    owners = [each for each in inside if _owns_any(each, layers)]
+    if owners:
+        return owners
+    raise ValueError(
+        f"optimizer: this {type(optimizer).__name__} owns none of the {len(layers)} watched parameters. "
+        "Give it model.parameters() of the model that is watched, as that is now: a copy, a wrapper or a new "
+        "layer has other parameters. Parameters that are in no module, such as those of stack_module_state, "
+        "are watched by gradwatch.watch_tensors."
+    )
+
+
+def _owns_any(optimizer: Optimizer, layers: Layers) -> bool:
+    return any(layers.column(parameter) is not None for parameter in parameters_of(optimizer))
 
 
 def loop_of_tensors(
@@ -216,20 +263,33 @@ def loop_of_tensors(
     sinks: Sequence[Sink] = (),
     measures_ends: bool = True,
     advises: bool = True,
+    is_dense_at_first: bool = False,
     **options: Unpack[Options],
 ) -> WatchedLoop:
     """Return the loop of the ``Watcher`` that ``watch_tensors`` returns for the same keywords; for integrations.
 
     Args:
-        measures_ends, advises: as for ``WatchedLoop``; all else as for ``watch_tensors``.
+        measures_ends, advises, is_dense_at_first: as for ``WatchedLoop``; all else as for ``watch_tensors``.
 
     Raises:
         TypeError, ValueError: as ``watch_tensors``.
     """
+    if options.get("recover") is not None:
+        raise ValueError(
+            "watch_tensors(recover=…): nobody sees when bare tensors are updated, so nothing could be put back then. "
+            "Put them into a module as parameters, give them to a torch.optim optimizer, and call watch()."
+        )
     layers = layer_table.of_tensors(tensors, include, exclude)
     scalars = options.get("layer_scalars", False)
     files = _tensorboard(log_dir, scalars)
-    return WatchedLoop(layers, [*files, *sinks], options, measures_ends=measures_ends, advises=advises)
+    return WatchedLoop(
+        layers,
+        [*files, *sinks],
+        options,
+        measures_ends=measures_ends,
+        advises=advises,
+        is_dense_at_first=is_dense_at_first,
+    )
 
 
 def _tensorboard(log_dir: str | Path | None, layer_scalars: bool | Sequence[str]) -> list[Sink]:
@@ -241,11 +301,46 @@ def _tensorboard(log_dir: str | Path | None, layer_scalars: bool | Sequence[str]
 
 
 def _listed(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
-    for each in optimizers:
-        if not isinstance(each, Optimizer):
-            raise TypeError(f"optimizer: expected torch.optim.Optimizer, or several, found {type(each).__name__}.")
-    return optimizers
+    given = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
+    return [found for each in given for found in _with_hooks(each)]
+
+
+def _with_hooks(optimizer: object, around: tuple[object, ...] = ()) -> list[Optimizer]:
+    """Return the optimizers whose steps can be hooked: the one given, or those inside a wrapper that has no hooks.
+
+    Accelerate's wrapper is an optimizer by type, and leaves ``Optimizer.__init__`` out; others are none by type.
+    Fabric's shows the hooks of the one inside, which is the one that steps and that a scaler knows.
+    """
+    if isinstance(optimizer, Optimizer) and _torch.step_hooks_of(optimizer) is not None:
+        return _sharing_its_hooks(optimizer) or [optimizer]
+    around = (*around, optimizer)
+    wrapped = _held_by(optimizer, around)
+    if not wrapped:
+        found = type(optimizer).__name__
+        why = f"{found} whose __init__ does not call super().__init__()" if isinstance(optimizer, Optimizer) else found
+        raise TypeError(
+            f"optimizer: expected torch.optim.Optimizer, or several, found {why}. Leave optimizer out: whatever "
+            "torch.optim optimizer steps is then found as it steps. What updates weights without one calls "
+            "watcher.step() before each update."
+        )
+    return [found for each in wrapped for found in _with_hooks(each, around)]
+
+
+def _held_by(wrapper: object, around: tuple[object, ...]) -> list[object]:
+    """Return what ``wrapper`` may step, but none of those ``around``: some hold themselves."""
+    held = optimizers_inside(wrapper) or _wrapped_in(wrapper)
+    return [each for each in held if all(each is not outer for outer in around)]
+
+
+def _sharing_its_hooks(wrapper: Optimizer) -> list[Optimizer]:
+    hooks = _torch.step_hooks_of(wrapper)
+    return [each for each in optimizers_inside(wrapper) if _torch.step_hooks_of(each) is hooks]
+
+
+def _wrapped_in(wrapper: object) -> list[object]:
+    """Return what ``wrapper`` steps, if that is no optimizer by type."""
+    wrapped = getattr(wrapper, "optimizer", None)
+    return [wrapped] if hasattr(wrapped, "step") else []
 
 
 def _close_earlier(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ run, ``remedies`` advises.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,31 @@ from gradwatch.detect import Detectors, Incident, IncidentEvent
 from gradwatch.explain.background import Background
 from gradwatch.explain.clues import Fact, clues_of
 from gradwatch.explain.loss_graph import LossGraph
-from gradwatch.findings import Advice, Clue, Finding, Thresholds
+from gradwatch.findings import MAY_COME_FIRST, Advice, Clue, Finding, Kind, Thresholds
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 from gradwatch.remedies import Case, advise
 
 __all__ = ["Diagnosis", "FindingUpdate"]
+
+SHUTS: frozenset[Clue] = frozenset({"softmax of one", "factor of 0", "zero inputs", "flat operation", "norm of one"})
+"""Clues of facts that say why no gradient passes; then it does not fade along depth."""
+
+REASONS: frozenset[Clue] = SHUTS | {
+    "rate rose",
+    "overwritten",
+    "one batch",
+    "raw inputs",
+    "raw targets",
+    "recurrence grows",
+    "no lower bound",
+    "grows along depth",
+    "branches add up",
+    "norm left idle",
+    "targets grow",
+}
+"""Clues of facts that are a reason, not only something unusual: they come before what the detector itself says."""
 
 MOST_SENTENCES = 3
 """Sentences of a cause. Facts beyond them still count for the choice of remedies."""
@@ -36,11 +54,13 @@ class FindingUpdate:
         finding: as it is now.
         ended: whether it ends; until then the same finding may come several times, and the last one counts.
         is_new: whether it comes for the first time.
+        is_amended: its cause is known better than when it came last.
     """
 
     finding: Finding
     ended: bool
     is_new: bool
+    is_amended: bool = False
 
 
 class Diagnosis:
@@ -72,11 +92,13 @@ class Diagnosis:
         self._open: dict[str, Finding] = {}  # by detector, as each was when it opened
         self._told: dict[str, Finding] = {}  # by detector, as each was told last
 
+    @np.errstate(all="ignore")  # figures of sick runs hold Inf and NaN; no warning of numpy's is to reach the user
     def observe(self, report: StepReport) -> list[FindingUpdate]:
         """Take in one step; return what opens or ends at it."""
         self._background.observe(report)
         events = self._detectors.observe(report)
-        return [self._event(each, report) for each in events if not self._is_told_elsewhere(each, report)]
+        updates = (self._event(each, report) for each in events if not self._is_told_elsewhere(each, report))
+        return [update for update in updates if update is not None]
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
         """Return True if nothing can open or end at a step, whatever its layers show, so that it may be observed later.
@@ -96,6 +118,16 @@ class Diagnosis:
         """Return the findings that have opened and not ended, as they are now."""
         incidents = self._detectors.open_incidents()
         return [_grown(self._open[name], incidents[name]) for name in incidents if name in self._open]
+
+    def has_open(self, kinds: Container[Kind]) -> bool:
+        """Return whether a finding of one of ``kinds`` is open."""
+        return any(finding.kind in kinds for finding in self._open.values())
+
+    def amend(self, finding: Finding) -> None:
+        """Take what is now known of an open finding, which somebody writes."""
+        for name, known in self._open.items():
+            if known.identity == finding.identity:
+                self._open[name] = self._told[name] = finding
 
     def changes(self, *, only_large: bool = False) -> list[FindingUpdate]:
         """Return the open findings that have gone on, or cover more layers, since they were told last.
@@ -155,11 +187,15 @@ class Diagnosis:
             return report.origin.is_told
         return event.incident.kind == "exploding" and report.is_finite and report.origin.where == "update"
 
-    def _event(self, event: IncidentEvent, report: StepReport) -> FindingUpdate:
+    def _event(self, event: IncidentEvent, report: StepReport) -> FindingUpdate | None:
+        """Return what to tell of an event; None where an open finding of the whole run has told it."""
         name, incident = event.detector, event.incident
         if not event.ended:
-            self._open[name] = self._told[name] = self._finding(incident, report)
-            return FindingUpdate(self._open[name], ended=False, is_new=True)
+            finding = self._finding(incident, report)
+            if any(_has_told(other, finding) for other in self._open.values()):
+                return None
+            self._open[name] = self._told[name] = finding
+            return FindingUpdate(finding, ended=False, is_new=True)
         self._told.pop(name, None)
         return FindingUpdate(_grown(self._open.pop(name), incident), ended=True, is_new=False)
 
@@ -177,16 +213,43 @@ class Diagnosis:
             value=incident.value,
             threshold=incident.threshold,
             measured=incident.measured,
-            cause=" ".join(_sentences(incident, facts)),
-            remedies=self._advice(incident, report, frozenset(clues)) or (),
+            figure=incident.figure,
+            cause=" ".join([*_sentences(incident, facts), *self._came_first(incident, facts)]),
+            remedies=self._advice(incident, report, frozenset(clues), facts) or (),
         )
 
+    def _came_first(self, incident: Incident, facts: Sequence[Fact]) -> Iterator[str]:
+        """Yield a sentence that points to the open finding that this one follows, the earliest if several."""
+        earlier = [each for each in self._open.values() if each.step <= incident.step]
+        for finding in sorted(earlier, key=lambda each: (each.step, each.raised_step)):
+            that = f"{finding.kind} in {finding.layer or 'the whole run'}, which began at step {finding.step}"
+            if finding.kind in MAY_COME_FIRST[incident.kind]:
+                yield f"This may follow from {that}: mend that first."
+                return
+            shares_its_cause = any(fact.clue and fact.words in finding.cause for fact in facts)
+            if shares_its_cause and finding.kind != incident.kind:
+                yield f"One cure is for both: {that}, has the same cause."
+                return
+
     @observing("remedies")
-    def _advice(self, incident: Incident, report: StepReport, clues: frozenset[Clue]) -> tuple[Advice, ...]:
-        operation = "" if report.origin is None else report.origin.operation
-        rate, kind = report.learning_rate, incident.kind
-        weight = self._sick_weight(report)
-        return advise(Case(kind, self._layers, incident.columns, self._clips, rate, clues, operation, weight))
+    def _advice(
+        self, incident: Incident, report: StepReport, clues: frozenset[Clue], facts: Iterable[Fact]
+    ) -> tuple[Advice, ...]:
+        lower, higher = self._background.rates_to_try()
+        accused = (fact.weight for fact in facts if fact.weight)
+        case = Case(
+            incident.kind,
+            self._layers,
+            incident.columns,
+            clips=self._clips,
+            rate=report.learning_rate,
+            lower_rate=lower,
+            higher_rate=higher,
+            clues=clues,
+            operation="" if report.origin is None else report.origin.operation,
+            weight=self._sick_weight(report) or next(accused, ""),
+        )
+        return advise(case)
 
     def _sick_weight(self, report: StepReport) -> str:
         """Return the first weight from the input on that was sick before the step; "" where none is known."""
@@ -195,15 +258,44 @@ class Diagnosis:
         return self._layers.names[min(np.flatnonzero(report.weight_nonfinite), key=lambda c: self._layers.depth[c])]
 
 
-def _sentences(incident: Incident, facts: Iterable[Fact]) -> list[str]:
+def _sentences(incident: Incident, facts: Sequence[Fact]) -> list[str]:
     """Return the detector's own sentences, and as many facts as fit: those with a clue for the remedies first.
 
-    Where the loop itself is wrong, that comes before all else.
+    Where the loop itself is wrong, that comes before all else. Reasons come next, but for NaN and Inf, whose origin
+    the detector names.
     """
-    by_weight = sorted(facts, key=lambda fact: fact.clue is None)
-    certain = [fact.words for fact in by_weight if fact.clue == "never cleared"]
-    others = [fact.words for fact in by_weight if fact.words not in certain]
-    return [*certain, *incident.cause, *others][:MOST_SENTENCES]
+    told = {fact.words: _weight_of(fact) for fact in facts}
+    loop, reasons, others = ([words for words, weight in told.items() if weight == each] for each in _WEIGHTS)
+    if _is_shut(incident, facts):  # how they fade along the layers is no longer of interest
+        return [*loop, *reasons][:MOST_SENTENCES]
+    first = [*incident.cause, *reasons] if incident.kind == "nonfinite" else [*reasons, *incident.cause]
+    others.sort(key=lambda words: not any(fact.clue for fact in facts if fact.words == words))
+    return [*loop, *first, *others][:MOST_SENTENCES]
+
+
+def _has_told(told: Finding, new: Finding) -> bool:
+    """Tell whether a finding of the whole run has told of the layers of a new one of its kind, with the same cure.
+
+    A loss and a gradient that turn NaN are two events, each with a cause of its own.
+    """
+    if told.kind != new.kind or told.layer or told.kind == "nonfinite" or not (told.remedies and new.remedies):
+        return False
+    return told.remedies[0].name == new.remedies[0].name
+
+
+_WEIGHTS = ("loop", "reason", "other")
+
+
+def _is_shut(incident: Incident, facts: Sequence[Fact]) -> bool:
+    """Tell whether a fact says what shuts the way of the gradients: they do not fade, and it says that none passes."""
+    return incident.kind == "vanishing" and any(fact.clue in SHUTS for fact in facts)
+
+
+def _weight_of(fact: Fact) -> str:
+    """Return how much a fact explains."""
+    if fact.clue == "never cleared":
+        return "loop"
+    return "reason" if fact.clue in REASONS else "other"
 
 
 def _is_small(told: Finding, now: Finding) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradwatch.event_files.run import Run, TimeSeries
+from gradwatch.event_files.run import Coverage, Run, TimeSeries
 from gradwatch.measure.layers import Layers
 from gradwatch.sinks.memory import History
 from gradwatch.views.notebook import in_notebook
@@ -13,12 +13,12 @@ from gradwatch.watcher.report_processor import ReportProcessor
 __all__ = ["html_of"]
 
 
-def html_of(layers: Layers, processor: ReportProcessor) -> str:
+def html_of(layers: Layers, processor: ReportProcessor, coverage: Coverage) -> str:
     """Return the last steps as a picture and all findings as a table; everything has arrived on the host."""
-    return in_notebook(_run_of(layers, processor))
+    return in_notebook(_run_of(layers, processor, coverage))
 
 
-def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
+def _run_of(layers: Layers, processor: ReportProcessor, coverage: Coverage) -> Run:
     history = processor.history
     norms, steps = history["grad_norm"].astype(np.float32), history.steps
     highest = np.where(history["nonfinite"].astype(bool), np.float32(np.inf), norms)
@@ -37,6 +37,8 @@ def _run_of(layers: Layers, processor: ReportProcessor) -> Run:
         findings=findings,
         ended=tuple(finding in ended for finding in findings),
         skipped_steps=processor.skipped_steps,
+        coverage=coverage,
+        closed_after=None,
         written_at=0.0,
         problems=(),
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from typing_extensions import TypedDict
 
-from gradwatch.clip import Policy
+from gradwatch.clip import Policy, policy_of
 from gradwatch.findings import Finding, Thresholds
+from gradwatch.recover.black_box import BlackBox, black_box_of
+from gradwatch.recover.rewind import Rewind
 
 __all__ = ["DEFAULTS", "OnNonFinite", "Options", "refuse_bad_options"]
 
@@ -18,9 +21,11 @@ OnNonFinite = Literal["report", "skip", "raise"]
 class Options(TypedDict, total=False):
     """The keywords that every way of watching shares; ``gradwatch.watch`` says what each means."""
 
-    clip: float | str | Policy | None
+    clip: float | Literal["auto"] | Policy | None
     on_nonfinite: OnNonFinite
     find_loss: bool
+    recover: Rewind | None
+    black_box: BlackBox | str | Path | None
     log_every_n_steps: int
     thresholds: Thresholds | None
     layer_scalars: bool | Sequence[str]
@@ -33,6 +38,8 @@ DEFAULTS: Options = {
     "clip": None,
     "on_nonfinite": "report",
     "find_loss": True,
+    "recover": None,
+    "black_box": None,
     "log_every_n_steps": 50,
     "thresholds": None,
     "layer_scalars": False,
@@ -48,10 +55,13 @@ def refuse_bad_options(options: Options) -> None:
     Raises:
         TypeError, ValueError: naming the keyword, what was found and what was expected.
     """
+    policy_of(options["clip"])
     if options["on_nonfinite"] not in ("report", "skip", "raise"):
         raise ValueError(f'on_nonfinite={options["on_nonfinite"]!r}: expected "report", "skip" or "raise".')
     if not isinstance(options["find_loss"], bool):
         raise TypeError(f"find_loss={options['find_loss']!r}: expected True or False.")
+    _refuse_bad_recovery(options["recover"], options["on_nonfinite"])
+    black_box_of(options["black_box"])
     for name in ("log_every_n_steps", "history"):
         value: object = options[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -59,3 +69,18 @@ def refuse_bad_options(options: Options) -> None:
     thresholds = options["thresholds"]
     if thresholds is not None and not isinstance(thresholds, Thresholds):
         raise TypeError(f"thresholds={thresholds!r}: expected gradwatch.Thresholds(…) or None.")
+
+
+def _refuse_bad_recovery(recover: object, on_nonfinite: OnNonFinite) -> None:
+    """
+    Raises:
+        TypeError, ValueError: naming the keyword, what was found and what was expected.
+    """
+    if recover is None:
+        return
+    if not isinstance(recover, Rewind):
+        raise TypeError(f"recover={recover!r}: expected gradwatch.Rewind(…) or None.")
+    if on_nonfinite == "raise":
+        raise ValueError(
+            'recover= leaves an update out that is not finite, and on_nonfinite="raise" would raise. Set one of them.'
+        )

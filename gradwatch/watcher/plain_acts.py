@@ -15,7 +15,7 @@ from gradwatch.clip import Policy, clip_plainly_
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.options import OnNonFinite
 
-__all__ = ["clip_attempt_plainly_", "first_nonfinite", "must_not_update"]
+__all__ = ["clip_attempt_plainly_", "first_nonfinite", "mean_of", "must_not_update", "squares_and_nonfinite"]
 
 
 def first_nonfinite(attempt: Attempt) -> Tensor | None:
@@ -36,8 +36,38 @@ def must_not_update(attempt: Attempt, losses: Sequence[Tensor | float], on_nonfi
     return not all(math.isfinite(float(loss)) for loss in losses) or first_nonfinite(attempt) is not None
 
 
-def clip_attempt_plainly_(attempt: Attempt, policy: Policy | None) -> None:
-    """Clip the gradients of ``attempt`` in place, if a ``policy`` was asked for."""
-    if policy is not None:
+def clip_attempt_plainly_(attempt: Attempt, policy: Policy | None, norms: Tensor | None = None) -> None:
+    """Clip the gradients of ``attempt`` in place, if a ``policy`` was asked for.
+
+    Args:
+        attempt: the update.
+        policy: how to clip.
+        norms: (N,) the norms of the whole gradients, where this rank holds parts of them; None where it holds all.
+    """
+    if policy is None:
+        return
+    if norms is None:
         gradients = [gradient for gradient in attempt.gradients if gradient is not None]
-        clip_plainly_(policy, gradients, attempt.scale)
+    else:
+        gradients = [torch.zeros(0) if gradient is None else gradient for gradient in attempt.gradients]
+    clip_plainly_(policy, gradients, attempt.scale, norms)
+
+
+def squares_and_nonfinite(attempt: Attempt) -> Tensor:
+    """Return (2, N) float64: of each gradient the sum of the squares, and its NaN and Inf entries; 0 without one.
+
+    A loss scale that the gradients still hold is divided out.
+    """
+    found = torch.zeros(2, len(attempt.gradients), dtype=torch.float64)
+    for place, gradient in enumerate(attempt.gradients):
+        if gradient is not None:
+            entries = gradient.coalesce().values() if gradient.is_sparse else gradient
+            found[0, place] = torch.linalg.vector_norm(entries, dtype=torch.promote_types(entries.dtype, torch.float32))
+            found[1, place] = (~torch.isfinite(entries)).sum()
+    found[0] = (found[0] if attempt.scale is None else found[0] / attempt.scale.cpu()).square()
+    return found
+
+
+def mean_of(losses: Sequence[Tensor | float]) -> float | None:
+    """Return the mean loss; None without any. Waits for the device."""
+    return sum(map(float, losses)) / len(losses) if losses else None

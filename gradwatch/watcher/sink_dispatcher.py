@@ -7,8 +7,10 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+from gradwatch.event_files.run import Coverage
 from gradwatch.findings import Finding
 from gradwatch.hooks.logger import logger
+from gradwatch.ranks.process import is_first_rank
 from gradwatch.sinks import Row, Sink
 from gradwatch.sinks.log import Log
 from gradwatch.watcher.diagnosis import FindingUpdate
@@ -28,12 +30,18 @@ class _Outlet:
 
     Args:
         sink: takes rows and findings.
+
+    Attributes:
+        sink: as given.
+        is_of_every_rank: whether it takes them on ranks other than the first, too.
     """
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
+        self.is_of_every_rank = getattr(sink, "is_of_every_rank", False)
         self._findings: deque[tuple[Finding, bool]] = deque()
         self._rows: deque[Row] = deque()
+        self._coverage: Coverage | None = None  # the latest that waits
         self._lost: Counter[str] = Counter()
         self._failures = self._calls_to_leave_out = 0
         self._has_warned = False
@@ -47,6 +55,12 @@ class _Outlet:
         """Hand over ``finding``, now or later."""
         self._findings.append((finding, ended))
         self._go_on("write finding")
+
+    def write_coverage(self, coverage: Coverage) -> None:
+        """Hand over ``coverage``, now or later, to a sink that takes it."""
+        if hasattr(self.sink, "write_coverage"):
+            self._coverage = coverage
+            self._go_on("write coverage")
 
     def flush(self) -> None:
         """Hand over what waits, and flush."""
@@ -83,6 +97,9 @@ class _Outlet:
             while self._rows:
                 self.sink.write_row(self._rows[0])
                 self._rows.popleft()
+            if self._coverage is not None:
+                self.sink.write_coverage(self._coverage)  # type: ignore[attr-defined]
+                self._coverage = None
             then()
         except Exception as error:
             self._calls_to_leave_out = min(2**self._failures, LONGEST_PAUSE)
@@ -126,17 +143,23 @@ class SinkDispatcher:
     """The sinks, the log among them, and the user's callback.
 
     A sink that raises is tried again later, with one warning, and a callback that raises is not called again. In a
-    forked child nothing is handed on: files are the parent's, and the threads that write them are not there.
+    forked child nothing is handed on: files are the parent's, and the threads that write them are not there. Ranks
+    other than the first hand findings to the callback, which may stop the training on every rank, and nothing to sinks.
 
     Args:
         sinks: the user's, and ours.
         on_finding: called with each finding as it opens.
+        has_watcher: whether a watcher is at hand, so that a line of the log may name it.
     """
 
-    def __init__(self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None) -> None:
-        self._outlets = [_Outlet(sink) for sink in (*sinks, Log())]
+    def __init__(
+        self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None, *, has_watcher: bool = True
+    ) -> None:
+        self._outlets = [_Outlet(sink) for sink in (*sinks, Log(has_watcher=has_watcher))]
         self._on_finding = on_finding
         self._process = os.getpid()
+        self._is_first = True
+        self._coverage = Coverage(0, 0)
 
     def add(self, sink: Sink) -> None:
         """Hand everything to ``sink``, too, from now on."""
@@ -144,13 +167,14 @@ class SinkDispatcher:
 
     def write_row(self, row: Row) -> None:
         """Hand ``row`` to every sink."""
-        for outlet in self._outlets_of_this_process():
+        for outlet in self._listening():
             outlet.write_row(row)
 
     def write_finding(self, event: FindingUpdate) -> None:
         """Hand a finding to every sink: as it opens, goes on or ends; to ``on_finding``, too, where it opens."""
-        for outlet in self._outlets_of_this_process():
-            outlet.write_finding(event.finding, event.ended)
+        for outlet in self._listening():
+            if not (event.is_amended and isinstance(outlet.sink, Log)):  # whoever amends it says so
+                outlet.write_finding(event.finding, event.ended)
         if not event.is_new or self._on_finding is None:
             return
         try:
@@ -159,9 +183,17 @@ class SinkDispatcher:
             self._on_finding = None
             logger.warning("gradwatch: on_finding raised; it is not called again, training goes on.", exc_info=True)
 
+    def write_coverage(self, coverage: Coverage) -> None:
+        """Hand how much was measured to every sink that takes it, unless it is as it was."""
+        if coverage == self._coverage:
+            return
+        self._coverage = coverage
+        for outlet in self._listening():
+            outlet.write_coverage(coverage)
+
     def flush(self) -> None:
         """Flush every sink."""
-        for outlet in self._outlets_of_this_process():
+        for outlet in self._listening():
             outlet.flush()
 
     def close(self) -> None:
@@ -170,6 +202,13 @@ class SinkDispatcher:
             for outlet in reversed(self._outlets_of_this_process()):
                 closing.callback(outlet.close)
             self._outlets = []
+
+    def _listening(self) -> list[_Outlet]:
+        """Return those that something is handed to in this process and on this rank."""
+        # a rank that was another once has destroyed its process group since
+        self._is_first = self._is_first and is_first_rank()
+        outlets = self._outlets_of_this_process()
+        return outlets if self._is_first else [each for each in outlets if each.is_of_every_rank]
 
     def _outlets_of_this_process(self) -> list[_Outlet]:
         return self._outlets if os.getpid() == self._process else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from gradwatch.watcher import checkpoint
 
 __all__ = ["VERSION", "TrackState", "WatcherState"]
 
-VERSION = 2
+VERSION = 3
 """The version of a watcher's state. It grows when older states can no longer be read."""
 
 _RESUME = "Resume without it: the watcher then begins anew, and the training goes on all the same."
@@ -25,7 +25,8 @@ class TrackState:
 
     Attributes:
         updates: how many it has attempted.
-        diagnosis: what the detectors and the background remember, and open findings, as they give it.
+        diagnosis: what the detectors and the background remember, and open findings, as they give it; empty where that
+            begins anew.
         clip: the averages of its clipping policy, empty where it has none.
     """
 
@@ -42,6 +43,7 @@ class WatcherState:
         layers: names of the watched layers.
         step: attempted updates of all optimizers.
         skipped_steps: how many of them made no update.
+        measured_steps: how many of them were measured and judged.
         ended: findings that are over.
         tracks: of each optimizer, in order of first sight.
     """
@@ -49,8 +51,14 @@ class WatcherState:
     layers: tuple[str, ...]
     step: int
     skipped_steps: int
+    measured_steps: int
     ended: tuple[Finding, ...]
     tracks: tuple[TrackState, ...]
+
+    def without_layers(self, layers: tuple[str, ...]) -> WatcherState:
+        """Return the state for other ``layers``, without what was learned of those that it has."""
+        tracks = tuple(replace(track, diagnosis={}) for track in self.tracks)
+        return replace(self, layers=layers, tracks=tracks)
 
     def as_plain(self) -> dict[str, Any]:
         """Return numbers, strings and tensors, which ``torch.load(weights_only=True)`` accepts."""
@@ -61,6 +69,7 @@ class WatcherState:
                 "layers": list(self.layers),
                 "step": self.step,
                 "skipped_steps": self.skipped_steps,
+                "measured_steps": self.measured_steps,
                 "ended": [finding.as_dict() for finding in self.ended],
                 "optimizers": tracks,
             }
@@ -88,6 +97,7 @@ class WatcherState:
                 layers=tuple(values["layers"]),
                 step=int(values["step"]),
                 skipped_steps=int(values["skipped_steps"]),
+                measured_steps=int(values["measured_steps"]),
                 ended=tuple(Finding.from_dict(saved) for saved in values["ended"]),
                 tracks=tuple(TrackState(t["updates"], t["diagnosis"], t["clip"]) for t in values["optimizers"]),
             )

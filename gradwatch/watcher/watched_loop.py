@@ -15,30 +15,39 @@ from torch.optim import Optimizer
 
 from gradwatch import _torch
 from gradwatch.clip import policy_of
+from gradwatch.event_files.run import Coverage
 from gradwatch.explain.last_words import last_words
 from gradwatch.findings import Finding, Thresholds
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
 from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, roots_of_backward
-from gradwatch.hooks.optimizers import StepHooks, keep_alive, learning_rates_of, parameters_of
+from gradwatch.hooks.optimizers import StepHooks, keep_alive, learning_rates_of, parameters_of, updated_by
 from gradwatch.hooks.scalers import follow_scale, follow_scaler_step, follow_unscale, scaler_call
 from gradwatch.measure.activation_figures import Activations
 from gradwatch.measure.backward import BackwardPass
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.paths import PathFinder
+from gradwatch.recover.black_box import black_box_of
+from gradwatch.recover.flight_recorder import FlightRecorder
+from gradwatch.recover.rewind import Rewind
 from gradwatch.sinks import Sink
 from gradwatch.sinks.memory import History
 from gradwatch.sinks.tags import logged_figures
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.cadence import Cadence
 from gradwatch.watcher.optimizer_track import OptimizerTrack
-from gradwatch.watcher.options import DEFAULTS, Options, refuse_bad_options
+from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
 from gradwatch.watcher.origin_finder import OriginFinder
 from gradwatch.watcher.ownership_survey import OwnershipSurvey
+from gradwatch.watcher.plain_way import begin_plainly
+from gradwatch.watcher.rank_exchange import RankExchange
+from gradwatch.watcher.rank_notes import RankNotes
+from gradwatch.watcher.recovery import Recovery
+from gradwatch.watcher.replica_check import ReplicaCheck
 from gradwatch.watcher.report_processor import ReportProcessor
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 from gradwatch.watcher.state import WatcherState
-from gradwatch.watcher.steps import Steps, begin_plainly
+from gradwatch.watcher.steps import Steps
 from gradwatch.watcher.turns import Turns, in_turn
 from gradwatch.watcher.unlearned import notes_on
 
@@ -56,9 +65,33 @@ def _before_update_plainly(
     if not again:
         _keep_loss_plainly(loop, loss)
     has_scaler = _has_scaler_plainly(loop, optimizer)
+    if not has_scaler:
+        _add_those_inside_plainly(loop, optimizer, parameters, watched)
     scale = getattr(optimizer, "grad_scale", None) if scale is None else scale
     gradients = [parameter.grad for parameter in parameters]
     begin_plainly(loop.steps, Attempt(optimizer, parameters, gradients, scale, has_scaler), again=again)
+
+
+def _add_those_inside_plainly(
+    loop: WatchedLoop, optimizer: Optimizer, parameters: list[Tensor], watched: set[int]
+) -> None:
+    """Add to ``parameters`` those of the optimizers inside ``optimizer``, where one of them is watched."""
+    for inner in _optimizers_within_plainly(optimizer):
+        track = loop.steps.tracks.get(inner)
+        groups = getattr(inner, "param_groups", ()) if track is None or track.count == 0 else ()
+        known = set(map(id, parameters))
+        added = [each for group in groups for each in group["params"] if id(each) not in known]
+        if any(id(each) in watched for each in added):
+            parameters += added
+
+
+def _optimizers_within_plainly(optimizer: Optimizer) -> list[Optimizer]:
+    found = [optimizer]
+    for each in found:  # which grows
+        for value in vars(each).values():
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            found += [part for part in parts if isinstance(part, Optimizer) and part not in found]
+    return found[1:]
 
 
 def _keep_loss_plainly(loop: WatchedLoop, loss: object) -> None:
@@ -96,6 +129,8 @@ class WatchedLoop:
         measures_ends: also measure where a backward pass ends, for loops that clip by themselves; False where no
             backward pass is expected.
         advises: whether ``close`` says what the loop should have handed over; not where nobody is to change the loop.
+        is_dense_at_first: write more rows of the first updates (``Cadence``).
+        adds_losses: the losses that the backward passes of an update begin at are shares of one: their sum counts.
 
     Attributes:
         layers, scaler: as given.
@@ -106,7 +141,10 @@ class WatchedLoop:
         processor: the half on the host.
         origins: says where a NaN or Inf came from.
         activations: measures forward passes; None where no module is watched.
+        recorder: the black box; None without one.
+        recovery: lets the run save itself; None where nobody asked for that.
         is_closed: whether ``close`` was called.
+        is_released: whether ``release`` was called: the model may be gone.
     """
 
     def __init__(
@@ -122,49 +160,65 @@ class WatchedLoop:
         sees_gradients: bool = True,
         measures_ends: bool = True,
         advises: bool = True,
+        adds_losses: bool = False,
+        is_dense_at_first: bool = False,
     ) -> None:
+        known: Mapping[str, nn.Module] = models or {}
         wanted: Options = {**DEFAULTS, **options}
         refuse_bad_options(wanted)
-        cadence = Cadence(wanted["log_every_n_steps"], logged_figures(wanted["layer_scalars"]), wanted["histograms"])
+        figures = logged_figures(wanted["layer_scalars"])
+        cadence = Cadence(wanted["log_every_n_steps"], figures, wanted["histograms"], is_dense_at_first)
         self.layers, self.guard, self.turns = layers, Guard(), Turns()
         self.scaler = scaler
         self.scalers: weakref.WeakKeyDictionary[Optimizer, GradScaler] = weakref.WeakKeyDictionary()
-        self._advises, self.is_closed = advises, False
-        self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"])
+        self._advises, self.is_closed, self.is_released = advises, False, False
+        self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"], has_watcher=advises)
         self._paths = PathFinder(layers)
-        self._finder = LossFinder(layers.tensors) if wanted["find_loss"] else None
-        backward = BackwardPass(layers, self.guard, measures_ends=measures_ends, losses=self._finder)
+        self._finder = LossFinder(layers.tensors, adds_up=adds_losses) if wanted["find_loss"] else None
+        self._backward = backward = BackwardPass(layers, self.guard, measures_ends=measures_ends, losses=self._finder)
+        self.recorder = self._recorder_of(wanted, known)
         self.origins = OriginFinder(
             layers,
-            models or {},
+            known,
             traces_calls=trace_nonfinite,
-            can_always_wait=wanted["on_nonfinite"] != "report",
+            can_always_wait=_effective_on_nonfinite(wanted) != "report",
             guard=self.guard,
             has_options=advises,
+            recorder=self.recorder,
         )
         self.activations = (
             None if not models else self.guard.run("activations", Activations, models, layers, self.guard)
         )
+        notes = RankNotes()
         self.processor = ReportProcessor(
-            layers.names, wanted["history"], self._dispatcher, cadence, self.origins, self.guard
+            layers.names, wanted["history"], self._dispatcher, cadence, self.origins, notes, self.guard, self.recorder
         )
+        policy, recover = policy_of(wanted["clip"]), wanted["recover"]
+        on_nonfinite = _effective_on_nonfinite(wanted)
+        replicas = ReplicaCheck(layers, known, notes.about)
         self.steps = Steps(
             layers,
             backward,
             self.processor,
             cadence,
-            policy_of(wanted["clip"]),
-            wanted["on_nonfinite"],
+            policy,
+            on_nonfinite,
             wanted["thresholds"] or Thresholds(),
             self.origins,
             self.activations,
             self._finder,
-            OwnershipSurvey(layers, models),
+            OwnershipSurvey(layers, models, self.guard),
+            replicas,
+            RankExchange(layers, on_nonfinite, policy, models, replicas.wrappers, self.guard, recover=recover),
             self.guard,
+            self.recorder,
+            leaves_outliers_out=recover is not None,
         )
+        self.recovery = self._recovery_of(recover, known, optimizers)
         self._was_followed = False  # the graph of the loss that the coming backward pass begins at
         self._undo: dict[str, Callable[[], object]] = {"backward": backward.remove, "origins": self.origins.remove}
         self._undo |= {} if self.activations is None else {"activations": self.activations.remove}
+        self._undo |= {"owners": self.steps.survey.remove, "ranks": self.steps.exchange.leave}
         self.steps.expect(optimizers or ())
         before = self.before_update if sees_gradients else None
         act_plainly = self.act_plainly if sees_gradients else None
@@ -174,6 +228,7 @@ class WatchedLoop:
         self._followed = None if optimizers is None else weakref.WeakSet(optimizers)
         self._undo |= self._follow_calls(sees_steps=sees_gradients)
         _open_loops.add(self)
+        _be_first_at_exit()
         weakref.finalize(self, self._dispatcher.close).atexit = False  # dropped unclosed, as in a notebook
 
     # an update
@@ -205,17 +260,9 @@ class WatchedLoop:
             )
         if not again and not self.steps.losses and _is_single(loss):
             self.observe_loss(loss)  # type: ignore[arg-type]
-        parameters, scaler = parameters_of(optimizer), self.scalers.get(optimizer, self.scaler)
-        attempt = Attempt(
-            optimizer,
-            parameters,
-            [parameter.grad for parameter in parameters],
-            _torch.scale_left_on(optimizer) if scale is None else scale,
-            _torch.uses_scaler(optimizer) or (scaler is not None and scaler.is_enabled()),
-            scaler,
-            learning_rates_of(optimizer),
-        )
-        self.steps.begin(attempt, again=again)
+        if self.recovery is not None and not again:
+            self.recovery.before_update(optimizer)
+        self.steps.begin(self._attempt_of(optimizer, scale), again=again)
 
     @in_turn
     def act_plainly(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
@@ -223,16 +270,30 @@ class WatchedLoop:
         _before_update_plainly(self, optimizer, loss, again=again)
 
     @in_turn
-    @observing("finishing an update")
     def after_update(self, optimizer: Optimizer, *, is_made: bool = True) -> None:
-        """Take in that ``optimizer`` has updated, or that a scaler has left its update out."""
+        """Take in that ``optimizer`` has updated, or that a scaler has left its update out; go back if asked to.
+
+        Raises:
+            RecoveryError: where a run that was to save itself cannot.
+        """
+        self._finish_update(optimizer, is_made)
+        if self.recovery is not None:
+            self.recovery.after_update(optimizer)
+
+    @observing("finishing an update")
+    def _finish_update(self, optimizer: Optimizer, is_made: bool) -> None:
         if (track := self.steps.known(optimizer)) is not None:
+            if not is_made and self.recorder is not None:
+                self.recorder.note_left_out()
             self.steps.finish(track, is_made)
 
     @in_turn
     @otherwise("preparing an update", _take_in_plainly)
     def take_in(self, gradients: Mapping[int, Tensor]) -> None:
         """Take in a step of a loop without an optimizer: {column: gradient}; its update is seen at the next one."""
+        if self.is_released:
+            self.steps.warn_once("closed", "step() was called after close(): nothing is measured or clipped any more.")
+            return
         parameters = [self.layers.tensors[column] for column in gradients]
         self.steps.begin(Attempt(None, parameters, list(gradients.values())))
         self._wait_for_next()
@@ -241,6 +302,8 @@ class WatchedLoop:
     @otherwise("observing a loss", _observe_loss_plainly)
     def observe_loss(self, loss: Tensor | float) -> None:
         """Take a loss of the coming update, before or after its backward pass; several are averaged."""
+        if self.is_released:
+            return
         if isinstance(loss, Tensor):
             self.follow_loss(loss)
             self._was_followed = loss.grad_fn is not None
@@ -269,6 +332,31 @@ class WatchedLoop:
         """Return whether the gradients of ``optimizer`` were taken in and its update has not followed yet."""
         return self._current_of(optimizer) is not None
 
+    def _attempt_of(self, optimizer: Optimizer, scale: Tensor | None) -> Attempt:
+        """Return the update that ``optimizer`` is about to make; ``scale`` as for ``before_update``."""
+        scaler = self._scaler_of_optimizer(optimizer)
+        has_scaler = _torch.uses_scaler(optimizer) or (scaler is not None and scaler.is_enabled())
+        makers, parameters = [optimizer], parameters_of(optimizer)
+        if not has_scaler:  # which leaves its scale in the gradients of optimizers inside
+            makers, parameters = updated_by(optimizer, self.owns, self._steps_apart)
+        return Attempt(
+            optimizer,
+            parameters,
+            [parameter.grad for parameter in parameters],
+            _torch.scale_left_on(optimizer) if scale is None else scale,
+            has_scaler,
+            scaler,
+            tuple(rate for maker in makers for rate in learning_rates_of(maker)),
+        )
+
+    def _scaler_of_optimizer(self, optimizer: Optimizer) -> GradScaler | None:
+        return self.scalers.get(optimizer, self.scaler)
+
+    def _steps_apart(self, optimizer: Optimizer) -> bool:
+        """Return whether ``optimizer`` has made an update that counted as its own."""
+        track = self.steps.known(optimizer)
+        return track is not None and track.count > 0
+
     @observing("totals")
     def totals(self, optimizer: Optimizer) -> tuple[Tensor, Tensor] | None:
         """Return the () total norms of the update under way, before and after clipping, on the device."""
@@ -285,7 +373,7 @@ class WatchedLoop:
     @observing("listing findings")
     def findings(self) -> list[Finding]:
         """Return snapshots of all findings so far, by onset; wait for figures still on the device."""
-        self.drain()
+        self.drain(at_once=self.is_closed)
         return self.processor.findings()
 
     @in_turn
@@ -296,19 +384,30 @@ class WatchedLoop:
 
     @in_turn
     @observing("draining")
-    def drain(self) -> None:
-        """Finish what is under way, and wait for the device; an update that another thread is making is left alone."""
+    def drain(self, *, at_once: bool = True) -> None:
+        """Finish what is under way, and wait for the device; an update that another thread is making is left alone.
+
+        Args:
+            at_once: also healthy updates of which other ranks know more with the next one.
+        """
         if self.turns.is_of_another_thread and not self.is_closed:
             self.processor.drain()
         else:
-            self.steps.drain()
+            self.steps.drain(at_once=at_once)
 
     @in_turn
     def flush(self) -> None:
         """Write everything that was seen so far, so that it is safe."""
         self.drain()
         self._write_changes()
+        self._write_coverage()
         self._flush_sinks()
+
+    @in_turn
+    def coverage(self) -> Coverage:
+        """Return how many steps there were, and how many of them were measured; wait for figures on the device."""
+        self.drain()
+        return Coverage(self.steps.finished, self.processor.measured_steps)
 
     def add_sink(self, sink: Sink) -> None:
         """Hand to ``sink`` what comes from now on."""
@@ -320,14 +419,16 @@ class WatchedLoop:
         """Return what a notebook shows: the last steps as a picture, the findings as a table."""
         from gradwatch.watcher.notebook import html_of  # loaded where a notebook asks for it
 
-        self.drain()
-        return html_of(self.layers, self.processor)
+        return html_of(self.layers, self.processor, self.coverage())
 
     @in_turn
     @observing("notes")
     def notes(self) -> list[str]:
         """Return what is no finding and worth a line: weights without gradients, or without an optimizer."""
-        return list(notes_on(self.layers, self.steps.held_columns(), self.processor.reached, self.steps.survey.last))
+        findings = [each for each in self.processor.findings() if each.kind in ("stalled", "vanishing")]
+        told = {name for finding in findings for name in finding.layers}
+        held = self.steps.held_columns()
+        return list(notes_on(self.layers, held, self.processor.reached, self.steps.survey.last, told))
 
     @in_turn
     @observing("saving the state")
@@ -338,6 +439,7 @@ class WatchedLoop:
             layers=self.layers.names,
             step=self.steps.count,
             skipped_steps=self.processor.skipped_steps,
+            measured_steps=self.processor.measured_steps,
             tracks=self.steps.state(),
             ended=self.processor.ended,
         )
@@ -357,7 +459,23 @@ class WatchedLoop:
             differ = sorted(set(state.layers) ^ set(self.layers.names))[:3] or "their order"
             raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
         self.steps.restore(state.step, state.tracks)
-        self.processor.restore(state.skipped_steps, state.ended)
+        self.processor.restore(state.skipped_steps, state.measured_steps, state.ended)
+
+    @observing("resuming")
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what of a checkpoint's state fits; say in one line what does not. For integrations.
+
+        Where other layers are watched than before, step numbers, findings that are over and the averages of
+        ``clip="auto"`` go on. What is learned of layers begins anew.
+        """
+        try:
+            state = WatcherState.from_plain(saved)
+            if state.layers != self.layers.names:
+                logger.warning("gradwatch: %s", _what_differs(state.layers, self.layers.names))
+                state = state.without_layers(self.layers.names)
+            self.restore(state)
+        except ValueError as error:
+            logger.warning("gradwatch: the checkpoint's state is not used, and watching begins anew. %s", error)
 
     @in_turn
     def close(self) -> None:
@@ -372,12 +490,48 @@ class WatchedLoop:
             except Exception:
                 self.guard.note_fault(f"closing: {name}")
         self.drain()
+        self._take_last_notes()
         if self._advises:
             self._say_what_was_missing()
         self._write_changes()
+        self._write_coverage()
         self._close_sinks()
+        if self.recorder is not None:
+            self.guard.run("black box", self.recorder.forget)
+
+    @in_turn
+    @observing("letting the model go")
+    def release(self) -> None:
+        """Hold the model no longer, where nobody calls this any more: findings, history and state outlive it."""
+        self._undo.clear()
+        self.activations, self.is_released = None, True
+        self.origins.release()
+        self.steps.release()
+        self.layers.release()
 
     # the small things
+
+    def _recovery_of(
+        self, plan: Rewind | None, models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer] | None
+    ) -> Recovery | None:
+        if plan is None:
+            return None
+        return Recovery(plan, models, optimizers, self.steps, self._scaler_of_optimizer, self.guard)
+
+    def _recorder_of(self, wanted: Options, models: Mapping[str, nn.Module]) -> FlightRecorder | None:
+        """
+        Raises:
+            ValueError: for a black box without a model, whose steps nobody could run again.
+        """
+        options = black_box_of(wanted["black_box"])
+        if options is None:
+            return None
+        if not models:
+            raise ValueError(
+                f"black_box={wanted['black_box']!r}: a step of bare tensors cannot be run again. Watch a module with "
+                "gradwatch.watch, or leave black_box out."
+            )
+        return FlightRecorder(options, models, self.layers, self.guard)
 
     def _live_as_long_as_the_model(self, optimizers: Sequence[Optimizer] | None) -> dict[str, Callable[[], object]]:
         """Let the model keep this alive where optimizers are found: those that are given do it by their hooks."""
@@ -404,6 +558,14 @@ class WatchedLoop:
     @observing("writing open findings")
     def _write_changes(self) -> None:
         self.processor.write_changes()
+
+    @observing("notes of other ranks")
+    def _take_last_notes(self) -> None:
+        self.processor.take_last_notes()
+
+    @observing("writing how much was measured")
+    def _write_coverage(self) -> None:
+        self._dispatcher.write_coverage(self.coverage())
 
     def _current_of(self, optimizer: Optimizer) -> OptimizerTrack | None:
         track = self.steps.known(optimizer)
@@ -433,6 +595,7 @@ class WatchedLoop:
     @observing("finding the loss")
     def _end_backward(self, found: FoundLoss | None, result: object, has_failed: bool) -> None:
         if self._finder is not None and found is not None:
+            self._backward.end_call()
             self._finder.end(found, has_failed=has_failed)
             if not found.reached:
                 self.origins.leave_out_losses(found.followed)
@@ -476,6 +639,14 @@ class WatchedLoop:
             return optimizer in self._followed
         return self.owns(parameters_of(optimizer))
 
+    @in_turn
+    @observing("black box")
+    def note_exception(self, error: BaseException) -> None:
+        """Have the black box written, where ``error`` ends the loop."""
+        if self.recorder is not None and not self.is_closed:
+            self.drain()  # a finding of the last steps says more than the error that they led to
+            self.recorder.note_exception(error)
+
     @observing("last words")
     def say_last_words(self, error: BaseException) -> None:
         """Log what a module was given that held NaN, where the script dies of ``error`` in a forward pass."""
@@ -484,19 +655,49 @@ class WatchedLoop:
             logger.error("gradwatch: %s", words)
 
     def _say_what_was_missing(self) -> None:
-        if self.steps.count == 0:
+        if self.guard.has_noted_faults:  # what is missing may be missing because of them
+            if self.steps.count == 0:
+                logger.warning("gradwatch: no step was counted, because of the fault in gradwatch itself logged above.")
+        elif self.steps.count == 0:
             logger.warning(
                 "gradwatch: no step was seen. Was the optimizer given to watch() the one that steps, and does it hold "
-                "the parameters of this model, not those of a copy? "
-                "A loop without a torch.optim optimizer calls watcher.step() itself."
+                "the parameters of this model, not those of a copy? A loop without a torch.optim optimizer calls "
+                "watcher.step() before each update, with grads={name: gradient} if they come from torch.autograd.grad "
+                "or torch.func."
             )
         elif not self.steps.saw_loss:
             logger.warning(
                 "gradwatch: no loss was seen, so the rules that need one did not run. "
                 "Call watcher.observe_loss(loss) in the loop."
             )
+        self._say_what_was_not_measured()
         for note in self.notes() or ():
             logger.warning("gradwatch: %s", note)
+
+    @observing("coverage")
+    def _say_what_was_not_measured(self) -> None:
+        if (coverage := self.coverage()).unmeasured:
+            share = f"{coverage.unmeasured} of {coverage.steps} steps were not"
+            logger.warning(
+                "gradwatch: %s measured, so nothing is known of %s: no findings there does not mean that all is well.",
+                share if coverage.measured else f"none of the {coverage.steps} steps was",
+                "them" if coverage.measured else "this run",
+            )
+
+
+def _what_differs(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return a line on the layers that a checkpoint's state has and those that are watched now."""
+    parts = {"new": set(now) - set(before), "gone": set(before) - set(now)}
+    counts = [f"{len(names)} {word} ({', '.join(sorted(names)[:3])})" for word, names in parts.items() if names]
+    return (
+        f"other layers are watched than in the checkpoint: {', '.join(counts) or 'their order differs'}. "
+        "Steps are counted on, and what is learned of layers begins anew."
+    )
+
+
+def _effective_on_nonfinite(options: Options) -> OnNonFinite:
+    """Return what is done about an update that is not finite: a run that saves itself leaves it out."""
+    return options["on_nonfinite"] if options["recover"] is None else "skip"
 
 
 def _is_single(loss: object) -> bool:
@@ -523,11 +724,18 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_start_turns_anew)
 
 
-@atexit.register
+def _be_first_at_exit() -> None:
+    """Have loops closed before the loggers that the program has opened by now, which sinks may write to."""
+    atexit.unregister(_close_open_loops)
+    atexit.register(_close_open_loops)  # what is registered last is called first
+
+
 def _close_open_loops() -> None:
     """Close what a script has left open, so that it loses nothing; say what it died of, once."""
     error = getattr(sys, "last_value", None)  # of an exception that nobody caught
     for number, loop in enumerate(list(_open_loops)):
         if isinstance(error, BaseException) and number == 0:
             loop.say_last_words(error)
+        if isinstance(error, BaseException):
+            loop.note_exception(error)
         loop.close()

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gradwatch.findings import Finding
+from gradwatch.recover.flight_recorder import FlightRecorder
 from gradwatch.sinks.memory import History
 from gradwatch.watcher.state import WatcherState
 from gradwatch.watcher.watched_loop import WatchedLoop
@@ -35,6 +36,11 @@ class Watcher:
     def history(self) -> History:
         """The last steps, see ``gradwatch.sinks.memory.History``; waits for figures still on the device."""
         return self._loop.history()
+
+    @property
+    def black_box(self) -> FlightRecorder | None:
+        """The last steps, and ``write()``; None without ``black_box=…``."""
+        return self._loop.recorder
 
     def observe_loss(self, loss: Tensor | float) -> None:
         """Take the loss of the coming update, before or after ``backward``; several are averaged.
@@ -79,8 +85,12 @@ class Watcher:
         self._loop.flush()
 
     def close(self) -> None:
-        """Take every hook off, flush and close the sinks; twice is fine."""
+        """Take every hook off, flush and close the sinks, and let the model go; twice is fine.
+
+        ``findings``, ``history`` and ``state_dict`` are those of before.
+        """
         self._loop.close()
+        self._loop.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return step numbers, baselines, findings and clip history, as numbers, strings and tensors."""
@@ -102,11 +112,14 @@ class Watcher:
     ) -> None:
         if error is not None:
             self._loop.say_last_words(error)
+            self._loop.note_exception(error)
         self.close()
 
     def __repr__(self) -> str:
-        loop = self._loop
-        return f"Watcher({len(loop.layers)} layers, {loop.steps.count} steps, {len(self.findings)} findings)"
+        loop, findings = self._loop, len(self.findings)
+        unmeasured = loop.coverage().unmeasured
+        words = f", {unmeasured} steps not measured" if unmeasured else ""
+        return f"Watcher({len(loop.layers)} layers, {loop.steps.count} steps, {findings} findings{words})"
 
     def _repr_html_(self) -> str | None:
         """Return what a notebook shows: the last steps as a picture, the findings as a table."""
