@@ -1,12 +1,42 @@
 """What every test shares."""
 
 import gc
+import signal
 import sys
+from collections import defaultdict
+from importlib.metadata import version
 
+import hypothesis
 import pytest
 import torch
 
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)  # the same wherever it runs
+hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # tensors this small are slower on several threads, and far slower on a busy machine
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a job in the background; processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    """Let a warning pass that an old release of another package makes of itself."""
+    if version("wandb").startswith("0.18."):  # it closes none of its own sockets
+        config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
+
+
+COVERED_ALIKE = 300  # of the tests that differ by parameters alone
+
+
+def pytest_collection_modifyitems(items):
+    """Let coverage follow some of many tests that differ by parameters alone: being followed doubles their time."""
+    alike = defaultdict(list)
+    for item in items:
+        alike[item.nodeid.partition("[")[0]].append(item)
+    for tests in alike.values():
+        every = max(1, len(tests) // COVERED_ALIKE)
+        for index, test in enumerate(tests):
+            if index % every:
+                test.add_marker("no_cover")
 
 
 def pytest_collection_finish():
@@ -17,7 +47,8 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def _nothing_counts_as_compiled_any_more():
-    """What one test has compiled is no business of the next: gradwatch asks how many graphs this process compiled."""
+    """Leave nothing of what one test has compiled to the next: gradwatch asks how many graphs were compiled."""
     yield
     if (dynamo := sys.modules.get("torch._dynamo.utils")) is not None:
         dynamo.counters.clear()
+        torch.distributions.Distribution.set_default_validate_args(True)  # compiling turns it off for the process

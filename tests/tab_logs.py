@@ -114,7 +114,8 @@ def fetch(address, path):
 def wait_until_loaded(address, directory):
     """Until TensorBoard says of each run what its own reader, in this process, says."""
     tab, deadline = Tab(directory), time.monotonic() + PATIENCE
-    expected = {f"overview?{urlencode({'run': run})}": tab.get("overview", run=run) for run in tab.get("runs").content}
+    runs = [each["run"] for each in tab.get("runs").content]
+    expected = {f"overview?{urlencode({'run': run})}": tab.get("overview", run=run) for run in runs}
     for question, answer in expected.items():
         while fetch(address, f"plugin/gradwatch/{question}") != (answer.status, answer.body):
             assert time.monotonic() < deadline, f"TensorBoard has not loaded {question}"

@@ -39,6 +39,7 @@ ANY_FINDING = st.builds(
     step=st.integers(0, 10**12),
     value=NUMBERS,
     threshold=st.floats(0, 1e300),
+    figure=st.one_of(st.just(""), st.text(max_size=300)),
 )
 
 
@@ -57,6 +58,10 @@ def test_a_message_is_one_line_that_fits_a_log(found):
     ("changes", "message"),
     [
         ({}, "vanishing in a since step 1: gradient norm 1e-09, normal above 1e-07. More: print(finding)"),
+        (
+            {"kind": "stalled", "figure": "no optimizer holds it"},
+            "stalled in a since step 1: no optimizer holds it. More: print(finding)",
+        ),
         (
             {"kind": "exploding", "value": math.inf},
             "exploding in a since step 1: its gradient norm overflows. More: print(finding)",

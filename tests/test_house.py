@@ -27,7 +27,7 @@ def test_plain_rooms_import_nothing_above_them():
     assert imports["findings"] == set()
     assert imports["event_files"] == {"findings"}
     assert not {room for room in imports if "watcher" in imports[room]} - {
-        "lightning", "prescription", "scripts", "cli",
+        "huggingface", "ignite", "lightning", "prescription", "scripts", "cli",
     }  # fmt: skip
 
 
@@ -86,3 +86,8 @@ def test_every_public_name_loads():
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(AttributeError, match=r"'gradwatch' has no attribute 'wach'; it has .*watch"):
         _ = gradwatch.wach
+
+
+def test_who_looks_for_the_callback_at_the_door_is_sent_to_the_right_room():
+    with pytest.raises(AttributeError, match=r"gradwatch\.lightning, gradwatch\.huggingface or gradwatch\.ignite"):
+        _ = gradwatch.GradWatch

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,6 +188,39 @@ def test_both_clips_at_once_is_an_error_that_names_both(pl, tmp_path):
         fit(pl, module_of(pl), GradWatch(clip="auto"), tmp_path, gradient_clip_val=0.5)
 
 
+@pytest.mark.parametrize(
+    "options", [{"clip": -1.0}, {"on_nonfinite": "skipp"}, {"history": 0}, {"log_every_n_steps": -3}]
+)
+def test_a_bad_keyword_is_refused_where_it_is_written(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        GradWatch(**options)
+    with pytest.raises(TypeError, match="find_loss="):
+        GradWatch(find_loss="yes")
+
+
+def test_a_metric_of_that_name_that_the_module_logs_itself_stays_its_own(pl, tmp_path, caplog):
+    module = module_of(pl)
+    module.on_before_optimizer_step = lambda optimizer: module.log("grad_norm_total", 7.0, prog_bar=True)
+    callback = GradWatch()
+    trainer = fit(pl, module, callback, tmp_path)
+    history = callback.watcher.history
+    assert trainer.callback_metrics["grad_norm_total"] == 7
+    assert trainer.callback_metrics["grad_norm_clipped_total"] == pytest.approx(history["grad_norm_clipped_total"][-1])
+    assert trainer.progress_bar_metrics == {"grad_norm_total": 7}
+    assert not [record for record in caplog.records if record.name == "gradwatch"]
+
+
+def test_a_fault_of_logging_the_totals_stops_no_fit(pl, tmp_path, caplog):
+    class Refusing(type(module_of(pl))):
+        def log_dict(self, *args, **kwargs):
+            raise RuntimeError("no more metrics")
+
+    callback = GradWatch()
+    fit(pl, Refusing(), callback, tmp_path)
+    assert len(callback.watcher.history) == 8
+    assert "a fault in gradwatch itself (Lightning's log)" in caplog.text
+
+
 def test_the_trainers_clipping_is_seen_past(pl, tmp_path):
     callback = GradWatch()
     fit(pl, module_of(pl), callback, tmp_path, gradient_clip_val=1e-3)
@@ -289,12 +323,13 @@ def test_a_fit_cut_at_any_batch_finds_what_the_uncut_one_finds(pl, tmp_path, cut
     at_most = trained.pop()
     trained.clear()
     fit_of(second, ckpt_path=tmp_path / f"step={cut}.ckpt")
-    if trained[-1] > at_most:
-        pytest.skip("this Lightning (2.2) trains the batch at which it saved a checkpoint once more")
-    assert second.watcher.history.steps[0] == cut
-    assert second.findings == whole.findings
+    assert second.watcher.history.steps.tolist() == trained
+    assert trained[0] == cut
+    assert trained[-1] <= at_most + 1  # Lightning 2.2 trains the batch at which it saved a checkpoint once more
+    expected = [replace(each, last_step=trained[-1]) if each.last_step == at_most else each for each in whole.findings]
+    assert second.findings == expected
     totals = [watch.watcher.history["grad_norm_clipped_total"] for watch in (second, whole)]
-    np.testing.assert_array_equal(totals[0], totals[1][cut:])
+    np.testing.assert_array_equal(totals[0][: at_most + 1 - cut], totals[1][cut:])
 
 
 PROGRAM = """

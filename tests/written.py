@@ -29,6 +29,7 @@ FINDING = {
     "threshold": 2.0,
     "cause": "a cause",
     "measured": "a measurement.",
+    "figure": "",
     "remedies": [{"name": "rest", "text": "let it rest"}],
     "ranks": [],
     "ended": False,

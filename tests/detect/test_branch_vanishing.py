@@ -353,6 +353,12 @@ def test_a_ratio_that_rises_raises_nothing():
     assert all(result.mending[2] for result in results[PATIENCE - 1 :])
 
 
+def test_beside_a_norm_that_overflows_nothing_is_faint():
+    detector = BranchVanishing(stack(4), Thresholds())
+    reports = [report([math.inf, 1.0, 1e-9, math.inf], step, 1.0, sampled=True) for step in range(PATIENCE + 4)]
+    assert examine_all(detector, reports) == [None] * len(reports)
+
+
 def test_a_literal_threshold_replaces_the_rule():
     detector = BranchVanishing(stack(4), Thresholds(vanishing_norm=1e-12))
     assert examine_all(detector, sampled([1.0, 1.0, 1e-9, 1.0], 3)) == [None] * 3

@@ -1,13 +1,21 @@
 """``dead`` and ``saturated`` against slow twins that go through the whole run again at every sample."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import gradwatch
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.saturated import Saturated
 from gradwatch.explain.background import Background
 from gradwatch.findings import Thresholds
-from tests.reports import NAN, run_of, table
+from tests.detect.training import train
+from tests.reports import NAN, findings, run_of, table
 
 
 def a_run(seed):
@@ -28,6 +36,9 @@ def a_run(seed):
                 if random.random() < 0.9:
                     values = np.where(random.random(3) < 0.1, NAN, np.clip(level + 0.05 * random.random(3), 0, 1))
                     report.figures[name] = values
+            if "dead_share" in report.figures:
+                report.figures["shut_samples"] = np.where(random.random(3) < 0.5, 0, random.integers(0, 6, 3))
+                report.figures["weight_norm"] = random.integers(0, 4, 3).astype(float)
     return reports
 
 
@@ -106,3 +117,156 @@ def test_the_background_goes_on_from_its_state():
         second.observe(report)
     for kind in ("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable"):
         assert whole.facts(kind, reports[-1], 0) == second.facts(kind, reports[-1], 0)
+
+
+def twin_of_shut(reports, at, columns, since):
+    """Columns without a living unit at the latest sample up to ``at``, if that is not older than ``since``."""
+    sampled = [report for report in reports[: at + 1] if "dead_share" in report.figures]
+    if not sampled or sampled[-1].step < since:
+        return None
+    latest = sampled[-1].figures
+    return [c for c in columns if latest["shut_samples"][c] >= 1 and latest["weight_norm"][c] > 0] or None
+
+
+def test_layers_that_are_shut_are_those_of_its_twin():
+    answers = set()
+    for seed in range(30):
+        reports, random = a_run(seed), np.random.default_rng(seed)
+        detector = Dead(table(3), Thresholds())
+        for at, report in enumerate(reports):
+            detector.examine(report)
+            columns, since = np.flatnonzero(random.random(3) < 0.6).tolist(), int(random.integers(at - 6, at + 1))
+            result, expected = detector.shut_among(columns, since), twin_of_shut(reports, at, columns, since)
+            assert (None if result is None else np.flatnonzero(result.sick).tolist()) == expected
+            answers.add(expected is None)
+    assert answers == {False, True}
+
+
+def living_units(model: nn.Sequential, x: Tensor) -> dict[str, int]:
+    """How many units of each rectifier pass a gradient on any input, in float64, by differentiating it."""
+    counts, x = {}, x.double()
+    for place, module in enumerate(model.double()):
+        if isinstance(module, nn.ReLU | nn.GELU):
+            entries = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(module(entries).sum(), entries)
+            counts[f"{place - 1}.weight"] = int((slope.abs() > 1e-3).any(0).sum())
+        x = module(x)
+    return counts
+
+
+INPUTS = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+
+def a_stack(function: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16), function(), nn.Linear(16, 16), function(), nn.Linear(16, 16), function()]
+    return nn.Sequential(*layers, nn.Linear(16, 4))
+
+
+def findings_of(model, steps=60):
+    loss_of = lambda step: F.cross_entropy(model(INPUTS), INPUTS[:, :4].argmax(1))
+    return train(model, torch.optim.SGD(model.parameters(), 0.1), loss_of, steps)
+
+
+@pytest.mark.parametrize("function", [nn.ReLU, nn.GELU])
+def test_a_layer_whose_units_are_all_dead_is_the_one_finding_of_what_vanishes_before_it(function):
+    model = a_stack(function)
+    nn.init.constant_(model[2].bias, -20.0)
+    (finding,) = findings_of(model)
+    assert (finding.kind, finding.layer, finding.step, finding.raised_step) == ("dead", "2.weight", 0, 9)
+    assert (finding.value, finding.last_step) == (1.0, 50)
+    assert "No unit after 2.weight passed a gradient" in finding.measured
+    assert "2.bias is -20 on average" in finding.cause
+    living = living_units(model, INPUTS)
+    assert (living["0.weight"] > 0, living["2.weight"]) == (True, 0)
+
+
+def test_of_several_dead_layers_that_nearest_the_input_gives_the_name():
+    model = a_stack()
+    for place in (2, 4):
+        nn.init.constant_(model[place].bias, -20.0)
+    (finding,) = findings_of(model)
+    assert (finding.layer, finding.layers) == ("2.weight", ("2.weight", "4.weight"))
+
+
+def test_gradients_that_a_living_unit_still_passes_fade_and_are_not_of_dead_units():
+    torch.manual_seed(0)
+    hidden = [part for _ in range(8) for part in (nn.Linear(16, 16), nn.Sigmoid())]
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), *hidden, nn.Linear(16, 4))
+    assert [finding.kind for finding in findings_of(model)] == ["vanishing"]
+
+
+def test_a_weight_of_zeros_is_not_said_to_have_died():
+    model = a_stack()
+    for tensor in (model[2].weight, model[2].bias):
+        nn.init.zeros_(tensor)
+    assert not [f for f in findings_of(model) if f.kind == "dead" and f.raised_step < 20]
+
+
+def test_a_norm_that_the_user_has_set_is_what_vanishing_means():
+    reports = run_of([[0.0, 0.0, 1.0]] * 20)
+    for step in (1, 2, 4, 8, 10):
+        of_three = {"dead_share": [0, step >= 10, 0], "shut_samples": [0, 1, 0], "weight_norm": [1, 1, 1]}
+        reports[step].figures.update({name: np.array(values, dtype=float) for name, values in of_three.items()})
+    assert [(f.kind, f.layer) for f in findings(reports)] == [("dead", "w1")]
+    literal = findings(reports, Thresholds(vanishing_norm=1e-3))
+    assert [finding.kind for finding in literal] == ["vanishing"]
+
+
+def a_run_that_dies(at, cuts=(0, 120), spoiled=-1, **settings):
+    """Findings of 120 steps of a small regression whose hidden layer is dead from step ``at`` on.
+
+    The loss of step ``spoiled`` is NaN. At each of ``cuts`` but the last another watcher goes on from the state of the
+    one before it.
+    """
+    torch.manual_seed(0)
+    model, state = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)), None
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for first, last in itertools.pairwise(cuts):
+        with gradwatch.watch(model, optimizer, **settings) as watcher:
+            if state is not None:
+                watcher.load_state_dict(state)
+            for step in range(first, last):
+                if step == at:
+                    nn.init.constant_(model[0].bias, -100.0)
+                x = torch.randn(16, 8)
+                loss = F.mse_loss(model(x), x.sum(1, keepdim=True))
+                optimizer.zero_grad()
+                (loss * math.nan if step == spoiled else loss).backward()
+                optimizer.step()
+            state = watcher.state_dict()
+    return watcher.findings
+
+
+@pytest.mark.parametrize("at", range(28, 42))
+def test_a_layer_that_dies_is_one_finding_however_its_death_lies_to_the_samples(at):
+    (finding,) = a_run_that_dies(at)
+    assert (finding.kind, finding.layer, finding.step, finding.raised_step) == ("dead", "0.weight", at, at + 9)
+
+
+@pytest.mark.parametrize("spoiled", [50, 54, 59])
+def test_a_step_that_is_skipped_does_not_make_a_dead_layer_a_second_finding(spoiled):
+    assert [f.kind for f in a_run_that_dies(0, spoiled=spoiled, on_nonfinite="skip")] == ["dead", "nonfinite"]
+
+
+def test_a_patience_shorter_than_the_time_between_samples_makes_no_second_finding():
+    assert [f.kind for f in a_run_that_dies(0, thresholds=Thresholds(patience=7))] == ["dead"]
+
+
+def test_a_resumed_run_with_a_dead_layer_has_the_findings_of_one_that_was_not_cut():
+    whole = a_run_that_dies(0)
+    assert [finding.kind for finding in whole] == ["dead"]
+    assert a_run_that_dies(0, cuts=(0, 60, 120)) == whole
+
+
+@pytest.mark.parametrize(
+    ("vanish", "shut", "expected"),
+    [([0, 1], True, ["dead"]), ([0, 1], False, ["dead", "vanishing"]), ([0], True, ["dead", "vanishing"])],
+    ids=["shut", "a unit is alive", "elsewhere"],
+)
+def test_an_open_finding_of_dead_units_tells_of_what_vanishes_where_its_layer_is_shut(vanish, shut, expected):
+    reports = run_of([[1.0, 1.0, 1.0]] * 12 + [[float(column not in vanish) for column in range(3)]] * 20)
+    for step in (2, 4, 6, 8):
+        of_three = {"dead_share": [0, 1, 0], "shut_samples": [0, shut, 0], "weight_norm": [1, 1, 1]}
+        reports[step].figures.update({name: np.array(values, dtype=float) for name, values in of_three.items()})
+    assert [finding.kind for finding in findings(reports)] == expected

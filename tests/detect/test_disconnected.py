@@ -57,6 +57,31 @@ def test_a_small_head_behind_trained_weights_was_forgotten():
     assert "No optimizer of this process was given them" in finding.cause
 
 
+def connected(*paths):
+    """The layers, with what lies after what."""
+    layers = of_tensors({"body": torch.ones(8, 8), "bias": torch.ones(8), "head": torch.ones(2, 8)})
+    after = np.zeros((3, 3), dtype=bool)
+    for first, second in paths:
+        after[first, second] = True
+    layers.connect(after, np.ones(3, dtype=bool))
+    return layers
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("paths", [(), [(0, 2)], [(2, 0)], [(0, 1)]])
+@pytest.mark.parametrize("norms", [[NAN, NAN, 1.0], [NAN, 1.0, NAN], [1.0, NAN, 1.0]])
+def test_new_layers_before_trained_ones_are_those_of_the_twin(norms, paths, new):
+    """The twin asks for each weight without an owner whether some weight with a gradient lies on its way."""
+    weights, has_gradient = [0, 2], [not np.isnan(norm) for norm in norms]
+    unowned = [column for column in range(3) if not has_gradient[column]]
+    left = [column for column in unowned if column in weights]
+    before = [any((column, each) in list(paths) for each in weights if has_gradient[each]) for column in left]
+    expected = new and bool(left) and all(before)
+    reports = run_of(norms, unowned=unowned, unowned_are_new=new)
+    found = [each for each in findings(reports, layers=connected(*paths)) if each.kind == "stalled"]
+    assert [each.layers for each in found] == [tuple(LAYERS.names[column] for column in unowned)] * expected
+
+
 def test_an_optimizer_without_any_gradient_is_found():
     (finding,) = told([NAN, NAN, NAN], loss=LEVEL, held=row(0, 1))
     assert (finding.layer, finding.layers) == ("body", ("body", "bias"))

@@ -9,6 +9,7 @@ from gradwatch.detect import loss_level
 from gradwatch.detect.exploding import (
     ASCENDED,
     BEYOND_DATA,
+    CAME_WITH_DATA,
     COME_DOWN,
     DISPLACED,
     EVIDENCE,
@@ -16,9 +17,12 @@ from gradwatch.detect.exploding import (
     FIRST_STEPS,
     HORIZON,
     IN_A_ROW,
+    LASTING,
+    LOST,
     MARGIN,
     NEGLIGIBLE,
     OUTGROWN,
+    SINCE_DATA,
     SPREADS,
     USUAL,
     WORSE,
@@ -51,10 +55,11 @@ def slow_loss_suffers(losses, reaches):
 
 
 def slow_loss_levels(losses, reaches):
-    """(whether the loss suffers, up to where it is usual) at each step."""
+    """(whether the loss suffers, up to where it is usual, its mean, whether it leapt with the data) at each step."""
     mean = spread = largest = last = 0.0
     seen = 0
-    suffers, usual = [], []
+    suffers, usual, means, leaps = [], [], [], []
+    leapt = False
     for loss, reach in zip(losses, reaches, strict=True):
         if loss is None:
             suffers.append(None)
@@ -78,8 +83,11 @@ def slow_loss_levels(losses, reaches):
             share = 1 / min(seen + 1, loss_level.HORIZON)
             mean, spread = mean + share * above, spread + share * (abs(above) + abs(beyond) - spread)
             seen += 1
+            leapt = abs(change) > USUAL * spread and abs(beyond) > CAME_WITH_DATA * abs(change)
         usual.append(mean + USUAL * spread)
-    return suffers, usual
+        means.append(mean)
+        leaps.append(leapt and loss is not None)
+    return suffers, usual, means, leaps
 
 
 def slow_largest(losses):
@@ -95,30 +103,37 @@ def slow_largest(losses):
 
 
 def slow_suffers(reports):
-    """Whether the loss suffers at each step; None where there is none, or where it has been on both sides of zero."""
+    """(whether the loss suffers, whether it has been on both sides of zero) at each step; None where there is none."""
     losses = [step.loss for step in reports]
     suffers = slow_loss_suffers(losses, slow_reaches(reports))
     largest = slow_largest(losses)
+    signed = []
     for place, loss in enumerate(losses):
         seen = [each for each in losses[: place + 1] if each is not None]
         is_signed = any(each < 0 for each in seen) and any(each > 0 for each in seen)
         runs_away = loss is not None and (not math.isfinite(loss) or -loss > loss_level.RUNAWAY * largest[place])
+        signed.append(is_signed)
         if is_signed and not runs_away:
             suffers[place] = None
-    return suffers
+    return suffers, signed
 
 
 def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
     """The default rule: for each step the onset of each sick layer, None where the step says nothing."""
     losses = [step.loss for step in reports]
-    suffering, largest = slow_suffers(reports), slow_largest(losses)
-    _, usual = slow_loss_levels(losses, slow_reaches(reports))
+    (suffering, signed), largest = slow_suffers(reports), slow_largest(losses)
+    _, usual, means, leaps = slow_loss_levels(losses, slow_reaches(reports))
     count = len(reports[0].grad_norm)
     seen, level, spread, evidence, onset, peak, outgrown = ([0.0] * (count + 1) for _ in range(7))
     first_logs = [[] for _ in range(count + 1)]
     told = []
     loss_at_onset, peak_since, goes_on, first_total, has_level, displaced = None, 0.0, False, 0.0, False, False
-    for step, suffers, largest_loss, usual_loss in zip(reports, suffering, largest, usual, strict=True):
+    at_once, near_peak, largest_before, total_of_data = False, 0, 0.0, 0.0
+    for place, (step, suffers) in enumerate(zip(reports, suffering, strict=True)):
+        if signed[place] and step.loss is not None and step.grad_norm_total <= SINCE_DATA * total_of_data:
+            suffers = None
+        if step.loss is not None and evidence[count] <= 0:
+            largest_before = largest[place - 1] if place else 0.0
         if any(step.nonfinite > 0):
             told.append(None)
             continue
@@ -147,16 +162,23 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
             seen[column] += 1
         if onset[count] == step.step:
             loss_at_onset, peak_since = step.loss, -INF
-            goes_on = step.loss is None or max(evidence[:count]) >= EVIDENCE
+            at_once, near_peak = max(evidence[:count]) >= EVIDENCE, 0
+            goes_on = step.loss is None or at_once
+            total_of_data = step.grad_norm_total if leaps[place] else 0.0
         elif step.loss is not None and loss_at_onset is not None:
             worse = not step.loss - loss_at_onset <= WORSE * abs(loss_at_onset)
             goes_on = goes_on or worse or step.loss < min(0, -ASCENDED * abs(loss_at_onset))
         if suffers is False and loss_at_onset is not None and evidence[count] > 0:
-            suffers = step.loss > BEYOND_DATA * max(largest_loss, abs(loss_at_onset))
-        is_over = False
+            suffers = step.loss > BEYOND_DATA * max(largest[place], abs(loss_at_onset))
+        is_over, has_settled, is_lost = False, False, True
         if step.loss is not None and math.isfinite(step.loss):
             peak_since = max(peak_since, step.loss)
             is_over = 0 < step.loss < COME_DOWN * peak_since
+            near_peak += goes_on and not is_over
+            fallen, risen = peak_since - step.loss, peak_since - means[place]
+            has_settled = risen > 0 and fallen > (1 - COME_DOWN) * risen
+            is_high = max(peak_since, abs(step.loss)) > LOST * largest_before
+            is_lost = bool(is_high or at_once or near_peak >= LASTING)
         if not has_level and not suffers and seen[count] >= FIRST_STEPS:
             has_level = True
             for column in range(count + 1):
@@ -167,7 +189,7 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
                 evidence[column] = 0.0
         if step.sampled and "update_ratio" in step.figures:
             displaced = displaced or any(ratio > DISPLACED for ratio in step.figures["update_ratio"])
-        suffers = suffers and goes_on and not is_over
+        suffers = suffers and goes_on and not is_over and is_lost
         enough = EVIDENCE_ALONE if suffers is None else EVIDENCE
         sick = {}
         for column in range(count):
@@ -175,7 +197,8 @@ def slow_exploding(reports):  # one long loop on purpose: a twin of the rule
             if suffers is None:
                 is_small = step.grad_norm_total <= NEGLIGIBLE * first_total
                 outgrew = outgrew and evidence[count] >= EVIDENCE and not is_small and (has_level or displaced)
-                outgrew = outgrew and not (step.loss is not None and step.loss <= usual_loss)
+                outgrew = outgrew and not (step.loss is not None and step.loss <= usual[place])
+                outgrew = outgrew and not has_settled and step.grad_norm_total > SINCE_DATA * total_of_data
             slowly = suffers is None and outgrown[column] >= IN_A_ROW and outgrown[count] >= IN_A_ROW
             if slowly or (outgrew and outgrows[column]) or step.grad_norm[column] == INF:
                 sick[column] = onset[column] if evidence[column] > 0 else step.step
@@ -408,6 +431,50 @@ def test_a_step_that_is_not_finite_leaves_the_levels_alone():
 def test_what_leapt_once_and_recovers_is_no_explosion(growth, losses, expected):
     rows = STEADY + [times(factor, STEADY[0]) for factor in growth]
     assert kinds(run_of(rows, [2.0] + [0.1] * 19 + losses)) == expected
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        pytest.param([0.2, 1.0, 4.0, 5.0, 3.0, 4.0, 2.0, 3.0, 1.0], [], id="a penalty scheduled up settles"),
+        pytest.param([0.2, 1.0, 4.0, 9.0, 12.0], ["exploding"], id="more is lost than was learned"),
+        pytest.param([0.2, 1.0] + [3.0, 4.0] * 15, ["exploding"], id="it does not settle"),
+    ],
+)
+def test_a_loss_that_leaps_below_five_times_its_first_values_may_settle(losses, expected):
+    rows = STEADY * 3 + [times(factor, STEADY[0]) for factor in [30.0, 200.0] + [500.0] * (len(losses) - 2)]
+    assert kinds(run_of(rows, [2.0] + [0.1] * (3 * len(STEADY) - 1) + losses)) == expected
+
+
+def test_one_overshoot_on_the_way_out_of_a_plateau_is_no_explosion():
+    """The evidence gathers while the loss falls; what it lay at then is no peak that it has stayed near."""
+    growth, falling = [3.0, 4.0, 6.0, 8.0] * 4, [2.0 * 0.97**step for step in range(16)]
+    rows = STEADY * 2 + [times(factor, STEADY[0]) for factor in [*growth, 30.0, 60.0, 10.0, 3.0, 1.0]]
+    assert kinds(run_of(rows, [2.0] * 2 * len(STEADY) + falling + [2.0, 4.0, 1.3, 1.2, 1.2])) == []
+
+
+def test_a_likelihood_that_comes_back_from_its_peak_has_settled():
+    rows = STEADY + [times(300.0, STEADY[0])] * 6
+    before = [0.1] + [-4.0 - step % 2 / 10 for step in range(19)]
+    assert kinds(run_of(rows, [*before, 0.4, 13.0, 13.0, 14.0, 13.0, 13.0])) == ["exploding"]
+    assert kinds(run_of(rows, [*before, 0.4, 13.0, -1.4, 3.2, 0.2, 0.2])) == []
+
+
+def test_gradients_of_rewards_that_are_rescaled_have_not_exploded():
+    """Loss and gradients of a policy leap together, further than any update could have moved the loss."""
+
+    def policy(after):
+        random, width = np.random.default_rng(3), len(STEADY[0])
+        figures = {"weight_norm": np.ones(width), "update_ratio": np.full(width, 1e-3)}
+        scales = [1.0] * 40 + after
+        losses = [scale * random.normal() * 0.2 for scale in scales]
+        return [
+            report(times(scale, STEADY[0]), step, losses[step], sampled=step % 10 == 0, figures=figures)
+            for step, scale in enumerate(scales)
+        ]
+
+    assert kinds(policy([100.0] * 30)) == []
+    assert kinds(policy([100.0] * 5 + [10.0 ** (3 + step / 2) for step in range(10)])) == ["exploding"]
 
 
 @pytest.mark.parametrize("loss_seen", [True, False], ids=["with loss", "without loss"])

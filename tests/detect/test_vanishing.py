@@ -394,6 +394,15 @@ def test_without_a_loss_gradients_are_gone_that_were_never_there_or_fell_at_once
     assert kinds(run_of(HEALTHY[:1] * 20 + [[1e-9] * 4] * 20)) == []  # the last margin of a hinge holds
 
 
+def test_a_loss_of_zero_under_a_head_of_zeros_is_right_until_the_first_reward():
+    def silent(sizes):
+        figures = {"weight_norm": np.array(sizes), "update_ratio": np.zeros(3)}
+        return [report([0.0] * 3, step, 0.0, sampled=step % 10 == 0, figures=figures) for step in range(130)]
+
+    assert kinds(silent([1.0, 2.0, 3.0])) == ["vanishing"]  # a softmax over one class
+    assert kinds(silent([1.0, 2.0, 0.0])) == []  # values that begin at zero, where no reward has been met yet
+
+
 def test_a_converged_run_raises_nothing():
     level = np.logspace(0, -9, 400)
     assert kinds(run_of(np.outer(level, [0.2, 0.5, 1.0]).tolist(), level.tolist())) == []
@@ -554,3 +563,19 @@ def test_a_weight_that_nothing_depends_on_has_not_vanished(find_loss):
             optimizer.step()
     assert float(model.cell.weight_hh_l1_reverse.grad.norm()) == 0
     assert watcher.findings == []
+
+
+def test_the_unused_half_of_a_bidirectional_module_is_no_finding_while_the_loss_stands_still():
+    """The limit is higher then; the other weights of the module pass gradients, however small beside the head's."""
+    torch.manual_seed(0)
+    cell, head = nn.LSTM(30, 5, bidirectional=True), nn.Linear(10, 30)
+    model = nn.ModuleDict({"cell": cell, "head": head})
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    x, y = torch.eye(30)[torch.randint(0, 30, (20, 16))], torch.randint(0, 30, (16,))
+    with gradwatch.watch(model, optimizer) as watcher:
+        for _ in range(60):
+            nn.functional.cross_entropy(head(cell(x)[0][-1]), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert float(watcher.history.layer("cell.weight_hh_l0_reverse")["grad_norm"].max()) == 0
+    assert [finding.kind for finding in watcher.findings if finding.kind == "vanishing"] == []

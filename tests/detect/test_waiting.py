@@ -93,7 +93,9 @@ def test_waiting_changes_no_event_after_any_steps(surprises, wobble, seed, name)
 
 def test_waiting_is_a_promise_that_each_detector_makes_and_proves_itself():
     assert Detector.may_wait(object(), 1, 1.0, 1.0) is False
-    for tracker in Detectors(table(2), Thresholds())._asked_at_every_step:
+    asked = [tracker for rules, _ in Detectors(table(2), Thresholds())._rules for tracker in rules._every_step]
+    assert len(asked) > 5
+    for tracker in asked:
         assert "Bound: " in type(tracker.detector).may_wait.__doc__, tracker.name
 
 
@@ -113,4 +115,15 @@ def test_a_healthy_run_waits_but_for_its_first_steps_and_its_samples():
     for now in run:
         waited += not now.sampled and watching.may_wait(now.step % 10, now.grad_norm_total, now.loss)
         watching.observe(now)
+    assert waited == 0.9 * (STEPS - 30)
+
+
+def test_a_sick_run_waits_too_while_its_finding_is_open():
+    """Nothing can open or end before ten healthy steps, so a run that stays sick costs what a healthy one does."""
+    run = [report([1e-9, 2.0, 3.0], step, 1.0 - step / 1000, sampled=step % 10 == 0) for step in range(STEPS)]
+    watching, waited = diagnosis(table(3)), 0
+    for now in run:
+        waited += not now.sampled and watching.may_wait(now.step % 10, now.grad_norm_total, now.loss)
+        watching.observe(now)
+    assert [finding.kind for finding in watching.open_findings()] == ["vanishing"]
     assert waited == 0.9 * (STEPS - 30)

@@ -12,7 +12,7 @@ import sys
 import lightning.pytorch  # noqa: F401
 import torch  # noqa: F401
 
-SECONDS = 300  # a page takes seconds, more on a busy machine; one that hangs is ended
+SECONDS = 600  # a page takes seconds, more on a busy machine; one that hangs is ended
 
 
 def become(directory: str) -> None:

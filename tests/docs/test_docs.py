@@ -72,7 +72,10 @@ def test_a_page_without_python_is_no_program():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["findings", "watcher.attach", "lightning", "prescription"])
+@pytest.mark.parametrize(
+    "name",
+    ["findings", "watcher.attach", "huggingface", "ignite", "lightning", "prescription", "sinks.csv", "sinks.webhook"],
+)
 def test_examples_in_docstrings_hold(name):
     module = importlib.import_module(f"gradwatch.{name}")
     known = {"gradwatch": importlib.import_module("gradwatch"), "torch": importlib.import_module("torch")}

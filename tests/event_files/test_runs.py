@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gradwatch import Finding
 from gradwatch.event_files.format import NORMS
 from gradwatch.event_files.reader import NoRunError, read_runs
+from gradwatch.event_files.records import records
 from tests.reports import INF, NAN, report, run_of
 from tests.written import FINDING, TABLE, event, forge, norms, train, write_rows
 
@@ -91,11 +92,12 @@ def test_a_resumed_run_wins_from_its_first_step_on(tmp_path):
     assert [(f.layer, f.step) for f in run.findings] == [("a", 1), ("b", 4)]
 
 
-def test_findings_between_the_checkpoint_and_the_first_new_row_are_told_once(tmp_path):
+@pytest.mark.parametrize(("earlier", "later"), [("1.host", "2.host"), ("1.host.7.9", "1.host.7.10"), ("9.a", "10.a")])
+def test_findings_between_the_checkpoint_and_the_first_new_row_are_told_once(tmp_path, earlier, later):
     rows = [event(step, layers=TABLE, grad_norm=norms(1.0, 1.0)) for step in (0, 10, 20)]
     told = [event(13, finding={**FINDING, "step": step, "raised_step": 13}) for step in (11, 12)]
-    forge(tmp_path, rows[0], rows[1], told[0], rows[2], name="events.out.tfevents.1.host")
-    forge(tmp_path, told[1], rows[2], name="events.out.tfevents.2.host")
+    forge(tmp_path, rows[0], rows[1], told[0], rows[2], name=f"events.out.tfevents.{earlier}")
+    forge(tmp_path, told[1], rows[2], name=f"events.out.tfevents.{later}")
     run = read(tmp_path)
     assert run.steps.tolist() == [0, 10, 20]
     assert [finding.step for finding in run.findings] == [12]
@@ -128,7 +130,8 @@ def test_a_run_that_is_still_written_is_read_as_far_as_it_is(tmp_path):
         writer.flush()
         assert read(tmp_path).steps.tolist() == watcher.history.steps.tolist()
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-100])
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"gradwatch/grad_norm")])  # within the last row
     run = read(tmp_path)
     assert run.steps.tolist() == list(range(11))
     assert run.problems == (f"{path.name}: ends within a record",)
@@ -306,8 +309,6 @@ def test_a_newer_format_is_named(tmp_path):
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """Contents of the records of a real run."""
-    from gradwatch.event_files.records import records
-
     directory = tmp_path_factory.mktemp("sound")
     train(directory, steps=6, spoil=3)
     return list(records(next(directory.iterdir())))
@@ -332,6 +333,19 @@ def test_bytes_spoilt_beneath_sound_checksums_never_raise(sound, tmp_path, data)
     assert (np.diff(run.steps) > 0).all()
 
 
+def test_a_signalling_nan_of_a_damaged_file_is_read_as_an_ordinary_one(sound, tmp_path):
+    signalling, quiet = struct.pack("<I", 0x7FA00000), struct.pack("<f", 1.5)
+    with np.errstate(all="raise"):
+        write_rows(tmp_path, run_of([[1.5, 1.0], [1.5, 1.0]]))
+        (path,) = tmp_path.iterdir()
+        contents = [record.replace(quiet, signalling) for record in records(path)]
+        path.unlink()
+        forge(tmp_path, *contents)
+        norms = read(tmp_path).packed["grad_norm"].values.astype(np.float64)
+    assert np.isnan(norms[:, 0]).all()
+    assert norms[:, 1].tolist() == [1.0, 1.0]
+
+
 def test_random_bytes_anywhere_in_the_file_never_raise(sound, tmp_path):
     forge(tmp_path, *sound)
     (path,) = tmp_path.iterdir()
@@ -346,3 +360,9 @@ def test_random_bytes_anywhere_in_the_file_never_raise(sound, tmp_path):
         except NoRunError as error:
             reasons.add(error.reason)
     assert reasons <= {"corrupt"}
+
+
+def test_a_finding_of_a_file_that_knows_no_actions_has_none(tmp_path):
+    forge(tmp_path, event(0, layers=TABLE, grad_norm=norms(1.0, 1.0)), event(1, finding=FINDING))
+    assert "actions" not in FINDING
+    assert [finding.actions for finding in read(tmp_path).findings] == [()]

@@ -16,6 +16,8 @@ from gradwatch.cli import demonstration
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+ON_RANKS = {"ddp_one_bad_rank", "fsdp2"}  # under torchrun, as they say
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def load(name):
@@ -118,4 +120,7 @@ def test_the_demonstration_ends_with_the_two_commands_to_type(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_runs(example, tmp_path):
-    subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    launcher = TORCHRUN if example.stem in ON_RANKS else ()
+    command = [sys.executable, *launcher, example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -51,7 +51,7 @@ def test_the_page_has_the_rows_that_the_example_trains(family, example, tmp_path
     ways = sum(line.startswith("| ") for line in lines) - sum(line.startswith("**") for line in lines)
     runs = read_runs(tmp_path / "runs" / "remedies" / family)
     assert len(runs) == ways  # a run for each row, to compare in TensorBoard
-    assert all(run.steps[0] == 0 and run.steps[-1] < QUICK_STEPS for run in runs)
+    assert all(run.steps[0] == 0 and run.steps[-1] < 2 * QUICK_STEPS for run in runs)  # a game has two optimizers
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import re
 import subprocess
 import sys
 import weakref
+from collections import defaultdict
 from functools import partial
 
 import lightning.pytorch as lightning
@@ -25,6 +27,18 @@ class Does(nn.Module):
         self.thing = thing
 
     def forward(self, x):
+        return self.thing(x)
+
+
+class Counting(Does):
+    """A module that also counts, in a dict that makes its own entries."""
+
+    def __init__(self, thing):
+        super().__init__(thing)
+        self.calls = defaultdict(int)
+
+    def forward(self, x):
+        self.calls[tuple(x.shape)] += 1
         return self.thing(x)
 
 
@@ -70,6 +84,7 @@ def masked(x):
 
 PROGRAMS = {
     "log of a negative number": (lambda: between(Does(torch.log)), mean_square, "2", "forward"),
+    "in a module that holds a defaultdict": (lambda: between(Counting(torch.log)), mean_square, "2", "forward"),
     "log of zero": (lambda: between(Does(lambda x: (x * 0).log())), mean_square, "2", "forward"),
     "square root of a negative number": (lambda: between(Does(torch.sqrt)), mean_square, "2", "forward"),
     "division of zero by zero": (lambda: between(Does(lambda x: (x * 0) / (x * 0))), mean_square, "2", "forward"),
@@ -222,7 +237,7 @@ def test_a_fault_in_the_trace_warns_once_and_training_goes_on(monkeypatch, caplo
     def fail(*_):
         raise ValueError("a fault made to happen")
 
-    monkeypatch.setattr("gradwatch.explain.trace._extremes", fail)
+    monkeypatch.setattr("gradwatch.explain.trace.extremes_of", fail)
     monkeypatch.setattr("gradwatch.explain.trace.origin_of", fail)
     torch.manual_seed(0)
     findings = watched(between(Does(torch.log)), mean_square, torch.randn(8, 4))
@@ -490,6 +505,26 @@ def test_weights_made_by_torchs_own_hooks_are_made_again():
     assert all(torch.equal(value, moved[name]) for name, value in model.named_buffers())
 
 
+def test_a_lazy_module_that_was_never_called_does_not_hinder_a_replay(caplog):
+    class HasUnused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = between(Does(torch.log))
+            self.unused = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d())
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = HasUnused()
+    optimizer = torch.optim.SGD(model.used.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        mean_square(model(torch.randn(8, 4))).backward()
+        optimizer.step()
+        assert "used.2 (Does) was given finite values and returned NaN" in watcher.findings[0].cause
+    assert not [line for line in caplog.messages if "a fault in gradwatch" in line]
+    assert model.unused(torch.zeros(3, 5)).shape == (3, 2)  # made by its own first call
+
+
 def test_every_micro_batch_is_replayed():
     torch.manual_seed(0)
     model = between(Does(lambda x: x.sum(1, keepdim=True).clamp(min=0).sqrt() if x.max() < -0.9 else x))
@@ -650,3 +685,25 @@ def test_parts_that_are_called_deep_down_are_seen_from_the_second_step_on():
             optimizer.step()
     (finding,) = watcher.findings
     assert "inner.inner.inner.2 (Does) was given finite values and returned Inf: the logarithm of 0" in finding.cause
+
+
+class TwoHeads(nn.Module):
+    """A model with a head for the mean and one for the logarithm of the variance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_variance = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.mean(x) + (0.5 * self.log_variance(x)).exp()
+
+
+def test_the_head_whose_exponential_overflows_is_named():
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer) as watcher:
+        model(1e4 * torch.randn(16, 4)).square().mean().backward()
+        optimizer.step()
+    cause = watcher.findings[0].cause
+    assert re.search(r"the exponential of [0-9.e+]+, of what log_variance returned\.", cause)

@@ -79,6 +79,12 @@ def test_a_norm_of_a_gradient_that_is_zero_is_the_reason_and_one_finding_tells_i
     assert names_of(finding)[0] == "safe-update"
 
 
+def test_the_finding_names_the_weight_that_the_update_made_nan():
+    model = begun_at_zero()
+    (finding,) = findings_of(model, Trusting(model.parameters()))
+    assert (finding.layer, finding.step) == ("0.weight", 1)
+
+
 def test_a_rate_that_is_no_number_is_the_reason():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -98,7 +98,10 @@ def test_gradients_that_are_handed_over_make_no_loss(call):
     assert losses_of(watcher) == [None]
 
 
-@pytest.mark.parametrize("divide", [lambda loss, n: loss / n, lambda loss, n: loss * (1 / n), lambda loss, n: loss])
+@pytest.mark.parametrize(
+    "divide",
+    [lambda loss, n: loss / n, lambda loss, n: loss * (1 / n), lambda loss, n: loss / n / 1, lambda loss, n: loss],
+)
 def test_the_mean_counts_whether_or_not_the_loop_divides_and_however_many_passes_are_left(divide):
     model = net(4, 1)
     optimizer, means = sgd(model), []
@@ -111,6 +114,38 @@ def test_the_mean_counts_whether_or_not_the_loop_divides_and_however_many_passes
             optimizer.zero_grad()
             means.append(sum(loss.item() for loss in losses) / passes)
     assert means == losses_of(watcher)
+
+
+@pytest.mark.parametrize("more", [lambda loss: loss, lambda loss: loss * 1 / 1], ids=["alone", "and by one"])
+def test_shares_of_the_mean_over_all_items_of_an_update_count_as_their_sum(more):
+    """Hugging Face's Trainer divides the sum of each pass by the number of tokens in all passes."""
+    model = net(4, 1)
+    optimizer, means = sgd(model), []
+    with gradwatch.watch(model, optimizer) as watcher:
+        for sizes in ((5, 2, 3), (4, 4, 4), (1, 7)):
+            items, sums = torch.tensor(sum(sizes)), []
+            for size in sizes:
+                sums.append(model(torch.randn(size, 4)).square().sum())
+                more(sums[-1] / items).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            means.append(sum(each.item() for each in sums) / sum(sizes))
+    assert losses_of(watcher) == pytest.approx(means)
+
+
+def test_passes_that_are_divided_by_tensors_of_their_own_or_by_a_weight_are_no_shares():
+    model = net(4, 1)
+    temperature = torch.nn.Parameter(torch.tensor(2.0))
+    optimizer, means = sgd(model), []
+    with gradwatch.watch(model, optimizer) as watcher:
+        for divisor in (lambda: torch.tensor(8.0), lambda: temperature):
+            losses = [loss_of(model) / divisor() for _ in range(3)]
+            for loss in losses:
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            means.append(sum(loss.item() for loss in losses) / 3)
+    assert losses_of(watcher) == pytest.approx(means)
 
 
 def test_a_factor_of_the_loss_itself_stays():

@@ -1,3 +1,5 @@
+import operator
+
 import pytest
 import torch
 from torch.optim import LBFGS, SGD, Adam, Optimizer
@@ -178,6 +180,41 @@ def test_an_inner_optimizer_that_alone_was_named_counts(hook):
     assert calls == [("before", optimizer.inner, None), ("after", optimizer.inner)]
 
 
+def test_an_inner_optimizer_that_the_loop_steps_by_itself_counts_as_the_one_that_holds_it(hook):
+    optimizer = Sharpened(weights())
+    calls = hook(optimizer)
+    optimizer.inner.step()
+    optimizer.step()
+    assert calls == [("before", optimizer, None), ("after", optimizer)] * 2
+
+
+class Several(Optimizer):
+    """Owns one optimizer for each weight, in a list and in a dict."""
+
+    def __init__(self, weights):
+        super().__init__(weights, {})
+        mine = self.param_groups[0]["params"]
+        self.listed, self.named = [SGD(mine[:1])], {"rest": Adam(mine[1:])}
+
+    def step(self, closure=None):
+        for optimizer in (*self.listed, *self.named.values()):
+            optimizer.step()
+
+
+def test_inner_optimizers_with_weights_of_their_own_count_by_themselves_where_the_loop_steps_them(hook):
+    optimizer = Several(weights() + weights())
+    first, second = optimizer.listed[0], optimizer.named["rest"]
+    calls = hook(optimizer)
+    optimizer.step()
+    first.step()
+    second.step()
+    assert calls == [
+        *(("before", optimizer, None), ("after", optimizer)),
+        *(("before", first, None), ("after", first)),
+        *(("before", second, None), ("after", second)),
+    ]
+
+
 @named
 def test_an_optimizer_that_steps_with_its_parents_step_steps_once(hook, named):
     SGD(weights())  # torch puts hooks on a class when the first of it is made
@@ -311,15 +348,25 @@ def test_watched_and_unwatched_optimizers_update_alike(hook):
 class TakesLoss(SGD):
     """A stranger's optimizer whose ``step`` takes the loss itself."""
 
-    def step(self, loss=None, closure=None):
-        self.given = loss, closure
+    def step(self, loss=None, *others, closure=None):
+        self.given = (loss, *others), closure
         return super().step()
 
 
 @named
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize(
-    ("args", "kwargs"), [((torch.tensor(2.0),), {}), ((0.5,), {}), ((), {"loss": 3.0}), ((), {"closure": 4.0})]
+    ("args", "kwargs"),
+    [
+        ((torch.tensor(2.0),), {}),
+        ((torch.tensor([2.0, 3.0]),), {}),
+        ((0.5,), {}),
+        (({"closure": None},), {}),
+        (("a", [1], 2), {}),
+        ((None, 2.0), {}),
+        ((), {"loss": 3.0}),
+        ((), {"closure": 4.0}),
+    ],
 )
 def test_what_is_no_closure_is_handed_to_the_step_as_it_is(hook, named, args, kwargs, fails, monkeypatch):
     optimizer = TakesLoss(weights())
@@ -332,6 +379,9 @@ def test_what_is_no_closure_is_handed_to_the_step_as_it_is(hook, named, args, kw
 
         monkeypatch.setattr(calls.hooks, "_owns", fail)
     optimizer.step(*args, **kwargs)
-    given = args[0] if args else kwargs.get("loss"), kwargs.get("closure")
-    assert optimizer.given == given
+    given, closure = optimizer.given
+    expected = args or (kwargs.get("loss"),)
+    assert len(given) == len(expected)
+    assert all(map(operator.is_, given, expected))
+    assert closure is kwargs.get("closure")
     assert calls[0] == ("before", optimizer, None)

@@ -3,14 +3,13 @@ import {test} from 'node:test';
 
 import {
   commonScale,
+  diverging,
   levels,
   NOT_FINITE,
-  NOT_FINITE_COLOUR,
   NOT_MEASURED,
   palette,
   shade,
   SHADES,
-  share,
 } from '../../gradwatch/tensorboard_plugin/static/colours.js';
 
 const SCALE = {low: 1e-8, high: 1, isLinear: false};
@@ -58,12 +57,32 @@ function lab(colour, sight) {
 
 const apart = (one, other, sight) =>
   Math.hypot(...lab(one, sight).map((each, index) => each - lab(other, sight)[index]));
+const HATCH = [
+  [
+    [0xfd, 0xee, 0xf4],
+    [0xc2, 0x25, 0x5c],
+  ],
+  [
+    [0x4a, 0x2f, 0x3a],
+    [0xff, 0x80, 0xab],
+  ],
+];
 const ALL = Array.from({length: SHADES}, (_, index) => shade(index / (SHADES - 1)));
 
 for (const sight of Object.keys(SIGHTS)) {
-  test(`NaN stands out from every value, ${sight}`, () => {
-    assert.ok(Math.min(...ALL.map((each) => apart(each, NOT_FINITE_COLOUR, sight))) > 15); // 10 is seen at a glance
-  });
+  for (const isDark of [false, true]) {
+    test(`the lines of the hatch of NaN stand out from what lies between them, ${sight}, dark: ${isDark}`, () => {
+      const [ground, line] = HATCH[Number(isDark)];
+      assert.ok(apart(ground, line, sight) > 25); // 10 is seen at a glance
+    });
+
+    test(`what is far below its level differs from what is far above it, ${sight}, dark: ${isDark}`, () => {
+      for (const side of [0.5, 0.7, 0.85, 1]) {
+        const [below, above] = [-side, side].map((each) => diverging(0.5 + each / 2, isDark));
+        assert.ok(apart(below, above, sight) > 15);
+      }
+    });
+  }
 
   test(`the scale gets brighter all the way, ${sight}`, () => {
     const sixteenths = Array.from({length: 17}, (_, index) => lab(shade(index / 16), sight)[0]);
@@ -73,12 +92,12 @@ for (const sight of Object.keys(SIGHTS)) {
 
 test('"not measured" has a colour of its own, in light and in dark mode', () => {
   for (const background of [
-    [0xe4, 0xe7, 0xeb],
+    [0xd9, 0xdd, 0xe2],
     [0x4b, 0x4f, 0x54],
   ]) {
     assert.ok(Math.min(...ALL.map((each) => apart(each, background, 'all'))) > 15);
     assert.equal(
-      palette(background)[NOT_MEASURED],
+      palette(background, [0, 0, 0])[NOT_MEASURED],
       ((255 << 24) | (background[2] << 16) | (background[1] << 8) | background[0]) >>> 0,
     );
   }
@@ -112,8 +131,20 @@ test('levels of a linear scale, of a scale without width, and without a scale', 
 });
 
 test('several runs share one scale', () => {
-  assert.deepEqual(commonScale([[1e-3, 1], null, [1e-9, 0.1]], false), {low: 1e-9, high: 1, isLinear: false});
+  assert.deepEqual(commonScale([[1e-3, 1], null, [1e-9, 0.1]], false), {
+    low: 1e-9,
+    high: 1,
+    isLinear: false,
+    isRatio: false,
+  });
   assert.equal(commonScale([null], false), null);
-  assert.equal(share(1e-4, SCALE), 0.5);
-  assert.equal(share(0, SCALE), 0);
+});
+
+test('levels of ratios rise with the distance from 1, to either side, and colours follow', () => {
+  const scale = {low: 0.01, high: 100, isLinear: false, isRatio: true};
+  const made = [...levels(Float32Array.from([NaN, 1, 10, 0.1, 1e3, 0, Infinity]), scale)];
+  assert.deepEqual(made, [NOT_MEASURED, 1, 2 + 2 * 63, 1 + 2 * 63, SHADES, SHADES - 1, NOT_FINITE]);
+  const colours = palette([1, 1, 1], [2, 2, 2], (position) => [0, 0, Math.round(255 * position)], true);
+  const blue = (level) => (colours[level] >>> 16) & 255;
+  assert.deepEqual([1, SHADES - 1, SHADES].map(blue), [128, 0, 255]);
 });

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import {test} from 'node:test';
 
 import {poolPixels, poolRows, rowEdges, touched} from '../../gradwatch/tensorboard_plugin/static/pooling.js';
-import {Sheet} from '../../gradwatch/tensorboard_plugin/static/sheet.js';
+import {cellAt, Sheet} from '../../gradwatch/tensorboard_plugin/static/sheet.js';
 
 let seed = 1;
 const random = (below) => (seed = (seed * 48271) % 2147483647) % below; // the same numbers in every run
@@ -77,13 +77,15 @@ const sheet = (values, edges, layers) =>
 test('a sheet finds the cell of a step, and the highest value there', () => {
   const one = sheet([1, NaN, 5, Infinity, 3, NaN], [0, 1, 51, 101], 2);
   assert.deepEqual(
-    [-1, 0, 1, 50, 51, 100, 101].map((step) => one.cellAt(step)),
+    [-1, 0, 1, 50, 51, 100, 101].map((step) => cellAt(one.edges, step)),
     [-1, 0, 1, 1, 2, 2, -1],
   );
-  assert.equal(one.valueAt(0, [0, 1]), 1);
-  assert.equal(one.valueAt(7, [0, 1]), Infinity);
-  assert.equal(one.valueAt(0, [1]), NaN);
-  assert.equal(one.valueAt(500, [0]), NaN);
+  assert.deepEqual(one.extremeAt(0, [0, 1], false), {layer: 0, value: 1});
+  assert.deepEqual(one.extremeAt(7, [0, 1], false), {layer: 1, value: Infinity});
+  assert.deepEqual(one.extremeAt(0, [1], false), {layer: 1, value: NaN});
+  assert.deepEqual(one.extremeAt(500, [0], false), {layer: 0, value: NaN});
+  const ratios = sheet([2, 0.25, NaN], [0, 1], 3);
+  assert.deepEqual(ratios.extremeAt(0, [0, 1, 2], true), {layer: 1, value: 0.25});
 });
 
 test('preparing in slices gives the same levels as pooling at once', async () => {

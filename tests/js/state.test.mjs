@@ -7,6 +7,8 @@ import {DEFAULTS, fromParameters, toParameters} from '../../gradwatch/tensorboar
 const CHOSEN = {
   runs: ['a, b', 'ü/&='],
   statistic: 'weight_norm',
+  scale: 'clamp',
+  rows: 'all',
   layer: '<img src=x>.weight',
   step: 12,
   finding: '["a","dead","x",1]',
@@ -27,7 +29,17 @@ test('the address leaves out default values', () => {
 });
 
 test('parts of an address that cannot be read get their default values', () => {
-  const odd = {runs: '{"a": 1}', step: '-1', from: '9', to: '3', constructor: 'x', __proto__: 'y', unknown: 'z'};
+  const odd = {
+    scale: 'toString',
+    rows: '',
+    runs: '{"a": 1}',
+    step: '-1',
+    from: '9',
+    to: '3',
+    constructor: 'x',
+    __proto__: 'y',
+    unknown: 'z',
+  };
   assert.deepEqual(fromParameters(odd), DEFAULTS);
   assert.deepEqual(fromParameters({runs: '[1]', step: '1e3', from: '5'}), DEFAULTS);
   assert.deepEqual(parametersIn('#gradwatch&p.gradwatch.layer=%E0%A4%A&p.other.layer=x'), {});

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradwatch
-from gradwatch import Thresholds
+from gradwatch import Thresholds, _torch
+from gradwatch.measure.activation_figures import Activations
+from gradwatch.measure.layers import of_model
 from tests import reference
 
 SAMPLED = (1, 2, 4, 8, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110)
@@ -108,6 +110,25 @@ def test_units_that_are_silent_on_all_inputs_of_five_samples_are_dead(name):
     assert [shares[step] for step in SAMPLED[:5]] == pytest.approx(expected)
 
 
+def test_samples_in_which_no_unit_of_a_layer_passes_a_gradient_are_counted():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+    nn.init.constant_(model[0].bias, 5.0)
+    nn.init.constant_(model[2].bias, -40.0)
+    activations = Activations({"": model}, of_model(model))
+    counted = []
+    for wakes in (False, False, True, False):
+        nn.init.constant_(model[2].bias, 40.0 if wakes else -40.0)
+        activations.begin()
+        loss = model(batch(0)).sum()
+        activations.observe_loss(loss)
+        counted.append(dict(zip(*activations.take(range(6))["shut_samples"], strict=True)))
+        activations.remove()
+    names = of_model(model).names
+    assert [each[names.index("2.weight")].item() for each in counted] == [1, 2, 0, 1]
+    assert [each[names.index("0.weight")].item() for each in counted] == [0, 0, 0, 0]
+
+
 def test_a_unit_that_wakes_up_for_one_batch_is_not_dead():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
     with torch.no_grad():
@@ -141,11 +162,12 @@ def test_units_of_a_convolution_are_its_channels():
 def test_dead_is_found_once_and_says_why():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-    nn.init.constant_(model[0].bias, -20.0)
+    with torch.no_grad():
+        model[0].bias[3:] = -20.0
     (finding,) = of_kind(watched(model, 60, batch), "dead")
-    assert (finding.layer, finding.step, finding.raised_step, finding.value) == ("0.weight", 1, 20, 1.0)
-    assert "0.bias is -20 on average" in finding.cause
-    assert "100% of the units after 0.weight passed no gradient" in finding.measured
+    assert (finding.layer, finding.step, finding.raised_step, finding.value) == ("0.weight", 1, 20, 13 / 16)
+    assert "on average" in finding.cause
+    assert "81% of the units after 0.weight passed no gradient" in finding.measured
 
 
 def test_saturated_is_found_once_and_says_why():
@@ -422,3 +444,62 @@ def test_no_activations_of_what_is_compiled():
     model[1].compile(backend="eager")
     history = watched(model, 5, batch).history
     assert np.isnan(history["activation_rms"]).all()
+
+
+def adversaries():
+    """A generator whose first layer is dead, and a discriminator; their optimizers."""
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    nn.init.constant_(generator[0].bias, -40.0)
+    discriminator = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    return (
+        generator,
+        discriminator,
+        *(torch.optim.SGD(each.parameters(), lr=0.0) for each in (generator, discriminator)),
+    )
+
+
+def play(turns, steps=12):
+    """Watch a game in which ``turns`` says who updates when, each sample having been made before the first turn."""
+    generator, discriminator, of_generator, of_discriminator = adversaries()
+    with gradwatch.watch({"G": generator, "D": discriminator}, [of_discriminator, of_generator]) as watcher:
+        for step in range(steps):
+            made = generator(batch(step))
+            for turn in turns:
+                loss = discriminator(made).mean() if turn == "G" else discriminator(made.detach()).square().mean()
+                loss.backward()
+                (of_generator if turn == "G" else of_discriminator).step()
+                of_generator.zero_grad()
+                of_discriminator.zero_grad()
+    return watcher
+
+
+def dead_shares(watcher, layer):
+    """The share of dead units after ``layer`` by the update of its own optimizer, where it was measured."""
+    figures = watcher.history.layer(layer)
+    own = [share for share, norm in zip(figures["dead_share"], figures["grad_norm"], strict=True) if norm == norm]
+    return {update: float(share) for update, share in enumerate(own) if update > 0 and share == share}
+
+
+@pytest.mark.parametrize("turns", ["DG", "GD", "DDDG"])
+def test_optimizers_that_take_turns_each_have_the_activations_of_their_own_samples(turns):
+    watcher = play(turns)
+    of_generator, of_discriminator = (dead_shares(watcher, f"{name}.0.weight") for name in "GD")
+    assert [*of_generator] == [update for update in SAMPLED if update < 12]
+    assert [*of_discriminator] == [update for update in SAMPLED if update < 12 * turns.count("D")]
+    assert of_generator[10] == 1
+    assert of_discriminator[10] < 1
+
+
+def test_an_optimizer_that_has_stopped_keeps_nobody_listening():
+    generator, discriminator, of_generator, of_discriminator = adversaries()
+    listening = []
+    with gradwatch.watch({"G": generator, "D": discriminator}, [of_discriminator, of_generator]):
+        for step in range(200):
+            optimizer = of_generator if step < 4 else of_discriminator
+            discriminator(generator(batch(step))).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            listening.append(len(_torch.compiled_call_of(generator).listeners))
+    assert set(listening[4:60]) == {2}  # update 4 of the generator would be sampled
+    assert listening[70:].count(2) == pytest.approx(len(listening[70:]) / 10, abs=1)

@@ -1,8 +1,11 @@
+import importlib
+
 import pytest
 import torch
 from torch import nn
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 
+import gradwatch
 from gradwatch.measure import layers
 
 
@@ -35,6 +38,16 @@ def by_depth(table):
 
 def hooks_of(model):
     return [hook for module in model.modules() for hook in (*module._forward_pre_hooks, *module._forward_hooks)]
+
+
+def test_checkpoint_wrappers_and_fabric_leave_no_trace_in_the_names():
+    checkpoint = importlib.import_module("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+    fabric = importlib.import_module("lightning.fabric")
+    model = Net()
+    model.first = checkpoint.checkpoint_wrapper(model.first)
+    assert layers.of_model(model).names == NAMES
+    prepared = fabric.Fabric(accelerator="cpu", devices=1).setup(model)
+    assert layers.of_model(prepared).names == NAMES
 
 
 def test_layers_are_listed_in_order_of_registration():
@@ -184,3 +197,34 @@ def test_bare_tensors_have_no_owner():
 def test_what_are_no_tensors_is_refused(tensors):
     with pytest.raises(TypeError, match=r"^tensors: expected {name: torch.Tensor}"):
         layers.of_tensors(tensors)
+
+
+class Refusing(nn.ParameterList):
+    """A holder of parameters that has no truth of its own, as a ``TensorDictParams`` of torchrl."""
+
+    def __bool__(self):
+        raise RuntimeError("converting this to a boolean value is not permitted")
+
+
+@pytest.mark.parametrize("traces", [False, True])
+def test_a_module_that_refuses_to_be_asked_for_its_truth_is_watched(traces):
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.held = Refusing([torch.ones(3), torch.zeros(())])
+
+        def forward(self, x):
+            return (x @ self.held[0] + self.held[1]).square().mean()
+
+    model = Loss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer, trace_nonfinite=traces) as watcher:
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.full((2, 3), torch.nan if step == 2 else 1.0)).backward()
+            optimizer.step()
+    assert watcher.history.layers == ("held.0", "held.1")
+    (finding,) = watcher.findings
+    assert (finding.kind, finding.step) == ("nonfinite", 2)
+    assert "was given already held NaN" in finding.cause
+    assert not watcher._loop.guard.has_noted_faults

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from gradwatch.hooks import graph
 from gradwatch.measure import layers, paths
 from gradwatch.measure.paths import MEETS_DATA, PASSES_ON, PRODUCTS, PathFinder
 
@@ -173,14 +174,14 @@ def test_a_compiled_graph_says_nothing_of_paths():
 
 def test_a_loss_without_a_graph_and_a_graph_that_is_too_large_say_nothing(monkeypatch):
     assert observed(CHAIN, torch.tensor(1.0)).after is None
-    monkeypatch.setattr(paths, "MOST_NODES", 3)
+    monkeypatch.setattr(graph, "MOST_NODES", 3)
     assert observed(CHAIN, CHAIN(torch.randn(3, 4)).sum()).after is None
 
 
 def test_graphs_are_walked_until_every_tensor_has_a_place_and_a_few_more_times_if_one_never_gets_any(monkeypatch):
     walks = []
-    walk = paths._nodes_of
-    monkeypatch.setattr(paths, "_nodes_of", lambda root: walks.append(root) or walk(root))
+    walk = paths.inputs_first
+    monkeypatch.setattr(paths, "inputs_first", lambda root: walks.append(root) or walk(root))
     losses = [CHAIN(torch.randn(3, 4)).sum() for _ in range(9)]
     observed(CHAIN, *losses)
     assert len(walks) == 1

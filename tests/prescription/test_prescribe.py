@@ -1,6 +1,8 @@
 import math
 import random
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -231,11 +233,17 @@ class Slow(nn.Module):
 
 
 @pytest.mark.slow
-def test_the_budget_is_kept(monkeypatch):
-    monkeypatch.undo()  # the clock on the wall
+def test_the_budget_is_kept_by_the_clock_on_the_wall(monkeypatch):
+    monkeypatch.undo()
     begin = time.perf_counter()
-    found = gradwatch.prescribe(lambda: Slow(0.01), descent(0.1), classes(), F.cross_entropy, budget_seconds=3)
-    assert time.perf_counter() - begin < 3.5
+    gradwatch.prescribe(lambda: Slow(0.01), descent(0.1), classes(), F.cross_entropy, budget_seconds=2)
+    assert time.perf_counter() - begin < 30  # on a busy machine, too; all trials would take minutes
+
+
+def test_the_budget_is_kept():
+    begin = time.perf_counter()
+    found = gradwatch.prescribe(lambda: Slow(0.01), descent(0.1), classes(), F.cross_entropy, budget_seconds=6)
+    assert time.perf_counter() - begin < 7
     assert found.ranking, str(found)
     assert found.steps >= 30
 
@@ -302,7 +310,8 @@ def test_what_is_the_users_stays_as_it_was():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     given = [(x.clone(), y.clone()) for x, y in batches]
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    gradwatch.prescribe(lambda: model, descent(0.1), batches, F.cross_entropy, seeds=1, budget_seconds=10)
+    found = gradwatch.prescribe(lambda: model, descent(0.1), batches, F.cross_entropy, seeds=1, budget_seconds=4)
+    assert found.ranking, str(found)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model._forward_hooks
@@ -311,6 +320,17 @@ def test_what_is_the_users_stays_as_it_was():
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
+
+
+@pytest.mark.process
+def test_the_first_call_in_a_process_draws_no_random_number_of_the_user():
+    code = (
+        "import random, sys; from gradwatch.prescription.progress import bar; before = random.getstate()\n"
+        "assert 'rich' not in sys.modules\n"
+        "with bar() as advance: advance(1.0)\n"
+        "assert 'rich' in sys.modules and random.getstate() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class Tempered(nn.Module):
@@ -337,7 +357,7 @@ def test_a_loss_that_learns_is_another_in_each_trial_and_the_users_stays_as_it_w
         return optimizer
 
     found = gradwatch.prescribe(
-        lambda: stack(8, nn.Sigmoid), make_optimizer, classes(), loss_fn, seeds=1, budget_seconds=10
+        lambda: stack(8, nn.Sigmoid), make_optimizer, classes(), loss_fn, seeds=1, budget_seconds=4
     )
     assert found.ranking, str(found)
     assert len(set(seen)) > 30  # the copies learn
@@ -371,7 +391,8 @@ def test_a_model_that_works_in_place_spoils_no_batch():
         def forward(self, x):
             return self.body(x.mul_(2.0))
 
-    gradwatch.prescribe(InPlace, descent(0.1), batches, F.cross_entropy, seeds=1, budget_seconds=10)
+    found = gradwatch.prescribe(InPlace, descent(0.1), batches, F.cross_entropy, seeds=1, budget_seconds=4)
+    assert found.ranking, str(found)
     assert all(torch.equal(x, before) for (x, _), before in zip(batches, given, strict=True))
 
 

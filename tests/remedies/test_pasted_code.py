@@ -19,10 +19,12 @@ from gradwatch.remedies import LIBRARY, NotApplicableError, PartlyAppliedWarning
 DATA = {"scaled-inputs", "clean-data", "smaller-batches"}
 SAFE = {"safe-log", "safe-sqrt", "safe-division", "masked-softmax", "safe-power", "safe-angle", "jitter",
         "softmax-over-classes"}  # fmt: skip
-FOR_OTHER_MODELS = {"loss-scaling", "bfloat16", "float32-weights", "initialise", "nonzero-gain", "scaled-layer-inputs"}
-"""Those for weights in half precision, for weights that are NaN, gains that are 0 and inputs that are large."""
+FOR_OTHER_MODELS = {"loss-scaling", "bfloat16", "float32-weights", "initialise", "nonzero-gain", "scaled-layer-inputs",
+                    "linear-output"}  # fmt: skip
+"""Those for half precision, weights that are NaN, gains that are 0, large inputs and functions at the output."""
 FOR_SICK_UPDATES = {"optimizer-epsilon", "safe-update", "finite-rate", "skip-step", "own-parameters", "longer-schedule",
-                    "looser-clip", "zero-grad", "zero-grad-after-step", "unscale-first"}  # fmt: skip
+                    "looser-clip", "zero-grad", "zero-grad-after-step", "unscale-first",
+                    "target-network", "non-saturating-loss"}  # fmt: skip
 """Those that change nothing where every update is finite and made, by a loop whose calls are in order."""
 OF_MODELS = [
     treatment

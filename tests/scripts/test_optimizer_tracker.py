@@ -80,7 +80,8 @@ def test_figures_are_those_of_a_watched_loop(tracker):
         torch.manual_seed(0)
         model = Net()
         optimizer = torch.optim.Adam(model.parameters())
-        watcher = gradwatch.watch(model, optimizer) if watch else None
+        # every step is a row, as the first steps are under `gradwatch run`
+        watcher = gradwatch.watch(model, optimizer, log_every_n_steps=1) if watch else None
         for _ in range(12):
             loss = model(torch.randn(8, 4)).square().mean()
             if watcher is not None:

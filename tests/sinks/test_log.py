@@ -68,6 +68,16 @@ def test_ten_lines_are_the_most_then_a_summary_at_close(lines):
     assert len(lines) == MOST_LINES + 1
 
 
+def test_without_a_watcher_no_line_names_one(lines):
+    log = Log(has_watcher=False)
+    for _ in range(MOST_LINES + 1):
+        log.write_finding(SICK, ended=False)
+    log.close()
+    assert lines[0].getMessage() == f"gradwatch: {SICK.headline}"
+    assert f"{SICK.headline}. More: print(finding)" == SICK.message
+    assert lines[-1].getMessage().endswith("1 nonfinite. All are in the report.")
+
+
 def test_no_finding_no_line(lines):
     log = Log()
     log.write_row(row_of(run_of([[1.0]])))

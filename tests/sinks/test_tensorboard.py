@@ -140,7 +140,7 @@ def test_the_first_event_of_a_tag_alone_carries_the_metadata(tmp_path):
     events = read(tmp_path)
     assert set(events.PluginTagToContent("gradwatch").values()) == {b'{"version": 1}'}
     assert [len(event.tensor_proto.tensor_content) for event in events.Tensors(PACKED)] == [3 * 2 * 4] * 3
-    tags = ("layers", "grad_norm", "totals")
+    tags = ("layers", "grad_norm", "totals", "end")
     assert b"".join(path.read_bytes() for path in tmp_path.iterdir()).count(b'{"version"') == len(tags)
 
 
@@ -162,7 +162,7 @@ def test_a_row_packs_each_figure_that_was_measured(tmp_path):
     )
     events = written(tmp_path, reports)
     tags = {tag.removeprefix("gradwatch/") for tag in events.PluginTagToContent("gradwatch")}
-    assert tags == {"layers", "grad_norm", "totals", "update_ratio", "saturated_share"}
+    assert tags == {"layers", "grad_norm", "totals", "update_ratio", "saturated_share", "end"}
     (event,) = events.Tensors("gradwatch/update_ratio")
     np.testing.assert_array_equal(make_ndarray(event.tensor_proto), np.float32([1e-3, NAN]))
     (event,) = events.Tensors("gradwatch/saturated_share")
@@ -288,19 +288,34 @@ def test_rows_and_findings_of_any_name_can_be_read(tmp_path, name):
 (FINDING,) = findings([report([1.0, NAN], 7, loss=0.5, nonfinite=[0, 2])])
 
 
-def test_a_finding_is_text_at_the_step_it_was_raised_and_again_at_its_end(tmp_path):
+def test_a_finding_is_one_short_card_of_text_at_the_step_it_was_raised(tmp_path):
     sink = TensorBoard(tmp_path)
     sink.write_finding(FINDING, ended=False)
     sink.write_finding(FINDING, ended=True)
     sink.close()
-    (opened_at, opened), (ended_at, ended) = texts(read(tmp_path))
-    assert (opened_at, ended_at) == (7, 8)  # of two at one step TensorBoard would keep one
-    assert opened.startswith("**nonfinite** (error) in `w1` since step 7\n\n")
-    assert FINDING.measured in opened
-    assert f"Cause: {FINDING.cause}\n" in opened
-    assert opened.count("\n* ") == len(FINDING.remedies)
-    assert opened.endswith(f"\n* {FINDING.remedies[-1]} (`{FINDING.remedies[-1].name}`)")
-    assert ended == "**nonfinite** in `w1` ended: steps 7 to 7."
+    ((step, card),) = texts(read(tmp_path))
+    assert step == 7
+    assert card.split("\n\n") == [
+        "**nonfinite** (error) in `w1` since step 7",
+        FINDING.measured,
+        f"Why: {FINDING.cause}",
+        f"Try first: {FINDING.remedies[0]} (`{FINDING.remedies[0].name}`)",
+    ]
+
+
+def test_charts_of_layers_have_at_most_eight_lines_each_and_none_is_left_out(tmp_path):
+    names = tuple(f"blocks.{number}.w+" for number in range(19))
+    sink = TensorBoard(tmp_path, layer_scalars=["grad_norm"])
+    sink.write_row(row_of(run_of([[1.0] * 19], layers=names)))
+    sink.close()
+    events = read(tmp_path)
+    (layout,) = events.Tensors("custom_scalars__config__")
+    shown = []
+    for chart in Layout.FromString(make_ndarray(layout.tensor_proto).item()).category[0].chart:
+        lines = [tag for tag in scalar_tags(events) if any(re.match(each, tag) for each in chart.multiline.tag)]
+        assert len(lines) <= 8
+        shown += lines
+    assert sorted(tag for tag in shown if "blocks" in tag) == sorted(f"grad_norm/{name}" for name in names)
 
 
 def test_a_finding_is_json_too(tmp_path):

@@ -1,5 +1,6 @@
 """A finding that goes on comes to the sinks again: the files have its latest state, people are told once."""
 
+import csv
 import json
 import logging
 from dataclasses import replace
@@ -8,6 +9,8 @@ import pytest
 
 from gradwatch.event_files.reader import read_runs
 from gradwatch.sinks import is_update
+from gradwatch.sinks.appended_file import AppendedFile
+from gradwatch.sinks.csv import Csv
 from gradwatch.sinks.jsonl import JsonLines
 from gradwatch.sinks.log import Log
 from gradwatch.sinks.loggers import Loggers
@@ -63,6 +66,29 @@ def test_lines_say_what_is_new_what_goes_on_and_what_ends(tmp_path):
     sink.close()
     told = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [(each["event"], each["last_step"]) for each in told] == [("opened", 3), ("updated", 8), ("ended", 8)]
+
+
+@pytest.mark.parametrize("kind", [Csv, JsonLines])
+def test_both_files_of_lines_call_alike_what_failed_before_goes_on_and_is_known_better(kind, tmp_path, monkeypatch):
+    sink, other = kind(tmp_path / "run"), replace(OPENED, layer="w1")
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendedFile, "write", _no_space)
+        with pytest.raises(OSError, match="No space"):
+            sink.write_finding(OPENED, ended=False)
+    told = [(OPENED, False), (replace(OPENED, cause="Known better."), False), (GROWN, False), (GROWN, True)]
+    for finding, ended in [*told, (replace(other, last_step=9), False), (other, True)]:  # a resumed run goes on with it
+        sink.write_finding(finding, ended)
+    sink.close()
+    if kind is Csv:
+        with (tmp_path / "run.findings").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+    else:
+        lines = [json.loads(line) for line in (tmp_path / "run").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["opened", "updated", "updated", "ended", "updated", "ended"]
+
+
+def _no_space(file, lines):
+    raise OSError(28, "No space left on device")
 
 
 def test_the_log_says_nothing_of_a_finding_that_goes_on(caplog):

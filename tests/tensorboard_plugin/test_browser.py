@@ -3,6 +3,7 @@ import json
 import os
 import re
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from gradwatch.findings import Advice, Finding
 from tests.reports import INF, NAN, findings, report, run_of
-from tests.tab_logs import tensorboard_over, wait_until_loaded, write_events, write_run
+from tests.tab_logs import tensorboard_over, write_events, write_run
 from tests.tensorboard_plugin.test_server import HOSTILE, TABLE
 from tests.written import totals
 
@@ -22,6 +23,8 @@ expect.set_options(timeout=30_000)  # reached only where something is broken, or
 MARKUP = "<img src=x onerror=window.hacked=1>"
 NOT_OURS = (  # said by TensorBoard itself, and, the last, of ``colours`` below
     "Multiple instances of Three.js",
+    "/favicon.ico",  # asked for by the browser
+    "net::ERR_ABORTED",  # a question that leaving the page breaks off
     "/font-roboto/",  # its fonts are not under its path prefix
     "willReadFrequently",
 )
@@ -68,6 +71,7 @@ def browser():
         context = playwright.chromium.launch_persistent_context(
             profile, executable_path=executable, args=FLAGS, viewport={"width": 1280, "height": 900}
         )
+        context.set_default_timeout(120_000)  # TensorBoard's own page is slow on a busy machine
         yield context
         context.close()
 
@@ -86,6 +90,7 @@ def page(browser):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("requestfailed", lambda request: said.append(f"{request.url} {request.failure}"))
     yield page
+    said = [*said]  # without the questions that closing the page breaks off
     page.close()
     unexpected = [text for text in said if not any(re.search(pattern, text) for pattern in page.allowed)]
     assert unexpected == []
@@ -106,19 +111,26 @@ def served(page, directory, *flags):
         page.close()
 
 
-def open_tab(page, address, hash_="", query=""):
-    """The tab's frame, with every map drawn that the address asks for."""
+def open_tab(page, address, hash_=""):
+    """The tab alone, which loads in a fraction of the time that TensorBoard's own page takes."""
+    page.goto("about:blank")
+    page.goto(f"{address}/data/plugin_entry.html?name=gradwatch#gradwatch{hash_}")
+    return page
+
+
+def open_within(page, address, hash_="", query=""):
+    """The tab's frame within TensorBoard."""
     page.goto("about:blank")
     page.goto(f"{address}/{query}#gradwatch{hash_}")
     return page.frame_locator("iframe")
 
 
 def inner(page):
-    (frame,) = (each for each in page.frames if "plugin_entry" in each.url)
+    (frame,) = (each for each in page.frames if "/data/plugin" in each.url)
     return frame
 
 
-def drawn(frame, statistic="grad_norm", index=0):
+def drawn(frame, statistic="grad_ratio", index=0):
     panel = frame.locator(".panel").nth(index)
     expect(panel).to_have_attribute("data-drawn", re.compile(f"^{statistic} "))
     return panel
@@ -134,6 +146,11 @@ def colours(page, index=0):
     return inner(page).evaluate(script, index)
 
 
+def hatched(counts):
+    """The share of a map that is hatched, as what is not finite is."""
+    return (counts.get("253,238,244", 0) + counts.get("194,37,92", 0)) / sum(counts.values())
+
+
 def marks(page, index=0):
     """Shares of an axis that are marked as clipped and as skipped."""
     script = """(index) => { const canvas = document.querySelectorAll('canvas.axis')[index];
@@ -147,14 +164,20 @@ def address_bar(page):
     return page.evaluate("decodeURIComponent(location.hash)")
 
 
-def test_it_opens_on_the_run_with_findings(page, address):
-    frame = open_tab(page, address)
+def test_it_opens_on_the_worst_run_with_its_first_finding_and_nothing_of_both_below_the_fold(page, address):
+    page.set_viewport_size({"width": 1366, "height": 768})
+    frame = open_within(page, address)
     panel = drawn(frame)
     expect(panel.get_by_role("heading")).to_have_text("sick")
-    expect(frame.locator(".runs label")).to_have_text(["cured0", "sick1"])
-    counts = colours(page)
-    share = counts["255,0,0"] / sum(counts.values())
+    expect(frame.locator(".run-name .name")).to_have_text(["sick", "cured"])
+    share = hatched(colours(page))
     assert share == pytest.approx(1 / 12 / 4, rel=0.1)  # one layer of twelve, a quarter of the steps
+    card = frame.get_by_role("region", name="Finding: nonfinite")
+    expect(card).to_contain_text("3 entries are NaN or Inf")
+    for part in (card.locator("ol"), panel.locator(".axis"), frame.locator(".finding"), panel.locator(".label.sick")):
+        box = part.bounding_box()
+        assert box["y"] + box["height"] <= 768
+    assert card.bounding_box()["x"] > panel.bounding_box()["x"] + panel.bounding_box()["width"]
 
 
 def test_a_click_on_a_finding_goes_to_its_place_and_opens_the_evidence(page, address):
@@ -162,7 +185,7 @@ def test_a_click_on_a_finding_goes_to_its_place_and_opens_the_evidence(page, add
     drawn(frame)
     frame.get_by_role("button", name="nonfinite error").click()
     card = frame.get_by_role("region", name="Finding: nonfinite")
-    for text in ("3 entries are NaN", FINDING.cause, FINDING.remedies[0].text):
+    for text in (FINDING.measured, FINDING.cause, FINDING.remedies[0].text):
         assert card.inner_text().count(text) == 1
     expect(card).to_contain_text("since step 30, still open at the last logged step, 39; raised at step 30")
     expect(frame.get_by_role("button", name="nonfinite error")).to_be_focused()  # and not lost with the old list
@@ -179,7 +202,7 @@ def test_zooming_and_panning_show_other_steps_and_all_again(page, address):
     frame.locator(".plot").hover()
     for _ in range(6):
         page.mouse.wheel(0, -100)
-    expect(panel).not_to_have_attribute("data-drawn", "grad_norm 0 40")
+    expect(panel).not_to_have_attribute("data-drawn", "grad_ratio 0 40")
     page.wait_for_function("location.hash.includes('p.gradwatch.from')")
     first = address_bar(page)
     frame.locator(".plot").focus()
@@ -187,7 +210,7 @@ def test_zooming_and_panning_show_other_steps_and_all_again(page, address):
     page.wait_for_function("(first) => decodeURIComponent(location.hash) !== first", arg=first)
     page.keyboard.press("0")
     page.wait_for_function("!location.hash.includes('p.gradwatch.from')")
-    expect(panel).to_have_attribute("data-drawn", "grad_norm 0 40")
+    expect(panel).to_have_attribute("data-drawn", "grad_ratio 0 40")
     assert marks(page) == [0, pytest.approx(0.25, abs=0.02)]  # of all steps again
 
 
@@ -204,15 +227,15 @@ def test_a_statistic_can_be_switched(page, address):
     assert "Dead units" not in options  # was not logged
 
 
-def test_runs_stand_side_by_side_on_one_scale(page, address):
+def test_runs_share_one_axis_of_steps_one_below_the_other(page, address):
     frame = open_tab(page, address)
     drawn(frame)
     frame.get_by_role("checkbox", name="cured").check()
     panels = [drawn(frame, index=index) for index in range(2)]
-    left, right = (panel.bounding_box() for panel in panels)
-    assert left["y"] == right["y"]
-    assert "255,0,0" not in colours(page, 0)
-    assert "255,0,0" in colours(page, 1)
+    upper, lower = (panel.locator(".axis").bounding_box() for panel in panels)
+    assert (upper["x"], upper["width"]) == (lower["x"], lower["width"])
+    assert hatched(colours(page, 0)) > 0
+    assert hatched(colours(page, 1)) == 0
     frame.get_by_role("checkbox", name="sick").uncheck()
     expect(frame.locator(".panel")).to_have_count(1)
     frame.get_by_role("checkbox", name="cured").uncheck()
@@ -224,6 +247,194 @@ def test_clipped_and_skipped_steps_are_marked_on_the_axis(page, address):
     drawn(frame, index=1)
     assert marks(page, 0) == [pytest.approx(1, abs=0.02), 0]  # clipped all along
     assert marks(page, 1) == [0, pytest.approx(0.25, abs=0.02)]  # skipped in the last quarter
+
+
+def test_a_flick_of_a_trackpad_zooms_a_little_and_a_swipe_pans(page, address):
+    frame = open_tab(page, address)
+    panel = drawn(frame)
+    frame.locator(".plot").hover()
+    for _ in range(30):
+        page.mouse.wheel(0, -3)
+    page.wait_for_function("location.hash.includes('p.gradwatch.from')")
+    first, last = view(page)
+    assert 30 <= last - first < 39  # of 40 steps
+    page.mouse.wheel(60, 0)
+    page.wait_for_function("(first) => !location.hash.includes(`p.gradwatch.from=${first}&`)", arg=first)
+    assert view(page)[0] > first
+    frame.locator(".plot").dblclick()
+    page.wait_for_function("!location.hash.includes('p.gradwatch.from')")
+    expect(panel).to_have_attribute("data-drawn", "grad_ratio 0 40")
+
+
+def view(page):
+    """The first and the last step in view, as the address says."""
+    return [int(re.search(rf"p\.gradwatch\.{name}=(\d+)", address_bar(page))[1]) for name in ("from", "to")]
+
+
+def test_a_drag_selects_steps_on_map_and_strips_and_back_undoes_it(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    page.evaluate("performance.now = () => 0")  # however fast one drag follows another, each can be undone
+    whole = address_bar(page)
+    for part in (".plot", ".strips"):
+        box = frame.locator(part).bounding_box()
+        y = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + box["width"] / 4, y)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, y, steps=3)
+        expect(frame.locator(".brush")).to_be_visible()
+        page.mouse.up()
+        expect(frame.locator(".brush")).to_be_hidden()
+        page.wait_for_function("location.hash.includes('p.gradwatch.from')")
+        assert view(page) == [pytest.approx(10, abs=1), pytest.approx(19, abs=1)]
+        if part == ".plot":
+            page.go_back()
+        else:
+            frame.get_by_role("button", name="Undo").click()
+        page.wait_for_function("(whole) => decodeURIComponent(location.hash) === whole", arg=whole)
+        expect(frame.locator(".panel")).to_have_attribute("data-drawn", "grad_ratio 0 40")
+
+
+def test_letters_move_the_map_wherever_the_focus_is_and_escape_closes_the_details(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    dock = frame.get_by_role("region", name="Details")
+    expect(dock).to_be_visible()
+    page.keyboard.press("w")
+    page.wait_for_function("location.hash.includes('p.gradwatch.from')")
+    first, last = view(page)
+    page.keyboard.press("d")
+    page.wait_for_function("(last) => !location.hash.includes(`p.gradwatch.to=${last}`)", arg=last)
+    assert view(page)[0] > first
+    page.keyboard.press("Escape")
+    expect(dock).to_be_hidden()
+    assert "p.gradwatch.finding" not in address_bar(page)
+    frame.get_by_role("searchbox", name="Layers").press_sequentially("wasd")
+    expect(frame.get_by_role("alert")).to_have_text(["No layer has “wasd” in its name."])
+
+
+def test_a_tooltip_says_layer_step_value_level_and_band_on_the_map_and_what_the_strips_hold(page, address):
+    frame = open_tab(page, address)
+    drawn(frame)
+    box = frame.locator(".plot").bounding_box()
+    tooltip = frame.locator(".tooltip")
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 2.5 / 12)
+    expect(tooltip).to_contain_text(NAMES[2])
+    for text in ("step 1", "× its level", "gradient norm", "its level", "0.001 to 10"):
+        expect(tooltip).to_contain_text(text)
+    box = frame.locator(".strips").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 20)
+    for text in ("loss", "learning rate", "total norm", "largest leap"):
+        expect(tooltip).to_contain_text(text)
+    page.mouse.move(5, 5)
+    expect(tooltip).to_be_hidden()
+
+
+def test_one_odd_step_among_thousands_stands_out_among_the_anomalies(page, tmp_path):
+    norms = np.exp(np.random.default_rng(0).normal(0, 0.1, (4_000, 2)))
+    norms[1_000, 1] *= 50
+    table = {"layers": ["a.weight", "b.weight"], "depth": [0, 1], "size": [4, 4]}
+    events = [(0, "gradwatch/layers", table)]
+    for step, row in enumerate(norms):
+        events.append((step, "gradwatch/grad_norm", np.stack([row] * 3).astype(np.float32)))
+        events.append((step, "gradwatch/totals", totals()))
+    write_events(tmp_path, events)
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        drawn(frame)
+        script = """() => { const canvas = document.querySelector('canvas.strips');
+          const heights = new Array(canvas.width).fill(0); const top = canvas.height * 3 / 4;
+          const {data} = canvas.getContext('2d').getImageData(0, top, canvas.width, canvas.height / 4 - 2);
+          for (let at = 3; at < data.length; at += 4) if (data[at]) heights[((at - 3) / 4) % canvas.width]++;
+          return heights; }"""
+        page.wait_for_function(f"() => Math.max(...({script})()) > 15")
+        heights = inner(page).evaluate(script)
+        highest = np.flatnonzero(np.array(heights) > max(heights) / 2) / len(heights)
+        assert 1 <= len(highest) <= 8
+        assert highest == pytest.approx(0.25, abs=0.02)
+
+
+PARTS = ("q.weight", "q.bias", "up.weight", "up.bias", "down.weight", "norm.weight", "norm.bias")
+BLOCKS = tuple(f"blocks.{block}.{part}" for block in range(12) for part in PARTS)
+
+
+def test_rows_are_blocks_of_weights_that_open_on_demand_and_the_sick_row_has_its_name(page, tmp_path):
+    sizes = {"q.weight": 16, "up.weight": 32, "down.weight": 32}
+    table = {"layers": BLOCKS, "depth": list(range(len(BLOCKS)))}
+    table["size"] = [sizes.get(name.split(".", 2)[2], 4) for name in BLOCKS]
+    sick = {
+        **json.loads(json.dumps(FINDING.as_dict())),
+        "layer": "blocks.3.norm.bias",
+        "layers": ["blocks.3.norm.bias"],
+    }
+    events = [(0, "gradwatch/layers", table)]
+    for step in range(5):
+        norms = np.ones((3, len(BLOCKS)), dtype=np.float32)
+        events += [(step, "gradwatch/grad_norm", norms), (step, "gradwatch/totals", totals())]
+    write_events(tmp_path, [*events, (4, "gradwatch/finding", {**sick, "step": 3, "ended": True})])
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        drawn(frame)
+        items = frame.get_by_role("treeitem")
+        expect(frame.get_by_role("treeitem", name="blocks.3.norm.bias", exact=True)).to_be_visible()
+        expect(items).to_have_count(1 + 12 + 4)  # blocks, and of the sick one three weights and the bias
+        expect(frame.locator(".label.sick")).to_have_count(1)
+        frame.get_by_role("treeitem", name="blocks.5, 3 layers").click()
+        expect(items).to_have_count(1 + 12 + 4 + 3)
+        frame.get_by_label("Rows").select_option("all")
+        expect(frame.locator(".label.sick")).to_have_count(1)  # though 84 rows leave few of them room for a name
+        frame.get_by_role("searchbox", name="Layers").fill("blocks.1?.up.*")
+        expect(items.and_(frame.locator(":not(.module)"))).to_have_count(4)
+
+
+def test_many_runs_are_filtered_sorted_and_shown_as_a_table(page, tmp_path):
+    healthy, sick = networks()
+    for rate in ("0.1", "0.02"):
+        write_run(tmp_path / f"sweep_lr={rate}", healthy)
+    write_run(tmp_path / "sweep_lr=3", sick, [(FINDING, False)])
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        drawn(frame)
+        expect(frame.locator(".run-name .name")).to_have_text(["3", "0.1", "0.02"])
+        frame.get_by_role("searchbox", name="Filter runs").fill("=0")
+        expect(frame.locator(".run-name .name")).to_have_text(["0.1", "0.02"])
+        frame.get_by_role("button", name="Table of runs").click()
+        rows = frame.get_by_role("dialog").locator("tbody tr")
+        expect(rows).to_have_count(3)
+        expect(rows.first).to_contain_text("sweep_lr=3")
+        expect(rows.first).to_contain_text("nonfinite")
+        frame.get_by_role("button", name="sweep_lr=0.02").click()
+        expect(frame.get_by_role("dialog")).to_have_count(0)
+        expect(frame.locator(".panel h2")).to_have_text(["sweep_lr=0.02"])
+
+
+def test_a_consequence_is_listed_below_what_led_to_it_with_units_and_words(page, tmp_path):
+    healthy, _ = networks()
+    figures = {"exploding": (20, 48.0, 2.0), "dead": (22, 0.9, 0.5), "vanishing": (25, 1e-9, 1e-6)}
+    told = [
+        replace(FINDING, kind=kind, step=step, raised_step=step, value=value, threshold=threshold)
+        for kind, (step, value, threshold) in figures.items()
+    ]
+    write_run(tmp_path, healthy, [(each, True) for each in told])
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        drawn(frame)
+        expect(frame.locator(".finding .kind")).to_have_text(["1exploding", "2dead", "3vanishing"])
+        for consequence in (1, 2):
+            expect(frame.locator(".finding").nth(consequence)).to_contain_text("may follow from 1")
+        expect(frame.locator(".card .figure")).to_have_text("48 × its level (limit 2 ×)")
+
+
+def test_a_narrow_window_shows_all_parts_one_below_the_other(page, address):
+    page.set_viewport_size({"width": 683, "height": 384})  # a screen of 1366 × 768 at 200 %
+    frame = open_tab(page, address)
+    panel = drawn(frame)
+    boxes = [
+        part.bounding_box() for part in (frame.locator("aside"), panel, frame.get_by_role("region", name="Details"))
+    ]
+    assert [box["y"] for box in boxes] == sorted(box["y"] for box in boxes)
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 683 for box in boxes)
+    assert inner(page).evaluate("document.documentElement.scrollWidth") <= 683
 
 
 def test_an_address_brings_back_the_view(page, address):
@@ -245,7 +456,7 @@ def test_a_pasted_address_is_followed_without_loading_the_page_anew(page, addres
 
 
 def test_a_look_at_another_tab_leaves_the_view_and_its_address(page, address):
-    frame = open_tab(page, address, '&p.gradwatch.runs=["cured"]&p.gradwatch.step=12')
+    frame = open_within(page, address, '&p.gradwatch.runs=["cured"]&p.gradwatch.step=12')
     expect(frame.get_by_role("region", name="Step 12")).to_be_visible()
     before = address_bar(page)
     page.get_by_role("tab", name="Text").click()
@@ -256,7 +467,7 @@ def test_a_look_at_another_tab_leaves_the_view_and_its_address(page, address):
 
 
 def test_a_statistic_that_no_run_has_says_so_and_another_can_be_chosen(page, address):
-    frame = open_tab(page, address, "&p.gradwatch.statistic=dead_share")
+    frame = open_within(page, address, "&p.gradwatch.statistic=dead_share")
     notice = frame.locator(".panel").get_by_role("alert")
     expect(notice).to_contain_text("has not logged dead_share")
     expect(frame.get_by_label("Statistic").locator("option:checked")).to_have_text("dead_share (not logged)")
@@ -264,7 +475,7 @@ def test_a_statistic_that_no_run_has_says_so_and_another_can_be_chosen(page, add
         page.locator("app-header-reload button").dispatch_event("click")
     expect(notice).to_contain_text("has not logged dead_share")  # a reload changes nothing of it
     frame.get_by_label("Statistic").select_option("grad_norm")
-    drawn(frame)
+    drawn(frame, "grad_norm")
     expect(notice).to_be_hidden()
 
 
@@ -288,7 +499,7 @@ def test_a_statistic_that_is_switched_while_zooming_is_shown_of_all_steps_too(pa
 def test_what_could_not_be_fetched_is_fetched_at_the_next_reload(page, address):
     page.allowed.append("status of 502")
     page.route(re.compile("gradwatch/cells"), lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
-    frame = open_tab(page, address)
+    frame = open_within(page, address)
     notice = frame.locator(".panel").get_by_role("alert")
     expect(notice).to_have_text("TensorBoard answered with status 502.")
     page.unroute(re.compile("gradwatch/cells"))
@@ -347,7 +558,7 @@ def test_modules_close_and_open_and_layers_are_searched(page, address):
         tree.get_by_role("treeitem", name=re.compile(r"blocks\.2.*2 layers"))
     ).first.click()
     expect(tree.get_by_role("treeitem", name=NAMES[4], exact=True)).to_have_count(0)
-    assert "255,0,0" in colours(page)  # the closed module shows the highest of its layers
+    assert hatched(colours(page)) > 0  # the closed module shows the highest of its layers
     frame.get_by_role("searchbox", name="Layers").fill("3.FC.b")
     expect(tree.get_by_role("treeitem", name=NAMES[7], exact=True)).to_be_visible()
     expect(tree.get_by_role("treeitem", name=NAMES[0], exact=True)).to_have_count(0)
@@ -371,10 +582,10 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(page, address):
     drawn(frame)
     plot = frame.get_by_role("application", name="Map of sick: 12 layers, 40 logged steps from 0 to 39, 1 finding.")
     plot.focus()
-    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight"):
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight"):  # from the finding that is open
         page.keyboard.press(key)
-    expect(frame.get_by_role("status").first).to_contain_text(f"step 2 · {NAMES[1]}")
-    expect(frame.get_by_role("region", name=f"Layer: {NAMES[1]}")).to_be_visible()
+    expect(frame.locator(".readout")).to_contain_text(f"step 32 · {NAMES[6]}")
+    expect(frame.get_by_role("region", name=f"Layer: {NAMES[6]}")).to_be_visible()
     nameless = """() => {
       const named = (each) => each.getAttribute('aria-label') || each.labels?.length || each.innerText?.trim();
       const silent = (each) => each.closest('[aria-hidden], .uplot, [role=status]') || each.hidden;
@@ -384,11 +595,11 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(page, address):
 
 
 def test_dark_mode_follows_tensorboard(page, address):
-    frame = open_tab(page, address, query="?darkMode=true")
+    frame = open_within(page, address, query="?darkMode=true")
     drawn(frame)
     background = "() => getComputedStyle(document.body).backgroundColor"
     assert inner(page).evaluate(background) == "rgb(48, 48, 48)"
-    open_tab(page, address, query="?darkMode=false")
+    open_within(page, address, query="?darkMode=false")
     drawn(frame)
     assert inner(page).evaluate(background) == "rgb(255, 255, 255)"
 
@@ -406,7 +617,8 @@ def test_words_stand_out_from_their_ground_light_and_dark(page, address):
       return ['--ink', '--quiet', '--error', '--warning', '--accent'].flatMap((ink) =>
         ['--paper', '--raised'].map((ground) => ratio(ink, ground))); }"""
     for dark in ("true", "false"):
-        frame = open_tab(page, address, query=f"?darkMode={dark}")
+        frame = open_tab(page, address)
+        page.evaluate("(isDark) => document.body.classList.toggle('dark-mode', isDark)", dark == "true")
         drawn(frame)
         assert min(inner(page).evaluate(script)) >= 4.5  # WCAG 2.2, level AA
 
@@ -418,19 +630,18 @@ def test_it_works_with_either_loader_under_a_path_prefix_and_follows_a_run(page,
     write_run(half, healthy[:20])
     flags = (f"--load_fast={fast}", "--path_prefix=/a/prefix", "--reload_interval=1")
     with served(page, tmp_path, *flags) as address:
-        frame = open_tab(page, address)
-        expect(drawn(frame)).to_have_attribute("data-drawn", "grad_norm 0 20")
+        frame = open_within(page, address)
+        expect(drawn(frame)).to_have_attribute("data-drawn", "grad_ratio 0 20")
+        expect(frame.locator(".live")).to_have_text("● live")
         more = [(0, "gradwatch/layers", {"layers": list(NAMES), "depth": list(range(12)), "size": [4] * 12})]
         more += [(step, "gradwatch/grad_norm", np.ones((3, 12), dtype=np.float32)) for step in range(20, 30)]
         more += [(step, "gradwatch/totals", totals()) for step in range(20, 30)]
         append(half, more)
-        wait_until_loaded(address, tmp_path)
-        page.locator("app-header-reload button").click()
-        expect(frame.locator(".panel")).to_have_attribute("data-drawn", "grad_norm 0 30")
+        expect(frame.locator(".panel")).to_have_attribute("data-drawn", "grad_ratio 0 30")  # it asks by itself
 
 
 def test_a_reload_that_brings_nothing_new_leaves_zoom_charts_and_focus_alone(page, address):
-    frame = open_tab(page, address, f"&p.gradwatch.layer={NAMES[3]}")
+    frame = open_within(page, address, f"&p.gradwatch.layer={NAMES[3]}")
     drawn(frame)
     frame.locator(".uplot").first.wait_for()
     frame.locator(".plot").focus()
@@ -481,6 +692,7 @@ def test_names_from_a_hostile_log_never_become_markup(page, tmp_path):
         "layer": names[0],
         "layers": names,
         "measured": MARKUP,
+        "figure": MARKUP,
         "cause": MARKUP,
     }
     hostile = Finding.from_dict(values | {"remedies": [{"name": MARKUP, "text": MARKUP}]})

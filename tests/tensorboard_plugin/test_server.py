@@ -14,7 +14,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from gradwatch.event_files import format
-from gradwatch.tensorboard_plugin import Loader
+from gradwatch.tensorboard_plugin import Loader, leaps
 from gradwatch.tensorboard_plugin.plugin import STATIC
 from gradwatch.tensorboard_plugin.statistics import STATISTICS
 from tests import tab_logs
@@ -93,6 +93,69 @@ def test_the_colour_scale_leaves_out_the_outermost(tmp_path):
     assert cells(Tab(tmp_path)).content["scale"] == pytest.approx([1.0, 10.0])
 
 
+def test_a_clamped_scale_is_narrower_and_that_of_ratios_is_even_and_wide_enough_for_noise(tmp_path):
+    write_run(tmp_path, run_of([[1.0]] * 90 + [[8.0]] * 9 + [[1e6]]))
+    tab = Tab(tmp_path)
+    norms, ratios = (cells(tab, statistic=name).content for name in ("grad_norm", "grad_ratio"))
+    assert norms["clamp"] == pytest.approx([1.0, 8.0])
+    assert norms["scale"][1] > 8
+    assert ratios["clamp"] == pytest.approx([1 / 8, 8])
+    assert ratios["scale"][0] == pytest.approx(1 / ratios["scale"][1])
+    write_run(tmp_path / "calm", run_of([[1.0]] * 9))
+    calm = cells(Tab(tmp_path / "calm"), statistic="grad_ratio").content
+    assert (calm["scale"], calm["clamp"]) == (pytest.approx([0.1, 10]), pytest.approx([1 / 3, 3]))
+
+
+def test_of_several_rows_a_ratio_is_the_one_furthest_from_the_level(tmp_path):
+    write_run(tmp_path, run_of([[1.0, 1.0], [1.0, 1.0], [4.0, 4.0], [1.0, 0.125], [1.0, 1.0], [INF, 0.5]]))
+    tab = Tab(tmp_path)
+    np.testing.assert_allclose(cells(tab, statistic="grad_ratio", width=2).values, [[4, 4], [INF, 0.125]])
+    assert cells(tab).content["levels"] == [1.0, 1.0]
+
+
+def test_the_course_holds_the_extremes_of_the_whole_run_and_the_largest_leap_of_a_layer(tmp_path):
+    norms = [[1.0, 1.0], [1.0, 0.5], [1.0, 64.0], [2.0, 0.0], [NAN, 1.0], [INF, 1.0]]
+    reports = [
+        replace(each, loss=10.0 - each.step, learning_rate=0.1 * (1 + each.step), grad_norm_total=1.0 + each.step)
+        for each in run_of(norms)
+    ]
+    write_run(tmp_path, reports)
+    answer = Tab(tmp_path).get("course", run=".", **{**ALL, "width": 3})
+    course = dict(zip(answer.content["rows"], answer.values.tolist(), strict=True))
+    assert answer.content["edges"] == [0, 2, 4, 6]
+    assert (course["loss largest"], course["loss smallest"]) == ([10, 8, 6], [9, 7, 5])
+    assert course["learning_rate largest"] == pytest.approx([0.2, 0.4, 0.6])
+    assert course["total_norm largest"] == [2, 4, 6]
+    assert course["leap largest"] == pytest.approx([2, 128, INF])  # zeros and gaps are no leaps
+
+
+def test_leaps_equal_a_slow_look_at_each_pair_of_rows():
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.normal(0, 2, (1_200, 5))).astype(np.float32)
+    norms[rng.random(norms.shape) < 0.1] = np.nan
+    norms[rng.random(norms.shape) < 0.05] = 0
+    norms[700, 2] = np.inf
+    expected = []
+    for row, (before, now) in enumerate(zip([norms[0], *norms], norms, strict=False)):
+        pairs = [(float(a), float(b)) for a, b in zip(before, now, strict=True) if 0 < a < INF and 0 < b < INF]
+        largest = max([max(a / b, b / a) for a, b in pairs] + [1.0])
+        expected.append(INF if row == 700 else largest)
+    np.testing.assert_allclose(leaps._leaps(norms), expected, rtol=1e-5)
+
+
+def test_a_finding_names_the_one_that_may_have_led_to_it(tmp_path):
+    (first,) = findings([report([1.0, NAN], 10, nonfinite=[0, 1])])
+    told = [
+        replace(first, kind="exploding", step=10, raised_step=10, last_step=12),
+        replace(first, kind="vanishing", step=13, raised_step=20, last_step=20),
+        replace(first, kind="vanishing", step=60, raised_step=60, last_step=60),
+    ]
+    write_run(tmp_path, run_of([[1.0, 2.0]] * 70), [(each, True) for each in told])
+    answer = Tab(tmp_path).get("findings", run=".").content
+    assert [each["follows"] for each in answer["findings"]] == [None, 0, None]
+    assert (answer["rows"], answer["lastStep"]) == (70, 69)
+
+
 def test_a_run_without_a_positive_value_has_no_scale(tmp_path):
     write_run(tmp_path, run_of([[0.0], [NAN]]))
     assert cells(Tab(tmp_path)).content["scale"] is None
@@ -144,7 +207,8 @@ def test_a_finding_is_told_once_as_it_last_stood(tmp_path):
     content = Tab(tmp_path).get("findings", run=".").content
     read = replace(FINDING, last_step=9, value=NAN)  # JSON knows no Inf
     expected = json.loads(json.dumps({**read.as_dict(), "value": None, "ended": True}))
-    assert content == {"findings": [expected], "problems": []}
+    extent = {"rows": 1, "lastStep": 0, "loss": None, "isLossFinite": True}
+    assert content == {"findings": [{**expected, "follows": None}], "problems": [], **extent}
 
 
 def test_a_newer_format_is_named(tmp_path, monkeypatch):
@@ -337,20 +401,22 @@ def served(request, mixed):
 @pytest.mark.parametrize(
     "question",
     [
-        "runs",
         *(f"overview?run={run}" for run in ("whole", "cut", "hostile", "other")),
         *(
             f"cells?run={run}&statistic=grad_norm&from=0&to=999&width=50"
             for run in ("whole", "cut", "resumed", "hostile")
         ),
         "findings?run=whole",
+        "course?run=whole&from=0&to=999&width=7",
         "curve?run=whole&statistic=grad_rms&layer=w0&from=3&to=99&width=9",
         "entries?run=whole&layer=w0&kind=grad",
     ],
 )
 def test_a_running_tensorboard_answers_alike_with_either_loader(served, mixed, question):
     tab = Tab(mixed)
-    assert tab.get("runs").content == ["cut", "hostile", "resumed", "whole"]
+    runs = [json.loads(fetch(served, "plugin/gradwatch/runs")[1]), tab.get("runs").content]
+    assert [[each["run"] for each in listed] for listed in runs] == [["cut", "hostile", "resumed", "whole"]] * 2
+    assert all(0 <= each["age"] < 3600 for listed in runs for each in listed)
     status, body = fetch(served, f"plugin/gradwatch/{question}")
     name, _, query = question.partition("?")
     expected = tab.get(name, **dict(pair.split("=") for pair in query.split("&") if pair))
@@ -386,6 +452,7 @@ def test_the_tab_needs_neither_torch_nor_the_watcher():
     assert others == [
         "gradwatch.event_files",
         "gradwatch.event_files.assemble",
+        "gradwatch.event_files.consequences",
         "gradwatch.event_files.decode",
         "gradwatch.event_files.format",
         "gradwatch.event_files.run",

@@ -10,9 +10,9 @@ from PIL import Image
 
 from gradwatch.event_files.reader import read_runs
 from gradwatch.views import templates
-from gradwatch.views.colours import NOT_FINITE, NOT_MEASURED, VIRIDIS, ColourScale, palette, scale_of
+from gradwatch.views.colours import NOT_MEASURED, VIRIDIS, ColourScale, palette, scale_of
+from gradwatch.views.names import labels
 from gradwatch.views.page import page_of
-from gradwatch.views.page.heatmap import labels
 from gradwatch.views.phrases import age
 from gradwatch.views.picture import picture_of, png
 from gradwatch.views.profile import latest_finite, lengths, profile_of
@@ -140,7 +140,7 @@ def test_ages_are_rough():
 def test_templates_and_styles_are_part_of_the_package():
     import gradwatch.views.page as page
 
-    for name in ("page.html.j2", "notebook.html.j2", "pictures.html.j2", "style.css", "notebook.css"):
+    for name in ("page.html.j2", "notebook.html.j2", "pictures.html.j2", "page.js", "style.css", "notebook.css"):
         assert (Path(page.__file__).parent / name).is_file()
 
 
@@ -149,9 +149,7 @@ def test_the_tab_has_the_same_colours():
 
     text = (Path(tab.__file__).parent / "static" / "colours.js").read_text(encoding="utf-8")
     (scale,) = re.findall(r"VIRIDIS =\s*'([0-9a-f]+)'", text)
-    (red,) = re.findall(r"NOT_FINITE_COLOUR = \[(.*?)\]", text)
     assert ["#" + scale[at : at + 6] for at in range(0, len(scale), 6)] == list(VIRIDIS)
-    assert tuple(int(channel) for channel in red.split(",")) == tuple(palette()[NOT_FINITE])
     assert re.search(r"SHADES = (\d+)", text)[1] == str(NOT_MEASURED)
 
 

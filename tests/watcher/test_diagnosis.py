@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,7 +13,8 @@ import gradwatch
 from gradwatch import JsonLines, Memory, Thresholds
 from gradwatch.cli import main
 from gradwatch.event_files.reader import read_runs
-from tests.reports import NAN, diagnosis, run_of, table
+from gradwatch.measure.report import LAYER_FIGURES
+from tests.reports import INF, NAN, diagnosis, report, run_of, table
 
 SICK, HEALTHY = 0.5, 2.0
 
@@ -118,3 +120,19 @@ def test_a_cause_has_at_most_three_sentences():
     (update,) = [update for step in run_of(rows, [1.0] * 12, learning_rate=0.1) for update in watching.observe(step)]
     assert update.finding.cause.count(". ") <= 2
     assert update.finding.cause.endswith(".")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_figures_of_any_size_raise_no_warning(seed, caplog):
+    rng, extremes = np.random.default_rng(seed), np.array([0.0, 5e-324, 1e-30, 1.0, 1e30, 1e308, INF, NAN])
+    reports = []
+    for step in range(60):
+        figures = {name: rng.choice(extremes, 3) for name in LAYER_FIGURES}
+        losses, rates = rng.choice([*extremes, None], 1), rng.choice(extremes[:-1], 1)
+        norms, is_sampled = rng.choice(extremes[:-1], 3), step % 3 == 0
+        rest = {"sampled": is_sampled, "figures": figures if is_sampled else {}, "learning_rate": float(rates[0])}
+        reports.append(report(norms, step, losses[0], **rest))
+    watching = diagnosis(table(3))
+    for each in reports:  # a warning is an error here, which a guard would log
+        watching.observe(each)
+    assert caplog.records == []

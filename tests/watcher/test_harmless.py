@@ -20,6 +20,7 @@ from torch import nn
 import gradwatch
 from gradwatch import Memory, Thresholds
 from gradwatch.clip import Policy
+from gradwatch.sinks.csv import Csv
 from gradwatch.sinks.jsonl import JsonLines
 from gradwatch.sinks.log import Log
 from gradwatch.sinks.tensorboard import TensorBoard
@@ -621,11 +622,14 @@ def is_deep_inside(owner):
     return part in ("detect", "explain", "remedies", "sinks", "findings")
 
 
+# A function fails always, whatever is asked for. What it leaves half done where it fails once, the next step meets
+# under any act alike: one act shows that.
 FAULTS = [
     (act, name, once)
     for act, names in CALLED_BY_ACTS.items()
     for name, (owner, _) in names.items()
     for once in (True, False)
+    if act == "clip" or not (once and name in CALLED_BY_ACTS["clip"])
     if not is_deep_inside(owner) or (act == "clip" and not once)
 ]
 
@@ -695,21 +699,22 @@ def test_a_faulty_clipping_policy_warns_once_and_training_goes_on(caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["write_row", "write_finding", "flush", "close"])
-@pytest.mark.parametrize("sink", [TensorBoard, JsonLines, Memory, Log])
+@pytest.mark.parametrize("sink", [TensorBoard, JsonLines, Csv, Memory, Log])
 def test_a_sink_that_fails_at_anything_is_tried_again_with_one_warning(sink, verb, monkeypatch, caplog, tmp_path):
     def with_fault(loop):
         break_(monkeypatch, sink, verb)
         loop()
 
-    json_lines = JsonLines(tmp_path / "run.jsonl")
-    watcher, model, optimizer = long_run(tmp_path, around=with_fault, sinks=[Memory(), json_lines])
+    json_lines, csv = JsonLines(tmp_path / "run.jsonl"), Csv(tmp_path / "run.csv")
+    watcher, model, optimizer = long_run(tmp_path, around=with_fault, sinks=[Memory(), json_lines, csv])
     assert bits(left_by(model, optimizer)) == bits_of_an_unwatched_run()
     assert_still_answers(watcher)
     (warning,) = warnings_of_faults(caplog)
     assert f"{sink.__name__} failed to " in warning
     assert len(watcher.history) == LONG
     monkeypatch.undo()
-    json_lines.close()  # which may have been made to fail
+    for each in (json_lines, csv):  # whose close may have been made to fail
+        each.close()
 
 
 LOOPS = ("closure", "scaler", "by hand", "optimizer found")
@@ -770,7 +775,18 @@ def opens_the_way(owner):
     )
 
 
+def depends_on_the_loop(owner):
+    """Whether kinds of loops reach ``owner`` in ways of their own; they reach the other parts from these alone."""
+    return getattr(owner, "__module__", owner.__name__).split(".")[1] in ("hooks", "watcher")
+
+
 ON_THE_WAY = sorted(name for name, (owner, _) in CALLED_BY_ACTS["clip"].items() if opens_the_way(owner))
+FAULTS_ON_THE_WAY = [
+    (LOOPS[loop], name)
+    for place, name in enumerate(ON_THE_WAY)
+    for loop in range(len(LOOPS))
+    if depends_on_the_loop(CALLED_BY_ACTS["clip"][name][0]) or loop == place % len(LOOPS)
+]
 BESIDE_THE_WAY = sorted(
     name
     for name, (owner, _) in CALLED.items()
@@ -793,8 +809,7 @@ def test_a_fault_stops_no_other_kind_of_loop(kind, name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LOOPS)
-@pytest.mark.parametrize("name", ON_THE_WAY)
+@pytest.mark.parametrize(("kind", "name"), FAULTS_ON_THE_WAY)
 def test_a_fault_stops_the_clipping_of_no_kind_of_loop(kind, name, monkeypatch):
     expected = parameters_of_a_bare_loop(kind, clips_itself=True)
     assert expected != parameters_of_a_bare_loop(kind)

@@ -116,9 +116,17 @@ def test_an_explosion_behind_clipping_is_found():
 def test_two_that_clip_are_told_so_once(caplog):
     watcher, before, *_ = train(CLIPS["norm"], clip=0.05)
     assert [record.message for record in caplog.records if "Keep one of them" in record.message] == [
-        "gradwatch: this loop changes its gradients between backward() and step() (clip_grad_norm_?), and "
+        "gradwatch: this loop clips its gradients between backward() and step() (clip_grad_norm_?), and "
         "clip=by_norm(0.05) clips what is left. Keep one of them."
     ]
+    np.testing.assert_allclose(watcher.history["grad_norm"], before, rtol=1e-4)
+    np.testing.assert_allclose(watcher.history["grad_norm_clipped_total"], 0.05, rtol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [1e6, np.inf])
+def test_a_loop_that_calls_the_clipping_to_log_the_norm_clips_nothing(limit, caplog):
+    watcher, before, *_ = train(lambda parameters: nn.utils.clip_grad_norm_(parameters, limit), clip=0.05)
+    assert caplog.records == []
     np.testing.assert_allclose(watcher.history["grad_norm"], before, rtol=1e-4)
     np.testing.assert_allclose(watcher.history["grad_norm_clipped_total"], 0.05, rtol=1e-3)
 
@@ -191,3 +199,60 @@ def test_watching_changes_no_weight_of_a_loop_that_clips():
         optimizer.step()
     *_, weights = train(CLIPS["norm"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
+
+
+def train_by_hand(change_, steps=STEPS, **options):
+    """(watcher, totals before ``change_``): gradients of ``torch.autograd.grad``, put into ``.grad``."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    parameters, before = list(model.parameters()), []
+    with gradwatch.watch(model, optimizer, **options) as watcher:
+        for step in range(steps):
+            loss = loss_of(model, step)
+            watcher.observe_loss(loss)
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            before.append(np.linalg.norm([p.grad.norm().item() for p in parameters]))
+            change_(parameters)
+            optimizer.step()
+    return watcher, np.array(before)
+
+
+def said_of_gradients_by_hand(caplog):
+    return [record.getMessage() for record in caplog.records if "set by hand" in record.getMessage()]
+
+
+def test_gradients_that_are_set_by_hand_and_clipped_are_labelled_from_the_second_on(caplog):
+    watcher, before = train_by_hand(lambda parameters: nn.utils.clip_grad_norm_(parameters, 0.1))
+    assert (before > 0.1).all()
+    assert watcher.history["already_clipped"].tolist() == [False] + [True] * (STEPS - 1)
+    assert said_of_gradients_by_hand(caplog) == [
+        "gradwatch: gradients that are set by hand have the same total norm, 0.1, at step 1 as before: they seem to be "
+        "clipped before step(), and figures are those after (history['already_clipped']). Use clip=… here instead."
+    ]
+
+
+@pytest.mark.parametrize(
+    "change_",
+    [
+        lambda parameters: None,
+        lambda parameters: nn.utils.clip_grad_norm_(parameters, 1e6),  # never reached
+        lambda parameters: [p.grad.mul_(0.5) for p in parameters],
+        lambda parameters: [p.grad.zero_() for p in parameters],
+        lambda parameters: [p.grad.fill_(torch.inf) for p in parameters],
+    ],
+)
+def test_gradients_that_are_set_by_hand_and_not_clipped_are_not_labelled(change_, caplog):
+    watcher, _ = train_by_hand(change_)
+    assert not watcher.history["already_clipped"].any()
+    assert said_of_gradients_by_hand(caplog) == []
+
+
+def test_gradients_of_a_constant_norm_that_nobody_changes_are_not_labelled():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.01)
+    with gradwatch.watch(nn.ParameterList([weight]), optimizer) as watcher:
+        for _ in range(STEPS):
+            weight.grad = torch.ones(3)
+            optimizer.step()
+    assert not watcher.history["already_clipped"].any()

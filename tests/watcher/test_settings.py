@@ -589,14 +589,16 @@ def test_of_sharpened_optimizers_the_gradients_that_the_update_is_made_of_are_wa
     run_both(sharpened(needs_gradient), found, on_nonfinite)
 
 
+@named
 @pytest.mark.parametrize("observes", [True, False], ids=["loss observed", "loss found"])
-def test_the_two_calls_of_a_sharpened_optimizer_are_one_step(observes):
+def test_the_two_calls_of_a_sharpened_optimizer_are_one_step(observes, found):
     """``first_step`` and ``second_step``, as most loops call it: only the inner optimizer steps."""
-    watched, bare = Run(True, found=True, observes=observes), Run(False)
+    watched, bare = Run(True, found, observes=observes), Run(False)
     for run in (watched, bare):
         model = net()
         optimizer = Sharpened(model.parameters(), needs_gradient=True)
-        run.watch(model, optimizer.inner)
+        run.watch(model, optimizer)
+        run.optimizers = [optimizer.inner]
         for step in range(STEPS):
             loss_of(model, step).backward()
             optimizer.climb()

@@ -194,11 +194,15 @@ def test_watching_without_files_loads_no_tensorboard():
 
 @pytest.mark.process
 def test_importing_gradwatch_after_torch_is_quick_and_loads_nothing_more():
+    """Time of the processor, the least of up to five: others work on the machine, too."""
     code = (
-        "import sys, time, torch; before = set(sys.modules); begin = time.perf_counter(); import gradwatch; "
-        "print((time.perf_counter() - begin) * 1e3, *sorted({'tensorboard', 'lightning', 'rich'} & set(sys.modules)))"
+        "import sys, time, torch; begin = time.process_time(); import gradwatch; "
+        "print((time.process_time() - begin) * 1e3, *sorted({'tensorboard', 'lightning', 'rich'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    milliseconds, *loaded = done.stdout.split()
-    assert loaded == []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        milliseconds, *loaded = done.stdout.split()
+        assert loaded == []
+        if float(milliseconds) < 50:
+            break
     assert float(milliseconds) < 50

@@ -104,6 +104,26 @@ def test_clipping_counts_parameters_that_are_not_watched():
     np.testing.assert_allclose(watcher.history["grad_norm_clipped_total"], 1e-3, rtol=1e-2)
 
 
+def test_a_wrapper_of_an_optimizer_is_followed_to_what_it_wraps():
+    class Prepared(torch.optim.Optimizer):  # as Accelerate's: an optimizer by type, without hooks of its own
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        param_groups = property(lambda self: self.optimizer.param_groups)
+
+        def step(self, closure=None):
+            return self.optimizer.step(closure)
+
+    model = nn.Linear(4, 1)
+    optimizer = Prepared(torch.optim.SGD(model.parameters(), lr=0.1))
+    with gradwatch.watch(model, optimizer, clip=0.5) as watcher:
+        for _ in range(3):
+            model(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+    assert len(watcher.history) == 3
+    assert np.isfinite(watcher.history["grad_norm"]).all()
+
+
 def test_an_optimizer_that_was_not_given_is_found():
     model = net()
     optimizer, stranger = sgd(model), sgd(net(1))
@@ -385,6 +405,25 @@ def test_a_run_without_steps_or_without_loss_says_so_at_close(caplog):
     assert "no loss was seen" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("failing", "says"),
+    [
+        ("gradwatch.hooks.optimizers.parameters_of", "none of the 2 steps was measured"),
+        ("gradwatch.watcher.watched_loop._before_update_plainly", "no step was counted, because of the fault"),
+    ],
+)
+def test_a_fault_of_ours_is_not_blamed_on_the_loop(caplog, monkeypatch, failing, says):
+    model = net()
+    optimizer = sgd(model)
+    monkeypatch.setattr("gradwatch.hooks.optimizers.parameters_of", None)  # calling it fails
+    monkeypatch.setattr(failing, None)  # calling it fails
+    with gradwatch.watch(model, optimizer):
+        train(model, optimizer, 2)
+    assert says in caplog.text
+    assert "Was the optimizer" not in caplog.text
+    assert "Call watcher.observe_loss" not in caplog.text
+
+
 def test_a_healthy_run_says_nothing(caplog):
     watched_run(50)
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
@@ -404,12 +443,25 @@ def test_a_healthy_run_says_nothing(caplog):
         ({"exclude": "*"}, ValueError, "nothing to watch"),
         ({"layer_scalars": ["norm"]}, ValueError, "norm"),
         ({"optimizer": sgd(nn.Linear(2, 2))}, ValueError, "owns none of the 6 watched parameters"),
-        ({"optimizer": 3}, TypeError, "optimizer"),
+        ({"optimizer": 3}, TypeError, "optimizer: .* found int. Leave optimizer out"),
+        ({"optimizer": "adam"}, TypeError, "optimizer: .* found str"),
     ],
 )
 def test_bad_input_is_refused_by_name(options, error, says):
     with pytest.raises(error, match=says):
         gradwatch.watch(net(), **options)
+
+
+@pytest.mark.parametrize("wrap", [lambda engine: engine, lambda engine: {"one": nn.Linear(4, 1), "two": engine}])
+def test_an_engine_of_deepspeed_is_refused_in_words(wrap):
+    """DeepSpeed is not installed here: its engines are known by the name of their type, derived ones as well."""
+
+    class DeepSpeedEngine(nn.Module): ...
+
+    class PipelineEngine(DeepSpeedEngine): ...
+
+    with pytest.raises(TypeError, match=r"found PipelineEngine\. ZeRO of DeepSpeed keeps gradients .*fully_shard"):
+        gradwatch.watch(wrap(PipelineEngine()))
 
 
 def test_an_optimizer_that_steps_inside_the_backward_pass_is_refused():
@@ -612,7 +664,7 @@ def test_a_watcher_shows_what_users_need_and_nothing_else():
     with gradwatch.watch(net()) as watcher:
         shown = {name for name in dir(watcher) if not name.startswith("_")}
     assert shown == {
-        "close", "findings", "flush", "history", "load_state_dict", "observe_loss", "state_dict", "step",
+        "black_box", "close", "findings", "flush", "history", "load_state_dict", "observe_loss", "state_dict", "step",
     }  # fmt: skip
 
 
@@ -656,7 +708,8 @@ def test_a_state_is_numbers_strings_and_tensors_under_a_version(tmp_path):
     state = state_of_a_run()
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert loaded.keys() == state.keys() == {"version", "layers", "step", "skipped_steps", "ended", "optimizers"}
+    counts = {"step", "skipped_steps", "measured_steps"}
+    assert loaded.keys() == state.keys() == {"version", "layers", *counts, "ended", "optimizers"}
 
 
 # the garbage collector
@@ -720,3 +773,14 @@ def test_where_measuring_fails_once_only_that_step_has_no_figures(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), model.parameters(), strict=True))
     assert len(watcher.history) >= 8
     assert watcher.history.steps[-1] == 9  # the step was counted all the same
+
+
+def test_a_bad_clip_leaves_the_watcher_that_is_open_as_it_is():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watcher:
+        with pytest.raises(ValueError, match="clip=-1"):
+            gradwatch.watch(model, optimizer, clip=-1)
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+    assert len(watcher.history) == 1
