@@ -7,7 +7,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
 
-.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-cures bench-external bench-tab
+.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-cures bench-external bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -15,7 +15,7 @@ demo: .venv-demo/installed  ## four networks on real data, one healthy, three si
 
 test: .venv/installed  ## all tests, with coverage (those of the tab need node and chromium)
 	node --test tests/js/*.test.mjs
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --durations=20
 
 quick: .venv/installed  ## the tests that are not marked slow, process or browser; below a minute on two cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not process and not browser"
@@ -66,6 +66,9 @@ bench: .venv/bench  ## what watching costs, beside clipping and other tools; wri
 bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)
 	$(BIN)/python -m benchmarks.detection.prove
 	$(BIN)/python -m benchmarks.detection.run --half all --write
+
+bench-recovery: .venv/bench  ## how often a run saves itself, and what that costs; writes the table of docs/recovery.md (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.recovery --write
 
 bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; writes the tables of docs/prescribe.md (hours; goes on where it was)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures search --half all

@@ -5,7 +5,7 @@ import globals from 'globals';
 export default defineConfig([
   globalIgnores(['**/vendor/', '.venv/', 'site/', 'build/', 'dist/', 'runs/']),
   {
-    files: ['gradwatch/tensorboard_plugin/static/**/*.js'],
+    files: ['gradwatch/tensorboard_plugin/static/**/*.js', 'gradwatch/views/**/*.js'],
     languageOptions: {globals: globals.browser},
   },
   {

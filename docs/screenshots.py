@@ -12,21 +12,16 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-SIZE = {"width": 1440, "height": 800}
-HEIGHTS = {  # how much of a long page a picture shows
-    "tab": "() => 430",
-    "tab-finding": "() => document.querySelector('.card').getBoundingClientRect().bottom + window.scrollY + 20",
-    "tab-dark": "() => document.querySelector('.card').getBoundingClientRect().bottom + window.scrollY + 20",
-}
+SIZE = {"width": 1366, "height": 768}
 IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 TAB = "#gradwatch&p.gradwatch.runs="
 PICTURES = {  # name → where in TensorBoard
-    "tab": f'{TAB}["nonfinite","healthy"]',
-    "tab-finding": f'{TAB}["vanishing"]',
-    "tab-layer": f'{TAB}["healthy","nonfinite"]&p.gradwatch.layer=2.weight',
+    "tab": "#gradwatch",
+    "tab-finding": f'{TAB}["exploding"]',
+    "tab-layer": f'{TAB}["nonfinite"]&p.gradwatch.layer=2.weight',
     "tab-step": f'{TAB}["vanishing","healthy"]&p.gradwatch.statistic=grad_rms&p.gradwatch.step=150',
-    "tab-dark": f'?darkMode=true{TAB}["nonfinite"]',
+    "tab-dark": f'?darkMode=true{TAB}["vanishing"]',
     "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C4).weight&smoothing=0#timeseries",
 }
 
@@ -69,18 +64,14 @@ def take(address: str) -> None:
 
 
 def show_in_tab(page: Page, name: str) -> None:
-    """Waits for the maps, opens what the picture is of, and makes the window as high as that needs."""
+    """Waits for the maps, and opens what the picture is of."""
     frame = page.frame_locator("iframe")
     frame.locator(".panel[data-drawn]").first.wait_for()
     if name in ("tab-finding", "tab-dark"):
         frame.locator(".finding").first.click()
         frame.locator(".card").first.wait_for()
-    if name in ("tab-layer", "tab-step"):
-        frame.locator(".uplot").first.wait_for()
-    page.wait_for_timeout(1000)
-    height = 64 + round(frame.locator("body").evaluate(HEIGHTS.get(name, "(body) => body.scrollHeight")))
-    page.set_viewport_size({**SIZE, "height": height})
-    page.wait_for_timeout(1500)
+    frame.locator(".uplot").first.wait_for()
+    page.wait_for_timeout(2000)
 
 
 def show_on_log_scale(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""Activation functions: twelve sigmoids that vanish, four ReLUs that die, and the same with other functions.
+"""Activation functions: sigmoids that vanish, ReLUs that die, a sigmoid that is asked for 10, and what helps.
 
 A function alone is half a cure: PyTorch's own initialisation of nn.Linear lets a deep stack of ReLUs fade, too.
 """
@@ -11,8 +11,9 @@ from functools import partial
 import torch
 from side_by_side import Table, Way, changed, compare
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gradwatch.remedies import init_he_, init_lecun_, replace_activations_, use_maxout_
+from gradwatch.remedies import init_he_, init_lecun_, remove_output_activation_, replace_activations_, use_maxout_
 
 WIDTH = 64
 RATE = 0.05
@@ -34,8 +35,23 @@ def maxout(model: nn.Module, _: Tensor) -> None:
     use_maxout_(model)
 
 
+def squashed() -> nn.Sequential:
+    """Return a network whose outputs lie between 0 and 1."""
+    return nn.Sequential(stack(nn.ReLU, depth=1), nn.Sigmoid())
+
+
+def linear_output(model: nn.Module, inputs: Tensor) -> None:
+    """Take the activation function away that ends the model."""
+    remove_output_activation_(model, inputs)
+
+
+def error_of_tens(outputs: Tensor, classes: Tensor) -> Tensor:
+    """Return the squared error of the classes as ten numbers, 10 for the right one, summed over the ten."""
+    return (outputs - 10.0 * F.one_hot(classes, 10)).square().sum(1).mean()
+
+
 def main() -> list[str]:
-    """Train twelve layers that vanish, and four that die."""
+    """Train twelve layers that vanish, four that die, and an output that cannot reach its targets."""
     deep = partial(stack, nn.Sigmoid, depth=12)
     fast = partial(Way, rate=0.06, optimizer=torch.optim.Adam)
     shallow = partial(stack, nn.ReLU, depth=4)
@@ -68,5 +84,13 @@ def main() -> list[str]:
                 fast("lower-learning-rate, 0.003", shallow, rate=0.003),
             ],
             steps=150,
+        ),
+        Table(
+            "A sigmoid at the output, squared error of targets of 10",
+            [
+                Way("do nothing", squashed, 0.01, loss=error_of_tens),
+                Way("linear-output", changed(squashed, linear_output), 0.01, loss=error_of_tens),
+            ],
+            steps=300,
         ),
     )

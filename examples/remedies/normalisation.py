@@ -1,4 +1,4 @@
-"""Normalisation: deep sigmoids that vanish, weights so large that tanh is flat, and how small a batch may be."""
+"""Normalisation: sigmoids that vanish, weights so large that tanh is flat, small batches, and a model in eval mode."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def with_a_factor() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), Hundredfold(), nn.Linear(64, 64), nn.Tanh())
     nn.init.normal_(model[3].weight, std=0.02)
     return model.append(nn.Linear(64, 10))
+
+
+def normalised() -> nn.Sequential:
+    """Return a network that normalises its inputs."""
+    return nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def in_eval_mode() -> nn.Module:
+    """Return the same as somebody left it after measuring."""
+    return normalised().eval()
 
 
 def main() -> list[str]:
@@ -63,5 +73,11 @@ def main() -> list[str]:
                 Way("xavier", changed(with_a_factor, init_xavier_)),
             ],
             steps=150,
+        ),
+        Table(
+            "Batch normalisation in eval mode, pixels of 0 to 255",
+            [Way("do nothing", in_eval_mode), Way("train-mode", normalised)],
+            steps=150,
+            scale=255.0,
         ),
     )
