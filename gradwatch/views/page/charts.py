@@ -16,11 +16,16 @@ from gradwatch.views.profile import Profile, lengths, pooled
 
 __all__ = ["BarTable", "Chart", "bars_of", "charts_of"]
 
-HEIGHT = 84
+HEIGHT = 64
 _BARS_LEFT = 190  # pixels for the names of layers
 _POINTS = 700  # what a screen shows
 _ROW = 18  # pixels of a layer
-_TITLES = {"loss": "loss", "learning_rate": "learning rate"}
+_TITLES = {  # in their order on the page; both totals are in one chart
+    "loss": "loss",
+    "learning_rate": "learning rate",
+    "grad_norm_total": "total gradient norm",
+    "grad_norm_clipped_total": "total gradient norm",
+}
 
 
 @dataclass(frozen=True)
@@ -29,25 +34,22 @@ class Chart:
 
     Attributes:
         title: what is drawn.
+        remark: what else is to be known of it.
         width, height, left: pixels; the axis begins at ``left``.
-        is_log: whether the axis is logarithmic.
-        low, high: its ends; None if no value is finite.
-        first_step, last_step: ends of the other axis.
+        low, high: the ends of its own axis; None if no value is finite.
         curves: SVG paths.
-        crosses: an SVG path of a cross for each value that is not finite, for each curve.
+        dots: an SVG path of a dot for each value that is not finite, for each curve.
     """
 
     title: str
+    remark: str = ""
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
-    is_log: bool = False
     low: str | None = None
     high: str | None = None
-    first_step: int = 0
-    last_step: int = 0
     curves: Sequence[str] = ()
-    crosses: Sequence[str] = ()
+    dots: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,13 @@ class BarTable:
 
 def charts_of(run: Run) -> list[Chart]:
     """Lay out total norms, the loss and the learning rate over the steps of the run's picture, by optimizer."""
-    by_title: dict[str, list[TimeSeries]] = {}
-    for name in sorted(run.curves, key=lambda name: ("clipped" in name, name)):
-        which, _, optimizer = name.partition("/")
-        series = run.curves[name]
-        title = _TITLES.get(which, "total gradient norm") + (f", {optimizer}" if optimizer else "")
-        by_title.setdefault(title, []).append(series)
-    return [_chart(run, title, series) for title, series in sorted(by_title.items(), key=_in_order)]
-
-
-def _in_order(titled: tuple[str, object]) -> tuple[int, str]:
-    """Return what sorts the loss first, then the learning rate, then the totals."""
-    order = ("loss", "learning rate")
-    which = titled[0].partition(",")[0]
-    return order.index(which) if which in order else len(order), titled[0]
+    by_chart: dict[tuple[str, str], list[TimeSeries]] = {}
+    for figure, title in _TITLES.items():
+        for name, series in run.curves.items():
+            which, _, optimizer = name.partition("/")
+            if which == figure:
+                by_chart.setdefault((title, optimizer), []).append(series)
+    return [_chart(run, title, optimizer, series) for (title, optimizer), series in by_chart.items()]
 
 
 def bars_of(profile: Profile) -> BarTable:
@@ -127,22 +122,20 @@ def _bars(left: float, width: float, values: Floats, sick: NDArray[np.bool_]) ->
     ]
 
 
-def _chart(run: Run, title: str, series: Sequence[TimeSeries]) -> Chart:
+def _chart(run: Run, title: str, optimizer: str, series: Sequence[TimeSeries]) -> Chart:
     finite = np.concatenate([each.values[np.isfinite(each.values)] for each in series]).astype(float)
     if not len(finite):
-        return Chart(title)
+        return Chart(title, ", ".join(filter(None, (optimizer, "never finite"))))
     is_log = bool(finite.min() > 0 and finite.max() > 20 * finite.min())
     extent = _extent(finite, is_log)
     paths = [_paths(each, run.steps, extent, is_log) for each in _distinct(series)]
     return Chart(
         title=title,
-        is_log=is_log,
+        remark=", ".join(filter(None, (optimizer, "logarithmic" if is_log else ""))),
         low=number(finite.min()),
         high=number(finite.max()),
-        first_step=int(run.steps[0]),
-        last_step=int(run.steps[-1]),
         curves=[curve for curve, _ in paths],
-        crosses=[crosses for _, crosses in paths if crosses],
+        dots=[dots for _, dots in paths if dots],
     )
 
 
@@ -159,15 +152,15 @@ def _extent(finite: Floats, is_log: bool) -> tuple[float, float]:
 
 
 def _paths(series: TimeSeries, axis: NDArray[np.int64], extent: tuple[float, float], is_log: bool) -> tuple[str, str]:
-    """Return the path of a curve, and that of the crosses above it."""
+    """Return the path of a curve, and that of the dots above it."""
     groups = min(_POINTS, len(series.values))
     starts = np.arange(groups) * len(series.values) // groups
     values = pooled(np.where(np.isfinite(series.values), series.values, np.inf).astype(float), starts)
     right = [across(axis, step) for step in series.steps[starts].tolist()]
     heights = np.log10(np.where(values > 0, values, np.nan)) if is_log else values
     down = HEIGHT - (heights - extent[0]) / (extent[1] - extent[0]) * (HEIGHT - 12)
-    crosses = "".join(f"M{x:.1f} 1l4 4m-4 0l4-4" for x in np.array(right)[~np.isfinite(values)].tolist())
-    return "".join(_strokes(np.array(right), down)), crosses
+    dots = "".join(f"M{x:.1f} 5h.01" for x in np.array(right)[~np.isfinite(values)].tolist())
+    return "".join(_strokes(np.array(right), down)), dots
 
 
 def _strokes(right: Floats, down: Floats) -> Iterator[str]:

@@ -20,7 +20,7 @@ from gradwatch.views.picture import picture_of, png
 __all__ = ["LEFT", "WIDTH", "Heatmap", "Legend", "across", "heatmap_of", "legend_of"]
 
 WIDTH, LEFT, TOP, BOTTOM = 760, 170, 6, 40
-_TALLEST, _LOWEST, _LAYER = 560, 130, 14  # pixels
+_TALLEST, LOWEST, _LAYER = 560, 130, 14  # pixels
 _LABEL = 14  # pixels between two names, at least
 _NARROWEST = 4  # pixels: an outline of one step is seen
 
@@ -80,7 +80,7 @@ class Legend:
 
 def heatmap_of(run: Run, scale: ColourScale) -> Heatmap:
     """Lay out layers from input (top) to output and steps from left to right; findings are outlined and numbered."""
-    height = int(np.clip(_LAYER * len(run.layers), _LOWEST, _TALLEST))
+    height = int(np.clip(_LAYER * len(run.layers), LOWEST, _TALLEST))
     return Heatmap(
         width=WIDTH,
         height=height,
