@@ -59,13 +59,13 @@ def _per_entry(run: CachedRun) -> Floats:
 
 
 def levels_of(run: CachedRun) -> Floats:
-    """Return (P,) each layer's own median norm, its level; NaN where it has none."""
+    """Return (P,) each layer's own median norm above 0, its level; NaN where it has none."""
     return run.derived("levels", lambda: _levels(run.series("grad_norm").values[format.NORMS.index("grad_norm")]))
 
 
 def _levels(norms: Floats) -> Floats:
     some = _some(norms).astype(float)
-    some[~np.isfinite(some)] = np.nan
+    some[~(np.isfinite(some) & (some > 0))] = np.nan  # rarely reached: its level is that of the steps that reach it
     medians = np.full(some.shape[1], np.nan)
     known = ~np.isnan(some).all(axis=0)
     medians[known] = np.nanmedian(some[:, known], axis=0)
@@ -73,9 +73,9 @@ def _levels(norms: Floats) -> Floats:
 
 
 def _per_level(run: CachedRun) -> Floats:
-    """Return one over each layer's level; NaN where it has none, or 0."""
+    """Return one over each layer's level; 1 where it has none, so that a norm of 0 remains a measured 0."""
     levels = levels_of(run)
-    return np.divide(1.0, levels, out=np.full_like(levels, np.nan), where=levels > 0)
+    return np.divide(1.0, levels, out=np.ones_like(levels), where=levels > 0)
 
 
 STATISTICS = {

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 from gradwatch.findings import Advice, Finding
@@ -152,11 +153,13 @@ def hatched(counts):
 
 
 def marks(page, index=0):
-    """Shares of an axis that are marked as clipped and as skipped."""
+    """Shares of an axis that are marked beside the words clipped and skipped."""
     script = """(index) => { const canvas = document.querySelectorAll('canvas.axis')[index];
+      const beside = (word) => { const {top, bottom} = word.getBoundingClientRect();
+        return Math.round((top + bottom) / 2 - canvas.getBoundingClientRect().top); };
       const context = canvas.getContext('2d'); const alpha = (y) => [...Array(canvas.width).keys()]
         .filter((x) => context.getImageData(x, y, 1, 1).data[3]).length / canvas.width;
-      return [alpha(5), alpha(15)]; }"""
+      return [...document.querySelectorAll('.marks')[index].children].map(beside).map(alpha); }"""
     return inner(page).evaluate(script, index)
 
 
@@ -247,6 +250,9 @@ def test_clipped_and_skipped_steps_are_marked_on_the_axis(page, address):
     drawn(frame, index=1)
     assert marks(page, 0) == [pytest.approx(1, abs=0.02), 0]  # clipped all along
     assert marks(page, 1) == [0, pytest.approx(0.25, abs=0.02)]  # skipped in the last quarter
+    clipped, skipped = (frame.locator(f".marks .{word}").first.bounding_box() for word in ("clipped", "skipped"))
+    assert clipped["y"] + clipped["height"] <= skipped["y"]
+    assert min(clipped["height"], skipped["height"]) >= 12  # letters of 11 pixels
 
 
 def test_a_flick_of_a_trackpad_zooms_a_little_and_a_swipe_pans(page, address):
@@ -330,6 +336,105 @@ def test_a_tooltip_says_layer_step_value_level_and_band_on_the_map_and_what_the_
     expect(tooltip).to_be_hidden()
 
 
+def rest_on(page, target, x=0.5, y=0.5):
+    """Move the mouse to a place of ``target``, given as shares of its width and height."""
+    target.scroll_into_view_if_needed()
+    box = target.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+
+
+def test_the_tooltip_serves_every_chart_of_the_details_and_they_have_no_legend(page, address):
+    frame = open_tab(page, address, f'&p.gradwatch.runs=["cured"]&p.gradwatch.layer={NAMES[2]}&p.gradwatch.step=12')
+    drawn(frame)
+    tooltip = frame.locator(".tooltip")
+    charts = frame.locator(".uplot .u-over")
+    expect(charts).to_have_count(3)  # the norm, the weight norm, all layers at the step
+    for chart, texts in enumerate(
+        (
+            (NAMES[2], "step ", "gradient norm", "its level", "0.001 to 10"),
+            (NAMES[2], "step ", "weight norm"),
+            ("blocks.", "step 12", "× its level", "normal"),
+        )
+    ):
+        rest_on(page, charts.nth(chart))
+        for text in texts:
+            expect(tooltip).to_contain_text(text)
+    expect(frame.locator(".u-legend")).to_have_count(0)
+    rest_on(page, frame.locator("header"))
+    expect(tooltip).to_be_hidden()
+
+
+def test_the_tooltip_of_a_histogram_says_step_range_and_share(page, tmp_path):
+    healthy, _ = networks()
+    for each in healthy:
+        each.entries["weight"] = [np.linspace(-1, 1, 100)] * len(NAMES)
+    write_run(tmp_path, healthy)
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address, f"&p.gradwatch.layer={NAMES[2]}")
+        drawn(frame)
+        rest_on(page, frame.locator("figure canvas"))
+        for text in ("Entries of the weight", "step 2", "…", "%"):
+            expect(frame.locator(".tooltip")).to_contain_text(text)
+
+
+def test_the_tooltip_follows_what_the_wheel_moves_under_the_mouse(page, address):
+    frame = open_tab(page, address, "&p.gradwatch.from=10&p.gradwatch.to=19&p.gradwatch.step=12")
+    drawn(frame)
+    rest_on(page, frame.locator(".plot"), 0.05)
+    expect(frame.locator(".tooltip")).to_contain_text("step 10")
+    page.mouse.wheel(10_000, 0)
+    expect(frame.locator(".tooltip")).to_contain_text("step 30")
+
+
+VANISHING = replace(
+    FINDING, kind="vanishing", severity="warning", layer=NAMES[0], layers=NAMES[:4], step=0, raised_step=9,
+    value=1e-9, threshold=1e-6, cause="", measured="It is small.",
+)  # fmt: skip
+
+
+def test_a_run_that_vanishes_from_its_first_step_opens_with_a_statistic_that_shows_it(page, tmp_path):
+    healthy, _ = networks()
+    faint = [np.geomspace(1e-9, 1, len(NAMES))] * 40
+    write_run(tmp_path / "vanishing", run_of([list(row) for row in faint], layers=NAMES), [(VANISHING, False)])
+    write_run(tmp_path / "healthy", healthy)
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        drawn(frame, "grad_rms")
+        assert len(colours(page)) >= 10  # a shade a layer
+        expect(frame.get_by_label("Statistic")).to_have_value("grad_rms")
+        frame.locator(".run-name").last.click()
+        drawn(frame)
+        expect(frame.get_by_label("Statistic")).to_have_value("grad_ratio")
+        frame.locator(".run-name").first.click()
+        drawn(frame, "grad_rms")
+        page.keyboard.press("Escape")  # without an open finding the map stays as it is
+        expect(frame.get_by_role("region", name="Details")).to_be_hidden()
+        drawn(frame, "grad_rms")
+        open_tab(page, address, "&p.gradwatch.statistic=grad_ratio")  # what an address asks for holds
+        drawn(frame)
+        expect(frame.get_by_role("region", name="Finding: vanishing")).to_be_visible()
+
+
+def test_a_layer_whose_gradient_is_always_zero_is_below_its_level_and_not_unmeasured(page, tmp_path):
+    write_run(tmp_path, run_of([[1.0, 0.0]] * 5, layers=("a.weight", "b.weight")))
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        drawn(frame)
+        assert set(colours(page)) == {"247,247,247", "5,48,97"}  # white at the level, and the darkest blue
+        rest_on(page, frame.locator(".plot"), 0.5, 0.75)
+        expect(frame.locator(".tooltip")).to_contain_text("0 × its level")
+
+
+def test_what_recovery_did_is_in_the_card(page, tmp_path):
+    actions = ("step 31: the run went back to the snapshot after step 20", f"step 33: it could not go back {MARKUP}")
+    write_run(tmp_path, networks()[1], [(replace(FINDING, actions=actions), False)])
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        card = frame.get_by_role("region", name="Finding: nonfinite")
+        expect(card.get_by_role("heading", name="What was done")).to_be_visible()
+        expect(card.locator(".actions li")).to_have_text(list(actions))
+
+
 def test_one_odd_step_among_thousands_stands_out_among_the_anomalies(page, tmp_path):
     norms = np.exp(np.random.default_rng(0).normal(0, 0.1, (4_000, 2)))
     norms[1_000, 1] *= 50
@@ -401,9 +506,10 @@ def test_many_runs_are_filtered_sorted_and_shown_as_a_table(page, tmp_path):
         frame.get_by_role("button", name="Table of runs").click()
         rows = frame.get_by_role("dialog").locator("tbody tr")
         expect(rows).to_have_count(3)
-        expect(rows.first).to_contain_text("sweep_lr=3")
+        expect(rows.first.get_by_role("button")).to_have_text("3")
         expect(rows.first).to_contain_text("nonfinite")
-        frame.get_by_role("button", name="sweep_lr=0.02").click()
+        expect(frame.get_by_role("dialog")).to_contain_text("Each name begins with sweep_lr=")
+        frame.get_by_role("dialog").get_by_role("button", name="0.02").click()
         expect(frame.get_by_role("dialog")).to_have_count(0)
         expect(frame.locator(".panel h2")).to_have_text(["sweep_lr=0.02"])
 
@@ -425,8 +531,41 @@ def test_a_consequence_is_listed_below_what_led_to_it_with_units_and_words(page,
         expect(frame.locator(".card .figure")).to_have_text("48 × its level (limit 2 ×)")
 
 
+ZOOMED = (683, 384)  # a screen of 1366 × 768 at 200 %
+CUT = """(width) => {
+  const words = [...document.querySelectorAll('*')].filter((each) => !each.closest('canvas, option, .unseen, .readout')
+    && each.checkVisibility() && [...each.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+  const isTold = (each) => each.closest('[title]')?.title.includes(each.innerText.slice(0, 3));
+  const isWider = (each) => each && each.scrollWidth > each.clientWidth + 1;
+  const isCut = (each) => { const {left, right} = each.getBoundingClientRect();
+    const isHidden = isWider(each) && getComputedStyle(each).overflowX === 'hidden';
+    return left < -1 || right > width + 1 || isHidden; };
+  return words.filter((each) => isCut(each) && !isTold(each) && !isWider(each.closest('table')))
+    .map((each) => each.outerHTML); }"""
+
+
+@pytest.mark.parametrize("size", [ZOOMED, (400, 800)])
+def test_at_200_percent_and_in_a_narrow_window_no_words_are_cut_and_nothing_lies_aside(page, address, size):
+    page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+    frame = open_tab(page, address)
+    drawn(frame)
+    expect(frame.locator(".uplot")).to_have_count(3)
+    assert inner(page).evaluate("document.documentElement.scrollWidth") <= size[0]
+    assert inner(page).evaluate(CUT, size[0]) == []
+    for part in (".plot", ".strips", ".axis", ".labels", "header", ".card"):
+        box = frame.locator(part).first.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size[0]
+        assert box["width"] >= size[0] / 5
+    frame.get_by_role("button", name="Table of runs").click()
+    dialog = frame.get_by_role("dialog").bounding_box()
+    assert dialog["x"] >= 0
+    assert dialog["x"] + dialog["width"] <= size[0]
+    assert dialog["y"] + dialog["height"] <= size[1]
+
+
 def test_a_narrow_window_shows_all_parts_one_below_the_other(page, address):
-    page.set_viewport_size({"width": 683, "height": 384})  # a screen of 1366 × 768 at 200 %
+    page.set_viewport_size(dict(zip(("width", "height"), ZOOMED, strict=True)))
     frame = open_tab(page, address)
     panel = drawn(frame)
     boxes = [
@@ -604,6 +743,41 @@ def test_dark_mode_follows_tensorboard(page, address):
     assert inner(page).evaluate(background) == "rgb(255, 255, 255)"
 
 
+def violations(page):
+    """What axe-core objects to: the rule and the elements."""
+    found = Axe().run(inner(page)).response["violations"]
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
+
+
+def set_dark(page, is_dark):
+    page.evaluate("(isDark) => document.body.classList.toggle('dark-mode', isDark)", is_dark)
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_axe_finds_no_violation_in_the_open_tab_nor_in_its_dialogs(page, address, is_dark):
+    frame = open_tab(page, address, '&p.gradwatch.runs=["sick","cured"]')
+    set_dark(page, is_dark)
+    drawn(frame, index=1)
+    frame.locator(".finding").click()
+    expect(frame.get_by_role("region", name="Finding: nonfinite")).to_be_visible()
+    expect(frame.locator(".uplot")).to_have_count(5)
+    assert violations(page) == []
+    for name in ("Table of runs", "Help"):
+        frame.get_by_role("button", name=name).click()
+        expect(frame.get_by_role("dialog")).to_be_visible()
+        assert violations(page) == []
+        page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_axe_finds_no_violation_while_there_is_no_run(page, tmp_path, is_dark):
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        set_dark(page, is_dark)
+        expect(frame.locator(".empty")).to_be_visible()
+        assert violations(page) == []
+
+
 def test_words_stand_out_from_their_ground_light_and_dark(page, address):
     script = """() => {
       const style = getComputedStyle(document.documentElement);
@@ -618,7 +792,7 @@ def test_words_stand_out_from_their_ground_light_and_dark(page, address):
         ['--paper', '--raised'].map((ground) => ratio(ink, ground))); }"""
     for dark in ("true", "false"):
         frame = open_tab(page, address)
-        page.evaluate("(isDark) => document.body.classList.toggle('dark-mode', isDark)", dark == "true")
+        set_dark(page, dark == "true")
         drawn(frame)
         assert min(inner(page).evaluate(script)) >= 4.5  # WCAG 2.2, level AA
 

@@ -61,7 +61,7 @@ def test_rms_and_ratio_are_of_each_layer_itself(tmp_path):
     write_run(tmp_path, run_of([[1.0, 0.0, 3.0], [2.0, 0.0, 3.0], [8.0, 0.0, NAN]]))
     tab = Tab(tmp_path)
     np.testing.assert_allclose(cells(tab, statistic="grad_rms").values[2], [4.0, 0.0, NAN])  # of 4 entries each
-    np.testing.assert_allclose(cells(tab, statistic="grad_ratio").values, [[0.5, NAN, 1], [1, NAN, 1], [4, NAN, NAN]])
+    np.testing.assert_allclose(cells(tab, statistic="grad_ratio").values, [[0.5, 0, 1], [1, 0, 1], [4, 0, NAN]])
 
 
 def test_clipped_and_skipped_steps_are_counted_in_their_cell(tmp_path):

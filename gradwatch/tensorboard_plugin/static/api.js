@@ -56,6 +56,7 @@
  * @property {string} [figure] what was measured, in words, where the usual words of its kind do not say it.
  * @property {string} cause
  * @property {{name: string, text: string}[]} remedies
+ * @property {string[]} actions what recovery has done about it, a sentence each, in order.
  * @property {boolean} ended
  * @property {number | null} follows the index of the finding that may have led to this one.
  */

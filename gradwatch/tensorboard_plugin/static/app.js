@@ -11,7 +11,7 @@ import {readAddress, undo, writeAddress} from './host.js';
 import {findingsOf, isLive} from './live.js';
 import {dialog, emptyState, page, showStatistics} from './page.js';
 import {Panel} from './panel.js';
-import {CLOSED, placeOf, viewOf} from './places.js';
+import {CLOSED, placeOf, statisticOf, viewOf} from './places.js';
 import {runTable, showRuns, worstFirst} from './runs.js';
 import {fromParameters, toParameters} from './state.js';
 import {around, LEAST_STEPS, zoomed} from './view.js';
@@ -98,14 +98,14 @@ export class App {
    * @param {Partial<State>} changes
    */
   async choose(changes) {
-    const before = this.state;
-    this.state = {...before, ...changes};
+    const shown = this.statisticName;
+    this.state = {...this.state, ...changes};
     this._write(true);
     this._movedAt = -Infinity; // the next move of the map has an entry of its own, after this one
     if (changes.rows) this.panels.forEach((panel) => panel.rows.forget());
     if (changes.rows) this.panels.forEach((panel) => panel.arrange());
     if (changes.scale) this._rescale();
-    if (changes.runs || (changes.statistic && changes.statistic !== before.statistic)) await this._show();
+    if (changes.runs || this.statisticName !== shown) await this._show();
     else {
       this.redraw();
       this._list();
@@ -228,7 +228,7 @@ export class App {
     if (isFirst) this._openFirst();
     this._bound();
     const overviews = this.panels.map(({overview}) => overview);
-    showStatistics(this.page.statistic, overviews, this.state.statistic);
+    showStatistics(this.page.statistic, overviews, this.statisticName);
     this._list();
     await this._fetch();
     this._write(false);
@@ -284,8 +284,8 @@ export class App {
   async _fetch(panels = this.panels) {
     const {bounds} = this;
     if (!bounds || !panels.length) return;
-    const {statistic} = this.state;
-    await Promise.all(panels.map((panel) => panel.fetch(statistic, bounds)));
+    const name = this.statisticName;
+    await Promise.all(panels.map((panel) => panel.fetch(name, bounds)));
     this._rescale();
     if (this.view !== this.bounds) await this._fetchView();
   }
@@ -293,7 +293,8 @@ export class App {
   async _fetchView() {
     const {bounds, view} = this;
     if (!bounds || !view) return;
-    await Promise.all(this.panels.map((panel) => panel.fetch(this.state.statistic, bounds, view)));
+    const name = this.statisticName;
+    await Promise.all(this.panels.map((panel) => panel.fetch(name, bounds, view)));
     this.redraw();
   }
 
@@ -309,7 +310,12 @@ export class App {
     this.redraw();
   }
 
-  /** The chosen statistic, or null where no run has logged it. */
+  /** The name of the statistic that is shown. */
+  get statisticName() {
+    return this.state.statistic ?? statisticOf(this.panels);
+  }
+
+  /** The statistic that is shown, or null where no run has logged it. */
   get statistic() {
     return this.panels.map((panel) => panel.statistic).find((each) => each !== null) ?? null;
   }

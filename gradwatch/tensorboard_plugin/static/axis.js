@@ -2,6 +2,8 @@
 
 /** Places the ticks of an axis, and writes numbers for people. */
 
+/** @import {Statistic} from './api.js' */
+
 /**
  * Returns about `wanted` round, whole numbers from `from` to `to`.
  *
@@ -58,4 +60,26 @@ export function counted(count, thing) {
  */
 export function wholeNumber(value) {
   return Math.round(value).toLocaleString('en-GB');
+}
+
+/**
+ * Writes a stretch of steps, both included: step 12, or steps 12 to 57.
+ *
+ * @param {number} from
+ * @param {number} last
+ */
+export function stepsText(from, last = from) {
+  return from >= last ? `step ${wholeNumber(from)}` : `steps ${wholeNumber(from)} to ${wholeNumber(last)}`;
+}
+
+/**
+ * Writes a value with its unit: 48 × its level, 12 %.
+ *
+ * @param {Statistic | null} statistic
+ * @param {number} value
+ */
+export function withUnit(statistic, value) {
+  if (!Number.isFinite(value)) return figure(value);
+  if (statistic?.isRatio) return `${figure(value)} × its level`;
+  return statistic?.isShare ? `${figure(100 * value)} %` : figure(value);
 }

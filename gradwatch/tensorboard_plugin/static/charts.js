@@ -5,15 +5,16 @@
 import vendored from './vendor/uPlot.js';
 import {figure} from './axis.js';
 import {hatch, themed} from './dom.js';
+import {hideTooltip, showTooltip} from './tooltip.js';
 
 /** @import uPlot from 'uplot' */
+/** @import {Lines} from './tooltip.js' */
 
 /** @type {typeof uPlot} the vendored file has no types, so they come from the npm package of the same version. */
 const Plot = /** @type {any} */ (vendored);
 
 /**
  * @typedef {object} Line
- * @property {string} label
  * @property {string} colour
  * @property {(number | null | undefined)[]} values null is a gap; undefined is no point, and the line goes on.
  * @property {number} [width]
@@ -29,8 +30,8 @@ const Plot = /** @type {any} */ (vendored);
  * @property {Line[]} lines
  * @property {uPlot.Band[]} [bands] between two lines.
  * @property {boolean} [isLinear] from 0 to 1; otherwise the scale is logarithmic.
- * @property {string} [xLabel]
  * @property {(x: number) => string} [nameOf] writes a place on the x axis.
+ * @property {(index: number) => {title: string, lines: Lines}} read says what lies at a place of `x`, for the tooltip.
  * @property {[number, number][]} [spans] stretches with another background.
  * @property {number[]} [sick] places marked with a red line.
  * @property {number | null} [place] the chosen place.
@@ -78,12 +79,9 @@ export function lineChart(target, chart) {
     height: chart.height,
     scales: {x: {time: false}, y: chart.isLinear ? {range: [0, 1]} : {distr: 3}},
     cursor: {sync: {key: chart.syncKey ?? SYNCHRONISED, setSeries: false}, drag: {x: false, y: false}},
-    legend: {live: true},
+    legend: {show: false},
     axes: axesOf(nameOf),
-    series: [
-      {label: chart.xLabel ?? 'Step', value: (_, value) => (value === null ? '–' : nameOf(value))},
-      ...lines.map((line) => seriesOf(line, x.length)),
-    ],
+    series: [{}, ...lines.map((line) => seriesOf(line, x.length))],
     bands: chart.bands ?? [],
     hooks: {
       drawClear: [(plot) => spans.forEach(([from, to]) => shade(plot, from, to, themed('span')))],
@@ -97,7 +95,23 @@ export function lineChart(target, chart) {
       setCursor: [({cursor: {idx}}) => chart.onHover?.(idx === null || idx === undefined ? null : x[idx])],
     },
   };
-  return new Plot(options, [x, ...lines.map(({values}) => values)], target);
+  const plot = new Plot(options, [x, ...lines.map(({values}) => values)], target);
+  followMouse(plot, chart);
+  return plot;
+}
+
+/**
+ * Shows a tooltip at the mouse.
+ *
+ * @param {uPlot} plot
+ * @param {Chart} chart
+ */
+function followMouse({over, posToIdx}, {read}) {
+  over.addEventListener('mousemove', ({clientX, clientY}) => {
+    const {title, lines} = read(posToIdx(clientX - over.getBoundingClientRect().left));
+    showTooltip(clientX, clientY, title, lines);
+  });
+  over.addEventListener('mouseleave', hideTooltip);
 }
 
 /**
@@ -124,16 +138,14 @@ function axesOf(nameOf) {
  * @param {number} length of the line, in points.
  * @returns {uPlot.Series}
  */
-function seriesOf({label, colour, width = 1.5, dash, isDots = false}, length) {
+function seriesOf({colour, width = 1.5, dash, isDots = false}, length) {
   return {
-    label,
     stroke: colour,
     width: isDots ? 0 : width,
     dash,
     ...(isDots
       ? {paths: () => null, points: {show: true, size: 4, fill: colour}}
       : {points: {show: length < 60, size: 4}}),
-    value: (_, value) => (value === null ? '–' : figure(value)),
   };
 }
 

@@ -170,7 +170,8 @@ function linearLevels(low, high) {
  */
 function logarithmicLevels(low, high) {
   const [from, span] = [Math.log10(low), Math.log10(high) - Math.log10(low)];
-  return (/** @type {number} */ value) => levelAt(span > 0 ? (Math.log10(value) - from) / span : 0.5);
+  const flat = (/** @type {number} */ value) => (value < low ? 0 : 0.5); // all are alike, but for zeros
+  return (/** @type {number} */ value) => levelAt(span > 0 ? (Math.log10(value) - from) / span : flat(value));
 }
 
 /** @param {number} high the ratio at the end of the scale. */

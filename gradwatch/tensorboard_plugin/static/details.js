@@ -7,6 +7,7 @@ import {element} from './dom.js';
 import {findingCard, keyOf} from './findings.js';
 import {showLayer} from './layer.js';
 import {showProfile} from './profile.js';
+import {hideTooltip} from './tooltip.js';
 
 /** @import {App} from './app.js' */
 /** @import {Finding, Overview} from './api.js' */
@@ -64,6 +65,7 @@ async function fill(container, app, chosen, card, isLatest) {
   /** @type {Destroyable[]} */
   const made = [];
   charts.set(container, made); // the next call destroys what this one has drawn by then
+  if (container.matches(':hover')) hideTooltip(); // a chart that is taken away does not say that the mouse has left it
   container.replaceChildren(...parts.filter((part) => part !== null));
   if (layer !== null) made.push(...(await chartsOfLayer(ofLayer, layer, app, chosen, isLatest)));
   if (step !== null) made.push(...(await chartsOfStep(ofStep, step, app, chosen, isLatest)));

@@ -2,8 +2,9 @@
 
 /** Shows the list of findings by cause, and one finding with its evidence, cause and remedies. */
 
-import {figure, wholeNumber} from './axis.js';
+import {figure, stepsText, wholeNumber} from './axis.js';
 import {element, focusedIn} from './dom.js';
+import {titleOf} from './runs.js';
 
 /** @import {Finding, FindingsAnswer} from './api.js' */
 
@@ -30,11 +31,9 @@ export function keyOf(run, {kind, layer, step}) {
  * @param {number | null} lastLogged the last logged step of the run, if it is known.
  */
 export function duration({step, last_step: last, ended}, lastLogged = null) {
-  if (!ended) {
-    const open = lastLogged === null ? 'still open' : `still open at the last logged step, ${wholeNumber(lastLogged)}`;
-    return `since step ${wholeNumber(step)}, ${open}`;
-  }
-  return last > step ? `steps ${wholeNumber(step)} to ${wholeNumber(last)}` : `step ${wholeNumber(step)}`;
+  if (ended) return stepsText(step, last);
+  const open = lastLogged === null ? 'still open' : `still open at the last logged step, ${wholeNumber(lastLogged)}`;
+  return `since step ${wholeNumber(step)}, ${open}`;
 }
 
 const SHOWN_REMEDIES = 3; // what acts on the cause comes first
@@ -112,7 +111,7 @@ export function byCause(findings, leader = null, level = 0) {
 export function showFindings(container, runs, answers, selected, choose) {
   const parts = runs.flatMap((run) => {
     const {findings, problems} = answers[run] ?? {findings: [], problems: []};
-    const heading = runs.length > 1 ? [element('h3', {}, run)] : [];
+    const heading = runs.length > 1 ? [element('h3', {}, titleOf(run))] : [];
     const items = byCause(findings).map(({index, level}) => {
       const finding = findings[index];
       return item(run, finding, index, level, keyOf(run, finding) === selected, choose);
@@ -160,7 +159,8 @@ function item(run, finding, index, level, isSelected, choose) {
 }
 
 /**
- * Makes the card of one finding: what was measured, against which limit, the cause, the remedies, the neighbours.
+ * Makes the card of one finding: what was measured, against which limit, the cause, what was done about it, the remedies,
+ * the neighbours.
  *
  * @param {string} run
  * @param {Finding[]} findings of the run.
@@ -176,12 +176,17 @@ export function findingCard(run, findings, index, lastLogged, neighbours) {
   return element(
     'section',
     {className: `card ${finding.severity}`, 'aria-label': `Finding: ${finding.kind}`},
-    element('p', {className: 'quiet'}, `Finding ${index + 1} of ${findings.length} · ${finding.severity} · ${run}`),
+    element(
+      'p',
+      {className: 'quiet'},
+      `Finding ${index + 1} of ${findings.length} · ${finding.severity} · ${titleOf(run)}`,
+    ),
     element('h2', {}, `${finding.kind} in ${finding.layer || 'the whole run'}`),
     element('p', {className: 'figure'}, inWords(finding)),
     element('p', {}, finding.measured),
     element('h3', {}, 'Why'),
     element('p', {}, finding.cause),
+    ...actionList(finding.actions),
     element('h3', {}, 'What to try'),
     ...remedyLists(finding.remedies),
     element(
@@ -193,6 +198,17 @@ export function findingCard(run, findings, index, lastLogged, neighbours) {
     ),
     neighbours && neighbourTable(neighbours),
   );
+}
+
+/**
+ * Returns what recovery has done about a finding, if it has done anything.
+ *
+ * @param {string[]} actions
+ */
+function actionList(actions) {
+  if (!actions.length) return [];
+  const items = actions.map((action) => element('li', {}, action));
+  return [element('h3', {}, 'What was done'), element('ul', {className: 'actions'}, ...items)];
 }
 
 /**

@@ -15,7 +15,7 @@
  * @property {(x: number, y: number) => void} pick
  * @property {(from: number, to: number) => void} brush shows which steps would be selected.
  * @property {(from: number, to: number) => void} select steps to show alone.
- * @property {(x: number, y: number, event: PointerEvent) => void} hover
+ * @property {(x: number, y: number, event: MouseEvent) => void} hover
  * @property {() => void} leave the mouse has left the map.
  * @property {() => void} reset
  * @property {(by: number) => void} step
@@ -95,6 +95,7 @@ function followWheel(target, to) {
     if (event.shiftKey) to.zoomRows(zoomOf(event), y);
     else if (isSwipe) to.pan((event.deltaX * (PIXELS[event.deltaMode] ?? 1)) / box.width, 0);
     else to.zoom(zoomOf(event), x);
+    to.hover(x, y, event); // another step or row may lie under the mouse now
   };
   target.addEventListener('wheel', turned, {passive: false});
 }

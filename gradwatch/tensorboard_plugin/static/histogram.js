@@ -2,21 +2,25 @@
 
 /** Draws a layer's histograms over time as a small map: steps go across, values of the entries up. */
 
-import {figure, wholeNumber} from './axis.js';
+import {figure, stepsText} from './axis.js';
 import {shade} from './colours.js';
 import {element, sized} from './dom.js';
+import {hideTooltip, showTooltip} from './tooltip.js';
 
 /** @import {ArrayAnswer, EntriesHeader} from './api.js' */
+
+/** @typedef {ArrayAnswer<EntriesHeader> & {kind: 'grad' | 'weight'}} Histogram */
 
 const HEIGHT = 130;
 
 /**
  * Makes the map and its caption.
  *
- * @param {ArrayAnswer<EntriesHeader> & {kind: 'grad' | 'weight'}} answer
+ * @param {Histogram} histogram
  * @param {number} width
  */
-export function paintHistogram({kind, header, values}, width) {
+export function paintHistogram(histogram, width) {
+  const {kind, header, values} = histogram;
   const [steps, bins] = header.shape;
   const what = kind === 'grad' ? 'gradient' : 'weight';
   const canvas = element('canvas', {role: 'img', 'aria-label': `Histogram of the ${what}'s entries over time`});
@@ -31,7 +35,9 @@ export function paintHistogram({kind, header, values}, width) {
     }
   }
   const [low, high] = header.axis.map(figure);
-  const span = `steps ${wholeNumber(header.steps[0])} to ${wholeNumber(header.steps[steps - 1])}`;
+  const span = stepsText(header.steps[0], header.steps[steps - 1]);
+  canvas.addEventListener('mousemove', (event) => readAt(histogram, what, event));
+  canvas.addEventListener('mouseleave', hideTooltip);
   return element(
     'figure',
     {},
@@ -42,4 +48,27 @@ export function paintHistogram({kind, header, values}, width) {
     ),
     canvas,
   );
+}
+
+/**
+ * Says, at the mouse, how many of the entries lie between which values.
+ *
+ * @param {Histogram} histogram
+ * @param {string} what
+ * @param {MouseEvent & {target: EventTarget | null}} event
+ */
+function readAt({header, values}, what, {target, offsetX, offsetY, clientX, clientY}) {
+  if (!(target instanceof HTMLElement)) return;
+  const [steps, bins] = header.shape;
+  const at = (/** @type {number} */ share, /** @type {number} */ count) =>
+    Math.min(Math.max(Math.floor(share * count), 0), count - 1);
+  const step = at(offsetX / target.clientWidth, steps);
+  const bin = at(1 - offsetY / target.clientHeight, bins);
+  const [low, high] = header.axis;
+  const [from, to] = [bin, bin + 1].map((edge) => figure(low + ((high - low) * edge) / bins));
+  showTooltip(clientX, clientY, `Entries of the ${what}`, [
+    ['when', stepsText(header.steps[step])],
+    ['from … to', `${from} … ${to}`],
+    ['share', `${figure(100 * values[step * bins + bin])} %`],
+  ]);
 }

@@ -1,19 +1,19 @@
 // @ts-check
 
-/** Draws the boxes beside the map: modules nested from left to right, and layers where their names have room. */
+/** Draws the boxes beside the map: modules nested from left to right, and layers. */
 
 import {counted} from './axis.js';
 import {element, focusedIn} from './dom.js';
+import {placesOfNames} from './placement.js';
 
-/** @import {Box, Node as TreeNode} from './tree.js' */
+/** @import {Place} from './placement.js' */
+/** @import {Box} from './tree.js' */
 /** @import {View} from './view.js' */
 
 /** @typedef {{toggle: (path: string) => void, pick: (layer: number) => void}} Choices what a click on a box does. */
 
 /** @typedef {{selected: number | undefined, sick: Set<number>}} Shown the chosen layer, and those that findings name. */
 
-const LEAST_HEIGHT = 11; // pixels that a name needs
-const SICK_HEIGHT = 15; // of the name of a sick row that is lower than that
 const MODULE_WIDTH = 52;
 const [CHARACTER, AROUND] = [6.2, 16]; // pixels of a name
 
@@ -40,19 +40,8 @@ export function wantedWidth(boxes) {
  */
 export function showLabels(container, boxes, rowView, height, layers, on) {
   const focused = focusedIn(container, 'path');
-  const perRow = height / (rowView.to - rowView.from);
-  const inView = boxes.filter(({top, bottom}) => bottom > rowView.from && top < rowView.to);
-  let taken = -Infinity; // down to where a name of a sick row lies
-  const buttons = inView.flatMap((box) => {
-    const top = Math.max(0, (box.top - rowView.from) * perRow);
-    const bottom = Math.min(height, (box.bottom - rowView.from) * perRow);
-    if ((box.bottom - box.top) * perRow >= LEAST_HEIGHT) return [button(box, top, bottom, perRow, layers, on)];
-    const isRow = !box.isGroup || box.isCollapsed;
-    const from = Math.min(Math.max(0, (top + bottom - SICK_HEIGHT) / 2), height - SICK_HEIGHT);
-    if (!isRow || from < taken || !isSick(box, layers)) return [];
-    taken = from + SICK_HEIGHT;
-    return [button(box, from, taken, perRow, layers, on)];
-  });
+  const places = placesOfNames(boxes, rowView, height, (box) => isSick(box, layers));
+  const buttons = places.map((place) => button(place, layers, on));
   container.replaceChildren(...buttons);
   const again = buttons.find((each) => each.dataset.path === focused);
   (again ?? buttons[0])?.setAttribute('tabindex', '0');
@@ -70,17 +59,14 @@ function isSick({node, isGroup, isCollapsed}, {sick}) {
 }
 
 /**
- * @param {Box} box
- * @param {number} top
- * @param {number} bottom
- * @param {number} perRow
+ * @param {Place} place
  * @param {Shown} layers
  * @param {Choices} on
  */
-function button(box, top, bottom, perRow, layers, on) {
+function button({box, top, bottom, isAlone, hasInner}, layers, on) {
   const {node, level, isGroup, isCollapsed} = box;
   const left = level * MODULE_WIDTH;
-  const hasInner = isGroup && !isCollapsed && innerShows(node, perRow);
+  const name = isAlone ? node.path : node.name; // alone, its last part says nothing
   const made = element(
     'button',
     {
@@ -99,7 +85,7 @@ function button(box, top, bottom, perRow, layers, on) {
       onclick: () => (isGroup ? on.toggle(node.path) : on.pick(node.layers[0])),
       onkeydown: (event) => moveFocus(event, made, isGroup, isCollapsed),
     },
-    element('span', {}, isCollapsed ? `▸ ${node.name}` : node.name),
+    element('span', {}, isCollapsed ? `▸ ${name}` : name),
   );
   if (isGroup) made.setAttribute('aria-expanded', String(!isCollapsed));
   return made;
@@ -129,19 +115,6 @@ function namesOf({node: {path, layers}, isGroup, isCollapsed}) {
     'aria-label': `${path}, ${count}`,
     data: {path: `${path}.`}, // a layer can have the name of a module
   };
-}
-
-/**
- * Returns whether anything in `node` is high enough for a name of its own.
- *
- * @param {TreeNode} node
- * @param {number} perRow
- */
-function innerShows(node, perRow) {
-  return (
-    perRow >= LEAST_HEIGHT ||
-    node.children.some(({children, layers}) => children.length && layers.length * perRow >= LEAST_HEIGHT)
-  );
 }
 
 /**

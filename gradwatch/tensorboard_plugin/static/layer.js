@@ -3,25 +3,30 @@
 /** Shows one layer over time, a column for each run: its norm with extremes and band, its other figures, its histograms. */
 
 import {askForArray, messageOf} from './api.js';
-import {NOT_FINITE} from './axis.js';
+import {figure, NOT_FINITE, stepsText, withUnit} from './axis.js';
 import {drawable, lineChart, notFinite} from './charts.js';
 import {element, themed} from './dom.js';
 import {paintHistogram} from './histogram.js';
+import {bandOf, levelOf} from './readout.js';
+import {titleOf} from './runs.js';
 
 /** @import {ArrayAnswer, CurveHeader, EntriesHeader, Statistic} from './api.js' */
 /** @import {Chart, Line} from './charts.js' */
 /** @import {Panel} from './panel.js' */
 /** @import {State} from './state.js' */
+/** @import {Lines} from './tooltip.js' */
 /** @import {View} from './view.js' */
 
 /** @typedef {ArrayAnswer<CurveHeader> & {statistic: Statistic}} Curve */
 /** @typedef {ArrayAnswer<EntriesHeader> & {kind: 'grad' | 'weight'}} Histogram */
 /** @typedef {{panel: Panel, curves: Curve[], histograms: Histogram[], problems: string[]}} Answers */
-/** @typedef {Pick<Chart, 'spans' | 'place' | 'onHover'>} Shared what all charts of a run have alike. */
+/** @typedef {Pick<Chart, 'spans' | 'place' | 'onHover'> & {layer: string, level: number | null | undefined}} Shared by all charts of a run. */
 
 const MOST_POINTS = 2000; // of a curve
 const DERIVED = new Set(['grad_rms', 'grad_ratio']); // multiples of the norm: their curves have the same shape
-const COLOURS = `Hatched: ${NOT_FINITE}. Pink background: a finding. Pink line: the chosen step.`;
+const COLOURS =
+  `Hatched: ${NOT_FINITE}. Pink background: a finding. Pink line: the chosen step. Of the norm: above the dashed line it ` +
+  'outgrows its level, below the dotted line it is faint.';
 
 /**
  * Draws `layer` of each panel into `container`.
@@ -39,11 +44,13 @@ export async function showLayer(container, layer, panels, state, view, hover, is
   const width = Math.min(MOST_POINTS, Math.max(50, Math.round(container.clientWidth / panels.length)));
   const answers = await Promise.all(panels.map((panel) => answersOf(panel, layer, view, width)));
   if (!isLatest()) return [];
-  const columns = answers.map(({panel}) => element('div', {className: 'column'}, element('h3', {}, panel.run)));
+  const heading = (/** @type {string} */ run) => (panels.length > 1 ? element('h3', {}, titleOf(run)) : null);
+  const columns = answers.map(({panel: {run}}) => element('div', {className: 'column'}, heading(run)));
   container.replaceChildren(element('p', {className: 'quiet'}, COLOURS), ...columns);
   return answers.flatMap((each, index) => {
     const spans = each.panel.findingsOf(layer).map((finding) => each.panel.stretchOf(finding));
-    return draw(columns[index], each, {spans, place: state.step, onHover: hover});
+    const level = each.panel.whole?.header.levels[each.panel.overview?.layers.indexOf(layer) ?? -1];
+    return draw(columns[index], each, {layer, level, spans, place: state.step, onHover: hover});
   });
 }
 
@@ -139,10 +146,11 @@ function drawCurve(target, {statistic, header, values}, shared) {
   const rows = rowsOf(header, values);
   if (name === 'grad_norm') {
     const sick = notFinite(x, rows.highest);
-    return lineChart(target, {...shared, title: 'Gradient norm', height: 190, x, ...normLines(rows), sick});
+    const read = readingOf(shared.layer, x, (at) => normAt(rows, at, shared.level));
+    return lineChart(target, {...shared, title: 'Gradient norm', height: 190, x, ...normLines(rows), sick, read});
   }
   const row = rows[header.rows[0]];
-  const lines = [{label, values: drawable(row, isShare), colour: themed('line')}];
+  const lines = [{values: drawable(row, isShare), colour: themed('line')}];
   return lineChart(target, {
     ...shared,
     title: label,
@@ -151,7 +159,40 @@ function drawCurve(target, {statistic, header, values}, shared) {
     lines,
     isLinear: isShare,
     sick: notFinite(x, row),
+    read: readingOf(shared.layer, x, (at) => [[label.toLowerCase(), withUnit(statistic, row[at])]]),
   });
+}
+
+/**
+ * Returns what the tooltip says at a place of a chart. A point stands for the steps since the one before it.
+ *
+ * @param {string} layer
+ * @param {number[]} steps
+ * @param {(index: number) => Lines} linesAt
+ * @returns {Chart['read']}
+ */
+function readingOf(layer, steps, linesAt) {
+  return (index) => {
+    const when = stepsText(index ? steps[index - 1] + 1 : steps[index], steps[index]);
+    return {title: layer, lines: [['when', when], ...linesAt(index)]};
+  };
+}
+
+/**
+ * Says how large the norm was, what its level is, and between which norms it is normal.
+ *
+ * @param {Record<string, Float32Array>} rows
+ * @param {number} at an index of `rows`.
+ * @param {number | null | undefined} level
+ * @returns {Lines}
+ */
+function normAt({highest, lowest, floor, ceiling}, at, level) {
+  const [low, high] = [lowest[at], highest[at]];
+  return [
+    ['gradient norm', low === high ? figure(high) : `${figure(low)} to ${figure(high)}`],
+    ...levelOf(level, NaN, false),
+    ...(ceiling ? bandOf(floor[at], ceiling[at]) : []),
+  ];
 }
 
 /**
@@ -175,16 +216,16 @@ function normLines(rows) {
   const values = (/** @type {string} */ name) => drawable(rows[name] ?? [], false);
   /** @type {Line[]} */
   const lines = [
-    {label: 'Highest', values: values('highest'), colour: themed('line'), width: 1},
-    {label: 'Lowest', values: values('lowest'), colour: themed('line'), width: 1},
-    {label: 'At the logged step', values: values('grad_norm'), colour: themed('line-strong'), width: 1.5},
+    {values: values('highest'), colour: themed('line'), width: 1},
+    {values: values('lowest'), colour: themed('line'), width: 1},
+    {values: values('grad_norm'), colour: themed('line-strong'), width: 1.5},
   ];
   /** @type {Chart['bands']} */
   const bands = [{series: [1, 2], fill: themed('envelope')}];
   if (!rows.ceiling) return {lines, bands};
   lines.push(
-    {label: 'Outgrows above', values: values('ceiling'), colour: themed('high'), dash: [5, 3]},
-    {label: 'Faint below', values: values('floor'), colour: themed('low'), dash: [2, 3]},
+    {values: values('ceiling'), colour: themed('high'), dash: [5, 3]},
+    {values: values('floor'), colour: themed('low'), dash: [2, 3]},
   );
   return {lines, bands: [{series: [4, 5], fill: themed('band')}, ...bands]};
 }

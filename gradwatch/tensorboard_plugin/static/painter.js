@@ -12,15 +12,17 @@ import {poolPixels, rowEdges, touched} from './pooling.js';
 /** @import {Sheet} from './sheet.js' */
 /** @import {View} from './view.js' */
 
-export const AXIS_HEIGHT = 44;
+export const AXIS_HEIGHT = 50;
 
 const [HATCH_APART, HATCH_WIDE] = [9, 1]; // pixels of the screen
+const NUMBER_WIDTH = 16;
 
 /** @type {['clipped' | 'skipped', number][]} what is counted, and how far below the map its bars lie. */
 const MARKS = [
-  ['clipped', 3],
-  ['skipped', 12],
+  ['clipped', 4],
+  ['skipped', 17],
 ];
+const MARK_HEIGHT = 7; // the style sheet puts the names of the bars beside them, 13 pixels each
 
 /**
  * Draws `sheets` in their order: later ones cover earlier ones.
@@ -87,9 +89,9 @@ export function paintAxis(canvas, sheets, view, width) {
   context.font = '11px sans-serif';
   for (const tick of stepTicks(view.from, view.to - 1, width / 90)) {
     const x = toPixel(tick + 0.5, view, width);
-    context.fillRect(Math.round(x), 22, 1, 5);
+    context.fillRect(Math.round(x), 28, 1, 5);
     context.textAlign = x < 20 ? 'left' : x > width - 20 ? 'right' : 'center';
-    context.fillText(wholeNumber(tick), Math.min(Math.max(x, 0), width), 39);
+    context.fillText(wholeNumber(tick), Math.min(Math.max(x, 0), width), 45);
   }
 }
 
@@ -106,7 +108,7 @@ function paintMarks(context, sheet, kind, top, view, width) {
     if (!count) return;
     const left = toPixel(sheet.edges[cell], view, width);
     const right = toPixel(sheet.edges[cell + 1], view, width);
-    if (right > 0 && left < width) context.fillRect(left, top, Math.max(right - left, 1.5), 7);
+    if (right > 0 && left < width) context.fillRect(left, top, Math.max(right - left, 1.5), MARK_HEIGHT);
   });
 }
 
@@ -124,50 +126,84 @@ function paintMarks(context, sheet, kind, top, view, width) {
 export function paintOver(canvas, outlines, row, view, rowView, width, height) {
   const context = sized(canvas, width, height);
   context.clearRect(0, 0, width, height);
-  for (const outline of outlines) paintOutline(context, outline, view, rowView, width, height);
+  const boxes = outlines.map((outline) => boxOf(outline, view, rowView, width, height));
+  boxes.forEach((box, index) => paintBox(context, box, outlines[index].isSelected));
+  paintNumbers(context, outlines, boxes, width);
   if (row === null) return;
   context.fillStyle = themed('cross');
   context.fillRect(0, Math.round(toPixel(row + 0.5, rowView, height)), width, 1);
 }
 
+/** @typedef {{left: number, right: number, top: number, bottom: number}} Pixels */
+
 /**
- * @param {CanvasRenderingContext2D} context
  * @param {Outline} outline
  * @param {View} view
  * @param {View} rowView
  * @param {number} width
  * @param {number} height
+ * @returns {Pixels}
  */
-function paintOutline(context, {from, to, top, bottom, number, isSelected}, view, rowView, width, height) {
+function boxOf({from, to, top, bottom}, view, rowView, width, height) {
   const left = toPixel(from, view, width) - 1;
-  const right = Math.max(toPixel(to, view, width) + 1, left + 5);
   const [upper, lower] = [top, bottom].map((row) => toPixel(row, rowView, height));
-  const first = Math.max(upper, -9) + 1;
-  const last = Math.min(lower, height + 9) - 1;
-  // A white line within a black one shows on every colour of the map.
-  context.strokeStyle = '#000';
-  context.lineWidth = isSelected ? 5 : 3.5;
-  context.strokeRect(left, first, right - left, last - first);
-  context.strokeStyle = '#fff';
-  context.lineWidth = isSelected ? 3 : 1.5;
-  context.strokeRect(left, first, right - left, last - first);
-  if (number !== null && right > 0 && left < width && last > first) paintNumber(context, number, left, first, width);
+  return {
+    left,
+    right: Math.max(toPixel(to, view, width) + 1, left + 5),
+    top: Math.max(upper, -9) + 1,
+    bottom: Math.min(lower, height + 9) - 1,
+  };
 }
 
 /**
- * Draws the number of a finding left of its outline, or within it where there is no room.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Pixels} box
+ * @param {boolean} isSelected
+ */
+function paintBox(context, {left, right, top, bottom}, isSelected) {
+  // A white line within a black one shows on every colour of the map.
+  context.strokeStyle = '#000';
+  context.lineWidth = isSelected ? 5 : 3.5;
+  context.strokeRect(left, top, right - left, bottom - top);
+  context.strokeStyle = '#fff';
+  context.lineWidth = isSelected ? 3 : 1.5;
+  context.strokeRect(left, top, right - left, bottom - top);
+}
+
+/**
+ * Draws the number of each finding left of its outline, or within it where there is no room. Numbers of neighbours lie side
+ * by side.
  *
  * @param {CanvasRenderingContext2D} context
- * @param {number} number
- * @param {number} left
- * @param {number} top
+ * @param {Outline[]} outlines
+ * @param {Pixels[]} boxes of the outlines.
  * @param {number} width
  */
-function paintNumber(context, number, left, top, width) {
-  const [x, y] = [Math.min(left > 22 ? left - 11 : Math.max(left, 0) + 11, width - 11), Math.max(top, 0) + 9];
+function paintNumbers(context, outlines, boxes, width) {
+  /** @type {[number, number][]} */
+  const taken = [];
+  outlines.forEach(({number}, index) => {
+    const {left, right, top, bottom} = boxes[index];
+    if (number === null || right <= 0 || left >= width || bottom <= top) return;
+    const y = Math.max(top, 0) + 9;
+    let x = Math.min(left > 22 ? left - 11 : Math.max(left, 0) + 11, width - 11);
+    const isTaken = () => taken.some(([across, down]) => Math.hypot(across - x, down - y) < NUMBER_WIDTH);
+    while (isTaken() && x + NUMBER_WIDTH < width) x += NUMBER_WIDTH;
+    taken.push([x, y]);
+    paintNumber(context, number, x, y);
+  });
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} number
+ * @param {number} x
+ * @param {number} y
+ */
+function paintNumber(context, number, x, y) {
   context.fillStyle = '#000';
   context.beginPath();
-  context.arc(x, y, 8, 0, 2 * Math.PI);
+  context.arc(x, y, NUMBER_WIDTH / 2, 0, 2 * Math.PI);
   context.fill();
   context.fillStyle = '#fff';
   context.font = 'bold 11px sans-serif';

@@ -16,6 +16,7 @@ import {Notices} from './notices.js';
 import {outlinesOf} from './outlines.js';
 import {AXIS_HEIGHT, paintAxis, paintCells, paintOver} from './painter.js';
 import {Rows} from './rows.js';
+import {titleOf} from './runs.js';
 import {Sheet} from './sheet.js';
 import {courseOf, paintStrips, stripNames, STRIPS} from './strips.js';
 import {treeOf} from './tree.js';
@@ -27,10 +28,10 @@ import {treeOf} from './tree.js';
 
 const MARGIN = 0.25; // of what is in view, fetched on either side of it
 const DRAWN = 'gradwatch drawn';
-const MOST_ROW_HEIGHT = 44;
+const MOST_ROW_HEIGHT = 72; // a network of few layers fills its place, too
 const LEAST_HEIGHT = 150;
 const STRIP_HEIGHT = 30;
-const AROUND_MAP = 44 + AXIS_HEIGHT + STRIPS.length * STRIP_HEIGHT; // heading and gaps, axis, strips
+const GAPS = 20; // above and below the heading, and below the axis
 
 /** One run. It has no overview, no rows and no map until `load` has succeeded. */
 export class Panel {
@@ -68,8 +69,8 @@ export class Panel {
     this.readout = element('p', {className: 'readout', role: 'status'});
     this.lines = new StepLines();
     this.map = this._layOut();
-    const heading = element('div', {className: 'heading'}, element('h2', {}, run), this.legend);
-    this.element = element('section', {className: 'panel'}, heading, this.notices.element, this.map, this.readout);
+    this.heading = element('div', {className: 'heading'}, element('h2', {}, titleOf(run)), this.legend);
+    this.element = element('section', {className: 'panel'}, this.heading, this.notices.element, this.map, this.readout);
     this.moves = movesOf(this);
     follow(this.plot, this.moves);
     follow(this.strips, stripMovesOf(this, this.moves));
@@ -185,9 +186,9 @@ export class Panel {
     return this.shown?.course ?? null;
   }
 
-  /** The chosen statistic, or null where the run has not logged it. */
+  /** The statistic that is shown, or null where the run has not logged it. */
   get statistic() {
-    return this.overview?.statistics.find(({name}) => name === this.app.state.statistic) ?? null;
+    return this.overview?.statistics.find(({name}) => name === this.app.statisticName) ?? null;
   }
 
   /** Layers in forward order, as indices. */
@@ -365,7 +366,8 @@ export class Panel {
   }
 
   _height() {
-    const room = this.app.roomForPanel() - AROUND_MAP;
+    const above = GAPS + this.heading.offsetHeight + this.notices.element.offsetHeight + STRIPS.length * STRIP_HEIGHT;
+    const room = this.app.roomForPanel() - above - AXIS_HEIGHT;
     return Math.max(LEAST_HEIGHT, Math.min(room, this.rows.members.length * MOST_ROW_HEIGHT));
   }
 

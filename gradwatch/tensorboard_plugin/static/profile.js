@@ -3,14 +3,16 @@
 /** Shows one step along depth: every layer of each run in forward order. Vanishing and exploding show as slopes. */
 
 import {askForArray, messageOf} from './api.js';
-import {wholeNumber} from './axis.js';
+import {NOT_FINITE, stepsText, withUnit} from './axis.js';
 import {drawable, lineChart} from './charts.js';
 import {element, themed} from './dom.js';
+import {bandOf} from './readout.js';
 
 /** @import {ArrayAnswer, Overview, ProfileHeader, Statistic} from './api.js' */
 /** @import {Line} from './charts.js' */
 /** @import {Panel} from './panel.js' */
 /** @import {State} from './state.js' */
+/** @import {Lines} from './tooltip.js' */
 
 /**
  * What one run answered.
@@ -41,7 +43,7 @@ export async function showProfile(container, step, panels, statistic, state, isL
   const problems = new Set(failed.map(({reason}) => messageOf(reason)));
   container.replaceChildren(...[...problems].map((problem) => element('p', {className: 'error'}, problem)));
   if (!known.length) return [];
-  container.append(element('p', {className: 'quiet'}, known.map(coverage).join(' ')));
+  container.append(...captionOf(known));
   return draw(container, known, statistic, state.layer);
 }
 
@@ -54,10 +56,7 @@ export async function showProfile(container, step, panels, statistic, state, isL
 function draw(container, answers, statistic, selected) {
   const [{panel, overview}] = answers;
   const order = panel.order.map((layer) => overview.layers[layer]);
-  const lines = answers.flatMap((answer, index) => {
-    const who = answers.length > 1 ? `${answer.panel.run}: ` : '';
-    return linesOf(answer, order, statistic, themed(LINES[index % LINES.length]), who);
-  });
+  const lines = answers.flatMap((answer, index) => linesOf(answer, order, statistic, colourOf(index)));
   if (!lines.some(({values}) => values.some((value) => value !== null && value !== undefined))) {
     const text = `${statistic.label}: no layer has a finite number above 0 at this step.`;
     container.append(element('p', {className: 'quiet'}, text));
@@ -74,8 +73,8 @@ function draw(container, answers, statistic, selected) {
       x,
       lines,
       isLinear: statistic.isShare,
-      xLabel: 'Layer',
       nameOf: (index) => order[index] ?? '',
+      read: (index) => ({title: order[index], lines: linesAt(answers, order[index], statistic)}),
       place: place < 0 ? null : place,
       syncKey: 'depth',
       sick: x.filter((index) => answers.some((answer) => Math.abs(valueOf(answer, order[index])) === Infinity)),
@@ -96,23 +95,64 @@ async function answerOf(panel, statistic, step) {
   return {...answer, panel, overview, index: new Map(overview.layers.map((name, layer) => [name, layer]))};
 }
 
-/** @param {Answer} answer */
-function coverage({panel, header: {since, step}}) {
-  const {run} = panel;
-  if (since === step) return `${run}: step ${wholeNumber(step)}.`;
-  return `${run}: the row of step ${wholeNumber(step)}, which covers steps ${wholeNumber(since)} to ${wholeNumber(step)}.`;
+/** @param {number} index of a run among those that are shown. */
+function colourOf(index) {
+  return themed(LINES[index % LINES.length]);
 }
 
 /**
- * Returns the value of a layer as the map shows it: the highest since the row before.
+ * Says for which steps the figures of each run stand, in its colour where there are several runs.
+ *
+ * @param {Answer[]} answers
+ */
+function captionOf(answers) {
+  const keys = answers.map(({panel, header: {since, step}}, index) => {
+    const swatch = element('i', {className: 'swatch', style: {background: colourOf(index)}});
+    return element(
+      'span',
+      {className: 'key'},
+      answers.length > 1 ? swatch : null,
+      `${panel.run}: ${stepsText(since, step)}`,
+    );
+  });
+  return [
+    element('p', {className: 'legend'}, ...keys),
+    element('p', {className: 'quiet'}, `Line: weights. Dots: all other parameters. Hatched: ${NOT_FINITE}.`),
+  ];
+}
+
+/**
+ * Says what each run has at a layer; of a single run also between which values the layer is normal.
+ *
+ * @param {Answer[]} answers
+ * @param {string} name
+ * @param {Statistic} statistic
+ * @returns {Lines}
+ */
+function linesAt(answers, name, statistic) {
+  const value = (/** @type {Answer} */ answer) =>
+    answer.index.has(name) ? withUnit(statistic, valueOf(answer, name)) : 'no such layer';
+  if (answers.length > 1) return answers.map((answer) => [answer.panel.run, value(answer)]);
+  const [answer] = answers;
+  const {step, since} = answer.header;
+  return [
+    ['when', stepsText(since, step)],
+    [statistic.label.toLowerCase(), value(answer)],
+    ...bandOf(valueOf(answer, name, 'floor'), valueOf(answer, name, 'ceiling')),
+  ];
+}
+
+/**
+ * Returns a value of a layer: by default as the map shows it, the highest since the row before.
  *
  * @param {Answer} answer
  * @param {string} name
+ * @param {string} row
  */
-function valueOf(answer, name) {
-  const row = Math.max(0, answer.header.rows.indexOf('highest'));
-  const layer = answer.index.get(name);
-  return layer === undefined ? NaN : answer.values[row * answer.index.size + layer];
+function valueOf({header: {rows}, values, index}, name, row = rows.includes('highest') ? 'highest' : rows[0]) {
+  const layer = index.get(name);
+  if (layer === undefined || !rows.includes(row)) return NaN;
+  return values[rows.indexOf(row) * index.size + layer];
 }
 
 /**
@@ -122,20 +162,19 @@ function valueOf(answer, name) {
  * @param {string[]} order names of layers.
  * @param {Statistic} statistic
  * @param {string} colour
- * @param {string} who the run, where there are several.
  * @returns {Line[]}
  */
-function linesOf(answer, order, statistic, colour, who) {
+function linesOf(answer, order, statistic, colour) {
   const values = (/** @type {(name: string) => boolean} */ isWanted) =>
     drawable(
       order.map((name) => (isWanted(name) ? valueOf(answer, name) : NaN)),
       statistic.isShare,
     );
   const isWeight = (/** @type {string} */ name) => name.endsWith('weight');
-  if (!order.some(isWeight)) return [{label: `${who}layers`, values: values(() => true), colour}];
+  if (!order.some(isWeight)) return [{values: values(() => true), colour}];
   return [
-    {label: `${who}weights`, values: joined(values(isWeight)), colour},
-    {label: `${who}others`, values: values((name) => !isWeight(name)), colour, isDots: true},
+    {values: joined(values(isWeight)), colour},
+    {values: values((name) => !isWeight(name)), colour, isDots: true},
   ];
 }
 

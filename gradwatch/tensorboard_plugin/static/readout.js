@@ -3,7 +3,7 @@
 /** Says what lies at a place of a map: in a tooltip at the mouse, and in a line for screen readers. */
 
 import {askForArray} from './api.js';
-import {counted, figure, wholeNumber} from './axis.js';
+import {counted, figure, stepsText, wholeNumber, withUnit} from './axis.js';
 import {cellAt} from './sheet.js';
 import {STRIPS, valueAt} from './strips.js';
 import {hideTooltip, showTooltip} from './tooltip.js';
@@ -36,7 +36,7 @@ function forget() {
  * @param {Panel} panel
  * @param {number} step
  * @param {number} row
- * @param {PointerEvent | null} event where the mouse is; null while keys move the place.
+ * @param {MouseEvent | null} event where the mouse is; null while keys move the place.
  */
 export function readAt(panel, step, row, event) {
   forget();
@@ -89,7 +89,7 @@ export function layerAt(panel, step, layers) {
  *
  * @param {Panel} panel
  * @param {number} step
- * @param {PointerEvent} event
+ * @param {MouseEvent} event
  */
 export function readStrips(panel, step, event) {
   forget();
@@ -100,7 +100,7 @@ export function readStrips(panel, step, event) {
   /** @type {Lines} */
   const lines = STRIPS.map(({name, label}) => [name === 'leap' ? 'largest leap' : label, valueAt(course, name, step)]);
   if (cellAt(course.edges, step) < 0) hideTooltip();
-  else showTooltip(event.clientX, event.clientY, stepsText({from, last}), lines);
+  else showTooltip(event.clientX, event.clientY, stepsText(from, last), lines);
 }
 
 /**
@@ -113,11 +113,6 @@ function stretchOf(edges, step) {
   return cell < 0 ? {from: step, last: step} : {from: edges[cell], last: edges[cell + 1] - 1};
 }
 
-/** @param {Stretch} stretch */
-function stepsText({from, last}) {
-  return from === last ? `step ${wholeNumber(from)}` : `steps ${wholeNumber(from)} to ${wholeNumber(last)}`;
-}
-
 /**
  * @param {Statistic | null} statistic
  * @param {number} value
@@ -127,34 +122,35 @@ function stepsText({from, last}) {
 function linesOf(statistic, value, when) {
   const name = statistic?.isRatio ? 'value' : (statistic?.label.toLowerCase() ?? 'value');
   return [
-    ['when', stepsText(when)],
+    ['when', stepsText(when.from, when.last)],
     [name, withUnit(statistic, value)],
   ];
 }
 
 /**
- * Writes a value with its unit: 48 × its level, 12 %.
+ * Says what the layer's level is, and for a ratio to it the norm.
  *
- * @param {Statistic | null} statistic
- * @param {number} value
- */
-function withUnit(statistic, value) {
-  if (!Number.isFinite(value)) return figure(value);
-  if (statistic?.isRatio) return `${figure(value)} × its level`;
-  return statistic?.isShare ? `${figure(100 * value)} %` : figure(value);
-}
-
-/**
  * @param {number | null | undefined} level
  * @param {number} value
  * @param {boolean} isRatio
  * @returns {Lines}
  */
-function levelOf(level, value, isRatio) {
+export function levelOf(level, value, isRatio) {
   if (typeof level !== 'number') return [];
   /** @type {Lines} */
   const norm = isRatio && Number.isFinite(value) ? [['gradient norm', figure(value * level)]] : [];
   return [...norm, ['its level', figure(level)]];
+}
+
+/**
+ * Says between which values a layer is normal, where that is known.
+ *
+ * @param {number} floor
+ * @param {number} ceiling
+ * @returns {Lines}
+ */
+export function bandOf(floor, ceiling) {
+  return ceiling > 0 ? [['normal', `${figure(floor)} to ${figure(ceiling)}`]] : [];
 }
 
 /**
@@ -171,7 +167,7 @@ async function addBand(panel, step, layer, show) {
     const {header, values} = await askForArray('profile', {run: panel.run, statistic: 'grad_norm', step});
     const layers = header.shape[1];
     const [floor, ceiling] = ['floor', 'ceiling'].map((row) => values[header.rows.indexOf(row) * layers + layer]);
-    if (asked === waiting && ceiling > 0) show([['normal', `${figure(floor)} to ${figure(ceiling)}`]]);
+    if (asked === waiting) show(bandOf(floor, ceiling));
   } catch {
     // The tooltip does without: what cannot be read is said where the map is fetched.
   }

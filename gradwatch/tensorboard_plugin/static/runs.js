@@ -60,6 +60,15 @@ export function sharedLength(names) {
 }
 
 /**
+ * Returns the name of a run for people. TensorBoard calls a run "." that lies in its log directory itself.
+ *
+ * @param {string} run
+ */
+export function titleOf(run) {
+  return run === '.' ? '. (the log directory)' : run;
+}
+
+/**
  * Shows a button for each run, which shows it alone, with a box to tick to show it beside others.
  *
  * @param {HTMLElement} container
@@ -76,7 +85,7 @@ export function showRuns(container, runs, answers, chosen, filter, choose) {
   const listed = runs.filter((run) => run.toLowerCase().includes(wanted));
   const items = listed.map((run) => {
     const toggled = () => choose(runs.filter((each) => (each === run) !== chosen.includes(each)));
-    return runItem(run, run.slice(cut), answers[run], chosen.includes(run), toggled, () => choose([run]));
+    return runItem(run, titleOf(run.slice(cut)), answers[run], chosen.includes(run), toggled, () => choose([run]));
   });
   const none = runs.length ? `No run has “${filter}” in its name.` : 'No runs yet.';
   container.replaceChildren(...(items.length ? items : [element('p', {className: 'quiet'}, none)]));
@@ -127,20 +136,26 @@ function inWords(answer) {
  */
 export function runTable(runs, answers, choose) {
   const heads = ['Run', 'Verdict', 'Found', 'First sick step', 'Last step', 'Loss'];
+  const cut = sharedLength(runs);
+  const caption = cut
+    ? element('caption', {className: 'quiet'}, `Each name begins with ${runs[0].slice(0, cut)}`)
+    : null;
   return element(
     'table',
     {className: 'runs-table'},
+    caption,
     element('thead', {}, element('tr', {}, ...heads.map((head) => element('th', {scope: 'col'}, head)))),
-    element('tbody', {}, ...runs.map((run) => tableRow(run, answers[run], choose))),
+    element('tbody', {}, ...runs.map((run) => tableRow(run, titleOf(run.slice(cut)), answers[run], choose))),
   );
 }
 
 /**
  * @param {string} run
+ * @param {string} name what is shown of it.
  * @param {FindingsAnswer | undefined} answer
  * @param {ChooseRuns} choose
  */
-function tableRow(run, answer, choose) {
+function tableRow(run, name, answer, choose) {
   const severity = severityOf(answer);
   const findings = answer?.findings ?? [];
   const kinds = [...new Set(findings.map(({kind}) => kind))].join(', ');
@@ -150,7 +165,11 @@ function tableRow(run, answer, choose) {
   return element(
     'tr',
     {},
-    element('th', {scope: 'row'}, element('button', {className: 'link', onclick: () => choose([run])}, run)),
+    element(
+      'th',
+      {scope: 'row'},
+      element('button', {className: 'link', title: run, onclick: () => choose([run])}, name),
+    ),
     element('td', {className: severity}, `${MARKS[severity]} ${severity}`),
     element('td', {}, kinds || '–'),
     element('td', {}, step(findings[0]?.step)),

@@ -14,7 +14,7 @@ export const SCALES = /** @type {const} */ ({run: 'run', shared: 'shared', clamp
 /**
  * @typedef {object} State
  * @property {string[] | null} runs names; null lets the tab choose.
- * @property {string} statistic
+ * @property {string | null} statistic null lets the tab choose.
  * @property {ScaleChoice} scale
  * @property {RowChoice} rows
  * @property {string | null} layer
@@ -27,7 +27,7 @@ export const SCALES = /** @type {const} */ ({run: 'run', shared: 'shared', clamp
 /** @type {Readonly<State>} */
 export const DEFAULTS = Object.freeze({
   runs: null,
-  statistic: 'grad_ratio',
+  statistic: null,
   scale: 'run',
   rows: 'blocks',
   layer: null,
@@ -65,7 +65,7 @@ export function fromParameters(parameters) {
   const isStretch = from !== null && to !== null && from <= to;
   return {
     runs: names(text('runs')),
-    statistic: text('statistic') ?? DEFAULTS.statistic,
+    statistic: text('statistic'),
     scale: oneOf(text('scale'), SCALES, DEFAULTS.scale),
     rows: oneOf(text('rows'), ROWS, DEFAULTS.rows),
     layer: text('layer'),

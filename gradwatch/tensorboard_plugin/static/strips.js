@@ -85,7 +85,7 @@ function paintStrip(context, {name}, course, view, width, top, height) {
     if (Math.abs(largest[cell]) === Infinity) {
       context.fillStyle = sick;
       context.fillRect(left, top, across, height);
-      if (name === 'leap') continue;
+      continue;
     }
     const upper = place(largest[cell]);
     if (!Number.isFinite(upper)) continue;

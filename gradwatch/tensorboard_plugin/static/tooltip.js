@@ -8,7 +8,8 @@ import {element} from './dom.js';
 
 const APART = 14; // pixels from the mouse
 
-const box = element('div', {className: 'tooltip', hidden: true, 'aria-hidden': 'true'});
+/** @type {HTMLElement | null} the table, once something was said. */
+let box = null;
 
 /**
  * Shows a title and lines at a place of the window.
@@ -19,7 +20,7 @@ const box = element('div', {className: 'tooltip', hidden: true, 'aria-hidden': '
  * @param {Lines} lines
  */
 export function showTooltip(x, y, title, lines) {
-  if (!box.isConnected) document.body.append(box);
+  box ??= document.body.appendChild(element('div', {className: 'tooltip', 'aria-hidden': 'true'}));
   const rows = lines.map(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]);
   box.replaceChildren(element('strong', {}, title), element('dl', {}, ...rows.flat()));
   box.hidden = false;
@@ -32,5 +33,5 @@ export function showTooltip(x, y, title, lines) {
 
 /** Hides it. */
 export function hideTooltip() {
-  box.hidden = true;
+  if (box) box.hidden = true;
 }
