@@ -328,6 +328,17 @@ def test_an_exception_in_the_loop_closes_and_flushes(where, tmp_path):
 
 # (c) no fault of gradwatch's own stops the training
 
+
+def is_deep_inside(owner):
+    """Whether ``owner`` is of a part that a guard of its own surrounds, whatever is asked for.
+
+    Its functions are made to fail in long runs, which reach them in more ways. All others fail where something is asked
+    for, in (d), and in long runs if only those call them.
+    """
+    part = getattr(owner, "__module__", owner.__name__).split(".")[1]
+    return part in ("detect", "explain", "remedies", "sinks", "findings")
+
+
 LONG = 30
 SICK = {
     "spoil": (28, 29),
@@ -405,8 +416,8 @@ def places():
     return found
 
 
-def called_while_training(clip=None):
-    """(owner, name) of every function of gradwatch's that runs while a model trains under it, in order of call."""
+def called_in(run):
+    """{name: (owner, name)} of every function of gradwatch's that the loop of ``run(around)`` calls, in their order."""
     known, called = places(), {}
 
     def note(frame, event, _):
@@ -427,21 +438,24 @@ def called_while_training(clip=None):
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with tempfile.TemporaryDirectory() as directory:
-            long_run(Path(directory), clip, under_note)[0].close()
+        run(under_note)[0].close()
     finally:
         logger.setLevel(level)
-    return {named(owner, name): (owner, name) for owner, name in called}
+    found = {named(owner, name): (owner, name) for owner, name in called}
+    return {name: place for name, place in found.items() if name not in EXEMPT}
+
+
+def called_in_long_run(clip=None):
+    with tempfile.TemporaryDirectory() as directory:
+        return called_in(lambda around: long_run(Path(directory), clip, around))
 
 
 def named(owner, name):
     return f"{owner.__name__}.{name}" if isinstance(owner, type) else name
 
 
-CALLED = {name: at for name, at in called_while_training().items() if name not in EXEMPT}
-CALLED_BY_CLIPPING = {
-    name: at for name, at in called_while_training(clip=1.0).items() if name not in {*CALLED, *EXEMPT}
-}
+CALLED = called_in_long_run()
+CALLED_BY_CLIPPING = {name: at for name, at in called_in_long_run(clip=1.0).items() if name not in CALLED}
 
 
 def break_(monkeypatch, owner, name, *, once=False):
@@ -505,20 +519,6 @@ def test_every_function_that_the_issue_names_is_made_to_fail():
     assert {"scale_", "Measurement.clip_"} <= set(CALLED_BY_CLIPPING)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CALLED)
-def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch, caplog, tmp_path):
-    model, optimizer = made("ailing", "adam")
-    sinks = [Memory(), JsonLines(tmp_path / "run.jsonl")]
-    watcher = gradwatch.watch(model, optimizer, log_dir=tmp_path, thresholds=SENSITIVE, sinks=sinks, **EVERYTHING)
-    faults = break_(monkeypatch, *CALLED[name])
-    train(model, optimizer, LONG, watcher, **SICK)
-    assert torch._C._len_torch_function_stack() == 0
-    assert bits(left_by(model, optimizer)) == bits_of_an_unwatched_run()
-    assert_still_answers(watcher)
-    assert_warned_once(caplog, faults)
-
-
 # (d) what was asked for happens, whatever fails
 
 ACTS = {"clip": {"clip": 1.0}, "skip": {"on_nonfinite": "skip"}, "raise": {"on_nonfinite": "raise"}}
@@ -578,32 +578,7 @@ def bits_of_acts_by_hand(act):
     return bits(left_by(model, optimizer))
 
 
-def called_while_acting(act):
-    """{name: (owner, name)} of every function that runs in ``acting_run``."""
-    known, called = places(), {}
-
-    def note(frame, event, _):
-        if event == "call" and id(frame.f_code) in known:
-            called.setdefault(known[id(frame.f_code)])
-
-    def under_note(loop):
-        sys.setprofile(note)
-        try:
-            loop()
-        finally:
-            sys.setprofile(None)
-
-    logger = logging.getLogger("gradwatch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        acting_run(ACTS[act], under_note)[0].close()
-    finally:
-        logger.setLevel(level)
-    return {named(owner, name): (owner, name) for owner, name in called}
-
-
-CALLED_BY_ACTS = {act: {n: at for n, at in called_while_acting(act).items() if n not in EXEMPT} for act in ACTS}
+CALLED_BY_ACTS = {act: called_in(functools.partial(acting_run, options)) for act, options in ACTS.items()}
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -616,12 +591,6 @@ def test_what_is_asked_for_is_what_a_loop_does_by_hand(act):
     watcher.close()
 
 
-def is_deep_inside(owner):
-    """Whether ``owner`` is of a part that stands behind the guard of its own block, whatever is asked for."""
-    part = getattr(owner, "__module__", owner.__name__).split(".")[1]
-    return part in ("detect", "explain", "remedies", "sinks", "findings")
-
-
 # A function fails always, whatever is asked for. What it leaves half done where it fails once, the next step meets
 # under any act alike: one act shows that.
 FAULTS = [
@@ -630,7 +599,7 @@ FAULTS = [
     for name, (owner, _) in names.items()
     for once in (True, False)
     if act == "clip" or not (once and name in CALLED_BY_ACTS["clip"])
-    if not is_deep_inside(owner) or (act == "clip" and not once)
+    if not is_deep_inside(owner) or name not in CALLED
 ]
 
 
@@ -660,7 +629,23 @@ ONLY_IN_LONG_RUNS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONLY_IN_LONG_RUNS)
+@pytest.mark.parametrize(
+    "name", [name for name, (owner, _) in CALLED.items() if is_deep_inside(owner) or name in ONLY_IN_LONG_RUNS]
+)
+def test_a_fault_warns_once_and_leaves_the_training_as_it_was(name, monkeypatch, caplog, tmp_path):
+    model, optimizer = made("ailing", "adam")
+    sinks = [Memory(), JsonLines(tmp_path / "run.jsonl")]
+    watcher = gradwatch.watch(model, optimizer, log_dir=tmp_path, thresholds=SENSITIVE, sinks=sinks, **EVERYTHING)
+    faults = break_(monkeypatch, *CALLED[name])
+    train(model, optimizer, LONG, watcher, **SICK)
+    assert torch._C._len_torch_function_stack() == 0
+    assert bits(left_by(model, optimizer)) == bits_of_an_unwatched_run()
+    assert_still_answers(watcher)
+    assert_warned_once(caplog, faults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, (owner, _) in ONLY_IN_LONG_RUNS.items() if not is_deep_inside(owner)])
 def test_a_fault_under_clipping_warns_once_and_training_goes_on(name, monkeypatch, caplog, tmp_path):
     faults = []
 
