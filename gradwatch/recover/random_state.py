@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ import torch
 from torch import Tensor
 
 __all__ = ["RandomState", "accelerators_of", "random_state"]
+
+_MT19937_BYTES = 4 * 624 + 4  # of numpy's struct: the key, and the place in it
+
+_latest_of_numpy: tuple[bytes, Mapping[str, Any]] | None = None
+"""The memory of numpy's generator at the last call, and the state that it stood for."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +73,36 @@ class RandomState:
 
 
 def random_state(accelerators: Iterable[torch.device] = ()) -> RandomState:
-    """Return the present state of every generator. It takes some 20 µs, and never waits for a device.
+    """Return the present state of every generator. It takes some 20 µs, 100 µs where numpy has drawn a number,
+    and never waits for a device.
 
     Args:
         accelerators: those whose generators count, see ``accelerators_of``.
     """
     return RandomState(
         python=random.getstate(),
-        numpy=np.random.get_state(legacy=False),
+        numpy=_numpy_state(),
         cpu=torch.get_rng_state(),
         accelerators={
             str(device): torch.get_device_module(device).get_rng_state(*_place_of(device)) for device in accelerators
         },
     )
+
+
+def _numpy_state() -> Mapping[str, Any]:
+    """Return ``np.random.get_state(legacy=False)``: in 100 µs, or in 2 µs where nothing was drawn since the last call.
+
+    A second normal number is drawn without a change in the generator's memory: numpy makes two at once and keeps one.
+    So the state is read anew while one waits.
+    """
+    global _latest_of_numpy
+    generator = np.random.get_bit_generator()
+    if not isinstance(generator, np.random.MT19937):  # somebody has set another, whose memory has another form
+        return np.random.get_state(legacy=False)
+    memory = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+    if _latest_of_numpy is None or _latest_of_numpy[0] != memory or _latest_of_numpy[1]["has_gauss"]:
+        _latest_of_numpy = (memory, np.random.get_state(legacy=False))
+    return _latest_of_numpy[1]
 
 
 def accelerators_of(tensors: Iterable[Tensor]) -> list[torch.device]:

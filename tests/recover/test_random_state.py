@@ -2,6 +2,8 @@ import random
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradwatch.recover.random_state import RandomState, accelerators_of, random_state
 
@@ -57,3 +59,20 @@ def test_a_device_that_this_machine_lacks_is_left_out():
     elsewhere = RandomState(state.python, state.numpy, state.cpu, {"cuda:63": torch.zeros(16, dtype=torch.uint8)})
     elsewhere.restore()
     assert torch.equal(torch.get_rng_state(), state.cpu)
+
+
+DRAWS = {
+    "nothing": lambda: None,
+    "a number": np.random.random_sample,
+    "a normal number, of which numpy makes two": np.random.standard_normal,
+    "many": lambda: np.random.standard_normal(1001),
+    "a seed": lambda: np.random.seed(1),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=12))
+def test_whatever_is_drawn_the_state_is_numpys_own(draws):
+    np.random.seed(0)
+    for draw in draws:
+        DRAWS[draw]()
+        assert repr(random_state().numpy) == repr(np.random.get_state(legacy=False))
