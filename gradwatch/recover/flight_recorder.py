@@ -164,8 +164,9 @@ class FlightRecorder:
             step = self._next_step if self._calls or self._batches else self._next_step - 1
             self._write_failure({"kind": "exception", "step": step, "exception": words})
 
-    def forget(self) -> None:
-        """Let go of everything that is kept."""
+    def release(self) -> None:
+        """Let go of the model, and of everything that is kept."""
+        self._models.clear()
         self._records.clear()
         self._calls.clear()
         self._batches.clear()
@@ -217,7 +218,10 @@ class FlightRecorder:
         records = [*self._records, *self._under_way()]
         if not records:
             if reason["kind"] == "asked":
-                logger.warning("gradwatch: the black box has seen no step yet, so there is nothing to write.")
+                logger.warning(
+                    "gradwatch: the black box keeps no step, so there is nothing to write: none was seen yet, or the "
+                    "watcher is closed."
+                )
             return None
         content = self._content(records, reason)
         if content is None:

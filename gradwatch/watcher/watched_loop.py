@@ -496,15 +496,15 @@ class WatchedLoop:
         self._write_changes()
         self._write_coverage()
         self._close_sinks()
-        if self.recorder is not None:
-            self.guard.run("black box", self.recorder.forget)
 
     @in_turn
     @observing("letting the model go")
     def release(self) -> None:
         """Hold the model no longer, where nobody calls this any more: findings, history and state outlive it."""
         self._undo.clear()
-        self.activations, self.is_released = None, True
+        self.activations, self.recovery, self.is_released = None, None, True
+        if self.recorder is not None:
+            self.recorder.release()
         self.origins.release()
         self.steps.release()
         self.layers.release()

@@ -113,6 +113,14 @@ def test_a_failed_step_is_replayed_bit_for_bit_and_names_the_row(tmp_path, mine)
     assert tried == {"float64": True, "eager": None, "CPU": None, "without autocast": None, "without rows 3": False}
 
 
+def test_a_step_that_recovery_leaves_out_is_replayed_bit_for_bit_too(tmp_path, mine):
+    content = train(
+        mine.make_with_batch_norm, mine, tmp_path / "box.pt", steps=8, change=spoil_row, recover=gradwatch.Rewind()
+    )
+    shown = replay({"": mine.make_with_batch_norm()}, step_in(content), mine.loss_fn)
+    assert (shown.step, shown.verdict, shown.is_bitwise) == (4, "reproducible", True)
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_a_healthy_step_with_its_own_weights_is_replayed_bit_for_bit(tmp_path, mine, number):
     box = gradwatch.BlackBox(tmp_path / "box.pt", copy_state=True)

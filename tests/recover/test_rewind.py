@@ -106,6 +106,18 @@ def test_going_back_equals_a_run_that_never_saw_those_batches(optimizer, lr_fact
     assert equal(run.state(), by_hand.state())
 
 
+def test_a_black_box_changes_nothing_that_recovery_does(tmp_path):
+    states = []
+    for box in (None, tmp_path / "failed.pt"):
+        run = Run("AdamW")
+        recover = Rewind(every=EVERY, confirm=CONFIRM, state=[run.scheduler])
+        watcher = train(run, recover, Run.flip_a_bit, black_box=box)
+        assert "went back to the snapshot after step 29" in actions_of(watcher)[-1]
+        states.append(run.state())
+    assert equal(*states)
+    assert (tmp_path / "failed.pt").exists()
+
+
 def test_going_back_under_a_scaler_restores_its_scale_and_equals_the_run_by_hand():
     run = Run("SGD", scales=True)
     recover = Rewind(every=EVERY, confirm=CONFIRM, lr_factor=1.0, state=[run.scheduler])

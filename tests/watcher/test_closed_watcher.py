@@ -41,12 +41,15 @@ def gone_of(model):
         {"histograms": True, "layer_scalars": True},
         {"find_loss": False},
         {"include": "*.weight"},
+        {"black_box": True, "recover": gradwatch.Rewind(every=3, confirm=3)},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("optimizer_of", [torch.optim.SGD, torch.optim.AdamW])
-def test_the_model_goes_while_findings_history_and_state_are_read(options, optimizer_of):
+def test_the_model_goes_while_findings_history_and_state_are_read(options, optimizer_of, tmp_path):
     model = net()
+    if "black_box" in options:
+        options = {**options, "black_box": tmp_path / "failed.pt"}
     optimizer = optimizer_of(model.parameters(), lr=0.01)
     with gradwatch.watch(model, optimizer, **options) as watcher:
         train(model, optimizer)
