@@ -96,7 +96,7 @@ def _numpy_state() -> Mapping[str, Any]:
     So the state is read anew while one waits.
     """
     global _latest_of_numpy
-    generator = np.random.get_bit_generator()
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined] # public, and left out of numpy's own stubs
     if not isinstance(generator, np.random.MT19937):  # somebody has set another, whose memory has another form
         return np.random.get_state(legacy=False)
     memory = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
