@@ -22,6 +22,7 @@ from gradwatch.event_files.decode import UnreadableError
 from gradwatch.event_files.format import NORMS, PACKED_FIGURES, PREFIX, ROW_NAMES, TOTALS
 from gradwatch.event_files.run import (
     Coverage,
+    Environment,
     FindingEvent,
     Floats,
     LayerSeries,
@@ -221,6 +222,7 @@ class RunAssembler:
         self._total_rows = TotalRows()
         self._events: list[FindingEvent] = []
         self._coverage: Coverage | None = None
+        self._environment: Environment | None = None
         self._end: RunEnd | None = None
 
     def __bool__(self) -> bool:
@@ -238,6 +240,8 @@ class RunAssembler:
             self._events.append(found)
         elif isinstance(found, Coverage):
             self._coverage = found
+        elif isinstance(found, Environment):
+            self._environment = found
         elif isinstance(found, LoggedRow):
             self._add_row(found)
 
@@ -284,6 +288,7 @@ class RunAssembler:
             closed_after=None if self._end is None else self._end.steps,
             written_at=written_at,
             problems=(*problems, *_left_out(norms)),
+            environment=self._environment,
         )
 
 

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.event_files.format import PREFIX, ROW_NAMES, TOTALS, VERSION
-from gradwatch.event_files.run import Coverage, FindingEvent, Floats, LayerTable, RunEnd
+from gradwatch.event_files.run import Coverage, Environment, FindingEvent, Floats, LayerTable, RunEnd
 from gradwatch.findings import KINDS, Finding, Severity
 
 __all__ = [
     "LARGEST_STEP",
     "UnreadableError",
     "coverage_of",
+    "environment_of",
     "finding_event_of",
     "floats",
     "layer_rows_of",
@@ -38,6 +39,7 @@ LARGEST_STEP = 2**53 - 1  # what a browser counts exactly
 _LONGEST_JSON = 1 << 26
 _LONGEST_TEXT = 1_000_000
 _LONGEST_NAME = 100_000
+_MOST_VERSIONS = 100
 _MOST_LAYERS = 10_000_000  # what a text of the largest size can hold
 
 
@@ -120,6 +122,20 @@ def coverage_of(tensor: Any, what: str = "gradwatch/coverage") -> Coverage:
     if not (_is_count(steps) and _is_count(measured) and measured <= steps):  # type: ignore[operator]
         raise UnreadableError(f"{what}: expected steps and, at most as many, measured: whole numbers from 0.")
     return Coverage(steps, measured)  # type: ignore[arg-type]
+
+
+def environment_of(tensor: Any, what: str = "gradwatch/environment") -> Environment:
+    """Return what a run was made with, which ``tensor`` holds.
+
+    Raises:
+        UnreadableError: if it does not.
+    """
+    content = _object(_text(tensor, what), what)
+    versions = content.get("versions")
+    texts = [content.get(name) for name in ("devices", "commit", "command")]
+    if not (_are_versions(versions) and all(map(_is_text, texts))):
+        raise UnreadableError(f"{what}: expected versions, an object of texts, and three texts.")
+    return Environment(versions, *texts)  # type: ignore[arg-type]
 
 
 def run_end_of(tensor: Any, what: str = "gradwatch/end") -> RunEnd:
@@ -237,6 +253,12 @@ def _number(found: float | None) -> float:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+
+
+def _are_versions(value: object) -> bool:
+    if not isinstance(value, dict) or len(value) > _MOST_VERSIONS:
+        return False
+    return all(_is_text(name) and _is_text(version) for name, version in value.items())
 
 
 def _is_count(value: object) -> bool:

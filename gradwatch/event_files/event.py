@@ -1,4 +1,4 @@
-"""Decode a row, a finding, a count or an end from one event of a file that anyone may have written."""
+"""Decode a row, a finding, a count, an environment or an end from one event of a file that anyone may have written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from gradwatch.event_files.decode import (
     UnreadableError,
     coverage_of,
+    environment_of,
     finding_event_of,
     layer_rows_of,
     layer_table_of,
@@ -20,7 +21,7 @@ from gradwatch.event_files.decode import (
     totals_of,
 )
 from gradwatch.event_files.format import PLUGIN, PREFIX, ROW_NAMES
-from gradwatch.event_files.legible import legible, legible_event, legible_table
+from gradwatch.event_files.legible import legible, legible_environment, legible_event, legible_table
 from gradwatch.event_files.run import LoggedRow, Written
 
 __all__ = ["decode_event"]
@@ -44,6 +45,8 @@ def decode_event(content: bytes) -> Written | None:
         return legible_event(finding_event_of(own["finding"].tensor))
     if "coverage" in own:
         return coverage_of(own["coverage"].tensor)
+    if "environment" in own:
+        return legible_environment(environment_of(own["environment"].tensor))
     if "end" in own:
         return run_end_of(own["end"].tensor)
     return _row(event.step, own) if "grad_norm" in own else None

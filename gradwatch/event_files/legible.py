@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gradwatch.event_files.run import FindingEvent, LayerTable
+from gradwatch.event_files.run import Environment, FindingEvent, LayerTable
 from gradwatch.findings import Advice
 
-__all__ = ["legible", "legible_event", "legible_table"]
+__all__ = ["legible", "legible_environment", "legible_event", "legible_table"]
 
 _LONGEST = 2_000  # characters of one text; findings write a few hundred
 
@@ -21,6 +21,16 @@ def legible(text: str) -> str:
 def legible_table(table: LayerTable) -> LayerTable:
     """Return ``table`` with legible names."""
     return replace(table, layers=tuple(map(legible, table.layers)))
+
+
+def legible_environment(environment: Environment) -> Environment:
+    """Return ``environment`` with legible texts."""
+    return Environment(
+        versions={legible(name): legible(version) for name, version in environment.versions.items()},
+        devices=legible(environment.devices),
+        commit=legible(environment.commit),
+        command=legible(environment.command),
+    )
 
 
 def legible_event(event: FindingEvent) -> FindingEvent:

@@ -13,6 +13,7 @@ from gradwatch.findings import Finding
 
 __all__ = [
     "Coverage",
+    "Environment",
     "FindingEvent",
     "Floats",
     "LayerSeries",
@@ -62,6 +63,23 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class Environment:
+    """What a run was made with, as its first record says. It names no user, no host, and no folder of a home.
+
+    Attributes:
+        versions: of Python, torch, gradwatch, and the frameworks that the program had loaded.
+        devices: that hold the parameters.
+        commit: of git, where the script lies in a repository; else ``""``.
+        command: that started the process.
+    """
+
+    versions: Mapping[str, str]
+    devices: str
+    commit: str
+    command: str
+
+
+@dataclass(frozen=True)
 class RunEnd:
     """The mark that a run writes when it is closed. It is missing where a run goes on, or was killed.
 
@@ -102,7 +120,7 @@ class LoggedRow:
     table: LayerTable | None
 
 
-Written: TypeAlias = LoggedRow | FindingEvent | Coverage | RunEnd
+Written: TypeAlias = LoggedRow | FindingEvent | Coverage | Environment | RunEnd
 """What one record of an event file holds of gradwatch's."""
 
 
@@ -168,6 +186,7 @@ class Run:
         closed_after: attempted updates when the run was closed; None where it goes on, or was killed.
         written_at: when its newest file last grew, seconds since 1970.
         problems: what could not be read, for people.
+        environment: what it was made with; None where the files do not say.
     """
 
     name: str
@@ -183,6 +202,7 @@ class Run:
     closed_after: int | None
     written_at: float
     problems: tuple[str, ...]
+    environment: Environment | None = None
 
     @property
     def steps(self) -> NDArray[np.int64]:

@@ -52,7 +52,9 @@ class Sink(Protocol):
     Of several ranks of ``torch.distributed`` the first alone hands anything to its sinks, except to those with an
     attribute ``is_of_every_rank`` that is True.
     A sink may have a fifth, ``write_coverage(coverage)``: it takes how many steps were measured
-    (``gradwatch.event_files.run.Coverage``), with rows where some were not, at ``flush`` and at ``close``.
+    (``gradwatch.event_files.run.Coverage``), with rows where some were not, at ``flush`` and at ``close``. And a sixth,
+    ``write_environment(environment)``: it takes what the run is made with
+    (``gradwatch.event_files.run.Environment``), once, before all else.
 
     What it did not take waits, and is handed to it again later: an OSError is most often a disk that is full.
     """

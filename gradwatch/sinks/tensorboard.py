@@ -12,6 +12,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from gradwatch import _torch
 from gradwatch.event_files import format
-from gradwatch.event_files.run import Coverage
+from gradwatch.event_files.run import Coverage, Environment
 from gradwatch.findings import Finding
 from gradwatch.hooks.logger import logger
 from gradwatch.measure.report import Floats, StepReport
@@ -62,7 +63,9 @@ class TensorBoard:
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``: as it opens, as it goes on, and as it ends.
     ``gradwatch/coverage`` is a string, how much was measured as JSON ``{"steps", "measured"}``, where that is not all;
-    what comes last counts. ``gradwatch/end`` is a string, written at ``close`` as JSON ``{"steps"}``.
+    what comes last counts. ``gradwatch/environment`` is a string, what the run is made with as JSON ``{"versions",
+    "devices", "commit", "command"}``, written first. ``gradwatch/end`` is a string, written at ``close`` as JSON
+    ``{"steps"}``.
     Steps are made unique because TensorBoard keeps one event per tag and step.
     A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found
     as an entry of "HParams".
@@ -134,6 +137,10 @@ class TensorBoard:
         with self._knowing_only_what_was_written():
             content = json_of({"steps": coverage.steps, "measured": coverage.measured})
             self._write(Summary(value=[self._tensor("gradwatch/coverage", content)]), max(0, coverage.steps - 1))
+
+    def write_environment(self, environment: Environment) -> None:
+        with self._knowing_only_what_was_written():
+            self._write(Summary(value=[self._tensor("gradwatch/environment", json_of(asdict(environment)))]), 0)
 
     def flush(self) -> None:
         if self._writer is None:

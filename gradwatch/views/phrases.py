@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradwatch.event_files.run import Coverage, Run
+from gradwatch.event_files.run import Coverage, Environment, Run
 from gradwatch.findings import Finding
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "age",
     "changes",
     "counted",
+    "environment_words",
     "facts",
     "number",
     "onset",
@@ -75,6 +76,14 @@ def facts(run: Run, now: float) -> str:
     unmeasured = unmeasured_words(run.coverage)
     skipped += f"; {unmeasured}" if unmeasured else ""
     return f"{extent}{skipped}; {_end(run, now)}."
+
+
+def environment_words(environment: Environment) -> str:
+    """Say what a run was made with: versions, devices and the commit; the command is told apart from them."""
+    names = {"python": "Python"}
+    versions = ", ".join(f"{names.get(name, name)} {version}" for name, version in environment.versions.items())
+    commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
+    return f"{versions}; {environment.devices}{commit}"
 
 
 def _end(run: Run, now: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from gradwatch.event_files.run import Run
@@ -34,4 +35,5 @@ def object_of(run: Run) -> dict[str, Any]:
         "skipped_steps": run.skipped_steps,
         "unmeasured_steps": 0 if run.coverage is None else run.coverage.unmeasured,
         "problems": run.problems,
+        "environment": None if run.environment is None else asdict(run.environment),
     }

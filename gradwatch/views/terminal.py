@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gradwatch.event_files.run import Run, TimeSeries
 from gradwatch.findings import Finding
-from gradwatch.views.phrases import changes, counted, facts, number, onset, since, verdict
+from gradwatch.views.phrases import changes, counted, environment_words, facts, number, onset, since, verdict
 from gradwatch.views.profile import lengths, profile_of
 from gradwatch.views.run_table import STYLES, run_table, worst_first
 from gradwatch.views.sparkline import sparkline
@@ -66,6 +66,8 @@ def in_terminal(runs: Sequence[Run], compares: bool = False, shows_all: bool = F
 def _run(run: Run) -> RenderableType:
     parts: list[RenderableType] = [Rule(Text(run.name, style="bold"), align="left"), _headline(run)]
     parts.append(Text(facts(run, time.time())))
+    if (made_with := run.environment) is not None:
+        parts.append(Text(f"{made_with.command} ({environment_words(made_with)})", style="dim"))
     parts += [_finding(finding, ended) for finding, ended in zip(run.findings, run.ended, strict=True)]
     if len(run.steps):
         parts += [_titled("Along time"), _along_time(run), _titled("Along depth, last finite figures, input first")]

@@ -7,7 +7,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from gradwatch.event_files.run import Coverage
+from gradwatch.event_files.run import Coverage, Environment
 from gradwatch.findings import Finding
 from gradwatch.hooks.logger import logger
 from gradwatch.ranks.process import is_first_rank
@@ -41,6 +41,7 @@ class _Outlet:
         self.is_of_every_rank = getattr(sink, "is_of_every_rank", False)
         self._findings: deque[tuple[Finding, bool]] = deque()
         self._rows: deque[Row] = deque()
+        self._environment: Environment | None = None  # until it was handed over
         self._coverage: Coverage | None = None  # the latest that waits
         self._lost: Counter[str] = Counter()
         self._failures = self._calls_to_leave_out = 0
@@ -61,6 +62,11 @@ class _Outlet:
         if hasattr(self.sink, "write_coverage"):
             self._coverage = coverage
             self._go_on("write coverage")
+
+    def note_environment(self, environment: Environment) -> None:
+        """Hand over ``environment`` before all else, to a sink that takes it."""
+        if hasattr(self.sink, "write_environment"):
+            self._environment = environment
 
     def flush(self) -> None:
         """Hand over what waits, and flush."""
@@ -91,6 +97,9 @@ class _Outlet:
             self._calls_to_leave_out -= 1
             return
         try:
+            if self._environment is not None:
+                self.sink.write_environment(self._environment)  # type: ignore[attr-defined]
+                self._environment = None
             while self._findings:
                 self.sink.write_finding(*self._findings[0])
                 self._findings.popleft()
@@ -150,13 +159,19 @@ class SinkDispatcher:
         sinks: the user's, and ours.
         on_finding: called with each finding as it opens.
         has_watcher: whether a watcher is at hand, so that a line of the log may name it.
+        describe: returns what the run is made with, or None; it is called once, when there is something to write.
     """
 
     def __init__(
-        self, sinks: Sequence[Sink], on_finding: Callable[[Finding], None] | None, *, has_watcher: bool = True
+        self,
+        sinks: Sequence[Sink],
+        on_finding: Callable[[Finding], None] | None,
+        *,
+        has_watcher: bool = True,
+        describe: Callable[[], Environment | None] | None = None,
     ) -> None:
         self._outlets = [_Outlet(sink) for sink in (*sinks, Log(has_watcher=has_watcher))]
-        self._on_finding = on_finding
+        self._on_finding, self._describe = on_finding, describe
         self._process = os.getpid()
         self._is_first = True
         self._coverage = Coverage(0, 0)
@@ -167,11 +182,13 @@ class SinkDispatcher:
 
     def write_row(self, row: Row) -> None:
         """Hand ``row`` to every sink."""
+        self._note_environment()
         for outlet in self._listening():
             outlet.write_row(row)
 
     def write_finding(self, event: FindingUpdate) -> None:
         """Hand a finding to every sink: as it opens, goes on or ends; to ``on_finding``, too, where it opens."""
+        self._note_environment()
         for outlet in self._listening():
             if not (event.is_amended and isinstance(outlet.sink, Log)):  # whoever amends it says so
                 outlet.write_finding(event.finding, event.ended)
@@ -202,6 +219,16 @@ class SinkDispatcher:
             for outlet in reversed(self._outlets_of_this_process()):
                 closing.callback(outlet.close)
             self._outlets = []
+            self._describe = None
+
+    def _note_environment(self) -> None:
+        """Have what the run is made with handed over to every sink, once."""
+        if self._describe is None or not (outlets := self._listening()):
+            return
+        describe, self._describe = self._describe, None
+        if (environment := describe()) is not None:
+            for outlet in outlets:
+                outlet.note_environment(environment)
 
     def _listening(self) -> list[_Outlet]:
         """Return those that something is handed to in this process and on this rank."""

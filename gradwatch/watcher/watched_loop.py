@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from gradwatch.sinks.memory import History
 from gradwatch.sinks.tags import logged_figures
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.cadence import Cadence
+from gradwatch.watcher.environment import environment_of
 from gradwatch.watcher.optimizer_track import OptimizerTrack
 from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
 from gradwatch.watcher.origin_finder import OriginFinder
@@ -172,7 +174,12 @@ class WatchedLoop:
         self.scaler = scaler
         self.scalers: weakref.WeakKeyDictionary[Optimizer, GradScaler] = weakref.WeakKeyDictionary()
         self._advises, self.is_closed, self.is_released = advises, False, False
-        self._dispatcher = SinkDispatcher(sinks, wanted["on_finding"], has_watcher=advises)
+        self._dispatcher = SinkDispatcher(
+            sinks,
+            wanted["on_finding"],
+            has_watcher=advises,
+            describe=partial(self.guard.run, "environment", environment_of, layers.tensors),
+        )
         self._paths = PathFinder(layers)
         self._finder = LossFinder(layers.tensors, adds_up=adds_losses) if wanted["find_loss"] else None
         self._backward = backward = BackwardPass(layers, self.guard, measures_ends=measures_ends, losses=self._finder)

@@ -10,15 +10,16 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from gradwatch.event_files.run import Run
+from gradwatch.event_files.run import Environment, Run
 from gradwatch.findings import Advice, Finding
 from gradwatch.views.colours import ColourScale, scale_of
 from gradwatch.views.page.charts import BarTable, Chart, bars_of, charts_of
 from gradwatch.views.page.figures import figures_of
 from gradwatch.views.page.heatmap import Heatmap, Legend, heatmap_of, legend_of
-from gradwatch.views.phrases import Change, Verdict, changes, facts, onset, since, verdict
+from gradwatch.views.phrases import Change, Verdict, changes, environment_words, facts, onset, since, verdict
 from gradwatch.views.profile import profile_of
 from gradwatch.views.templates import render
 
@@ -35,6 +36,7 @@ class _Section:
     name: str
     verdict: Verdict
     facts: str
+    environment: Environment | None
     problems: Sequence[str]
     findings: Sequence[tuple[Finding, bool]]
     heatmap: Heatmap | None
@@ -57,18 +59,30 @@ def page_of(runs: Sequence[Run], compares: bool = False) -> str:
         runs: shown side by side on one scale of colours.
         compares: whether to say what went and what came from the first of two runs to the second.
     """
+    runs = [_to_hand_on(run) for run in runs]
     scale = scale_of(runs)
     return render(
         "page.html.j2",
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         comparison=_Comparison(runs[0].name, runs[1].name, list(changes(*runs))) if compares else None,
         runs=[_section(run, scale) for run in runs],
+        environment_words=environment_words,
         onset=onset,
         link_of=_link_of,
         figures=figures_of(runs),
         script_hash=_hash_of(render("page.js")),
         since=since,
     )
+
+
+def _to_hand_on(run: Run) -> Run:
+    """Return ``run`` without what says whose it is: folders of a home, and the host in the names of event files."""
+    path = Path(run.name)
+    if path.is_absolute():
+        below = [path.relative_to(each) for each in (Path.cwd(), Path.home()) if path.is_relative_to(each)]
+        path = below[0] if below else Path(path.name)
+    problems = [re.sub(r"(tfevents\.\d+)\.[^:]*", r"\1", problem) for problem in run.problems]
+    return replace(run, name=str(path), problems=tuple(problems))
 
 
 def _link_of(remedy: Advice) -> str:
@@ -87,6 +101,7 @@ def _section(run: Run, scale: ColourScale) -> _Section:
         name=run.name,
         verdict=verdict(run),
         facts=facts(run, time.time()),
+        environment=run.environment,
         problems=run.problems,
         findings=list(zip(run.findings, run.ended, strict=True)),
         heatmap=heatmap_of(run, scale) if has_rows else None,
