@@ -5,8 +5,11 @@ Every other room reports a sick run in these values.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -22,6 +25,7 @@ __all__ = [
     "RecoveryError",
     "Severity",
     "Thresholds",
+    "shortened_name",
 ]
 
 Kind = Literal["vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable"]
@@ -220,7 +224,7 @@ class Finding:
 
     def _line(self, end: str) -> str:
         start, rest = f"{self.kind} in ", f"{self._elsewhere} since step {self.step}: {self._figure}{end}"
-        return start + _shortened(_printable(self._place), _LONGEST_MESSAGE - len(start) - len(rest)) + rest
+        return start + shortened_name(_printable(self._place), _LONGEST_MESSAGE - len(start) - len(rest)) + rest
 
     def __str__(self) -> str:
         """Three short blocks: what was measured, why, and what to do."""
@@ -268,7 +272,7 @@ class Finding:
     def _figure(self) -> str:
         """Return what was measured, in a few words for ``message``."""
         if self.figure:
-            return _shortened(_printable(self.figure), _LONGEST_FIGURE)
+            return textwrap.shorten(_printable(self.figure), _LONGEST_FIGURE, placeholder=" …", break_on_hyphens=False)
         if self.kind == "exploding" and not math.isfinite(self.value):
             return "its gradient norm overflows"
         if self.kind == "nonfinite" and not self.layer:
@@ -331,12 +335,26 @@ def _printable(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def _shortened(name: str, length: int) -> str:
-    """Return ``name`` in at most ``length`` characters, three or more; a long one loses its middle."""
+def shortened_name(name: str, length: int) -> str:
+    """Return the name of a layer in at most ``length`` characters, three or more.
+
+    A long one loses modules in its middle; a module that is too long alone, characters in its middle.
+    """
     if len(name) <= length:
         return name
     kept = max(length - 1, 2)
+    parts = re.findall(r"[^.]*\.|[^.]+$", name)
+    head = "".join(_fitting(parts, kept // 2))
+    tail = "".join(reversed(_fitting(parts[::-1], kept - len(head))))
+    if tail:
+        return f"{head}…{tail}"
     return f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}"
+
+
+def _fitting(parts: Sequence[str], length: int) -> Sequence[str]:
+    """Return as many of the first ``parts`` as have at most ``length`` characters."""
+    ends = itertools.accumulate(map(len, parts))
+    return parts[: sum(end <= length for end in ends)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import math
 import pickle
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -90,9 +91,18 @@ def test_a_message_names_kind_place_step_and_figure(changes, message):
 
 def test_a_message_shortens_a_long_name_in_its_middle():
     message = finding(layer="encoder." + "layers." * 40 + "weight").message
-    assert message.startswith("vanishing in encoder.layers.")
-    assert "…" in message
-    assert "s.weight since step 1:" in message
+    assert re.match(r"vanishing in encoder\.(layers\.)+…(layers\.)+weight since step 1:", message)  # whole modules
+
+
+def test_a_module_that_is_too_long_alone_loses_characters():
+    message = finding(layer="x" * 300).message
+    assert re.match(r"vanishing in x+…x+ since step 1:", message)
+
+
+def test_a_long_figure_is_cut_between_words():
+    figure = "the loss is 1.5e-09 and " * 10
+    (shown,) = re.findall(r"since step 1: (.*) …\. More", finding(figure=figure).message)
+    assert figure.startswith(f"{shown} ")
 
 
 def test_a_message_does_not_count_layers_since_others_may_join():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from gradwatch.findings import Finding
+from gradwatch.findings import Finding, shortened_name
 from gradwatch.hooks.logger import logger
 from gradwatch.sinks import Row, is_update
 
@@ -79,12 +79,10 @@ class Log:
 
 
 def _end_of(finding: Finding) -> str:
-    """Return one line of at most 160 characters; a long name of a layer loses its middle."""
+    """Return one line of at most 160 characters; a long name of a layer loses modules in its middle."""
     start, end = (
         f"gradwatch: {finding.kind} in ",
         f" ended: last seen at step {finding.last_step} (since step {finding.step}).",
     )
-    name, most = finding.layer or "the whole run", _LONGEST_LINE - len(start) - len(end)
-    if len(name) > most:
-        name = f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
-    return start + "".join(each if each.isprintable() else "?" for each in name) + end
+    name = "".join(each if each.isprintable() else "?" for each in finding.layer or "the whole run")
+    return start + shortened_name(name, _LONGEST_LINE - len(start) - len(end)) + end
