@@ -64,7 +64,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run was made with, as its first record says. It names no user, no host, and no folder of a home.
+    """The environment of a run, as its first record says. It names no user, no host, and no folder of a home.
 
     Attributes:
         versions: of Python, torch, gradwatch, and the frameworks that the program had loaded.
