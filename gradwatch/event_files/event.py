@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
@@ -41,15 +42,19 @@ def decode_event(content: bytes) -> Written | None:
     for value in own.values():
         if value.metadata.plugin_data.plugin_name == PLUGIN:  # only a tag's first event says it
             refuse_newer(value.metadata.plugin_data.content, legible(value.tag))
-    if "finding" in own:
-        return legible_event(finding_event_of(own["finding"].tensor))
-    if "coverage" in own:
-        return coverage_of(own["coverage"].tensor)
-    if "environment" in own:
-        return legible_environment(environment_of(own["environment"].tensor))
-    if "end" in own:
-        return run_end_of(own["end"].tensor)
+    for name, decode in _ALONE.items():
+        if name in own:
+            return decode(own[name].tensor)
     return _row(event.step, own) if "grad_norm" in own else None
+
+
+_ALONE: Mapping[str, Callable[[Any], Written]] = {
+    "finding": lambda tensor: legible_event(finding_event_of(tensor)),
+    "coverage": coverage_of,
+    "environment": lambda tensor: legible_environment(environment_of(tensor)),
+    "end": run_end_of,
+}
+"""Tags without the prefix that have a record of their own, and how to decode it."""
 
 
 def _row(step: int, own: Mapping[str, Summary.Value]) -> LoggedRow:

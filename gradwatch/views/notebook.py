@@ -1,4 +1,4 @@
-"""Show a run as an output of a notebook: a headline, the depth × time picture, a table of what was found.
+"""Show a run as an output of a notebook: a headline, the loss, the depth × time picture, a table of what was found.
 
 The piece of HTML runs nothing, fetches nothing, and takes its colours from the notebook's theme.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from gradwatch.event_files.run import Run
 from gradwatch.views.colours import scale_of
+from gradwatch.views.page.charts import charts_of
 from gradwatch.views.page.heatmap import heatmap_of, legend_of
 from gradwatch.views.phrases import counted, since, unmeasured_words, verdict
 from gradwatch.views.templates import render
@@ -18,7 +19,7 @@ _TITLES = ("", "kind", "where", "when", "what", "cause", "what to try")
 
 
 def in_notebook(run: Run) -> str:
-    """Return HTML: the picture of ``run`` and the table of its findings."""
+    """Return HTML: the loss and the picture of ``run``, and the table of its findings."""
     if not len(run.steps):
         words = unmeasured_words(run.coverage) or "no step seen yet"
         return f"<div>gradwatch: {counted(len(run.layers), 'layer')}, {words}.</div>"
@@ -28,6 +29,7 @@ def in_notebook(run: Run) -> str:
         "notebook.html.j2",
         verdict=verdict(run),
         extent=_extent(run),
+        losses=[chart for chart in charts_of(run) if chart.title == "loss"],
         heatmap=heatmap_of(run, scale),
         legend=legend_of(scale),
         titles=_TITLES,

@@ -33,7 +33,7 @@ def _run_of(layers: Layers, processor: ReportProcessor, coverage: Coverage) -> R
             "highest": TimeSeries(steps, highest),
             "lowest": TimeSeries(steps, norms),
         },
-        curves=_totals(history),
+        curves={**_losses(history), **_totals(history)},
         findings=findings,
         ended=tuple(finding in ended for finding in findings),
         skipped_steps=processor.skipped_steps,
@@ -42,6 +42,16 @@ def _run_of(layers: Layers, processor: ReportProcessor, coverage: Coverage) -> R
         written_at=0.0,
         problems=(),
     )
+
+
+def _losses(history: History) -> dict[str, TimeSeries]:
+    """Return the loss at the steps at which one was observed; NaN is one where the gradients are not finite, either."""
+    loss = history["loss"]
+    observed = ~np.isnan(loss) | history["nonfinite"].any(axis=1)
+    if np.isnan(loss).all():
+        return {}
+    with np.errstate(over="ignore"):
+        return {"loss": TimeSeries(history.steps[observed], loss[observed].astype(np.float32))}
 
 
 def _totals(history: History) -> dict[str, TimeSeries]:

@@ -51,6 +51,11 @@ def test_the_example_shows_a_sick_and_a_healthy_run():
         warnings.simplefilter("default")  # those of Jupyter's own machinery are not ours to mend
         NotebookClient(executed, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     sick, healthy = shown(executed)
+    streams = [
+        output for cell in executed.cells for output in cell.get("outputs", ()) if output.output_type == "stream"
+    ]
+    assert [each.text for each in streams if each.name == "stderr"] == []  # which a notebook shows in red
+    assert "gradwatch: vanishing in 0.weight" in "".join(each.text for each in streams)
     assert "1 finding: vanishing in 0.weight" in sick
     assert "ReLU in place of Sigmoid, with He initialisation (relu)" in sick
     assert "No findings." in healthy
@@ -97,6 +102,23 @@ def test_a_finding_that_was_over_before_the_first_step_in_memory_has_no_outline(
     assert "last seen at step 0, ended" in page
     assert 'class="outline"' not in page
     watcher.close()
+
+
+def test_the_loss_is_drawn_and_marked_where_it_is_not_finite():
+    watcher = watched([[1.0, 1.0]] * 3)
+    page = watcher._repr_html_()
+    assert 'aria-label="loss"' in page
+    assert page.count('class="curve"') == 1
+    assert 'class="dots"' not in page
+    watcher.step(grads={"a": torch.ones(1), "b": torch.tensor([math.nan])}, loss=math.nan)
+    assert re.findall(r'class="dots" d="(.*?)"', watcher._repr_html_())[0].count("M") == 1
+    watcher.close()
+
+
+def test_without_a_loss_there_is_no_curve_of_it():
+    with gradwatch.watch_tensors({"a": torch.ones(1)}) as watcher:
+        watcher.step(grads={"a": torch.tensor([math.nan])})
+        assert "loss" not in re.findall(r'aria-label="(.*?)"', watcher._repr_html_())
 
 
 def test_names_are_escaped():
