@@ -35,11 +35,11 @@ from gradwatch.event_files.run import (
     Written,
 )
 
-__all__ = ["LayerRows", "LayerTables", "RunAssembler", "TotalRows", "last_course", "latest_states"]
+__all__ = ["MOST_ENTRIES", "LayerRows", "LayerTables", "RunAssembler", "TotalRows", "last_course", "latest_states"]
 
 Content = TypeVar("Content")
 
-_MOST_ENTRIES = 1 << 28  # of one array: 1 GiB of float32, more than any run that can be looked at
+MOST_ENTRIES = 1 << 28  # of one array: 1 GiB of float32, more than any run that can be looked at
 _NO_LAYERS = LayerTable((), np.zeros(0, np.int64), np.zeros(0, np.int64))
 _MOST_OPTIMIZERS = 100  # whose curves are told apart: a damaged file may name any number
 _CURVES = ("grad_norm_total", "grad_norm_clipped_total", "loss", "learning_rate")
@@ -51,6 +51,11 @@ class LayerTables:
     def __init__(self) -> None:
         self._since: list[int] = []
         self._tables: list[LayerTable] = []
+
+    @property
+    def only(self) -> LayerTable | None:
+        """The table, if there has been no other."""
+        return self._tables[0] if len(self._tables) == 1 else None
 
     @property
     def last(self) -> LayerTable:
@@ -154,7 +159,7 @@ class LayerRows:
         blocks = [block for block in self._blocks if not known.isdisjoint(block.layers)]
         steps = [step for block in blocks for step in block.steps]
         shape = (len(ROW_NAMES[self._name]), len(steps), len(layers))
-        if shape[0] * shape[1] * shape[2] > _MOST_ENTRIES:
+        if shape[0] * shape[1] * shape[2] > MOST_ENTRIES:
             raise UnreadableError(
                 f"{PREFIX}{self._name}: {shape[1]:,} steps of {shape[2]:,} layers are more than can be held."
             )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gradwatch.event_files import decode
-from gradwatch.event_files.assemble import LayerRows, LayerTables, TotalRows
+from gradwatch.event_files.assemble import MOST_ENTRIES, LayerRows, LayerTables, TotalRows
 from gradwatch.event_files.decode import UnreadableError, refuse_newer, refuse_step
-from gradwatch.event_files.format import PACKED_FIGURES, PREFIX
+from gradwatch.event_files.format import PACKED_FIGURES, PREFIX, ROW_NAMES
 from gradwatch.event_files.run import LayerSeries, LayerTable, Totals
 from gradwatch.tensorboard_plugin.gaps import held_between_rows, infinite_where_the_gradient_is
 from gradwatch.tensorboard_plugin.provider import ProviderEvents, RunKey, TagVersion
@@ -125,20 +127,36 @@ class CachedRun:
         return tables
 
     def _read_totals(self) -> Totals:
+        events = list(self._steps_checked("totals"))
+        at_once = decode.totals_at_once([tensor for _, tensor, _ in events])
         rows = TotalRows()
-        for step, tensor, what in self._steps_checked("totals"):
-            rows.add(step, decode.totals_of(tensor, what))
+        for place, (step, tensor, what) in enumerate(events):
+            rows.add(step, decode.totals_of(tensor, what) if at_once is None else at_once[place])
         return rows.totals()
 
     def _read_series(self, name: str) -> LayerSeries:
-        rows = LayerRows(name, self._tables())
-        for step, tensor, what in self._steps_checked(name):
-            rows.add(step, decode.layer_rows_of(name, tensor, what))
-        series = rows.series()
+        events = list(self._steps_checked(name))
+        series = self._series_at_once(name, events) or self._series_row_by_row(name, events)
         if not len(series.steps):
             raise UnreadableError(f"{PREFIX}{name} is not in this run's files.")
         series = held_between_rows(series, self.totals())
         return infinite_where_the_gradient_is(series, self.series("grad_norm")) if name in PACKED_FIGURES else series
+
+    def _series_at_once(self, name: str, events: Sequence[tuple[int, Any, str]]) -> LayerSeries | None:
+        """Return the series; None if its rows are not all alike: in a damaged run, or one whose layers changed."""
+        table = self._tables().only
+        if table is None or len(events) * len(table.layers) * len(ROW_NAMES[name]) > MOST_ENTRIES:
+            return None
+        rows = decode.layer_rows_at_once(name, [tensor for _, tensor, _ in events], len(table.layers))
+        if rows is None:
+            return None
+        return LayerSeries(np.array([step for step, _, _ in events], dtype=np.int64), rows.transpose(1, 0, 2), 0)
+
+    def _series_row_by_row(self, name: str, events: Sequence[tuple[int, Any, str]]) -> LayerSeries:
+        rows = LayerRows(name, self._tables())
+        for step, tensor, what in events:
+            rows.add(step, decode.layer_rows_of(name, tensor, what))
+        return rows.series()
 
     def _steps_checked(self, name: str) -> Iterator[tuple[int, Any, str]]:
         for event in self.events(name):

@@ -63,4 +63,8 @@ def _reduced(function: np.ufunc, values: NDArray[np.float32], into: Cells) -> ND
         return values[:0]
     if len(into.starts) == into.last - into.first:
         return values[into.first : into.last]  # a cell a row: nothing to reduce
-    return function.reduceat(values[into.first : into.last], into.starts - into.first, axis=0)
+    pooled = np.empty((len(into.starts), *values.shape[1:]), values.dtype)
+    ends = np.append(into.starts[1:], into.last)
+    for cell, (start, end) in enumerate(zip(into.starts, ends, strict=True)):  # reduceat takes ten times as long
+        function.reduce(values[start:end], axis=0, out=pooled[cell, ...])
+    return pooled

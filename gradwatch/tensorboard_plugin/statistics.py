@@ -65,11 +65,12 @@ def levels_of(run: CachedRun) -> Floats:
 
 def _levels(norms: Floats) -> Floats:
     some = _some(norms).astype(float)
-    some[~(np.isfinite(some) & (some > 0))] = np.nan  # rarely reached: its level is that of the steps that reach it
-    medians = np.full(some.shape[1], np.nan)
-    known = ~np.isnan(some).all(axis=0)
-    medians[known] = np.nanmedian(some[:, known], axis=0)
-    return medians
+    is_known = np.isfinite(some) & (some > 0)  # a layer that is rarely reached has the level of the steps that reach it
+    some[~is_known] = np.nan
+    ordered, count = np.sort(some, axis=0), is_known.sum(axis=0)  # NaN last; np.nanmedian takes twice as long
+    below, above = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(some) - 1)
+    columns = np.arange(some.shape[1])
+    return (ordered[below, columns] + ordered[above, columns]) / 2
 
 
 def _per_level(run: CachedRun) -> Floats:
@@ -94,6 +95,10 @@ def scales_of(statistic: Statistic, run: CachedRun) -> dict[str, tuple[float, fl
     """Return (low, high) of a colour scale, and of one that is clamped; None where no value is positive."""
     if statistic.is_share:
         return {"scale": (0.0, 1.0), "clamp": (0.0, 1.0)}
+    return run.derived(f"scales of {statistic.label}", lambda: _scales(statistic, run))
+
+
+def _scales(statistic: Statistic, run: CachedRun) -> dict[str, tuple[float, float] | None]:
     with np.errstate(over="ignore", invalid="ignore"):
         values = _some(run.series(statistic.series).values[statistic.row]) * statistic.factors(run)
         shown = values[np.isfinite(values) & (values > 0)]

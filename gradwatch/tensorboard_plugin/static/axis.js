@@ -4,6 +4,8 @@
 
 /** @import {Statistic} from './api.js' */
 
+const WHOLE = new Intl.NumberFormat('en-GB'); // kept, because making one takes longer than its use
+
 /**
  * Returns about `wanted` round, whole numbers from `from` to `to`.
  *
@@ -59,7 +61,7 @@ export function counted(count, thing) {
  * @param {number} value
  */
 export function wholeNumber(value) {
-  return Math.round(value).toLocaleString('en-GB');
+  return WHOLE.format(Math.round(value));
 }
 
 /**
