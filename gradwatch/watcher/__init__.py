@@ -4,7 +4,8 @@ It does no arithmetic. ``WatchedLoop`` is what integrations call, ``Watcher`` wh
 """
 
 from gradwatch.watcher.attach import loop_of_model, loop_of_tensors, watch, watch_tensors
-from gradwatch.watcher.watched_loop import WatchedLoop, loop_of
+from gradwatch.watcher.open_loops import loop_of
+from gradwatch.watcher.watched_loop import WatchedLoop
 from gradwatch.watcher.watcher import Watcher
 
 __all__ = ["WatchedLoop", "Watcher", "loop_of", "loop_of_model", "loop_of_tensors", "watch", "watch_tensors"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from gradwatch.findings import Finding
 from gradwatch.watcher import checkpoint
 
-__all__ = ["VERSION", "TrackState", "WatcherState"]
+__all__ = ["VERSION", "TrackState", "WatcherState", "what_differs"]
 
 VERSION = 3
 """The version of a watcher's state. It grows when older states can no longer be read."""
@@ -106,3 +106,13 @@ class WatcherState:
                 f"load_state_dict: expected a whole state of version {VERSION}, found one that cannot be read "
                 f"({type(error).__name__}: {error}). {_RESUME}"
             ) from error
+
+
+def what_differs(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return a line on the layers that a checkpoint's state has and those that are watched now."""
+    parts = {"new": set(now) - set(before), "gone": set(before) - set(now)}
+    counts = [f"{len(names)} {word} ({', '.join(sorted(names)[:3])})" for word, names in parts.items() if names]
+    return (
+        f"other layers are watched than in the checkpoint: {', '.join(counts) or 'their order differs'}. "
+        "Steps are counted on, and what is learned of layers begins anew."
+    )

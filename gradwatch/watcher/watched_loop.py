@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -34,86 +31,28 @@ from gradwatch.recover.rewind import Rewind
 from gradwatch.sinks import Sink
 from gradwatch.sinks.memory import History
 from gradwatch.sinks.tags import logged_figures
+from gradwatch.watcher import closing_words
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.cadence import Cadence
 from gradwatch.watcher.environment import environment_of
+from gradwatch.watcher.open_loops import open_loops, will_be_closed
 from gradwatch.watcher.optimizer_track import OptimizerTrack
 from gradwatch.watcher.options import DEFAULTS, OnNonFinite, Options, refuse_bad_options
 from gradwatch.watcher.origin_finder import OriginFinder
 from gradwatch.watcher.ownership_survey import OwnershipSurvey
-from gradwatch.watcher.plain_way import begin_plainly
+from gradwatch.watcher.plain_loop import before_update_plainly, observe_loss_plainly, take_in_plainly
 from gradwatch.watcher.rank_exchange import RankExchange
 from gradwatch.watcher.rank_notes import RankNotes
 from gradwatch.watcher.recovery import Recovery
 from gradwatch.watcher.replica_check import ReplicaCheck
 from gradwatch.watcher.report_processor import ReportProcessor
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
-from gradwatch.watcher.state import WatcherState
+from gradwatch.watcher.state import WatcherState, what_differs
 from gradwatch.watcher.steps import Steps
 from gradwatch.watcher.turns import Turns, in_turn
 from gradwatch.watcher.unlearned import notes_on
 
-__all__ = ["WatchedLoop", "loop_of"]
-
-
-def _before_update_plainly(
-    loop: WatchedLoop, optimizer: Optimizer, loss: object = None, *, again: bool = False, scale: Tensor | None = None
-) -> None:
-    """Act on an update whose preparation failed. It shares no function with the way that failed."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    watched = set(map(id, loop.layers.tensors))
-    if not any(id(parameter) in watched for parameter in parameters):
-        return
-    if not again:
-        _keep_loss_plainly(loop, loss)
-    has_scaler = _has_scaler_plainly(loop, optimizer)
-    if not has_scaler:
-        _add_those_inside_plainly(loop, optimizer, parameters, watched)
-    scale = getattr(optimizer, "grad_scale", None) if scale is None else scale
-    gradients = [parameter.grad for parameter in parameters]
-    begin_plainly(loop.steps, Attempt(optimizer, parameters, gradients, scale, has_scaler), again=again)
-
-
-def _add_those_inside_plainly(
-    loop: WatchedLoop, optimizer: Optimizer, parameters: list[Tensor], watched: set[int]
-) -> None:
-    """Add to ``parameters`` those of the optimizers inside ``optimizer``, where one of them is watched."""
-    for inner in _optimizers_within_plainly(optimizer):
-        track = loop.steps.tracks.get(inner)
-        groups = getattr(inner, "param_groups", ()) if track is None or track.count == 0 else ()
-        known = set(map(id, parameters))
-        added = [each for group in groups for each in group["params"] if id(each) not in known]
-        if any(id(each) in watched for each in added):
-            parameters += added
-
-
-def _optimizers_within_plainly(optimizer: Optimizer) -> list[Optimizer]:
-    found = [optimizer]
-    for each in found:  # which grows
-        for value in vars(each).values():
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-            found += [part for part in parts if isinstance(part, Optimizer) and part not in found]
-    return found[1:]
-
-
-def _keep_loss_plainly(loop: WatchedLoop, loss: object) -> None:
-    """Keep the loss that a closure returned, if it is a single number and no loss was observed."""
-    if isinstance(loss, Tensor | float) and not loop.steps.losses:
-        loop.steps.losses = [loss] if isinstance(loss, float) or loss.numel() == 1 else []
-
-
-def _has_scaler_plainly(loop: WatchedLoop, optimizer: Optimizer) -> bool:
-    scaler = loop.scalers.get(optimizer, loop.scaler)
-    return hasattr(optimizer, "found_inf") or (scaler is not None and scaler.is_enabled())
-
-
-def _observe_loss_plainly(loop: WatchedLoop, loss: Tensor | float) -> None:
-    loop.steps.losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
-
-
-def _take_in_plainly(loop: WatchedLoop, gradients: Mapping[int, Tensor]) -> None:
-    parameters = [loop.layers.tensors[column] for column in gradients]
-    begin_plainly(loop.steps, Attempt(None, parameters, list(gradients.values())))
+__all__ = ["WatchedLoop"]
 
 
 class WatchedLoop:
@@ -234,14 +173,13 @@ class WatchedLoop:
         self._undo |= self._live_as_long_as_the_model(optimizers)
         self._followed = None if optimizers is None else weakref.WeakSet(optimizers)
         self._undo |= self._follow_calls(sees_steps=sees_gradients)
-        _open_loops.add(self)
-        _be_first_at_exit()
+        will_be_closed(self)
         weakref.finalize(self, self._dispatcher.close).atexit = False  # dropped unclosed, as in a notebook
 
     # an update
 
     @in_turn
-    @otherwise("preparing an update", _before_update_plainly)
+    @otherwise("preparing an update", before_update_plainly)
     def before_update(
         self, optimizer: Optimizer, loss: object = None, *, again: bool = False, scale: Tensor | None = None
     ) -> None:
@@ -274,7 +212,7 @@ class WatchedLoop:
     @in_turn
     def act_plainly(self, optimizer: Optimizer, loss: object = None, *, again: bool = False) -> None:
         """Skip an update, raise or clip with torch alone, where following it has failed; nothing is measured."""
-        _before_update_plainly(self, optimizer, loss, again=again)
+        before_update_plainly(self, optimizer, loss, again=again)
 
     @in_turn
     def after_update(self, optimizer: Optimizer, *, is_made: bool = True) -> None:
@@ -295,7 +233,7 @@ class WatchedLoop:
             self.steps.finish(track, is_made)
 
     @in_turn
-    @otherwise("preparing an update", _take_in_plainly)
+    @otherwise("preparing an update", take_in_plainly)
     def take_in(self, gradients: Mapping[int, Tensor]) -> None:
         """Take in a step of a loop without an optimizer: {column: gradient}; its update is seen at the next one."""
         if self.is_released:
@@ -306,7 +244,7 @@ class WatchedLoop:
         self._wait_for_next()
 
     @in_turn
-    @otherwise("observing a loss", _observe_loss_plainly)
+    @otherwise("observing a loss", observe_loss_plainly)
     def observe_loss(self, loss: Tensor | float) -> None:
         """Take a loss of the coming update, before or after its backward pass; several are averaged."""
         if self.is_released:
@@ -478,7 +416,7 @@ class WatchedLoop:
         try:
             state = WatcherState.from_plain(saved)
             if state.layers != self.layers.names:
-                logger.warning("gradwatch: %s", _what_differs(state.layers, self.layers.names))
+                logger.warning("gradwatch: %s", what_differs(state.layers, self.layers.names))
                 state = state.without_layers(self.layers.names)
             self.restore(state)
         except ValueError as error:
@@ -490,7 +428,7 @@ class WatchedLoop:
         if self.is_closed:
             return
         self.is_closed = True
-        _open_loops.discard(self)
+        open_loops.discard(self)
         for name, undo in self._undo.items():
             try:
                 undo()
@@ -499,7 +437,7 @@ class WatchedLoop:
         self.drain()
         self._take_last_notes()
         if self._advises:
-            self._say_what_was_missing()
+            self._say_last_lines()
         self._write_changes()
         self._write_coverage()
         self._close_sinks()
@@ -515,6 +453,18 @@ class WatchedLoop:
         self.origins.release()
         self.steps.release()
         self.layers.release()
+
+    @observing("last lines")
+    def _say_last_lines(self) -> None:
+        has_noted_faults = self.guard.has_noted_faults
+        lines = [
+            closing_words.missing(self.steps.count, saw_loss=self.steps.saw_loss, has_noted_faults=has_noted_faults),
+            closing_words.unmeasured(self.coverage()),
+            *(self.notes() or ()),
+        ]
+        for line in lines:
+            if line is not None:
+                logger.warning("gradwatch: %s", line)
 
     # the small things
 
@@ -661,46 +611,6 @@ class WatchedLoop:
         if words is not None:
             logger.error("gradwatch: %s", words)
 
-    def _say_what_was_missing(self) -> None:
-        if self.guard.has_noted_faults:  # what is missing may be missing because of them
-            if self.steps.count == 0:
-                logger.warning("gradwatch: no step was counted, because of the fault in gradwatch itself logged above.")
-        elif self.steps.count == 0:
-            logger.warning(
-                "gradwatch: no step was seen. Was the optimizer given to watch() the one that steps, and does it hold "
-                "the parameters of this model, not those of a copy? A loop without a torch.optim optimizer calls "
-                "watcher.step() before each update, with grads={name: gradient} if they come from torch.autograd.grad "
-                "or torch.func."
-            )
-        elif not self.steps.saw_loss:
-            logger.warning(
-                "gradwatch: no loss was seen, so the rules that need one did not run. "
-                "Call watcher.observe_loss(loss) in the loop."
-            )
-        self._say_what_was_not_measured()
-        for note in self.notes() or ():
-            logger.warning("gradwatch: %s", note)
-
-    @observing("coverage")
-    def _say_what_was_not_measured(self) -> None:
-        if (coverage := self.coverage()).unmeasured:
-            share = f"{coverage.unmeasured} of {coverage.steps} steps were not"
-            logger.warning(
-                "gradwatch: %s measured, so nothing is known of %s: no findings there does not mean that all is well.",
-                share if coverage.measured else f"none of the {coverage.steps} steps was",
-                "them" if coverage.measured else "this run",
-            )
-
-
-def _what_differs(before: Sequence[str], now: Sequence[str]) -> str:
-    """Return a line on the layers that a checkpoint's state has and those that are watched now."""
-    parts = {"new": set(now) - set(before), "gone": set(before) - set(now)}
-    counts = [f"{len(names)} {word} ({', '.join(sorted(names)[:3])})" for word, names in parts.items() if names]
-    return (
-        f"other layers are watched than in the checkpoint: {', '.join(counts) or 'their order differs'}. "
-        "Steps are counted on, and what is learned of layers begins anew."
-    )
-
 
 def _effective_on_nonfinite(options: Options) -> OnNonFinite:
     """Return what is done about an update that is not finite: a run that saves itself leaves it out."""
@@ -709,40 +619,3 @@ def _effective_on_nonfinite(options: Options) -> OnNonFinite:
 
 def _is_single(loss: object) -> bool:
     return loss.numel() == 1 if isinstance(loss, Tensor) else isinstance(loss, float)
-
-
-_open_loops: weakref.WeakSet[WatchedLoop] = weakref.WeakSet()
-# a forked child has no thread that writes files, and would wait for one for ever; they are its parent's to close
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_open_loops.clear)
-
-
-def loop_of(parameters: Sequence[Tensor]) -> WatchedLoop | None:
-    """Return the open loop that watches any of ``parameters``."""
-    return next((loop for loop in list(_open_loops) if loop.owns(parameters)), None)
-
-
-def _start_turns_anew() -> None:
-    for loop in list(_open_loops):
-        loop.turns.start_anew()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_turns_anew)
-
-
-def _be_first_at_exit() -> None:
-    """Have loops closed before the loggers that the program has opened by now, which sinks may write to."""
-    atexit.unregister(_close_open_loops)
-    atexit.register(_close_open_loops)  # what is registered last is called first
-
-
-def _close_open_loops() -> None:
-    """Close what a script has left open, so that it loses nothing; say what it died of, once."""
-    error = getattr(sys, "last_value", None)  # of an exception that nobody caught
-    for number, loop in enumerate(list(_open_loops)):
-        if isinstance(error, BaseException) and number == 0:
-            loop.say_last_words(error)
-        if isinstance(error, BaseException):
-            loop.note_exception(error)
-        loop.close()

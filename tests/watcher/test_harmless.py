@@ -24,7 +24,7 @@ from gradwatch.sinks.csv import Csv
 from gradwatch.sinks.jsonl import JsonLines
 from gradwatch.sinks.log import Log
 from gradwatch.sinks.tensorboard import TensorBoard
-from gradwatch.watcher.watched_loop import _open_loops
+from gradwatch.watcher.open_loops import open_loops
 
 STEPS = 12
 EVERYTHING = {"histograms": True, "layer_scalars": True, "log_every_n_steps": 6}
@@ -33,7 +33,7 @@ EVERYTHING = {"histograms": True, "layer_scalars": True, "log_every_n_steps": 6}
 @pytest.fixture(autouse=True)
 def _no_watcher_outlives_its_test():
     yield
-    for loop in list(_open_loops):
+    for loop in list(open_loops):
         loop.close()
 
 

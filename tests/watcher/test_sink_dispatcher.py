@@ -2,6 +2,7 @@ import errno
 import gc
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -206,3 +207,25 @@ def test_a_forked_child_neither_hangs_nor_writes(tmp_path, verb):
     (run,) = read_runs(tmp_path)
     assert [finding.step for finding in run.findings if finding.kind == "nonfinite"] == [20]
     assert len(run.steps) == 21
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_while_another_thread_reads_waits_for_nobody():
+    model = torch.nn.Linear(4, 1)
+    watcher = gradwatch.watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    loop, is_read, may_end = watcher._loop, threading.Event(), threading.Event()
+
+    def read():
+        with loop.turns.lock:
+            is_read.set()
+            may_end.wait()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    is_read.wait()
+    status = exit_status_of_child(lambda: None if loop.turns.lock.acquire(blocking=False) else os._exit(3))
+    may_end.set()
+    reader.join()
+    watcher.close()
+    assert status == 0

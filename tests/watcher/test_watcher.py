@@ -409,7 +409,7 @@ def test_a_run_without_steps_or_without_loss_says_so_at_close(caplog):
     ("failing", "says"),
     [
         ("gradwatch.hooks.optimizers.parameters_of", "none of the 2 steps was measured"),
-        ("gradwatch.watcher.watched_loop._before_update_plainly", "no step was counted, because of the fault"),
+        ("gradwatch.watcher.watched_loop.before_update_plainly", "no step was counted, because of the fault"),
     ],
 )
 def test_a_fault_of_ours_is_not_blamed_on_the_loop(caplog, monkeypatch, failing, says):
