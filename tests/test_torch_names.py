@@ -18,7 +18,7 @@ OF_TENSORBOARD = {"_stub"}  # of its data server
 OF_WANDB = {"_telemetry_obj"}  # says whether a loop gives steps
 OPERATIONS = {"_ctc_loss", "_softmax", "_log_softmax", "_to_copy"}  # what they are called in a graph
 
-OF_LAST_RESORT = {"watcher/watched_loop.py": {"found_inf", "grad_scale"}}
+OF_LAST_RESORT = {"watcher/plain_loop.py": {"found_inf", "grad_scale"}}
 """What clips where everything else failed asks for these itself: it shares no function with what failed."""
 
 
