@@ -18,10 +18,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 TAB = "#gradwatch&p.gradwatch.runs="
 PICTURES = {  # name → where in TensorBoard
     "tab": "#gradwatch",
-    "tab-finding": f'{TAB}["exploding"]',
-    "tab-layer": f'{TAB}["nonfinite"]&p.gradwatch.layer=2.weight',
-    "tab-step": f'{TAB}["vanishing","healthy"]&p.gradwatch.statistic=grad_rms&p.gradwatch.step=150',
-    "tab-dark": f'?darkMode=true{TAB}["vanishing"]',
+    "tab-finding": f'{TAB}["vanishing"]',
+    "tab-layer": f'{TAB}["nonfinite"]&p.gradwatch.layer=2.weight&p.gradwatch.step=228',
+    "tab-step": f'{TAB}["vanishing","healthy"]&p.gradwatch.step=150',
+    "tab-dark": f'?darkMode=true{TAB}["nonfinite"]',
     "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C4).weight&smoothing=0#timeseries",
 }
 
@@ -64,7 +64,7 @@ def take(address: str) -> None:
 
 
 def show_in_tab(page: Page, name: str) -> None:
-    """Waits for the maps, and opens what the picture is of."""
+    """Waits for the maps, opens what the picture is of, and shows the tooltip of a chart."""
     frame = page.frame_locator("iframe")
     frame.locator(".panel[data-drawn]").first.wait_for()
     if name in ("tab-finding", "tab-dark"):
@@ -72,6 +72,9 @@ def show_in_tab(page: Page, name: str) -> None:
         frame.locator(".card").first.wait_for()
     frame.locator(".uplot").first.wait_for()
     page.wait_for_timeout(2000)
+    if name == "tab-layer":
+        frame.locator(".uplot .u-over").first.hover()
+        page.wait_for_timeout(500)
 
 
 def show_on_log_scale(page: Page) -> None:
