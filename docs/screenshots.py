@@ -22,7 +22,7 @@ PICTURES = {  # name → where in TensorBoard
     "tab-layer": f'{TAB}["nonfinite"]&p.gradwatch.layer=2.weight&p.gradwatch.step=228',
     "tab-step": f'{TAB}["vanishing","healthy"]&p.gradwatch.step=150',
     "tab-dark": f'?darkMode=true{TAB}["nonfinite"]',
-    "scalars": "?tagFilter=grad_norm_total%7Cgrad_norm%2F(0%7C4).weight&smoothing=0#timeseries",
+    "scalars": "?tagFilter=loss%7Clearning_rate%7Cgrad_norm_total&smoothing=0#timeseries",
 }
 
 

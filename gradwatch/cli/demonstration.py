@@ -115,9 +115,7 @@ def train(
     pixels, classes = digits()
     model = network.model()
     optimizer = network.optimizer(model.parameters())
-    with gradwatch.watch(
-        model, optimizer, log_dir=log_dir, log_every_n_steps=1, layer_scalars=True, histograms=True
-    ) as watcher:
+    with gradwatch.watch(model, optimizer, log_dir=log_dir, log_every_n_steps=1, histograms=True) as watcher:
         for _ in range(steps):
             batch = torch.randint(len(pixels), (BATCH,))
             loss = network.loss(model(pixels[batch]), classes[batch])

@@ -292,10 +292,13 @@ class TensorBoard:
 
 
 def _rates(report: StepReport) -> Iterator[tuple[str, float]]:
-    """Yield the largest rate, and that of each group where there are several, with the end of its tag."""
+    """Yield the largest rate, and that of each group where there are a few, with the end of its tag.
+
+    Where each layer has a group of its own, the largest says enough: nobody has asked for a chart of each layer.
+    """
     if report.learning_rate is not None:
         yield "", report.learning_rate
-    if len(report.learning_rates) > 1:
+    if 1 < len(report.learning_rates) < _MOST_LINES:
         yield from ((f"/group_{group}", rate) for group, rate in enumerate(report.learning_rates))
 
 

@@ -4,7 +4,9 @@ import shlex
 import sysconfig
 from pathlib import Path
 
-from gradwatch.cli.demonstration import as_typed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gradwatch.cli.demonstration import NETWORKS, as_typed, train
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -31,3 +33,11 @@ def test_a_command_elsewhere_is_typed_by_its_full_path(monkeypatch, tmp_path):
 
 def test_a_command_that_is_not_installed_is_its_name():
     assert as_typed("no-such-command") == "no-such-command"
+
+
+def test_the_demonstration_leaves_a_chart_for_each_figure_of_the_whole_run_and_none_of_each_layer(tmp_path):
+    train(NETWORKS[0], 2, tmp_path)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "loss", "learning_rate", "grad_norm_total", "grad_norm_clipped_total", "skipped_steps",
+    }  # fmt: skip

@@ -206,6 +206,13 @@ def test_the_rates_of_several_groups_are_scalars_too(tmp_path):
     assert series(events, "learning_rate/group_1") == [(0, 0.25)]
 
 
+def test_of_a_group_for_each_layer_the_largest_rate_alone_is_a_scalar(tmp_path):
+    rates = tuple(0.5 / (group + 1) for group in range(30))
+    events = written(tmp_path, [report([1.0], 0, learning_rate=0.5, learning_rates=rates)])
+    assert series(events, "learning_rate") == [(0, 0.5)]
+    assert not [tag for tag in events.Tags()["scalars"] if "group" in tag]
+
+
 def test_loss_and_learning_rate_are_scalars_of_their_own(tmp_path):
     reports = [report([1.0], 0, loss=0.5, learning_rate=0.25), report([1.0], 1)]
     events = written(tmp_path / "own", reports)
