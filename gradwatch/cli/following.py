@@ -29,6 +29,7 @@ from gradwatch.views.row_line import row_line
 __all__ = ["Follower", "follow_in_lines", "follow_on_screen", "is_a_screen", "show_until"]
 
 FOOTER = "q or Ctrl-C ends this view; training goes on"
+_FOOTER_AT_END = "the run has ended; q or Ctrl-C ends this view"
 _EVERY = 1.0  # seconds between two looks
 _SHARE = 0.1  # of the time that may be spent on reading and drawing: a large run is looked at less often
 
@@ -120,6 +121,8 @@ def _screen(follower: Follower, console: Console, footer: str, output: Sequence[
     if run is None:
         where = legible(str(follower.directory))
         return Text(f"gradwatch  waits for the first row of a run in {where}\n\n" + "\n".join(output) + f"\n{footer}")
+    if footer == FOOTER and run.closed_after is not None:
+        footer = _FOOTER_AT_END
     shown = LiveScreen(size.width, size.height, time.time(), footer, output, follower.others)
     return live_screen(run, shown)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ __all__ = ["can_show", "run_live"]
 _FOOTER = "Ctrl-C interrupts the script; all that it prints follows when this view ends"
 _TAIL = 4096  # bytes of the output that are looked through for its last lines
 _BLOCK = 65536
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and moves of the cursor
 _GRACE = 2.0  # seconds for what a process that has ended has printed: one that it left behind may hold the terminal
 
 
@@ -91,13 +93,14 @@ class _Child:
         return True
 
     def last_lines(self) -> list[str]:
-        """Return the last lines that were printed, without what moves the cursor."""
+        """Return the last lines that were printed, without colours and what moves the cursor."""
         with self._lock:
             self._printed.seek(0, os.SEEK_END)
             self._printed.seek(max(0, self._printed.tell() - _TAIL))
             text = self._printed.read().decode(errors="replace")
             self._printed.seek(0, os.SEEK_END)
-        lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
+        plain = _ESCAPES.sub("", text.replace("\r\n", "\n"))
+        lines = [line.rpartition("\r")[2] for line in plain.split("\n")]
         return [legible(line) for line in lines if line.strip()]
 
     def end(self) -> int:

@@ -5,6 +5,7 @@ Every line fits the width, and all lines fit the height. Names are plain text: r
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradwatch.event_files.run import Run, TimeSeries
+from gradwatch.event_files.run import Floats, Run, TimeSeries
 from gradwatch.findings import Finding
 from gradwatch.views.names import labels
 from gradwatch.views.phrases import FLUSHED, age, counted, number, verdict
@@ -58,10 +59,10 @@ def live_screen(run: Run, screen: LiveScreen) -> RenderableType:
     curves = list(curves_of(run, with_flat_rates=True))[:_MOST_CURVES]
     findings = _latest_first(run)
     output = [Text(line, style="dim") for line in screen.output[-_TAIL:]]
-    lines: list[RenderableType] = [_head(run, screen), _headline(run), Text("")]
+    lines: list[RenderableType] = [_head(run, screen), _headline(run, screen.width), Text("")]
     left = screen.height - len(lines) - 1 - len(output)  # the footer is a line
     if curves:
-        lines.append(_curves(curves, screen.width))
+        lines[-1] = _curves(curves, screen.width)  # whose first line is its titles
         left -= len(curves) + 1
     shown = findings[: max(1, min(_MOST_FINDINGS, (left - _FEWEST_LAYERS - 3) // 2))]
     left -= 2 * len(shown) + 2 * bool(shown)
@@ -70,7 +71,7 @@ def live_screen(run: Run, screen: LiveScreen) -> RenderableType:
         lines += [Text(""), _layers(layers, screen.width)]
     if shown:
         lines += [Text(""), _findings_title(findings, shown)]
-        lines += [line for finding, ended in shown for line in _finding(finding, ended)]
+        lines += [line for finding, ended in shown for line in _finding(finding, ended, screen.width)]
     lines += [*output, Text(screen.footer, style="dim")]
     return Group(*(_one_line(line) for line in lines))
 
@@ -108,24 +109,37 @@ def _state(run: Run, now: float) -> Text:
     return Text(f"○ {step}, quiet for {age(quiet)}", style="yellow")
 
 
-def _headline(run: Run) -> Text:
+def _fitted(text: str, width: int) -> str:
+    """Return ``text`` in at most ``width`` columns; what is too long ends after a whole word."""
+    return textwrap.shorten(text, max(width, 8), placeholder=" …", break_on_hyphens=False)
+
+
+def _headline(run: Run, width: int) -> Text:
     judged = verdict(run)
     word = judged.word.upper()
     if judged.word == "healthy" and run.closed_after is None:
         return Text.assemble(("no findings so far", STYLES["healthy"]))
-    return Text.assemble((word, STYLES[judged.word]), "  ", judged.words)
+    return Text.assemble((word, STYLES[judged.word]), "  ", _fitted(judged.words, width - len(word) - 2))
 
 
 def _curves(curves: Sequence[tuple[str, TimeSeries]], width: int) -> RenderableType:
     most = max(4, width - _TITLE - _FIGURES - 13)
     table = _grid(_TITLE, most)
+    table.add_row(Text("Whole run", style="bold"), Text(""), Text("latest (lowest … highest)", style="dim"))
     for title, series in curves:
         known = series.values[np.isfinite(series.values)]
         last = series.values[-1]
         now = Text(number(last) if np.isfinite(last) else "NaN or Inf", style="" if np.isfinite(last) else "red")
-        extent = f"  of {number(known.min())} … {number(known.max())}" if len(known) else ""
-        table.add_row(Text(title), sparkline(series, most), now + Text(extent, style="dim"))
+        table.add_row(Text(title), sparkline(series, most), now + Text(_extent(known), style="dim"))
     return table
+
+
+def _extent(known: Floats) -> str:
+    """Return the lowest and the highest of what was finite, or that it never changed."""
+    if not len(known):
+        return ""
+    low, high = number(known.min()), number(known.max())
+    return " (constant)" if low == high else f" ({low} … {high})"
 
 
 def _layers(layers: Sequence[WorstLayer], width: int) -> RenderableType:
@@ -167,8 +181,8 @@ def _findings_title(findings: Sequence[object], shown: Sequence[object]) -> Text
     return Text(f"Findings, latest first{more}", style="bold")
 
 
-def _finding(finding: Finding, ended: bool) -> Iterator[Text]:
+def _finding(finding: Finding, ended: bool, width: int) -> Iterator[Text]:
     end = ", ended" if ended else ""
     style = "dim" if ended else STYLES[finding.severity]
     yield Text.assemble((finding.kind, style), f" in {finding.place} since step {finding.step}{end}")
-    yield Text(f"  {finding.measured}", style="dim")
+    yield Text(f"  {_fitted(finding.measured, width - 2)}", style="dim")

@@ -63,7 +63,7 @@ def _found(run: Run) -> str:
     """Return the kinds that were found and since when, and what was not measured."""
     firsts: dict[str, str] = {}
     for finding in run.findings:
-        firsts.setdefault(finding.kind, f"{finding.kind} in {finding.place} @ {finding.step}")
+        firsts.setdefault(finding.kind, f"{finding.kind} in {finding.place} since step {finding.step}")
     shown = list(firsts.values())[:_SHOWN_KINDS]
     if len(firsts) > len(shown):
         shown.append(counted(len(firsts) - len(shown), "other kind"))

@@ -70,7 +70,8 @@ def _run(run: Run) -> RenderableType:
         parts.append(Text(f"{made_with.command} ({environment_words(made_with)})", style="dim"))
     parts += [_finding(finding, ended) for finding, ended in zip(run.findings, run.ended, strict=True)]
     if len(run.steps):
-        parts += [_titled("Along time"), _along_time(run), _titled("Along depth, last finite figures, input first")]
+        parts += [_titled("Along time", "lowest … highest; ✗ is NaN or Inf"), _along_time(run)]
+        parts.append(_titled("Along depth", "last finite figures, input first; ● is part of a finding"))
         parts.append(_along_depth(run))
     return Group(*parts)
 
@@ -93,18 +94,20 @@ def _headline(run: Run) -> Text:
     return Text.assemble((judged.word.upper(), STYLES[judged.word]), "  ", judged.words)
 
 
-def _titled(title: str) -> Text:
-    return Text(f"\n{title}", style="bold")
+def _titled(title: str, key: str) -> Text:
+    return Text.assemble("\n", (title, "bold"), (f"  {key}", "dim"))
 
 
 def _finding(finding: Finding, ended: bool) -> RenderableType:
     kind = (finding.kind, STYLES[finding.severity])
     head = Text.assemble("\n", kind, f" ({finding.severity}) in {finding.place}, {since(finding, ended)}")
-    body = [Text(finding.measured), Text(f"Cause: {finding.cause}")]
+    body: list[RenderableType] = [Text(finding.measured), Text(f"Cause: {finding.cause}")]
     body += [Text(f"Done: {action}") for action in finding.actions]
     body += [Text("What to try:")] if finding.remedies else []
-    body += [Text(f"• {advice.text} ({advice.name})") for advice in finding.remedies]
-    return Group(head, Padding(Group(*body), (0, 0, 0, 2)))
+    remedies = Table.grid(padding=(0, 1, 0, 0))  # whose second lines begin below the first
+    for advice in finding.remedies:
+        remedies.add_row("•", Text(f"{advice.text} ({advice.name})"))
+    return Group(head, Padding(Group(*body, remedies), (0, 0, 0, 2)))
 
 
 def _along_time(run: Run) -> Table:

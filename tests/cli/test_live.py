@@ -41,6 +41,7 @@ def test_it_follows_a_run_and_leaves_no_trace(tmp_path):
         terminal.wait_for("exploding in a and 1 other layer since step 6")
         append(run, event(9, end={"steps": 10}))
         terminal.wait_for("■ ended after 10 steps")
+        terminal.wait_for("the run has ended; q or Ctrl-C ends this view")
         terminal.type("q")
         assert terminal.wait() == 0
     assert terminal.raw.count(SECOND_SCREEN) == terminal.raw.count(FIRST_SCREEN) == 1
@@ -122,6 +123,18 @@ def test_run_live_shows_the_run_and_then_all_that_the_script_has_printed(tmp_pat
     assert "Ctrl-C interrupts the script" in shown
     assert [line for line in after.splitlines() if line in ("begins True", "trained")] == ["begins True", "trained"]
     assert "gradwatch: 5 steps, no findings; event files in" in after
+
+
+def test_run_live_shows_a_finding_and_the_line_of_the_log_without_its_colour(tmp_path):
+    sick = SCRIPT.replace("torch.ones(8, 4)", "torch.full((8, 4), torch.nan)")
+    (tmp_path / "train.py").write_text(sick)
+    with Terminal("run", "--live", "train.py", "--live", cwd=tmp_path) as terminal:
+        terminal.wait_for("gradwatch: nonfinite in")
+        terminal.type("\n")
+        assert terminal.wait() == 3
+    shown, _, after = terminal.raw.rpartition(FIRST_SCREEN)
+    assert "\N{REPLACEMENT CHARACTER}" not in shown
+    assert after.count("\x1b[1;31mgradwatch:\x1b[0m nonfinite in") == 1  # as it would be without the view
 
 
 def test_run_live_ends_by_the_signal_that_ended_the_script(tmp_path):

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from gradwatch.event_files.reader import read_runs
 from gradwatch.event_files.run import TimeSeries
-from gradwatch.findings import Finding
+from gradwatch.findings import KINDS, Finding
 from gradwatch.views.live import LiveScreen, live_screen
+from gradwatch.views.phrases import verdict
 from gradwatch.views.sparkline import sparkline
 from gradwatch.views.time_columns import largest_in_columns
 from gradwatch.views.worst_layers import usual_norms, worst_layers
@@ -110,3 +111,17 @@ def test_a_sparkline_has_a_column_for_equal_spans_of_steps():
     assert sparkline(series, 5).plain == "▁████"  # the last row says what happened since the one before
     assert sparkline(TimeSeries(series.steps, series.values * NAN), 5).plain == "✗✗✗✗✗"
     assert sparkline(TimeSeries(series.steps[:0], series.values[:0]), 5).plain == ""
+
+
+def test_lines_that_are_too_long_end_after_a_whole_word(tmp_path):
+    run = run_with(tmp_path, [[1.0, 2.0]] * 3, findings=[replace(FINDING, kind=kind) for kind in KINDS])
+    lines = [line for line in lines_of(run, 80, 24) if line.endswith("…")]
+    assert len(lines) > 1
+    whole = set(f"{FINDING.measured} {verdict(run).words} ERROR".split())
+    assert all(word in whole for line in lines for word in line.removesuffix("…").split())
+
+
+def test_what_never_changes_is_called_constant(tmp_path):
+    text = "\n".join(lines_of(run_with(tmp_path, [[1.0], [2.0]], losses=[0.5, 0.5]), 80, 24))
+    assert "0.5 (constant)" in text
+    assert "2 (1 … 2)" in text
