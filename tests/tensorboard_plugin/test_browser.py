@@ -850,6 +850,15 @@ def test_an_empty_directory_says_what_to_do_and_shows_nothing_else(page, tmp_pat
         expect(frame.locator(".card")).to_have_count(0)
 
 
+def test_the_first_run_is_looked_for_every_few_seconds(page, tmp_path):
+    page.clock.install()
+    with served(page, tmp_path) as address:
+        frame = open_tab(page, address)
+        expect(frame.locator(".empty")).to_be_visible()
+        with page.expect_request(re.compile("plugin/gradwatch/runs")):
+            page.clock.fast_forward(6_000)
+
+
 def test_names_from_a_hostile_log_never_become_markup(page, tmp_path):
     names = (
         f"{MARKUP}.weight",

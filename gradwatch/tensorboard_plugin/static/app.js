@@ -87,9 +87,9 @@ export class App {
     await this._show(true);
   }
 
-  /** Whether a run is still being written. */
+  /** Whether something new may come soon: a run is still being written, or the first one is awaited. */
   get isLive() {
-    return [...this.listed.values()].some(isLive);
+    return !this.runs.length || [...this.listed.values()].some(isLive);
   }
 
   /**

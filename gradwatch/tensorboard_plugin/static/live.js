@@ -19,7 +19,7 @@ export function isLive(listed) {
 }
 
 /**
- * Calls `reload` again and again while the page is seen: often while a run is being written.
+ * Calls `reload` again and again while the page is seen: often while something new may come soon.
  *
  * @param {() => Promise<void>} reload
  * @param {() => boolean} isOften
