@@ -19,7 +19,7 @@ from gradwatch.views.page import page_of
 from gradwatch.views.terminal import in_terminal
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
-SIZES = {"report-terminal": (1240, None), "report-page": (1000, 1040), "notebook": (1000, None)}  # None: all of it
+SIZES = {"report-terminal": (1240, None), "report-page": (1366, 900), "notebook": (1000, None)}  # None: all of it
 
 
 def main(run: str = "runs/vanishing") -> None:

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from gradwatch.event_files.reader import read_runs
@@ -50,8 +51,10 @@ def opened(browser, tmp_path):
 
 
 def spiked():
-    reports = run_of([[1.0, 20.0 if step != SPIKE else 9e3] for step in range(100)], losses=[0.5] * 100)
-    return reports, [(finding, False) for finding in findings(reports)]
+    """100 steps of two layers, and a finding from step 30 on."""
+    (sick,) = findings([report([NAN, 1.0], 30, nonfinite=[2, 0])])
+    rows = [[1.0, 20.0 if step != SPIKE else 9e3] for step in range(100)]
+    return run_of(rows, losses=[0.5] * 100), [(sick, False)]
 
 
 def at(page, selector, share, down=0.25):
@@ -136,8 +139,7 @@ def test_the_keyboard_zooms_moves_and_shows_all_steps_again(opened):
 
 
 def test_the_number_of_a_finding_stays_in_sight_as_long_as_its_outline(opened):
-    (sick,) = findings([report([NAN, 1.0], 30, nonfinite=[2, 0])])
-    page = opened(run_of([[1.0, 2.0]] * 100), [(sick, False)])
+    page = opened(*spiked())
     number, left = page.locator("svg.map .mark"), at(page, "svg.map", 0)[0]
     drag(page, "svg.map", 0.4, 0.6)  # within the outline, which begins before
     assert number.is_visible()
@@ -151,3 +153,21 @@ def test_a_column_of_several_steps_says_which_and_that_its_largest_shows(opened)
     page = opened(run_of([[1.0, 1.0]] * 840))
     page.mouse.move(*at(page, "svg.map", 0.5001))
     assert page.locator("#tip").inner_text() == "w0\nsteps 420 to 421\nlargest gradient norm 1"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(opened, scheme):
+    page = opened(*spiked())
+    page.emulate_media(color_scheme=scheme)
+    drag(page, "svg.map", 0.4, 0.6)  # so that the button is there
+    violations = Axe().run(page).response["violations"]
+    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations] == []
+
+
+def test_of_many_runs_the_worst_comes_first(tmp_path):
+    reports, told = spiked()
+    write_rows(tmp_path / "b", reports, told)
+    for name in "ac":
+        write_rows(tmp_path / name, run_of([[1.0]] * 3))
+    page = page_of(read_runs(tmp_path))
+    assert page.index("<h2>b ") < page.index("<h2>a ") < page.index("<h2>c ")

@@ -21,10 +21,12 @@ from gradwatch.views.page.figures import figures_of
 from gradwatch.views.page.heatmap import Heatmap, Legend, heatmap_of, legend_of
 from gradwatch.views.phrases import Change, Verdict, changes, environment_words, facts, onset, since, verdict
 from gradwatch.views.profile import profile_of
+from gradwatch.views.run_table import worst_first
 from gradwatch.views.templates import render
 
 __all__ = ["page_of"]
 
+_FEW = 2  # runs that stay in the order in which they were named
 _MOST_LAYERS = 120  # rows of the profile
 _REMEDIES = "https://gradwatch.github.io/gradwatch/remedies.html"
 
@@ -56,10 +58,10 @@ def page_of(runs: Sequence[Run], compares: bool = False) -> str:
     """Return the page.
 
     Args:
-        runs: shown side by side on one scale of colours.
+        runs: shown side by side on one scale of colours; of more than two the worst first.
         compares: whether to say what went and what came from the first of two runs to the second.
     """
-    runs = [_to_hand_on(run) for run in runs]
+    runs = [_to_hand_on(run) for run in (worst_first(runs) if len(runs) > _FEW else runs)]
     scale = scale_of(runs)
     return render(
         "page.html.j2",
