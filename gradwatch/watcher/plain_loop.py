@@ -43,7 +43,7 @@ def _add_those_inside_plainly(
 ) -> None:
     """Add to ``parameters`` those of the optimizers inside ``optimizer``, where one of them is watched."""
     for inner in _optimizers_within_plainly(optimizer):
-        track = loop.steps.tracks.get(inner)
+        track = loop.steps.tracks.by_optimizer.get(inner)
         groups = getattr(inner, "param_groups", ()) if track is None or track.count == 0 else ()
         known = set(map(id, parameters))
         added = [each for group in groups for each in group["params"] if id(each) not in known]

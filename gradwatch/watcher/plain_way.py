@@ -27,7 +27,8 @@ __all__ = ["act_plainly", "begin_plainly", "clip_plainly"]
 def begin_plainly(steps: Steps, attempt: Attempt, *, again: bool = False) -> None:
     """Act on an update whose step could not be begun: count it if nobody has, then skip it, raise or clip."""
     losses = _losses_of_failed_step(steps, again=again)
-    track = steps.by_hand if attempt.optimizer is None else steps.tracks.get(attempt.optimizer)
+    tracks, optimizer = steps.tracks, attempt.optimizer
+    track = tracks.by_hand if optimizer is None else tracks.by_optimizer.get(optimizer)
     attempt = _exchange_plainly(steps, track, attempt, losses)
     act_plainly(steps, track, attempt, losses, again=again)
 

@@ -276,12 +276,13 @@ class Recovery:
         return RecoveryError(step, reason, tuple(self.actions), sick[0] if sick else None)
 
     def _tracks(self) -> list[OptimizerTrack]:
-        return [track for optimizer in self._optimizers() if (track := self._steps.known(optimizer)) is not None]
+        return [track for optimizer in self._optimizers() if (track := self._steps.tracks.get(optimizer)) is not None]
 
     def _optimizers(self) -> list[Optimizer]:
         """Return all optimizers that have stepped, and those inside them, in the order of first sight."""
         found: dict[Optimizer, None] = {}
-        for optimizer in sorted(self._steps.tracks, key=lambda each: self._steps.tracks[each].index):
+        tracks = self._steps.tracks.by_optimizer
+        for optimizer in sorted(tracks, key=lambda each: tracks[each].index):
             found |= dict.fromkeys([optimizer, *optimizers_within(optimizer)])
         return list(found)
 

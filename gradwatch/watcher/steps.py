@@ -34,6 +34,7 @@ from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.cadence import Cadence
 from gradwatch.watcher.diagnosis import Diagnosis
 from gradwatch.watcher.optimizer_track import OptimizerTrack
+from gradwatch.watcher.optimizer_tracks import OptimizerTracks
 from gradwatch.watcher.options import OnNonFinite
 from gradwatch.watcher.origin_finder import OriginFinder
 from gradwatch.watcher.ownership_survey import OwnershipSurvey
@@ -103,7 +104,6 @@ class Steps:
         layers, processor, policy, on_nonfinite, activations, survey, exchange, guard: as given.
         leaves_outliers_out, recorder: as given.
         tracks: what lives across the updates of each optimizer.
-        by_hand: the same of a loop without an optimizer; None before its first update.
         count: of steps so far.
         losses: observed for the coming step.
         found_losses: found by an integration for the coming step; they count where none was observed.
@@ -147,26 +147,14 @@ class Steps:
         self._backward, self._cadence, self._thresholds = backward, cadence, thresholds
         self._origins, self.activations, self._finder = origins, activations, finder
         self.survey, self.replicas, self.exchange = survey, replicas, exchange
-        self.tracks: weakref.WeakKeyDictionary[Optimizer, OptimizerTrack] = weakref.WeakKeyDictionary()
-        self.by_hand: OptimizerTrack | None = None  # of a loop without an optimizer
-        self._all_tracks: list[OptimizerTrack] = []  # those of optimizers that are gone among them, until they retire
-        self._tracks_made = 0
-        self._restored: deque[TrackState] = deque()
+        self.tracks = OptimizerTracks(self._make_track, processor.follow, self._retire)
         self._behind: deque[SentStep] = deque()  # a sampled update that waits for the other ranks, and all after it
         self._warned_about: set[str] = set()
 
     def expect(self, optimizers: Sequence[Optimizer]) -> None:
         """Number ``optimizers`` in the order given, whichever steps first."""
         for optimizer in optimizers:
-            self.track_of(optimizer)
-
-    def track_of(self, optimizer: Optimizer | None) -> OptimizerTrack:
-        """Return what lives across the updates of ``optimizer``, None for a loop without one; made at first sight."""
-        return self.known(optimizer) or self._new_track(optimizer)
-
-    def known(self, optimizer: Optimizer | None) -> OptimizerTrack | None:
-        """Return the same, None where it was not seen yet."""
-        return self.by_hand if optimizer is None else self.tracks.get(optimizer)
+            self.tracks.of(optimizer)
 
     def begin(self, attempt: Attempt, *, again: bool = False) -> None:
         """Measure an update that is about to be made; then skip it, raise or clip, as the user asked.
@@ -187,7 +175,7 @@ class Steps:
 
     @otherwise("beginning a step", begin_plainly)
     def _begin(self, attempt: Attempt, *, again: bool = False) -> None:
-        track = self.track_of(attempt.optimizer)
+        track = self.tracks.of(attempt.optimizer)
         if track.use(attempt.parameters, self.layers):
             self._name_newcomers(attempt)
         if track.are_distributed:
@@ -203,7 +191,7 @@ class Steps:
         track.count += 1
         track.latest_step = step
         self.finish(track)
-        if track is self._all_tracks[0] and self.replicas.is_due(update):
+        if self.tracks.is_first(track) and self.replicas.is_due(update):
             self._compare_replicas(update, step)
         track.current = self.guard.run("measuring", self._measure, track, attempt, step, update, losses)
         if self.exchange.is_needed(attempt):
@@ -238,7 +226,7 @@ class Steps:
         """Measure what the clipping has left, which the ranks exchange whether their own clipping has failed or not."""
         if self.exchange.sums is None:
             return
-        track = self.known(attempt.optimizer)
+        track = self.tracks.get(attempt.optimizer)
         policy, current = (self.policy, None) if track is None else (track.policy, track.current)
         self.exchange.measure_clipped(self.exchange.localise(attempt), policy, current)
 
@@ -260,14 +248,14 @@ class Steps:
             "figures of all ranks", self.exchange.deliver, track.current
         ):
             track.current = None
-        for each in self._all_tracks:
+        for each in self.tracks:
             if (shown := each.take_shown()) is not None:
                 self.guard.run("history", self.processor.add_update_ratios, shown)
         self._send_those_behind()
 
     def held_columns(self) -> frozenset[int]:
         """Return the columns that the optimizers hold which have stepped."""
-        return frozenset(column for track in self._all_tracks for column in track.watched)
+        return frozenset(column for track in self.tracks for column in track.watched)
 
     def finish(self, track: OptimizerTrack, is_made: bool = True) -> None:
         """Send the figures of an update to the host, and process those that have arrived."""
@@ -313,7 +301,7 @@ class Steps:
         Args:
             at_once: also healthy updates that wait for the other ranks to say how far they moved the weights.
         """
-        for track in self._all_tracks:
+        for track in self.tracks:
             self.finish(track)
         self._send_those_behind(at_once=at_once or not all(sent.measurement.is_finite for sent in self._behind))
         self.guard.run("processing", self.processor.drain)
@@ -323,47 +311,24 @@ class Steps:
         self.activations = self._finder = None
         self.survey.release()
         self.replicas.release()
-        for track in self._all_tracks:
+        for track in self.tracks:
             track.release()
 
     @property
     def finished(self) -> int:
         """Return how many steps are over: of those that another thread is making nothing is known yet."""
-        return self.count - sum(track.current is not None for track in self._all_tracks)
-
-    def state(self) -> tuple[TrackState, ...]:
-        """Return what is known of each optimizer, in order of first sight; those that others replaced are forgotten."""
-        return (*(track.state() for track in self._all_tracks), *self._restored)
+        return self.count - sum(track.current is not None for track in self.tracks)
 
     def restore(self, count: int, tracks: Sequence[TrackState]) -> None:
-        """Go on from a cut run; optimizers take their own in the order of first sight.
+        """Go on from a cut run.
 
         Raises:
             ValueError: where one of ``tracks`` cannot be read.
         """
-        for state in tracks:  # some may be taken much later, and are refused now
-            self._make_track().restore(state)
+        self.tracks.restore(tracks)
         self.count = count
-        self._restored = deque(tracks)
-        for track in self._all_tracks:
-            if self._restored:
-                track.restore(self._restored.popleft())
 
-    def _new_track(self, optimizer: Optimizer | None) -> OptimizerTrack:
-        self._retire_gone()
-        track = self._make_track()
-        if self._restored:
-            track.restore(self._restored.popleft())
-        if optimizer is None:
-            self.by_hand = track
-        else:
-            self.tracks[optimizer] = track
-        self._tracks_made += 1
-        self._all_tracks.append(track)
-        self.processor.follow(track)
-        return track
-
-    def _make_track(self) -> OptimizerTrack:
+    def _make_track(self, index: int) -> OptimizerTrack:
         diagnosis = Diagnosis(
             self.layers,
             self._thresholds,
@@ -371,15 +336,11 @@ class Steps:
             guard=self.guard,
             losses=self._origins.losses,
         )
-        return OptimizerTrack(self._tracks_made, diagnosis, None if self.policy is None else self.policy.renew())
+        return OptimizerTrack(index, diagnosis, None if self.policy is None else self.policy.renew())
 
-    def _retire_gone(self) -> None:
-        """Let go of the tracks of optimizers that are gone."""
-        living = {id(track) for track in (*self.tracks.values(), self.by_hand)}
-        for track in [track for track in self._all_tracks if id(track) not in living]:
-            self.finish(track)
-            self._all_tracks.remove(track)
-            self.processor.retire(track)
+    def _retire(self, track: OptimizerTrack) -> None:
+        self.finish(track)
+        self.processor.retire(track)
 
     def _order_of_loop(self, track: OptimizerTrack) -> LoopOrder:
         if self._finder is None:
@@ -487,8 +448,8 @@ class Steps:
             return
         update = track.current.plan.update
         if self.survey.is_due(update):
-            is_first = track is self._all_tracks[0]  # what belongs to nobody is looked up once, not for each optimizer
-            followed = list(self.tracks)
+            is_first = self.tracks.is_first(track)  # what belongs to nobody is looked up once, not for each optimizer
+            followed = list(self.tracks.by_optimizer)
             look = self.survey.look
             ownership = self.guard.run(
                 "owners", look, update, attempt.optimizer, attempt.parameters, followed, with_unowned=is_first
@@ -500,7 +461,7 @@ class Steps:
 
     def _last_updates(self) -> list[LastUpdate]:
         """Return the latest update of each optimizer that was made of a finite loss. Waits for the device."""
-        made = [(optimizer, track.last_made) for optimizer, track in self.tracks.items()]
+        made = [(optimizer, track.last_made) for optimizer, track in self.tracks.by_optimizer.items()]
         return [
             LastUpdate(optimizer, last.plan.step, last.gradient_norms(), last.plan.learning_rate)
             for optimizer, last in made
@@ -521,7 +482,7 @@ class Steps:
             return
         if current.plan.sampled:
             current.add_activations(self.activations.take(track.watched) or {})
-        in_use = (each for each in self._all_tracks if self.count - each.latest_step <= IN_USE)
+        in_use = (each for each in self.tracks if self.count - each.latest_step <= IN_USE)
         if any(self._cadence.is_sampled(each.count) for each in in_use):
             self.activations.begin()
         else:

@@ -227,7 +227,7 @@ class WatchedLoop:
 
     @observing("finishing an update")
     def _finish_update(self, optimizer: Optimizer, is_made: bool) -> None:
-        if (track := self.steps.known(optimizer)) is not None:
+        if (track := self.steps.tracks.get(optimizer)) is not None:
             if not is_made and self.recorder is not None:
                 self.recorder.note_left_out()
             self.steps.finish(track, is_made)
@@ -299,7 +299,7 @@ class WatchedLoop:
 
     def _steps_apart(self, optimizer: Optimizer) -> bool:
         """Return whether ``optimizer`` has made an update that counted as its own."""
-        track = self.steps.known(optimizer)
+        track = self.steps.tracks.get(optimizer)
         return track is not None and track.count > 0
 
     @observing("totals")
@@ -385,7 +385,7 @@ class WatchedLoop:
             step=self.steps.count,
             skipped_steps=self.processor.skipped_steps,
             measured_steps=self.processor.measured_steps,
-            tracks=self.steps.state(),
+            tracks=self.steps.tracks.state(),
             ended=self.processor.ended,
         )
         return state.as_plain()
@@ -525,12 +525,12 @@ class WatchedLoop:
         self._dispatcher.write_coverage(self.coverage())
 
     def _current_of(self, optimizer: Optimizer) -> OptimizerTrack | None:
-        track = self.steps.known(optimizer)
+        track = self.steps.tracks.get(optimizer)
         return track if track is not None and track.current is not None else None
 
     @observing("finishing an update")
     def _wait_for_next(self) -> None:
-        if (track := self.steps.known(None)) is not None:
+        if (track := self.steps.tracks.get(None)) is not None:
             self.steps.wait_for_next(track)
 
     @in_turn

@@ -80,7 +80,7 @@ def test_a_run_of_which_nothing_was_measured_is_no_healthy_one(monkeypatch, tmp_
 def test_a_step_that_was_measured_and_not_judged_is_not_known_either(monkeypatch):
     model, optimizer, watcher = parts()
     train(model, optimizer, 3)
-    track = watcher._loop.steps.track_of(optimizer)
+    track = watcher._loop.steps.tracks.of(optimizer)
     monkeypatch.setattr(track.diagnosis._detectors, "observe", fail)
     train(model, optimizer, 4)
     assert coverage_of(watcher) == Coverage(7, 3)

@@ -626,7 +626,7 @@ def test_a_new_optimizer_begins_with_baselines_of_its_own():
         history = watcher.history
         assert history["optimizer"].tolist() == [number for number in range(20) for _ in range(3)]
         steps = watcher._loop.steps
-        assert len(steps._all_tracks) <= 1  # those of optimizers that are gone are let go
+        assert len(steps.tracks) <= 1  # those of optimizers that are gone are let go
         optimizer = sgd(model, lr=0.0)
         steps_of(watcher, optimizer, model, [100.0])
         clipped = watcher.history["grad_norm_clipped_total"][-1]
