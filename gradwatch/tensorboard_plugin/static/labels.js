@@ -63,17 +63,16 @@ function isSick({node, isGroup, isCollapsed}, {sick}) {
  * @param {Shown} layers
  * @param {Choices} on
  */
-function button({box, top, bottom, isAlone, hasInner}, layers, on) {
-  const {node, level, isGroup, isCollapsed} = box;
+function button({box, top, bottom, name, level, hasInner}, layers, on) {
+  const {node, isGroup, isCollapsed} = box;
   const left = level * MODULE_WIDTH;
-  const name = isAlone ? node.path : node.name; // alone, its last part says nothing
   const made = element(
     'button',
     {
       role: 'treeitem',
       tabIndex: -1,
       className: classesOf(box, layers),
-      'aria-level': String(level + 1),
+      'aria-level': String(box.level + 1),
       'aria-selected': String(!isGroup && node.layers[0] === layers.selected),
       ...namesOf(box),
       style: {

@@ -14,7 +14,8 @@
  * @property {number} bottom
  * @property {boolean} isLow whether the box itself is too low for a name.
  * @property {boolean} isSick
- * @property {boolean} isAlone whether the module around it is too low for a name, too.
+ * @property {string} name what the modules around it that have names do not say.
+ * @property {number} level how many of the modules around it have names.
  * @property {boolean} hasInner whether something in it has a name.
  */
 
@@ -38,7 +39,7 @@ export function placesOfNames(boxes, rowView, height, isSick) {
   for (const place of low.filter((each) => each.isSick)) {
     if (shown.every((other) => !other.isLow || isApart(place, other))) shown.push(place);
   }
-  for (const place of low.filter((each) => !each.isSick && !each.isAlone)) {
+  for (const place of low.filter((each) => !each.isSick && each.level === each.box.level)) {
     if (shown.every((other) => isApart(place, other))) shown.push(place);
   }
   shown.sort((one, other) => one.box.top - other.box.top || one.box.level - other.box.level);
@@ -54,19 +55,31 @@ export function placesOfNames(boxes, rowView, height, isSick) {
  */
 function boxesInView(boxes, rowView, height, isSick) {
   const perRow = height / (rowView.to - rowView.from);
-  /** @type {boolean[]} whether the module around the box at hand is too low, by level. */
-  const lowAround = [];
+  const isLow = (/** @type {Box} */ box) => (box.bottom - box.top) * perRow < LEAST_HEIGHT;
+  /** @type {Box[]} the modules around the box at hand, from the outermost. */
+  let outer = [];
   const places = boxes.map((box) => {
-    const isLow = (box.bottom - box.top) * perRow < LEAST_HEIGHT;
-    lowAround[box.level] = isLow;
+    outer = outer.slice(0, box.level);
+    const named = outer.filter((each) => !isLow(each));
+    outer.push(box);
     const top = Math.max(0, (box.top - rowView.from) * perRow);
     const bottom = Math.min(height, (box.bottom - rowView.from) * perRow);
-    const isAlone = box.level > 0 && lowAround[box.level - 1];
-    return {box, ...(isLow ? around(top, bottom, height) : {top, bottom}), isLow, isAlone};
+    const place = isLow(box) ? around(top, bottom, height) : {top, bottom};
+    return {box, ...place, isLow: isLow(box), name: nameOf(box, named), level: named.length};
   });
   return places
     .filter(({box}) => box.bottom > rowView.from && box.top < rowView.to)
     .map((place) => ({...place, isSick: isSick(place.box), hasInner: false}));
+}
+
+/**
+ * @param {Box} box
+ * @param {Box[]} named the modules around it that have names, from the outermost.
+ */
+function nameOf({node, level}, named) {
+  if (named.length === level) return node.name;
+  const said = named.at(-1)?.node.path;
+  return said === undefined ? node.path : node.path.slice(said.length + 1);
 }
 
 /**
