@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -114,6 +115,12 @@ class Recovery:
         if self._policy.is_due(symptoms.steps):
             self._guard.run("taking a snapshot", self._take, symptoms.steps)
         self._guard.run("noting buffers", self._note_before)
+
+    def release(self) -> None:
+        """Let go of the model, of snapshots in memory, and of the objects in ``Rewind.state``; what was done stays."""
+        self._is_resting = True
+        self._models, self._buffers = {}, []
+        self._plan, self._shelf = replace(self._plan, state=(), skip=0), SnapshotShelf(None)
 
     def _symptoms(self, optimizer: Optimizer, opened: Sequence[Finding]) -> Symptoms:
         steps = self._steps.count

@@ -447,9 +447,10 @@ class WatchedLoop:
     def release(self) -> None:
         """Hold the model no longer, where nobody calls this any more: findings, history and state outlive it."""
         self._undo.clear()
-        self.activations, self.recovery, self.is_released = None, None, True
-        if self.recorder is not None:
-            self.recorder.release()
+        self.activations, self.is_released = None, True
+        for part in (self.recorder, self.recovery):
+            if part is not None:
+                part.release()
         self.origins.release()
         self.steps.release()
         self.layers.release()

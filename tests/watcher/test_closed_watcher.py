@@ -11,6 +11,7 @@ from torch import nn
 import gradwatch
 
 STEPS, SICK = 14, 12
+LOADER = gradwatch.RewindableLoader(torch.utils.data.DataLoader([torch.zeros(1)]))
 
 
 def net(last=None):
@@ -41,9 +42,9 @@ def gone_of(model):
         {"histograms": True, "layer_scalars": True},
         {"find_loss": False},
         {"include": "*.weight"},
-        {"black_box": True, "recover": gradwatch.Rewind(every=3, confirm=3)},
+        {"black_box": True, "recover": gradwatch.Rewind(every=3, confirm=3, skip=1, state=[LOADER])},
     ],
-    ids=str,
+    ids=", ".join,
 )
 @pytest.mark.parametrize("optimizer_of", [torch.optim.SGD, torch.optim.AdamW])
 def test_the_model_goes_while_findings_history_and_state_are_read(options, optimizer_of, tmp_path):
