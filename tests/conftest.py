@@ -24,7 +24,7 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
-COVERED_ALIKE = 100  # of the tests that differ by parameters alone
+COVERED_ALIKE = 300  # of the tests that differ by parameters alone
 
 
 def pytest_collection_modifyitems(items):
