@@ -17,7 +17,7 @@ test: .venv/installed  ## all tests, with coverage (those of the tab need node a
 	node --test tests/js/*.test.mjs
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --durations=20
 
-quick: .venv/installed  ## the tests that are not marked slow, process or browser; below a minute on two cores
+quick: .venv/installed  ## the tests that are not marked slow, process or browser; some minutes on two cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not process and not browser"
 
 test-oldest: .venv-oldest/installed  ## the Python tests on the lowest versions of everything, for docs/compatibility.md
