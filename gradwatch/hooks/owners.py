@@ -17,9 +17,9 @@ def held_by_living_optimizers() -> set[int]:
 
 
 def _living_optimizers() -> Iterator[Optimizer]:
-    for thing in gc.get_objects():
-        if issubclass(type(thing), Optimizer):  # isinstance would ask proxies and lazy modules what they are
-            yield thing
+    things = gc.get_objects()
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, Optimizer)}  # few, where things are many
+    yield from (thing for thing in things if type(thing) in kinds)  # isinstance would ask proxies and lazy modules
 
 
 def _held_by(optimizer: Optimizer) -> Iterator[Tensor]:

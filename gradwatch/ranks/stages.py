@@ -21,8 +21,7 @@ def stages_of_pipeline(models: Iterable[nn.Module]) -> int:
     if pipelining is None:
         return 0
     inside = {id(part) for model in models for part in model.modules()}
-    for thing in gc.get_objects():
-        # isinstance would ask proxies of what is gone
-        if issubclass(type(thing), pipelining.PipelineStage) and id(thing.submod) in inside:
-            return int(thing.group_size)
-    return 0
+    things = gc.get_objects()
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, pipelining.PipelineStage)}  # few, things many
+    stages = [thing for thing in things if type(thing) in kinds]  # isinstance would ask proxies of what is gone
+    return next((int(stage.group_size) for stage in stages if id(stage.submod) in inside), 0)

@@ -84,7 +84,9 @@ class RankExchange:
         self._wrappers = wrappers
         clip = "" if policy is None else policy.description
         guard.run("ranks", note_flat_shards, (models or {}).values())
-        stages = 0 if any_is_part(layers.tensors) else guard.run("ranks", stages_of_pipeline, (models or {}).values())
+        stages: int | None = 0
+        if has_process_group() and not any_is_part(layers.tensors):
+            stages = guard.run("ranks", stages_of_pipeline, (models or {}).values())
         self._stages = stages or 0  # of the pipeline that the model is a part of; 0 without one
         names = [f"{stages} stages"] if stages else [*layers.names, *map(layout_of, layers.tensors)]
         self._about = [on_nonfinite, clip, *names]

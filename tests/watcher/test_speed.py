@@ -206,3 +206,13 @@ def test_importing_gradwatch_after_torch_is_quick_and_loads_nothing_more():
         if float(milliseconds) < 50:
             break
     assert float(milliseconds) < 50
+
+
+def test_watching_begins_without_a_search_through_all_that_lives(monkeypatch):
+    import torch.distributed.pipelining.stage  # whose stages would be searched for among several ranks
+
+    searched = []
+    monkeypatch.setattr("gc.get_objects", lambda *_: searched.append(1) or [])
+    model = torch.nn.Linear(2, 1)
+    with gradwatch.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), find_loss=False):
+        assert searched == []
