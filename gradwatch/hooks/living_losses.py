@@ -7,7 +7,6 @@ squares, distances or logarithms. A number that a model has returned (a value, a
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from gradwatch import _torch
 from gradwatch.hooks.graph import LEAF, inputs_first, operation_of
+from gradwatch.living_objects import living
 
 __all__ = ["columns_of_living_losses"]
 
@@ -55,9 +55,9 @@ def _newest(since: int) -> Sequence[Any]:
 
 
 def _living_numbers() -> Iterator[Tensor]:
-    for thing in gc.get_objects():
-        if type(thing) is Tensor and thing.ndim == 0 and thing.is_floating_point():  # no proxies, no subclasses
-            yield thing
+    for tensor in living(Tensor):
+        if type(tensor) is Tensor and tensor.ndim == 0 and tensor.is_floating_point():  # no subclasses
+            yield tensor
 
 
 def _reached(nodes: Sequence[Any], column_of: Callable[[Tensor], int | None], wanted: set[int]) -> set[int]:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from gradwatch.living_objects import living
 
 __all__ = ["held_by_living_optimizers"]
 
 
 def held_by_living_optimizers() -> set[int]:
     """Return the ids of all tensors that an optimizer of this process holds. It takes some 50 ms: ask rarely."""
-    return {id(tensor) for optimizer in _living_optimizers() for tensor in _held_by(optimizer)}
-
-
-def _living_optimizers() -> Iterator[Optimizer]:
-    things = gc.get_objects()
-    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, Optimizer)}  # few, where things are many
-    yield from (thing for thing in things if type(thing) in kinds)  # isinstance would ask proxies and lazy modules
+    return {id(tensor) for optimizer in living(Optimizer) for tensor in _held_by(optimizer)}
 
 
 def _held_by(optimizer: Optimizer) -> Iterator[Tensor]:

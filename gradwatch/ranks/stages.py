@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterable
 
 from torch import nn
+
+from gradwatch.living_objects import living
 
 __all__ = ["stages_of_pipeline"]
 
@@ -21,7 +22,5 @@ def stages_of_pipeline(models: Iterable[nn.Module]) -> int:
     if pipelining is None:
         return 0
     inside = {id(part) for model in models for part in model.modules()}
-    things = gc.get_objects()
-    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, pipelining.PipelineStage)}  # few, things many
-    stages = [thing for thing in things if type(thing) in kinds]  # isinstance would ask proxies of what is gone
+    stages = living(pipelining.PipelineStage)
     return next((int(stage.group_size) for stage in stages if id(stage.submod) in inside), 0)

@@ -5,7 +5,6 @@ The models are the outermost modules that hold the parameters, among all modules
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradwatch import _torch
+from gradwatch.living_objects import living
 from gradwatch.measure.layers import submodules
 
 __all__ = ["caller_outside", "model_name", "roots_of", "tensor_names"]
@@ -42,7 +42,7 @@ def roots_of(parameters: Sequence[Tensor]) -> tuple[list[nn.Module], list[Tensor
 
 def _held_by_roots(wanted: AbstractSet[int]) -> list[tuple[nn.Module, set[int]]]:
     """Return the outermost modules, each with the ids of those ``wanted`` parameters that it holds."""
-    modules = _living_modules()
+    modules = living(nn.Module)
     parents: dict[int, list[nn.Module]] = {}
     for module in modules:
         for child in _torch.modules_set_so_far(module).values():
@@ -72,12 +72,6 @@ def tensor_names(tensors: Sequence[Tensor], frame: FrameType) -> dict[str, Tenso
         name = next(_names_of(tensor, frame), f"parameter_{number}")
         named[name if name not in named else f"{name}_{number}"] = tensor
     return named
-
-
-def _living_modules() -> list[nn.Module]:
-    things = gc.get_objects()
-    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, nn.Module)}  # isinstance would ask each thing
-    return [thing for thing in things if type(thing) in kinds]
 
 
 def _outermost(module: nn.Module, parents: dict[int, list[nn.Module]]) -> list[nn.Module]:

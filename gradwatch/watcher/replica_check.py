@@ -13,7 +13,6 @@ that mean their replicas to differ for a while: updates after ``no_sync()``, and
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradwatch import _torch
 from gradwatch.findings import Advice, Finding
 from gradwatch.hooks.logger import logger
+from gradwatch.living_objects import living
 from gradwatch.measure.host_copy import HostCopy
 from gradwatch.measure.layers import Layers
 from gradwatch.ranks.group import Group, current_group
@@ -153,9 +153,7 @@ class ReplicaCheck:
 
     def _find_wrappers(self) -> list[DistributedDataParallel]:
         """Search the living objects, once in a run, before its first update: it takes some milliseconds."""
-        kinds = {kind for kind in set(map(type, gc.get_objects())) if issubclass(kind, DistributedDataParallel)}
-        living = [thing for thing in gc.get_objects() if type(thing) in kinds]
-        return [wrapper for wrapper in living if self._is_around(wrapper)]
+        return [wrapper for wrapper in living(DistributedDataParallel) if self._is_around(wrapper)]
 
     def _is_around(self, wrapper: DistributedDataParallel) -> bool:
         inside = {id(module) for module in wrapper.modules()}
