@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from gradwatch.jupyter import is_kernel
 from gradwatch.ranks.process import is_first_rank
 
 __all__ = ["logger"]
@@ -46,7 +47,7 @@ class _Console(logging.Handler):
     """Shows the lines of a program that has not set up logging, as Python's handler of last resort does."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # a notebook shows stderr as a fault, in red
+        stream = sys.stdout if is_kernel() else sys.stderr  # a notebook shows stderr as a fault, in red
         text = self.format(record)
         if record.levelno in _COLOURS and _takes_colours(stream) and text.startswith(_PREFIX):
             text = f"{_COLOURS[record.levelno]}{_PREFIX}\x1b[0m{text.removeprefix(_PREFIX)}"

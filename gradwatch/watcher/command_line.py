@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gradwatch.jupyter import is_kernel
+
 __all__ = ["shown_command", "shown_words"]
 
 HIDDEN = "HIDDEN"
@@ -21,7 +23,7 @@ _SECRET = re.compile(r"(key|token|passw(or)?d|secret|credentials?)$", re.IGNOREC
 
 def shown_command() -> str:
     """Return the command of this process, of at most a few lines."""
-    if "ipykernel" in sys.modules:
+    if is_kernel():
         return "a notebook"
     words = shown_words(sys.orig_argv, Path.cwd(), _own_names())
     return textwrap.shorten(shlex.join(words), _LONGEST, placeholder=" …")

@@ -105,10 +105,17 @@ def test_a_file_gets_no_colours_and_no_asides(monkeypatch):
 @pytest.mark.usefixtures("unconfigured")
 def test_in_a_notebook_lines_go_to_stdout_where_nobody_has_set_up_logging(monkeypatch):
     out = io.StringIO()
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    kernel = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
     monkeypatch.setattr(sys, "stdout", out)
     assert said(monkeypatch, io.StringIO()) == ""
     assert out.getvalue() == PLAIN
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_where_ipykernel_is_only_imported_they_go_to_stderr(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))  # as Jupyter's clients do
+    assert said(monkeypatch, io.StringIO()) == PLAIN
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
