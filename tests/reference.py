@@ -177,3 +177,66 @@ class Auto:
     def _average(self, norms: Sequence[float]) -> float:
         weights = [self.smoothing**age for age in reversed(range(len(norms)))]
         return sum(weight * norm for weight, norm in zip(weights, norms, strict=True)) / sum(weights)
+
+
+def clip_units(
+    rows: Sequence[Sequence[float]], weights: Sequence[Sequence[float]], clipping: float
+) -> list[list[float]]:
+    """``clip.adaptive`` on a matrix of gradients and its weights, row by row."""
+    clipped = []
+    for entries, own in zip(rows, weights, strict=True):
+        most = clipping * max(l2_norm(own), 1e-3)
+        factor = min(1.0, most / max(l2_norm(entries), 1e-6))
+        clipped.append([entry * factor for entry in entries])
+    return clipped
+
+
+def shorten_update(before: Sequence[float], after: Sequence[float], max_ratio: float) -> list[float]:
+    """``clip.by_update`` on the entries of one tensor."""
+    change = [new - old for old, new in zip(before, after, strict=True)]
+    most = max_ratio * max(l2_norm(before), 0.01 * math.sqrt(len(before)))
+    if not math.isfinite(l2_norm(change)) or l2_norm(change) <= most:
+        return list(after)
+    return [old + entry * most / l2_norm(change) for old, entry in zip(before, change, strict=True)]
+
+
+class Percentile:
+    """``clip.percentile`` as its docstring has it."""
+
+    def __init__(self, percent: float, window: int) -> None:
+        self.percent, self.window = percent, window
+        self.history: list[float] = []
+
+    def clip(self, total: float) -> float:
+        """The norm that ``total`` is brought down to."""
+        self.history.append(total)
+        known = sorted(norm for norm in self.history[-self.window :] if math.isfinite(norm))
+        if not math.isfinite(total):
+            return total
+        place = (len(known) - 1) * self.percent / 100
+        low, high = known[math.floor(place)], known[math.ceil(place)]
+        ceiling = low + (high - low) * (place - math.floor(place))
+        return total * min(1.0, ceiling / (total + EPSILON))
+
+
+class SkipSpikes:
+    """``clip.skip_spikes`` as its docstring has it."""
+
+    def __init__(self, deviations: float, window: int) -> None:
+        self.deviations, self.window = deviations, window
+        self.steps: list[tuple[float, ...]] = []
+
+    def is_spike(self, *figures: float) -> bool:
+        """Whether the update of these figures is left out."""
+        latest = self.steps[-self.window :]
+        spikes = [self._is_high(figure, [step[place] for step in latest]) for place, figure in enumerate(figures)]
+        self.steps.append(figures)
+        return any(spikes)
+
+    def _is_high(self, figure: float, earlier: Sequence[float]) -> bool:
+        known = [each for each in earlier if math.isfinite(each)]
+        if len(known) < self.window // 2 or not math.isfinite(figure):
+            return False
+        mean = sum(known) / len(known)
+        deviation = math.sqrt(sum((each - mean) ** 2 for each in known) / (len(known) - 1))
+        return figure > mean + self.deviations * max(deviation, 0.01 * abs(mean))

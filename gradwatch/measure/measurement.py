@@ -314,9 +314,14 @@ class Measurement:
         """Add {figure: (n columns, their (n,) values)} of the step's forward pass."""
         self._figures |= activation_figures(figures, self._columns.watched_columns, self.device)
 
-    def clip_(self, clip_: Callable[[Sequence[Tensor], statistics.Magnitudes], Tensor]) -> None:
+    def clip_(self, clip_: Callable[[Sequence[Tensor], statistics.Magnitudes, Sequence[Tensor]], Tensor]) -> None:
         """Clip the gradients in place by ``clip_``, as ``gradwatch.clip.Policy`` defines it."""
-        self._clipped_total = clip_(self._gradients, self._now)
+        magnitudes = statistics.without_overflow(self._gradients, self._now)
+        self._clipped_total = clip_(self._gradients, magnitudes, self._columns.parameters)
+
+    def true_total(self) -> Tensor:
+        """Return the () total norm before clipping, also where the squares of finite entries have overflowed."""
+        return statistics.without_overflow(self._gradients, self.magnitudes).total
 
     def forget_clipped_total(self) -> None:
         """Report the total norm after clipping as NaN: something else clips."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "norms",
     "scale_",
     "undo_change",
+    "without_overflow",
 ]
 
 _SAME_FACTOR = 1e-2  # bfloat16 rounds a factor by 0.4 %
@@ -92,6 +93,23 @@ def measure(tensors: Sequence[Tensor], scale: Tensor | None = None) -> Magnitude
         return Magnitudes(l2, nonfinite, total, groups=known)
     scale = scale.to(l2.device, non_blocking=True)
     return Magnitudes(l2 / scale, nonfinite, total / scale, scale, known)
+
+
+@torch.no_grad()
+def without_overflow(tensors: Sequence[Tensor], magnitudes: Magnitudes) -> Magnitudes:
+    """Return the ``magnitudes`` of P ``tensors`` with true norms where the squares of finite entries have overflowed.
+
+    Off the CPU, where a look would wait for the device, and of tensors that are parts, they are returned as they are.
+    """
+    total, l2 = magnitudes.total, magnitudes.l2
+    if magnitudes.of_whole or not total.is_cpu or math.isfinite(total) or bool(magnitudes.nonfinite.any()):
+        return magnitudes
+    exact = l2.double()
+    for place in torch.isinf(l2).nonzero().flatten().tolist():
+        entries = _plain(tensors[place]).double() / (1.0 if magnitudes.scale is None else magnitudes.scale)
+        largest = entries.abs().amax()
+        exact[place] = largest * torch.linalg.vector_norm(entries / largest)
+    return replace(magnitudes, l2=exact, total=_total(exact))
 
 
 @torch.no_grad()

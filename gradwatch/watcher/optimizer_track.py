@@ -39,6 +39,7 @@ class OptimizerTrack:
         are_distributed: whether any of its parameters is a ``DTensor``.
         is_settled: the depths of its layers were read off its first backward pass.
         current: the update under way.
+        kept: its parameters and copies of their weights, where the policy may shorten it.
         origin: what that update has left behind, should its NaN or Inf be asked about.
         earlier: the last one, where nobody says when its update is made.
         last_made: the last one whose update was made; None before.
@@ -58,6 +59,7 @@ class OptimizerTrack:
         self.are_distributed = False
         self.is_settled = False
         self.current: Measurement | None = None
+        self.kept: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
         self.origin: StepOrigin | None = None
         self.earlier: Measurement | None = None
         self.last_made: Measurement | None = None
@@ -121,12 +123,12 @@ class OptimizerTrack:
         """Hold the parameters no longer, nor the updates that were measured of them."""
         self.parameters, self._columns = [], {}
         self.current = self.earlier = self.last_made = self.awaiting = self.shown = None
-        self.origin = self.update_rows = None
+        self.origin = self.update_rows = self.kept = None
 
     def state(self) -> TrackState:
         """Return everything that a resumed run goes on from."""
-        averages = None if self.policy is None else self.policy.averages
-        return TrackState(self.count, self.diagnosis.state(), {} if averages is None else averages.state())
+        memory = None if self.policy is None else self.policy.memory
+        return TrackState(self.count, self.diagnosis.state(), {} if memory is None else memory.state())
 
     def learned(self) -> dict[str, Any]:
         """Return what detectors, background and clipping have learned, which a run that goes back goes on from."""
@@ -142,8 +144,8 @@ class OptimizerTrack:
         self.count = state.updates
         if state.diagnosis:
             self.diagnosis.restore(state.diagnosis)
-        if self.policy is not None and self.policy.averages is not None and state.clip:
-            self.policy.averages.restore(state.clip)
+        if self.policy is not None and self.policy.memory is not None and state.clip:
+            self.policy.memory.restore(state.clip)
 
 
 def _copied(value: Tensor | int) -> Tensor | int:

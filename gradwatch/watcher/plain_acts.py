@@ -15,7 +15,15 @@ from gradwatch.clip import Policy, clip_plainly_
 from gradwatch.watcher.attempt import Attempt
 from gradwatch.watcher.options import OnNonFinite
 
-__all__ = ["clip_attempt_plainly_", "first_nonfinite", "mean_of", "must_not_update", "squares_and_nonfinite"]
+__all__ = [
+    "clip_attempt_plainly_",
+    "first_nonfinite",
+    "is_spike",
+    "leave_out",
+    "mean_of",
+    "must_not_update",
+    "squares_and_nonfinite",
+]
 
 
 def first_nonfinite(attempt: Attempt) -> Tensor | None:
@@ -36,6 +44,20 @@ def must_not_update(attempt: Attempt, losses: Sequence[Tensor | float], on_nonfi
     return not all(math.isfinite(float(loss)) for loss in losses) or first_nonfinite(attempt) is not None
 
 
+def leave_out(attempt: Attempt) -> None:
+    """Take the gradients of ``attempt`` away, so that it moves nothing: AdamW moves weights on gradients of 0, too."""
+    for parameter in attempt.parameters:
+        parameter.grad = None
+
+
+def is_spike(attempt: Attempt, policy: Policy | None, losses: Sequence[Tensor | float]) -> bool:
+    """Return whether ``policy`` wants the update left out. Waits for the device."""
+    if policy is None or policy.is_spike is None:
+        return False
+    total = squares_and_nonfinite(attempt)[0].sum().sqrt()
+    return bool(policy.is_spike(total, mean_of(losses)))
+
+
 def clip_attempt_plainly_(attempt: Attempt, policy: Policy | None, norms: Tensor | None = None) -> None:
     """Clip the gradients of ``attempt`` in place, if a ``policy`` was asked for.
 
@@ -46,11 +68,12 @@ def clip_attempt_plainly_(attempt: Attempt, policy: Policy | None, norms: Tensor
     """
     if policy is None:
         return
-    if norms is None:
-        gradients = [gradient for gradient in attempt.gradients if gradient is not None]
-    else:
-        gradients = [torch.zeros(0) if gradient is None else gradient for gradient in attempt.gradients]
-    clip_plainly_(policy, gradients, attempt.scale, norms)
+    pairs = [
+        (torch.zeros(0) if gradient is None else gradient, parameter)
+        for gradient, parameter in zip(attempt.gradients, attempt.parameters, strict=True)
+        if gradient is not None or norms is not None
+    ]
+    clip_plainly_(policy, [pair[0] for pair in pairs], attempt.scale, norms, [pair[1] for pair in pairs])
 
 
 def squares_and_nonfinite(attempt: Attempt) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from gradwatch.clip import Policy
 from gradwatch.findings import NonFiniteError
 from gradwatch.measure.measurement import Measurement
 from gradwatch.ranks.shards import any_is_part
@@ -65,8 +66,11 @@ def act_plainly(
             _note(steps, current.mark_skipped)
         if steps.on_nonfinite == "raise":
             raise _plain_error(steps, attempt)
-        for parameter in attempt.parameters:
-            parameter.grad = None
+        plain_acts.leave_out(attempt)
+    elif not again and plain_acts.is_spike(attempt, _policy_of(steps, track), _losses_that_count(steps, losses)):
+        if current is not None:
+            _note(steps, current.mark_skipped)
+        plain_acts.leave_out(attempt)
     else:
         clip_plainly(steps, track, attempt, current)
 
@@ -89,8 +93,8 @@ def _losses_that_count(steps: Steps, losses: Sequence[Tensor | float]) -> Sequen
 
 def clip_plainly(steps: Steps, track: OptimizerTrack | None, attempt: Attempt, current: Measurement | None) -> None:
     """Clip as torch does; a policy of the user's own may fail at that, too, and then nothing is clipped."""
-    policy = steps.policy if track is None else track.policy
-    if policy is None or not steps.exchange.may_clip:
+    policy = _policy_of(steps, track)
+    if policy is None:
         return
     if current is not None:
         _note(steps, current.forget_clipped_total)
@@ -104,6 +108,12 @@ def clip_plainly(steps: Steps, track: OptimizerTrack | None, attempt: Attempt, c
             f"clip={policy.description} failed ({type(error).__name__}: {error}): the gradients of step "
             f"{steps.count - 1} are not clipped, and those of later steps neither where it fails again.",
         )
+
+
+def _policy_of(steps: Steps, track: OptimizerTrack | None) -> Policy | None:
+    """Return how to clip; None where nobody asked for that, or where it would make replicas differ."""
+    policy = steps.policy if track is None else track.policy
+    return policy if steps.exchange.may_clip else None
 
 
 def _note(steps: Steps, note: Callable[[], None]) -> None:

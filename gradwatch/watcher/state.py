@@ -27,7 +27,7 @@ class TrackState:
         updates: how many it has attempted.
         diagnosis: what the detectors and the background remember, and open findings, as they give it; empty where that
             begins anew.
-        clip: the averages of its clipping policy, empty where it has none.
+        clip: what its clipping policy remembers, empty where that is nothing.
     """
 
     updates: int

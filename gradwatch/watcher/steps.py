@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradwatch import _torch
-from gradwatch.clip import Policy
+from gradwatch.clip import IsSpike, Policy
 from gradwatch.detect.wording import names_of
 from gradwatch.explain.update_origin import LastUpdate
 from gradwatch.findings import NonFiniteError, Thresholds
@@ -38,7 +38,9 @@ from gradwatch.watcher.optimizer_tracks import OptimizerTracks
 from gradwatch.watcher.options import OnNonFinite
 from gradwatch.watcher.origin_finder import OriginFinder
 from gradwatch.watcher.ownership_survey import OwnershipSurvey
+from gradwatch.watcher.plain_acts import leave_out
 from gradwatch.watcher.plain_way import act_plainly, begin_plainly, clip_plainly
+from gradwatch.watcher.policy_limits import refuse_own_weights, refuse_policy_that_cannot_act
 from gradwatch.watcher.rank_exchange import RankExchange
 from gradwatch.watcher.replica_check import ReplicaCheck
 from gradwatch.watcher.report_processor import ReportProcessor, SentStep
@@ -178,6 +180,8 @@ class Steps:
         track = self.tracks.of(attempt.optimizer)
         if track.use(attempt.parameters, self.layers):
             self._name_newcomers(attempt)
+        if track.policy is not None:
+            refuse_policy_that_cannot_act(track.policy, attempt, again=again)
         if track.are_distributed:
             attempt = self.exchange.localise(attempt)
         if again:
@@ -515,8 +519,52 @@ class Steps:
             act_plainly(self, track, attempt, losses)
         elif is_refused:
             self._refuse(track, attempt, current)
-        elif self._policy_of(track) is not None:
-            self._clip_(track, attempt, current)
+        elif (policy := self._policy_of(track)) is not None:
+            self._follow_policy(policy, track, attempt, current)
+
+    def _follow_policy(self, policy: Policy, track: OptimizerTrack, attempt: Attempt, current: Measurement) -> None:
+        """Clip, leave the update out, or keep the weights so that it can be shortened."""
+        if policy.is_spike is not None:
+            is_spike = self.guard.run("spikes", self._is_spike, policy.is_spike, current)
+            if is_spike is None:
+                act_plainly(self, track, attempt, self.undecided or ())
+                return
+            if is_spike:
+                current.mark_skipped()
+                leave_out(attempt)
+                return
+        self._clip_(track, attempt, current)
+        if policy.limit_update_ is not None:
+            parameters = [
+                p for p, gradient in zip(attempt.parameters, attempt.gradients, strict=True) if gradient is not None
+            ]
+            track.kept = parameters, [parameter.detach().clone() for parameter in parameters]
+
+    def _is_spike(self, is_spike: IsSpike, current: Measurement) -> bool:
+        """Return whether the loss or the total norm is a spike; replicas go by a loss only if they share it."""
+        is_shared = current.has_mean_loss or not self.exchange.has_replicas()
+        return bool(is_spike(current.true_total(), current.loss_on_device if is_shared else None))
+
+    def limit_update(self, optimizer: Optimizer) -> None:
+        """Shorten the update that ``optimizer`` has made, where the policy asks for that.
+
+        Raises:
+            UnwatchableError: where it keeps weights of its own, which it would go back to.
+        """
+        track = self.tracks.get(optimizer)
+        if track is None or track.kept is None or track.policy is None or track.policy.limit_update_ is None:
+            return
+        (parameters, before), track.kept = track.kept, None
+        if track.count == 1:
+            refuse_own_weights(optimizer, parameters, track.policy)
+        try:
+            track.policy.limit_update_(parameters, before)
+        except Exception as error:
+            self.warn_once(
+                "unlimited",
+                f"clip={track.policy.description} failed ({type(error).__name__}: {error}): the update of step "
+                f"{self.count - 1} is not shortened, and those of later steps neither where it fails again.",
+            )
 
     def _is_refused(self, track: OptimizerTrack, attempt: Attempt, current: Measurement) -> bool:
         """Return whether no update is to be made; waits for the device where the user asked for that."""
@@ -553,8 +601,7 @@ class Steps:
             error = self.processor.error_of(current.plan.step)
             self.undecided = None
             raise error
-        for parameter in attempt.parameters:
-            parameter.grad = None
+        leave_out(attempt)
 
     @otherwise("clipping", clip_plainly)
     def _clip_(self, track: OptimizerTrack | None, attempt: Attempt, current: Measurement | None) -> None:
@@ -578,7 +625,8 @@ class Steps:
             columns = track.columns(attempt.gradients, self.layers)
             self._refuse_nonfinite(columns, magnitudes)
         if policy is not None:
-            policy.clip_(gradients, magnitudes)
+            magnitudes = statistics.without_overflow(gradients, magnitudes)
+            policy.clip_(gradients, magnitudes, track.columns(attempt.gradients, self.layers).parameters)
 
     def _policy_of(self, track: OptimizerTrack) -> Policy | None:
         """Return how to clip; None where nobody asked for that, or where it would make replicas differ."""

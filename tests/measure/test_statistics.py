@@ -105,6 +105,22 @@ def test_entries_are_finite_where_their_squares_overflow(dtype):
     assert magnitudes.nonfinite.item() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("scale", [None, torch.tensor(8.0)])
+def test_norms_are_true_where_they_are_asked_for(dtype, scale):
+    tensors = [torch.full((4,), 3e38, dtype=dtype), torch.ones(2)]
+    magnitudes = statistics.without_overflow(tensors, statistics.measure(tensors, scale))
+    expected = [6e38, 2**0.5] if scale is None else [6e38 / 8, 2**0.5 / 8]
+    assert magnitudes.l2.tolist() == pytest.approx(expected)
+    assert magnitudes.total.item() == pytest.approx(expected[0])
+
+
+@pytest.mark.parametrize("entry", [1.0, math.inf, math.nan])
+def test_norms_that_have_not_overflowed_stay_as_they_are(entry):
+    magnitudes = statistics.measure([torch.tensor([entry])])
+    assert statistics.without_overflow([torch.tensor([entry])], magnitudes) is magnitudes
+
+
 def test_largest_is_finite_where_the_squares_overflow():
     tensors = [torch.full((4,), -3e19)]
     assert statistics.entries(tensors, statistics.norms(tensors)).largest.item() == pytest.approx(3e19)

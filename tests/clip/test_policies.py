@@ -27,7 +27,8 @@ every_policy = pytest.mark.parametrize(
 
 
 def apply(policy, gradients):
-    return policy.clip_(gradients, statistics.measure(gradients)).item()
+    magnitudes = statistics.without_overflow(gradients, statistics.measure(gradients))
+    return policy.clip_(gradients, magnitudes, ()).item()
 
 
 def totals_after(policy, totals):
@@ -103,11 +104,18 @@ def test_gradients_with_a_nonfinite_total_stay_as_they_are_bit_for_bit(policy, d
 
 
 @every_policy
-def test_finite_gradients_with_an_infinite_total_stay_as_they_are(policy):
-    gradients = [torch.full((4,), 3e19), torch.ones(2)]
-    assert apply(policy, gradients) == math.inf
-    assert gradients[0].tolist() == [torch.tensor(3e19).item()] * 4
-    assert gradients[1].tolist() == [1, 1]
+@pytest.mark.parametrize("largest", [3e19, 3e38])
+@pytest.mark.parametrize("is_plain", [False, True], ids=["fast", "plain"])
+def test_gradients_whose_squares_overflow_are_clipped_as_in_float64(policy, largest, is_plain):
+    gradients = [torch.full((4,), largest), torch.ones(2)]
+    wide = [gradient.double() for gradient in gradients]
+    if is_plain:
+        clip.clip_plainly_(policy.renew(), gradients, None)
+    else:
+        assert apply(policy.renew(), gradients) == pytest.approx(apply(policy.renew(), wide), rel=1e-6)
+        assert_close(gradients, [values(gradient) for gradient in wide])
+    if policy.description != "auto":  # which has no history yet
+        assert statistics.measure(gradients).total.item() < 1
 
 
 @every_policy
@@ -228,7 +236,7 @@ def test_renewed_policies_share_no_history():
 
 def test_a_saved_state_goes_on_as_the_original():
     original, restored = _fed([1.0, 2.0, 1.5]), clip.auto()
-    restored.averages.restore(original.averages.state())
+    restored.memory.restore(original.memory.state())
     totals = [1.0, 50.0, 2.0]
     assert totals_after(restored, totals) == totals_after(original, totals)
 
@@ -352,16 +360,16 @@ def test_auto_clips_plainly_by_the_level_that_it_knew_last():
     clip.clip_plainly_(policy, [gradient], None)
     assert gradient.item() == 1e4  # nothing is known yet
     totals_after(policy, [1.0] * 20)
-    known = policy.averages.state()
+    known = policy.memory.state()
     clip.clip_plainly_(policy, [gradient], None)
     assert 0.5 < gradient.item() < 2
-    assert policy.averages.state() == known  # and it learns nothing
+    assert policy.memory.state() == known  # and it learns nothing
 
 
 def test_a_policy_of_the_users_own_is_given_plain_magnitudes():
     seen = []
 
-    def clip_(gradients, magnitudes):
+    def clip_(gradients, magnitudes, parameters):
         seen.append((magnitudes.l2.tolist(), magnitudes.nonfinite.tolist(), magnitudes.total.item()))
         return magnitudes.total
 
@@ -375,10 +383,10 @@ def test_a_policy_of_the_users_own_is_given_plain_magnitudes():
 )
 def test_averages_that_cannot_be_read_are_refused(state):
     with pytest.raises(ValueError, match="expected the averages of clip='auto', version 1"):
-        clip.auto().averages.restore(state)
+        clip.auto().memory.restore(state)
 
 
 def test_averages_before_the_first_step_are_restored_as_none():
-    averages = clip.auto().averages
-    averages.restore(clip.auto().averages.state())
+    averages = clip.auto().memory
+    averages.restore(clip.auto().memory.state())
     assert averages.mean is None
