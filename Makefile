@@ -7,7 +7,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
 
-.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-cures bench-external bench-tab
+.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-clip bench-cures bench-external bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -69,6 +69,11 @@ bench-detection: .venv/bench  ## every program under every tool; writes the tabl
 
 bench-recovery: .venv/bench  ## how often a run saves itself, and what that costs; writes the table of docs/recovery.md (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.recovery --write
+
+bench-clip: .venv/bench  ## what each way to clip costs and saves; writes the tables of docs/clipping.md (half an hour; goes on where it was)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.clipping search
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.clipping score
+	$(BIN)/python -m benchmarks.clipping table --write
 
 bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; writes the tables of docs/prescribe.md (hours; goes on where it was)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures search --half all
