@@ -301,6 +301,14 @@ def unscales_itself(optimizer: Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
+def leave_out_on_device(optimizer: Optimizer, flag: Tensor | None) -> None:
+    """Have the next step of a fused ``optimizer`` move nothing if the () ``flag`` is 1; None: take that back."""
+    if flag is None:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    else:
+        optimizer.found_inf = flag  # type: ignore[attr-defined]
+
+
 def scale_of(scaler: GradScaler) -> Tensor:
     """Return the () loss scale on its device, without a host sync."""
     scale: Tensor = scaler._get_scale_async()  # type: ignore[assignment]

@@ -26,7 +26,8 @@ def skip_spikes(deviations: float = 6.0, *, window: int = 128) -> Policy:
     the same to its last digit has none.
 
     Gradients are not scaled. Without a known loss the norm alone decides, and so it does where every rank has a loss of
-    its own. One flag is read from the device at each step. NaN and Inf are no spikes: ``on_nonfinite`` decides there.
+    its own. One flag is read from the device at each step; a fused optimizer takes it there, unread. NaN and Inf are no
+    spikes: ``on_nonfinite`` decides there.
 
     Args:
         deviations: from how many standard deviations on a figure is a spike.

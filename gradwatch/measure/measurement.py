@@ -90,7 +90,8 @@ class _HostFigures:
     """The contents of one copy to the host: vectors over the n gradients, and ``figures`` over the w watched ones.
 
     ``left`` is the total norm that the loop's own clipping has left; None where it changed nothing.
-    ``present`` is empty where this rank alone knows which layers have a gradient.
+    ``skipped`` is what the device has decided. ``present`` is empty where this rank alone knows which layers have a
+    gradient.
     """
 
     l2: Floats
@@ -102,6 +103,7 @@ class _HostFigures:
     left: float | None
     figures: Mapping[str, Floats]
     present: Floats
+    skipped: bool
 
 
 class Measurement:
@@ -151,6 +153,7 @@ class Measurement:
         self._loss = _mean(losses, self.device)
         self._clipped_total = self._now.total
         self._is_skipped = False
+        self._skip_flag: Tensor | None = None
         self._is_sampled = plan.sampled
         self._weight_nonfinite: NDArray[np.int64] | None = None
         self._figures: dict[str, Tensor] = {}
@@ -339,6 +342,10 @@ class Measurement:
         """Note that no update is made from this step."""
         self._is_skipped = True
 
+    def mark_skipped_if(self, flag: Tensor) -> None:
+        """Report that no update was made from this step if the () ``flag`` on the device is 1."""
+        self._skip_flag = flag
+
     def add_ownership(self, ownership: Ownership) -> None:
         """Add who updates what, where it was looked up for this step."""
         self._ownership = ownership
@@ -390,7 +397,7 @@ class Measurement:
             grad_norm_total=arrived.total,
             grad_norm_clipped_total=arrived.clipped_total,
             loss=arrived.loss,
-            skipped=self._is_skipped or is_overflow,
+            skipped=self._is_skipped or is_overflow or arrived.skipped,
             overflowed=is_overflow,
             already_clipped=plan.already_clipped,
             clipped_by_loop=arrived.left is not None and arrived.left < arrived.total * (1 - _SAME_TOTAL),
@@ -480,6 +487,8 @@ class Measurement:
             vectors["scale"] = self._scale_at_change
         if self._at_end is not None:
             vectors["left"] = self._now.total
+        if self._skip_flag is not None:
+            vectors["skipped"] = self._skip_flag
         if self._present is not None:
             vectors["present"] = self._present
         return vectors | self._figures
@@ -498,6 +507,7 @@ class Measurement:
             left=float(values["left"][0]) if "left" in values else None,
             figures={name: values[name] for name in self._figures},
             present=values.get("present", np.zeros(0)),
+            skipped=bool(values.get("skipped", np.zeros(1))[0]),
         )
 
 

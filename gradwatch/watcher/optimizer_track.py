@@ -39,6 +39,7 @@ class OptimizerTrack:
         are_distributed: whether any of its parameters is a ``DTensor``.
         is_settled: the depths of its layers were read off its first backward pass.
         current: the update under way.
+        skip_flag: () on the device, 1 where it is not to be made; None where that is decided here.
         kept: its parameters and copies of their weights, where the policy may shorten it.
         origin: what that update has left behind, should its NaN or Inf be asked about.
         earlier: the last one, where nobody says when its update is made.
@@ -59,6 +60,7 @@ class OptimizerTrack:
         self.are_distributed = False
         self.is_settled = False
         self.current: Measurement | None = None
+        self.skip_flag: Tensor | None = None
         self.kept: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
         self.origin: StepOrigin | None = None
         self.earlier: Measurement | None = None
@@ -123,7 +125,7 @@ class OptimizerTrack:
         """Hold the parameters no longer, nor the updates that were measured of them."""
         self.parameters, self._columns = [], {}
         self.current = self.earlier = self.last_made = self.awaiting = self.shown = None
-        self.origin = self.update_rows = self.kept = None
+        self.origin = self.update_rows = self.kept = self.skip_flag = None
 
     def state(self) -> TrackState:
         """Return everything that a resumed run goes on from."""

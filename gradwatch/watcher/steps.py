@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradwatch import _torch
-from gradwatch.clip import IsSpike, Policy
+from gradwatch.clip import Policy
 from gradwatch.detect.wording import names_of
 from gradwatch.explain.update_origin import LastUpdate
 from gradwatch.findings import NonFiniteError, Thresholds
@@ -40,7 +40,13 @@ from gradwatch.watcher.origin_finder import OriginFinder
 from gradwatch.watcher.ownership_survey import OwnershipSurvey
 from gradwatch.watcher.plain_acts import leave_out
 from gradwatch.watcher.plain_way import act_plainly, begin_plainly, clip_plainly
-from gradwatch.watcher.policy_limits import refuse_own_weights, refuse_policy_that_cannot_act
+from gradwatch.watcher.policy_acts import (
+    keep_weights,
+    leaves_spike_out,
+    refuse_policy_that_cannot_act,
+    shorten_update,
+    take_flag_back,
+)
 from gradwatch.watcher.rank_exchange import RankExchange
 from gradwatch.watcher.replica_check import ReplicaCheck
 from gradwatch.watcher.report_processor import ReportProcessor, SentStep
@@ -181,6 +187,7 @@ class Steps:
         if track.use(attempt.parameters, self.layers):
             self._name_newcomers(attempt)
         if track.policy is not None:
+            take_flag_back(track, attempt.optimizer)  # the step before may have failed
             refuse_policy_that_cannot_act(track.policy, attempt, again=again)
         if track.are_distributed:
             attempt = self.exchange.localise(attempt)
@@ -315,6 +322,8 @@ class Steps:
         self.activations = self._finder = None
         self.survey.release()
         self.replicas.release()
+        for optimizer, track in self.tracks.by_optimizer.items():
+            take_flag_back(track, optimizer)
         for track in self.tracks:
             track.release()
 
@@ -525,7 +534,10 @@ class Steps:
     def _follow_policy(self, policy: Policy, track: OptimizerTrack, attempt: Attempt, current: Measurement) -> None:
         """Clip, leave the update out, or keep the weights so that it can be shortened."""
         if policy.is_spike is not None:
-            is_spike = self.guard.run("spikes", self._is_spike, policy.is_spike, current)
+            is_shared = current.has_mean_loss or not self.exchange.has_replicas()
+            is_spike = self.guard.run(
+                "spikes", leaves_spike_out, policy.is_spike, track, attempt, current, has_loss=is_shared
+            )
             if is_spike is None:
                 act_plainly(self, track, attempt, self.undecided or ())
                 return
@@ -535,36 +547,19 @@ class Steps:
                 return
         self._clip_(track, attempt, current)
         if policy.limit_update_ is not None:
-            parameters = [
-                p for p, gradient in zip(attempt.parameters, attempt.gradients, strict=True) if gradient is not None
-            ]
-            track.kept = parameters, [parameter.detach().clone() for parameter in parameters]
+            keep_weights(track, attempt)
 
-    def _is_spike(self, is_spike: IsSpike, current: Measurement) -> bool:
-        """Return whether the loss or the total norm is a spike; replicas go by a loss only if they share it."""
-        is_shared = current.has_mean_loss or not self.exchange.has_replicas()
-        return bool(is_spike(current.true_total(), current.loss_on_device if is_shared else None))
-
-    def limit_update(self, optimizer: Optimizer) -> None:
-        """Shorten the update that ``optimizer`` has made, where the policy asks for that.
+    def end_update(self, optimizer: Optimizer) -> None:
+        """Shorten the update that ``optimizer`` has made, where the policy asks for that; let the next one be made.
 
         Raises:
             UnwatchableError: where it keeps weights of its own, which it would go back to.
         """
         track = self.tracks.get(optimizer)
-        if track is None or track.kept is None or track.policy is None or track.policy.limit_update_ is None:
+        if track is None:
             return
-        (parameters, before), track.kept = track.kept, None
-        if track.count == 1:
-            refuse_own_weights(optimizer, parameters, track.policy)
-        try:
-            track.policy.limit_update_(parameters, before)
-        except Exception as error:
-            self.warn_once(
-                "unlimited",
-                f"clip={track.policy.description} failed ({type(error).__name__}: {error}): the update of step "
-                f"{self.count - 1} is not shortened, and those of later steps neither where it fails again.",
-            )
+        take_flag_back(track, optimizer)
+        self.guard.run("shortening an update", shorten_update, track, optimizer)
 
     def _is_refused(self, track: OptimizerTrack, attempt: Attempt, current: Measurement) -> bool:
         """Return whether no update is to be made; waits for the device where the user asked for that."""

@@ -221,7 +221,7 @@ class WatchedLoop:
         Raises:
             RecoveryError: where a run that was to save itself cannot.
         """
-        self.steps.limit_update(optimizer)
+        self.steps.end_update(optimizer)
         self._finish_update(optimizer, is_made)
         if self.recovery is not None:
             self.recovery.after_update(optimizer)

@@ -120,6 +120,45 @@ def test_skip_spikes_leaves_out_the_updates_that_the_loop_by_hand_leaves_out(mak
     assert watcher.history["skipped"].tolist() == left_out
 
 
+def fused_adam(parameters):
+    return torch.optim.AdamW(parameters, lr=0.05, fused=True)
+
+
+def test_a_fused_optimizer_leaves_a_spike_out_without_a_read():
+    twin, left_out = reference.SkipSpikes(6, 20), []
+
+    def decide(model, loss):
+        left_out.append(twin.is_spike(total_of(model), loss))
+        return not left_out[-1]
+
+    watcher, weights = watched(clip.skip_spikes(window=20), fused_adam, (25,))
+    assert_same(weights, by_hand(decide, adam, (25,)))
+    assert left_out[25]
+    assert watcher.history["skipped"].tolist() == left_out
+
+
+def test_a_step_that_fails_leaves_no_flag_on_a_fused_optimizer():
+    model = net()
+    optimizer = fused_adam(model.parameters())
+    watcher = gradwatch.watch(model, optimizer, clip=clip.skip_spikes(window=4))
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    for step in range(12):
+        optimizer.zero_grad()
+        loss_of(model, step, spikes=(9,)).backward()
+        if step == 9:
+            handle = optimizer.register_step_pre_hook(fail)  # it runs after gradwatch has looked
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.step()
+            handle.remove()
+        else:
+            optimizer.step()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {11}
+    watcher.close()
+
+
 @pytest.mark.parametrize("make", [sgd, adam])
 def test_by_update_trains_as_the_loop_by_hand(make):
     def shorten(model, before):
