@@ -10,7 +10,8 @@ exploding: before anything is NaN or Inf, a layer's norm rises to ten times its 
 vanishing: in a lasting stretch, from its onset to the last update (a tenth of the run, ten updates, or more) or for at
     least half of the run, the root mean square of layers' gradients is below a 500th of the largest (or exactly zero),
     and the run has not got down to 1.2 times the loss that the cured program attains. Layers: those.
-stalled: no weight moves by more than a millionth of its norm an update, and the loss stays above 1.2 times attainable.
+stalled: no weight (of those named, where some are) moves by more than a millionth of its norm an update, or by more
+    than a tenth of it in all updates together; and the loss stays above 1.2 times attainable.
 unstable: the loss jumps up by its own first value at least six times within some forty updates.
 dead: in a lasting stretch, 30 updates or more that reach the last one or are half of the run, the same 80 % or more of
     the units of a rectifier pass no gradient, |f'| ≤ 1e-3, on any entry that they meet, and the loss stays above 1.2
@@ -137,10 +138,18 @@ def _vanishing(bare, first, program):
 
 def _stalled(bare, first, program):
     with np.errstate(all="ignore"):
-        moved = np.nanmax(np.where(bare.weight_norm > 0, bare.change / bare.weight_norm, 0), axis=1)
+        moved = np.where(bare.weight_norm > 0, bare.change / bare.weight_norm, 0)
+    if program.layers:
+        named = [any(fnmatch.fnmatchcase(name, glob) for glob in program.layers) for name in bare.names]
+        moved = moved[:, named]
+        names = tuple(name for name, is_named in zip(bare.names, named) if is_named)
+    else:
+        names = ("",)
+    is_still = bool((moved < 1e-6).all()) or (program.attainable is not None and bool((moved.sum(0) < 0.1).all()))
     late = program.attainable is None or np.nanmean(bare.loss[-10:]) > 1.2 * program.attainable
-    holds = first is None and bool((moved < 1e-6).all()) and late
-    return (0 if holds else None), ("",), f"largest update {moved.max():.3g} of its weight"
+    holds = first is None and is_still and late
+    why = f"largest update {moved.max():.3g} of its weight, {moved.sum(0).max():.3g} in all"
+    return (0 if holds else None), names, why
 
 
 def _unstable(bare, first, program):

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradwatch.detect.branch_vanishing import BranchVanishing
 from gradwatch.detect.bypassed import Bypassed
+from gradwatch.detect.clipped_below_epsilon import ClippedBelowEpsilon
 from gradwatch.detect.cut_off import CutOff
 from gradwatch.detect.dead import Dead
 from gradwatch.detect.detector import Detector
@@ -31,6 +32,7 @@ from gradwatch.detect.shut_ahead import ShutAhead
 from gradwatch.detect.silent_scale import SilentScale
 from gradwatch.detect.softmax_of_one import SoftmaxOfOne
 from gradwatch.detect.stalled import Stalled
+from gradwatch.detect.throttled import Throttled
 from gradwatch.detect.unbounded import Unbounded
 from gradwatch.detect.unmoved import Unmoved
 from gradwatch.detect.unstable import Unstable
@@ -75,12 +77,18 @@ class Detectors:
                 ShutAhead(layers, thresholds),
             ],
             [Saturated(layers, thresholds)],
-            [ClearedEarly(thresholds), ClippedWhileScaled(thresholds), Stalled(layers, thresholds)],
+            [
+                ClearedEarly(thresholds),
+                ClippedWhileScaled(thresholds),
+                Stalled(layers, thresholds),
+                Throttled(layers, thresholds),
+            ],
             [
                 OutOfReach(layers, thresholds),
                 Disconnected(layers, thresholds),
                 CutOff(layers, thresholds),
                 Unmoved(layers, thresholds),
+                ClippedBelowEpsilon(layers, thresholds),
             ],
             [NeverCleared(thresholds), Unstable(layers, thresholds)],
         ]

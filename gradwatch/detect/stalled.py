@@ -183,7 +183,7 @@ class Stalled(Detector[StalledState]):
         """Return (sentences, clues) that say why updates are this small, where the figures tell."""
         if report.learning_rate == 0:
             return (), ("rate zero",)  # the background says what the rate is
-        if self._is_clipped_away(report):
+        if self._is_clipped_away(report) or self._is_lost_by_clipping(report):
             share, left = report.grad_norm_clipped_total / report.grad_norm_total, self._left_per_entry(report)
             words = f"Clipping leaves {share:.2g} of the gradient, {left:.2g} per entry"
             if left < ADAM_EPSILON:
@@ -208,6 +208,22 @@ class Stalled(Detector[StalledState]):
         if self._left_per_entry(report) < ADAM_EPSILON:
             return True
         return 0 < self._state.fastest <= BARELY  # what has not moved at all may have another reason
+
+    def _is_lost_by_clipping(self, report: StepReport) -> bool:
+        """Return True if plain descent by what clipping leaves moves no layer, and by the whole gradient would.
+
+        This is asked where nothing has moved yet. Layers that began at zero are left out, as they are elsewhere.
+        """
+        norms, rate, ours = report.figures.get("weight_norm"), report.learning_rate, self._state
+        if norms is None or not rate or ours.fastest_ratio > RESOLUTION or not report.grad_norm_total > 0:
+            return False
+        share = report.grad_norm_clipped_total / report.grad_norm_total
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            moves = np.where(ours.began_at_zero, np.nan, rate * report.grad_norm / norms)
+        known = moves[np.isfinite(moves)]
+        return bool(
+            share < CLIPPED_AWAY and len(known) and known.max() * share <= RESOLUTION and known.max() > BARELY * CRAWL
+        )
 
     def _left_per_entry(self, report: StepReport) -> float:
         """Return the root mean square of the gradient's entries after clipping."""

@@ -322,7 +322,8 @@ _CLIPPING = (
         name="looser-clip",
         title="A clip norm near the usual one",
         advice='a clip norm near the usual total gradient norm, which history["grad_norm_total"] shows, or none; '
-        "gradients that a GradScaler has scaled are unscaled first",
+        "where one layer makes most of that, gradwatch.clip.by_layer_norm; gradients that a GradScaler has scaled are "
+        "unscaled first",
         applies="stalled where clipping leaves next to nothing of the gradients",
         kinds=("stalled",),
         why="g ← g · c/‖g‖: Adam's update lr·m/(√v + ε) is lr·m/ε where √v lies far below ε = 10⁻⁸",

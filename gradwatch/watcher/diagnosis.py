@@ -220,8 +220,7 @@ class Diagnosis:
 
     def _came_first(self, incident: Incident, facts: Sequence[Fact]) -> Iterator[str]:
         """Yield a sentence that points to the open finding that this one follows, the earliest if several."""
-        earlier = [each for each in self._open.values() if each.step <= incident.step]
-        for finding in sorted(earlier, key=lambda each: (each.step, each.raised_step)):
+        for finding in self._opened_before(incident):
             that = f"{finding.kind} in {finding.layer or 'the whole run'}, which began at step {finding.step}"
             if finding.kind in MAY_COME_FIRST[incident.kind]:
                 yield f"This may follow from {that}: mend that first."
@@ -230,6 +229,16 @@ class Diagnosis:
             if shares_its_cause and finding.kind != incident.kind:
                 yield f"One cure is for both: {that}, has the same cause."
                 return
+
+    def _opened_before(self, incident: Incident) -> list[Finding]:
+        """Return the open findings that ``incident`` may follow from, the earliest first.
+
+        Clipping stops a run whatever its gradients are, so what it has stopped follows from none.
+        """
+        if "clipped away" in incident.clues:
+            return []
+        earlier = [each for each in self._open.values() if each.step <= incident.step]
+        return sorted(earlier, key=lambda each: (each.step, each.raised_step))
 
     @observing("remedies")
     def _advice(

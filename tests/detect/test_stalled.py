@@ -266,3 +266,15 @@ def test_normalised_gradients_of_one_batch_that_has_nothing_to_learn_from_are_no
                 parameter.grad.div_(total + 1e-8)
             optimizer.step()
     assert watcher.findings == []
+
+
+def test_plain_descent_that_clipping_stops_altogether_names_the_clipping():
+    def of_gradient(share):
+        reports = reports_of([0.0] * 20, learning_rate=0.1, grad_norm_clipped_total=share * math.sqrt(2))
+        for step in reports:
+            step.figures["weight_norm"] = np.array([1.0, 1.0])
+        return findings(reports)[0]
+
+    assert "Clipping leaves 9e-08 of the gradient" in of_gradient(9e-8).cause
+    assert of_gradient(9e-8).remedies[0].name == "looser-clip"
+    assert "Clipping" not in of_gradient(1e-6).cause  # 1e-7 of a weight is more than float32 rounds away
