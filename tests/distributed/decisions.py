@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gradwatch
+from gradwatch import clip
+from gradwatch.hooks.guard import UnwatchableError
 from tests.distributed.settings import (
     NORM,
     STEPS,
@@ -133,6 +135,37 @@ def healthy_weights(left_out: int = STEPS, steps: int = STEPS) -> dict[str, Any]
             optimizer.step()
         optimizer.zero_grad()
     return lists(weights_of(model))
+
+
+# --- policies that leave updates out, or need whole tensors
+
+
+def spike(strategy: str) -> dict[str, Any]:
+    """The loss of one rank is far too large at one step: every rank leaves that update out, or they would differ."""
+    model = STRATEGIES[strategy]()
+    optimizer = sgd(model)
+    with gradwatch.watch(model, optimizer, clip=clip.skip_spikes(window=4)) as watcher:
+        for step in range(STEPS):
+            loss = loss_of(model, batch(step, rank_part()), 0)
+            (loss * (1e4 if is_sick(step) else 1)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {**shown(watcher), "weights": lists(weights_of(inner(model)))}
+
+
+def parts_of_tensors(strategy: str) -> dict[str, Any]:
+    """A policy that reads whole tensors says so at the first step, where each rank holds parts."""
+    model, said = STRATEGIES[strategy](), {}
+    optimizer = sgd(model)
+    for policy in (clip.adaptive(), clip.by_update(0.1)):
+        with gradwatch.watch(model, optimizer, clip=policy):
+            loss_of(model, batch(0, rank_part()), 0).backward()
+            try:
+                optimizer.step()
+            except UnwatchableError as error:
+                said[policy.description] = str(error)
+            optimizer.zero_grad()
+    return {"said": said}
 
 
 # --- a gradient scaler, which leaves out by itself what is sick
@@ -476,6 +509,8 @@ PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
     **{" | ".join(names): timed(sick_run(*names)) for names in SICK_RUNS},
     **{f"clips by itself | {s}": timed(clips_by_itself(s)) for s in STRATEGIES},
     **{f"scaled | {s}": timed(of_strategy(scaled, s)) for s in STRATEGIES},
+    **{f"spike | {s}": timed(of_strategy(spike, s)) for s in STRATEGIES},
+    **{f"parts of tensors | {s}": timed(of_strategy(parts_of_tensors, s)) for s in STRATEGIES},
     **{f"empty batches | {s}": timed(empty_batches(s)) for s in STRATEGIES},
     **{
         f"{name} | {s}": timed(of_strategy(program, s))

@@ -78,6 +78,21 @@ def test_the_first_rank_says_which_rank_it_was(launched, strategy, sickness, mod
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_spike_of_one_rank_is_left_out_by_all(launched, strategy):
+    for rank in ranks_of(launched, f"spike | {strategy}"):
+        assert rank["skipped"] == [step == SICK for step in range(STEPS)]
+        assert same_weights(rank["weights"], decisions.healthy_weights(SICK), TOLERANCE)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_policy_that_needs_whole_tensors_says_so_where_ranks_hold_parts(launched, strategy):
+    expected = {"adaptive(0.01)", "by_update(0.1)"} if strategy == "FSDP2" else set()
+    for rank in ranks_of(launched, f"parts of tensors | {strategy}"):
+        assert set(rank["said"]) == expected
+        assert all("each rank holds parts of these" in said for said in rank["said"].values())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_gradient_scaler_leaves_an_update_out_on_every_rank(launched, strategy):
     """Figures are unscaled, and an overflow of one part is an overflow of all, which is no finding."""
     known = expected(SETTINGS["DDP"], "none")["grad_norm_total"]
