@@ -286,6 +286,16 @@ def step_hooks_of(optimizer: Optimizer) -> Mapping[int, Any] | None:
     return getattr(optimizer, "_optimizer_step_pre_hooks", None)
 
 
+def clipping_function() -> tuple[Any, str]:
+    """Return the module and the name of the function through which all clipping by the total norm goes.
+
+    ``clip_grad_norm_`` looks it up at each call, so that whoever follows it also sees callers that have imported
+    ``clip_grad_norm_`` itself. Its arguments are the parameters, the limit and the total norm.
+    """
+    module = sys.modules["torch.nn.utils.clip_grad"]
+    return module, "_clip_grads_with_norm_" if hasattr(module, "_clip_grads_with_norm_") else "clip_grad_norm_"
+
+
 def scale_left_on(optimizer: Optimizer) -> Tensor | None:
     """Return the loss scale that a ``GradScaler`` leaves a fused ``optimizer`` to divide out; None without one."""
     return getattr(optimizer, "grad_scale", None)

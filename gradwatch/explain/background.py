@@ -48,6 +48,7 @@ NORMALISING = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
 
 OF_UPDATES = ("exploding", "nonfinite", "dead", "saturated", "unstable")  # kinds that updates bring about
 OF_SIZES = ("exploding", "dead", "saturated", "vanishing", "unstable")  # kinds that a normalisation keeps away
+MISPLACED = 2  # updates in a row that were clipped at the wrong time only, as many as an explosion may take
 UNCLEARED = 3  # updates in a row without zero_grad that are worth a sentence
 
 
@@ -207,10 +208,21 @@ class Background:
             ),
             "unstable": (self._targets(), self._raw(), rates.risen(), self._update(None)),
         }
-        own = [*_order_of_loop(report)] if kind in OF_UPDATES else []
+        own = [*_order_of_loop(report), *self._clipping_out_of_place(kind, report)] if kind in OF_UPDATES else []
         if kind in OF_SIZES:
             own += idle_norms(self._layers)
         return [*own, *(fact for facts in found[kind] for fact in facts)]
+
+    def _clipping_out_of_place(self, kind: Kind, report: StepReport) -> Iterator[Fact]:
+        """Yield that the loop clips where it has no effect; of NaN or Inf only where the run had diverged before."""
+        if report.misplaced_clips < MISPLACED or (kind == "nonfinite" and self._diverged() is None):
+            return
+        where = "after step()" if report.clips_late else "before backward()"
+        yield Fact(
+            f"clip_grad_norm_ is called {where}, where it has no effect: the gradients of the last "
+            f"{report.misplaced_clips} updates were not clipped.",
+            "clipped out of place",
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what was learned, as plain values and arrays."""

@@ -37,8 +37,8 @@ class FollowedFunction:
     Args:
         owner: the module or class that holds the function.
         name: the function's name there.
-        hides: whether compiled code may call it. The compiler is then told to pass the wrapper by, for which it is
-            loaded.
+        hides: whether the compiler is told to pass the wrapper by, for which it is loaded. Otherwise code that is
+            compiled takes in the function itself, and nobody is told of its calls.
 
     Attributes:
         guard: takes the faults of telling, as long as one wrapper is there.
@@ -80,13 +80,15 @@ class FollowedFunction:
     def _wrap(self) -> None:
         original = getattr(self._owner, self._name)
         self.guard = Guard()
-        begin, end = self._begin, self._end
+        begin, end, hides = self._begin, self._end, self._hides
         if self._hides:
             # code that is compiled calls the function outside of its graphs, and would compile these functions
             begin, end = torch.compiler.disable(begin), torch.compiler.disable(end)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if not hides and torch.compiler.is_compiling():
+                return original(*args, **kwargs)
             if not self._listeners or getattr(self._thread, "is_within", False):
                 return original(*args, **kwargs)
             self.guard.step += 1

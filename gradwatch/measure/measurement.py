@@ -60,7 +60,7 @@ class StepPlan:
         figures: names of ``gradwatch.measure.report.LAYER_FIGURES`` to measure.
         entries: whether to take entries for histograms.
         has_scaler: a gradient scaler skips the update by itself where a gradient is not finite.
-        already_clipped, uncleared, emptied, learning_rates: as in ``StepReport``.
+        already_clipped, uncleared, emptied, misplaced_clips, clips_late, learning_rates: as in ``StepReport``.
         was_changed_while_scaled: the loop changed the gradients while a loss scale was in them.
         was_changed_by_hand: the loop made the gradients without a backward pass, and changed them in place.
     """
@@ -75,6 +75,8 @@ class StepPlan:
     already_clipped: bool = False
     uncleared: int = 0
     emptied: int = 0
+    misplaced_clips: int = 0
+    clips_late: bool = False
     was_changed_while_scaled: bool = False
     was_changed_by_hand: bool = False
     learning_rates: tuple[float, ...] = ()
@@ -403,6 +405,8 @@ class Measurement:
             clipped_by_loop=arrived.left is not None and arrived.left < arrived.total * (1 - _SAME_TOTAL),
             uncleared=plan.uncleared,
             emptied=plan.emptied,
+            misplaced_clips=plan.misplaced_clips,
+            clips_late=plan.clips_late,
             clipped_at_scale=arrived.scale,
             sampled=self._is_sampled,
             figures={name: columns.place(values) for name, values in arrived.figures.items()},

@@ -170,6 +170,8 @@ class StepReport:
         origin: where a NaN or Inf of this step came from.
         uncleared: updates in a row, this one included, whose gradients still held those of the update before.
         emptied: updates in a row before which, after their backward pass, gradients were cleared or changed.
+        misplaced_clips: updates in a row, this one included, that the loop has clipped at the wrong time only.
+        clips_late: that time was after ``step()``; otherwise before ``backward()``.
         clipped_at_scale: the loss scale that was in the gradients when the loop changed them; None where it was not, or
             did not.
         ownership: who updates what; looked up at a few updates of a run, else None.
@@ -200,6 +202,8 @@ class StepReport:
     origin: Origin | None = None
     uncleared: int = 0
     emptied: int = 0
+    misplaced_clips: int = 0
+    clips_late: bool = False
     clipped_at_scale: float | None = None
     ownership: Ownership | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)

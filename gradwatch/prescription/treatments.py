@@ -45,7 +45,7 @@ _ORDER = (
     "safe-update", "finite-rate", "skip-step", "own-parameters", "longer-schedule",
     "looser-clip", "clip-norm", "clip-value", "clip-adaptive", "warm-up",
     "lower-learning-rate", "higher-learning-rate",
-    "zero-grad", "zero-grad-after-step", "unscale-first", "train-mode", "target-network",
+    "clip-before-step", "zero-grad", "zero-grad-after-step", "unscale-first", "train-mode", "target-network",
     "non-saturating-loss",
 )  # fmt: skip
 """The order in which two of a pair are applied: a function is replaced before weights are drawn for it, those before a

@@ -332,6 +332,18 @@ _CLIPPING = (
         cost="none",
     ),
     Remedy(
+        name="clip-before-step",
+        title="Clipping between backward and step",
+        advice="call clip_grad_norm_ between backward() and step(), or let gradwatch clip: clip=1.0",
+        applies="exploding, unstable, dead or nonfinite in a loop that clips before backward(), or after step()",
+        kinds=("exploding", "nonfinite", "dead", "unstable"),
+        why="w ← w − lr·g takes g as it is when step() is called: what was scaled earlier is cleared or added to, what "
+        "is scaled later is cleared",
+        source="PyTorch, torch.nn.utils.clip_grad_norm_",
+        change=_watch("1.0", "\n# in each step: loss.backward(), clip_grad_norm_(…, 1.0), optimizer.step()"),
+        cost="none",
+    ),
+    Remedy(
         name="unscale-first",
         title="Gradients unscaled before they are clipped",
         advice="call scaler.unscale_(optimizer) before clip_grad_norm_, or let gradwatch clip, which knows the scale",

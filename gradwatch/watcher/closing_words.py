@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from gradwatch.event_files.run import Coverage
 
-__all__ = ["missing", "unmeasured"]
+__all__ = ["misplaced_clipping", "missing", "unmeasured"]
+
+MISPLACED = 20  # updates in a row: no accident
 
 
 def missing(steps: int, *, saw_loss: bool, has_noted_faults: bool) -> str | None:
@@ -36,3 +38,19 @@ def unmeasured(coverage: Coverage) -> str | None:
     if not coverage.measured:
         what, whom = f"none of the {coverage.steps} steps was", "this run"
     return f"{what} measured, so nothing is known of {whom}: no findings there does not mean that all is well."
+
+
+def misplaced_clipping(updates: int, *, is_late: bool) -> str | None:
+    """Return a line on clipping that has no effect because of its place in the loop; None where there is none.
+
+    Args:
+        updates: in a row, at the end of the run, that were clipped at the wrong time only.
+        is_late: it came after ``step()``; otherwise before ``backward()``.
+    """
+    if updates < MISPLACED:
+        return None
+    where = "after step()" if is_late else "before backward()"
+    return (
+        f"clip_grad_norm_ was called {where} for the last {updates:,} updates, where it has no effect: their gradients "
+        "were not clipped. Call it between backward() and step()."
+    )

@@ -28,6 +28,7 @@ SHUTS: frozenset[Clue] = frozenset({"softmax of one", "factor of 0", "zero input
 """Clues of facts that say why no gradient passes; then it does not fade along depth."""
 
 REASONS: frozenset[Clue] = SHUTS | {
+    "clipped out of place",
     "rate rose",
     "overwritten",
     "one batch",

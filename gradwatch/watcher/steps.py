@@ -407,6 +407,8 @@ class Steps:
             already_clipped=is_changed and at_end is None,
             uncleared=order.uncleared,
             emptied=order.emptied,
+            misplaced_clips=0 if track.policy is not None else order.misplaced,
+            clips_late=order.is_late,
             was_changed_while_scaled=is_changed and self._was_changed_while_scaled(attempt),
             was_changed_by_hand=not track.is_settled and _are_changed_in_place(gradients),
             learning_rates=attempt.learning_rates,

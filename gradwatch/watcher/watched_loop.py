@@ -16,6 +16,8 @@ from gradwatch.clip import policy_of
 from gradwatch.event_files.run import Coverage
 from gradwatch.explain.last_words import last_words
 from gradwatch.findings import Finding, Thresholds
+from gradwatch.hooks.clearing import LoopOrder
+from gradwatch.hooks.clipping_calls import clipped_parameters, follow_clipping
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
 from gradwatch.hooks.logger import logger
 from gradwatch.hooks.losses import FoundLoss, LossFinder, follow_backward, roots_of_backward
@@ -370,11 +372,14 @@ class WatchedLoop:
     @in_turn
     @observing("notes")
     def notes(self) -> list[str]:
-        """Return what is no finding and worth a line: weights without gradients, or without an optimizer."""
+        """Return what is no finding and worth a line: weights without gradients or optimizer, clipping out of place."""
         findings = [each for each in self.processor.findings() if each.kind in ("stalled", "vanishing")]
         told = {name for finding in findings for name in finding.layers}
         held = self.steps.held_columns()
-        return list(notes_on(self.layers, held, self.processor.reached, self.steps.survey.last, told))
+        lines = list(notes_on(self.layers, held, self.processor.reached, self.steps.survey.last, told))
+        order = LoopOrder() if self._finder is None else self._finder.clearing.misplaced_now()
+        misplaced = closing_words.misplaced_clipping(order.misplaced, is_late=order.is_late)
+        return lines if misplaced is None else [*lines, misplaced]
 
     @in_turn
     @observing("saving the state")
@@ -503,6 +508,7 @@ class WatchedLoop:
             undo["scalers"] = follow_scaler_step(self._begin_scaler_step, self._end_scaler_step)
         if self._finder is not None:
             undo["losses"] = follow_backward(self._begin_backward, self._end_backward)
+            undo["clipping"] = follow_clipping(self._note_clipping)
             undo["scaled losses"] = follow_scale(self._begin_scaling, self._note_scaled)
         return undo
 
@@ -569,6 +575,12 @@ class WatchedLoop:
     def _note_scaled(self, call: tuple[GradScaler, Any] | None, result: Any, has_failed: bool) -> None:
         if self._finder is not None and call is not None and not has_failed:
             self._finder.note_scaled(*call, result)
+
+    @in_turn
+    @observing("clipping of the loop: its time")
+    def _note_clipping(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._finder is not None:
+            self._finder.clearing.note_clipping(clipped_parameters(args, kwargs))
 
     @observing("gradient scalers")
     def _begin_unscaling(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

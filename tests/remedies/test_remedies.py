@@ -24,7 +24,7 @@ KEYS = {
     "safe-sqrt", "safe-division", "masked-softmax", "scaled-inputs", "clean-data", "safe-power", "safe-angle", "jitter",
     "skip-step", "softmax-over-classes", "initialise", "nonzero-gain", "scaled-layer-inputs", "bfloat16",
     "optimizer-epsilon", "float32-weights", "safe-update", "finite-rate",
-    "own-parameters", "longer-schedule", "looser-clip",
+    "own-parameters", "longer-schedule", "looser-clip", "clip-before-step",
     "zero-grad", "zero-grad-after-step", "unscale-first", "linear-output", "train-mode", "target-network",
     "non-saturating-loss",
 }  # fmt: skip

@@ -176,3 +176,160 @@ def test_clipping_what_is_still_scaled_is_the_cause(given, fused):
 @pytest.mark.parametrize("limit", [1.0, 1e-2, 1e4])
 def test_clipping_of_unscaled_gradients_is_no_finding(order, limit):
     assert clipped(order, limit=limit).findings == []
+
+
+# clipping at the wrong time
+
+LIMIT = 1.0
+FROM_IMPORT = nn.utils.clip_grad_norm_  # as a script has it that imported the name before gradwatch was there
+
+
+def cleared_then_clipped(model, optimizer, take_step):
+    optimizer.zero_grad()
+    FROM_IMPORT(model.parameters(), LIMIT)
+    take_step()
+    optimizer.step()
+
+
+def clipped_then_cleared(model, optimizer, take_step):
+    FROM_IMPORT(model.parameters(), LIMIT)
+    optimizer.zero_grad(set_to_none=False)
+    take_step()
+    optimizer.step()
+
+
+def clipped_after_step(model, optimizer, take_step):
+    take_step()
+    optimizer.step()
+    FROM_IMPORT(model.parameters(), LIMIT)
+    optimizer.zero_grad()
+
+
+def clipped_in_place(model, optimizer, take_step):
+    take_step()
+    FROM_IMPORT(model.parameters(), LIMIT)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def norm_is_logged_after_step(model, optimizer, take_step):
+    take_step()
+    optimizer.step()
+    FROM_IMPORT(model.parameters(), float("inf"))
+    optimizer.zero_grad()
+
+
+def accumulated(model, optimizer, take_step):
+    for _ in range(3):
+        FROM_IMPORT(model.parameters(), LIMIT)  # of the sum so far: the first call finds nothing
+        take_step()
+    FROM_IMPORT(model.parameters(), LIMIT)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def clipped_by_a_closure(model, optimizer, take_step):
+    def closure():
+        optimizer.zero_grad()
+        loss = take_step()
+        FROM_IMPORT(model.parameters(), LIMIT)
+        return loss
+
+    optimizer.step(closure)
+
+
+def run_of(iterate, rate=1e-3, make=torch.optim.SGD, updates=UPDATES, **options):
+    model = net()
+    optimizer = make(model.parameters(), lr=rate)
+
+    def take_step():
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    with gradwatch.watch(model, optimizer, **options) as watcher:
+        for _ in range(updates):
+            iterate(model, optimizer, take_step)
+    assert not watcher._loop.guard._faults
+    return watcher
+
+
+WRONG = {
+    cleared_then_clipped: "before backward()",
+    clipped_then_cleared: "after step()",
+    clipped_after_step: "after step()",
+}
+
+
+@pytest.mark.parametrize(("iterate", "where"), WRONG.items())
+def test_clipping_out_of_place_is_a_line_where_the_run_learns(iterate, where, caplog):
+    assert run_of(iterate).findings == []
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"clip_grad_norm_ was called {where} for the last {UPDATES - 1} updates" in line
+    assert "Call it between backward() and step()." in line
+
+
+@pytest.mark.parametrize(("iterate", "where"), WRONG.items())
+def test_it_is_the_cause_of_an_explosion(iterate, where):
+    finding = run_of(iterate, rate=3.0).findings[0]
+    assert finding.kind == "exploding"
+    assert f"clip_grad_norm_ is called {where}, where it has no effect" in finding.cause
+    assert finding.remedies[0].name == "clip-before-step"
+
+
+def test_it_is_no_cause_where_gradwatch_clips():
+    for finding in run_of(cleared_then_clipped, rate=3.0, clip=LIMIT).findings:
+        assert "clip_grad_norm_" not in finding.cause
+
+
+@pytest.mark.parametrize(
+    "iterate",
+    [clipped_in_place, norm_is_logged_after_step, accumulated, clipped_by_a_closure],
+    ids=lambda each: each.__name__,
+)
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_clipping_in_its_place_says_nothing(iterate, make, caplog):
+    assert run_of(iterate, make=make).findings == []
+    assert caplog.records == []
+
+
+def test_clipping_in_its_place_is_never_the_cause():
+    for finding in run_of(clipped_in_place, rate=3.0).findings:
+        assert "clip_grad_norm_" not in finding.cause
+
+
+def test_two_models_that_are_clipped_together_are_each_clipped_in_time(caplog):
+    torch.manual_seed(0)
+    parts = nn.ModuleDict({"first": nn.Linear(3, 2), "second": nn.Linear(3, 2)})
+    optimizers = [torch.optim.SGD(part.parameters(), lr=1e-3) for part in parts.values()]
+    with gradwatch.watch(parts, optimizers) as watcher:
+        for _ in range(UPDATES):
+            for part, optimizer in zip(parts.values(), optimizers, strict=True):
+                part(torch.randn(8, 3)).square().mean().backward()
+                nn.utils.clip_grad_norm_(parts.parameters(), LIMIT)
+                optimizer.step()
+                optimizer.zero_grad()
+    assert watcher.findings == []
+    assert caplog.records == []
+
+
+def test_a_compiled_step_that_clips_is_compiled_as_ever():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def clipped_sum(weight):
+        nn.utils.clip_grad_norm_([weight], LIMIT)
+        return weight.sum()
+
+    with gradwatch.watch(model, optimizer) as watcher:
+        loss_of(model).backward()
+        clipped_sum(model[0].weight)
+        optimizer.step()
+    assert not watcher._loop.guard._faults
+
+
+def test_nothing_is_wrapped_once_nobody_watches():
+    before = nn.utils.clip_grad._clip_grads_with_norm_
+    run_of(clipped_in_place, updates=2)
+    assert nn.utils.clip_grad._clip_grads_with_norm_ is before
