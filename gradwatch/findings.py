@@ -92,6 +92,7 @@ Clue = Literal[
     "not reached",  # by the loss: no weight that the optimizer holds gets a gradient
     "never cleared",  # zero_grad is missing
     "cleared early",  # zero_grad between backward and step
+    "clipping idle",  # the optimizer divides by the size of the gradient itself
     "clipped out of place",  # before backward() or after step(), where it has no effect
     "clipped while scaled",  # unscale_ is missing before clipping
     "before any update",  # neither rate nor clipping has had a part in it

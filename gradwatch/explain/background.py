@@ -19,6 +19,7 @@ from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.rates import RateCourse
 from gradwatch.explain.scales import grown_along_depth, raw_inputs, raw_targets
 from gradwatch.explain.starting import WeightFigures, bias_facts, weight_facts
+from gradwatch.explain.update_sizes import UpdateSizes
 from gradwatch.findings import Clue, Kind
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
@@ -98,9 +99,10 @@ class BackgroundState:
         first_mover: the column of that weight.
         first_shares: (P,) root mean square of each gradient at the first step, as a share of the largest.
         latest: {name of a figure: (P,) its values at the latest sample}.
+        sizes: how large updates and gradients were.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     total: Course = field(default_factory=Course)
     loss: Course = field(default_factory=Course)
@@ -112,6 +114,7 @@ class BackgroundState:
     first_mover: int = 0
     first_shares: Floats | None = None
     latest: dict[str, Floats] = field(default_factory=dict)
+    sizes: UpdateSizes = field(default_factory=UpdateSizes)
 
 
 class Background:
@@ -140,6 +143,7 @@ class Background:
         ours.total.add(report.step, report.grad_norm_total)
         ours.loss.add(report.step, report.loss)
         ours.rates.add(report)
+        ours.sizes.add(report)
         ours.leaps.add(report)
         if report.loss is not None:
             ours.lowest_loss = report.loss if ours.lowest_loss is None else min(ours.lowest_loss, report.loss)
@@ -178,7 +182,12 @@ class Background:
                 rates.decayed() if rates.has_decayed else (),
                 rates.risen() if rates.has_risen else (),
             ),
-            "exploding": (self._reasons_to_grow(report), self._large_at(column), self._update(column)),
+            "exploding": (
+                self._state.sizes.facts(),
+                self._reasons_to_grow(report),
+                self._large_at(column),
+                self._update(column),
+            ),
             "nonfinite": (
                 self._divergence(report, column),
                 self._biases(column),
@@ -206,7 +215,7 @@ class Background:
                 self._shut(report),
                 rates.decayed(),
             ),
-            "unstable": (self._targets(), self._raw(), rates.risen(), self._update(None)),
+            "unstable": (self._state.sizes.facts(), self._targets(), self._raw(), rates.risen(), self._update(None)),
         }
         own = [*_order_of_loop(report), *self._clipping_out_of_place(kind, report)] if kind in OF_UPDATES else []
         if kind in OF_SIZES:
@@ -501,6 +510,7 @@ class Background:
         diverged = self._diverged()
         if diverged is not None:
             yield diverged
+            yield from self._state.sizes.facts()
             yield from self._reasons_to_grow(report)
             yield from self._large_at(column)
 

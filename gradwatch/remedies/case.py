@@ -132,8 +132,8 @@ class Case:
 
     @property
     def can_clip(self) -> bool:
-        """Clipping by norm would act: nobody clips, and the norm is finite."""
-        return not self.clips and "norm overflows" not in self.clues
+        """Clipping by norm would act: nobody clips, the norm is finite, and the optimizer follows its gradients."""
+        return not self.clips and not {"norm overflows", "clipping idle"} & self.clues
 
     @property
     def is_half(self) -> bool:

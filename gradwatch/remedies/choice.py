@@ -110,7 +110,7 @@ def _raw(case: Case) -> Iterator[str]:
 
 # complexity: the cases are independent of each other, and read best in the order in which their remedies are tried
 def _exploding(case: Case) -> Iterator[str]:
-    yield from _clipping_in_place(case)
+    yield from _idle_clipping(case)
     if case.is_critic:
         yield from ("gradient-penalty", "spectral-norm")
     if "overwritten" in case.clues:
@@ -274,7 +274,7 @@ def _overflowing_at_once(case: Case) -> Iterator[str]:
 
 # complexity: the causes are independent of each other, and read best in the order in which they are tried
 def _dead(case: Case) -> Iterator[str]:
-    yield from _clipping_in_place(case)
+    yield from _idle_clipping(case)
     if "flat operation" in case.clues and case.rectifies:  # the loss is given nothing but zeros
         yield "leaky-relu"
     yield from _idle_norms(case)
@@ -348,13 +348,16 @@ def _stalled(case: Case) -> Iterator[str]:
     yield from _normalisations(case)
 
 
-def _clipping_in_place(case: Case) -> Iterator[str]:
+def _idle_clipping(case: Case) -> Iterator[str]:
+    """Yield what makes up for clipping that has no effect."""
     if "clipped out of place" in case.clues:
         yield "clip-before-step"
+    if "clipping idle" in case.clues:
+        yield "lower-learning-rate"
 
 
 def _unstable(case: Case) -> Iterator[str]:
-    yield from _clipping_in_place(case)
+    yield from _idle_clipping(case)
     yield from _idle_norms(case)
     if "rate rose" in case.clues:
         yield "lower-learning-rate"
@@ -364,7 +367,7 @@ def _unstable(case: Case) -> Iterator[str]:
     if case.is_critic:
         yield from ("gradient-penalty", "spectral-norm")
     yield "lower-learning-rate"
-    if not case.clips:
+    if not case.clips and "clipping idle" not in case.clues:
         yield "clip-norm"
     yield "warm-up"
     if case.touches_input:

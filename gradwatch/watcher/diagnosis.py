@@ -29,6 +29,7 @@ SHUTS: frozenset[Clue] = frozenset({"softmax of one", "factor of 0", "zero input
 
 REASONS: frozenset[Clue] = SHUTS | {
     "clipped out of place",
+    "clipping idle",
     "rate rose",
     "overwritten",
     "one batch",
