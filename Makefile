@@ -71,8 +71,7 @@ bench-recovery: .venv/bench  ## how often a run saves itself, and what that cost
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.recovery --write
 
 bench-clip: .venv/bench  ## what each way to clip costs and saves; writes the tables of docs/clipping.md (half an hour; goes on where it was)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.clipping search
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.clipping score
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.clipping measure
 	$(BIN)/python -m benchmarks.clipping table --write
 
 bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; writes the tables of docs/prescribe.md (hours; goes on where it was)

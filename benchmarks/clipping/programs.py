@@ -319,12 +319,12 @@ class HeavyTails(Fault):
 
 
 class RateSpike(Fault):
-    """The learning rate × 30 for 5 steps, as by a wrong line of a schedule."""
+    """The learning rate × 10 for 5 steps, as by a wrong line of a schedule."""
 
     lasts = 5
 
     def rate(self, rate: float) -> float:
-        return 30 * rate
+        return 10 * rate
 
 
 CLEAN = "clean"
@@ -333,5 +333,5 @@ FAULTS: Mapping[str, Fault] = {
     "gradient × 1000": GradientTimesThousand(),
     "bit flip": BitFlip(),
     "heavy tails": HeavyTails(),
-    "rate × 30": RateSpike(),
+    "rate × 10": RateSpike(),
 }

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 
 from benchmarks.clipping.programs import CLEAN, FAULTS, RATES
-from benchmarks.clipping.train import UNCLIPPED, Outcome, make, outcome, train
+from benchmarks.clipping.train import UNCLIPPED, Copy, Outcome, make, outcome, train
 from benchmarks.clipping.ways import NORMS, ORACLE, SCORED
 
 SEARCHED, RESULTS = Path("benchmarks/clipping/searched.jsonl"), Path("benchmarks/clipping/scored.jsonl")
 SEARCH_SEEDS, SCORED_SEEDS = (100, 101), (0, 1, 2, 3, 4)
-FAULTY = {"SGD": (1, 2), "AdamW": (1, 2), "Muon": (1,)}
-"""Optimizer → places of the rates at which faults are tried, from 0. Muon takes twice as long as the others."""
+FAULTY = {"SGD": (1,), "AdamW": (1,), "Muon": ()}
+"""Optimizer → places of the rates at which faults are tried, from 0: the last one below the edge of stability."""
 ORDER = ("MLP", "RNN that copies", "LSTM", "ResNet", "character GPT")
+"""Models, the quick ones first."""
 
 
 @dataclass(frozen=True, order=True)
@@ -40,20 +41,27 @@ class Setting:
         return (CLEAN, *(FAULTS if has_faults else ()))
 
 
+Row = dict[str, Any]
 Runs = dict[tuple[Setting, str, str], list[Outcome]]
 """(setting, way, condition) → the outcome of each seed."""
 
 
 def settings() -> list[Setting]:
-    """Return all settings, those that are quick first."""
-    return [Setting(model, optimizer, rate) for model in ORDER for optimizer in RATES for rate in RATES[optimizer]]
+    """Return all settings in the order in which they are measured: what is slow, Muon, comes last."""
+    pairs = [(model, name) for model in ORDER for name in ("SGD", "AdamW")] + [(model, "Muon") for model in ORDER]
+    return [Setting(model, optimizer, rate) for model, optimizer in pairs for rate in RATES[optimizer]]
 
 
 def read(path: Path) -> Runs:
     """Return the results so far."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return runs_of(json.loads(line) for line in lines)
+
+
+def runs_of(rows: Iterable[Row]) -> Runs:
+    """Return the outcomes that lines of JSON hold."""
     runs: Runs = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        row = json.loads(line)
+    for row in rows:
         setting = Setting(row["model"], row["optimizer"], row["rate"])
         for condition, found in row["conditions"].items():
             columns = zip(*found.values())
@@ -64,7 +72,7 @@ def read(path: Path) -> Runs:
     return runs
 
 
-def row_of(setting: Setting, way: str, found: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+def row_of(setting: Setting, way: str, found: Mapping[str, Sequence[Outcome]]) -> Row:
     """Return the line of JSON for the outcomes of each condition; a loss that is not finite is null."""
     fields = ("loss", "start", "clipped", "spikes", "recovery")
     columns = {
@@ -81,42 +89,67 @@ def _short(value: float | int | None) -> float | int | None:
     return value
 
 
-Work = tuple[Setting, tuple[str, ...], tuple[int, ...]]
-
-
-def go_on(path: Path, wanted: Iterable[tuple[Setting, str]], seeds: Sequence[int], seconds: float) -> None:
-    """Run what is not in ``path`` yet, in two processes, for about so many seconds; add each result at once."""
-    known = {key[:2] for key in read(path)}
-    open_ways: dict[Setting, list[str]] = {}
-    for setting, way in wanted:
-        if (setting, way) not in known and way not in open_ways.setdefault(setting, []):
-            open_ways[setting].append(way)
-    work: list[Work] = [(setting, tuple(ways), tuple(seeds)) for setting, ways in open_ways.items() if ways]
+def measure(seconds: float) -> None:
+    """Measure what is missing, in two processes, for about so many seconds; add the results of each pair at once."""
+    searched, scored = read(SEARCHED), read(RESULTS)
+    pairs = dict.fromkeys((each.model, each.optimizer) for each in settings())
+    work = [pair for pair in pairs if _is_open(pair, searched, scored)]
     end = time.perf_counter() + seconds
     with multiprocessing.get_context("spawn").Pool(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done, rows in enumerate(pool.imap_unordered(run, work), 1):
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            print(f"{done} of {len(work)}: {rows[0]['model']}, {rows[0]['optimizer']}, {rows[0]['rate']}", flush=True)
+        for done, (pair, *found) in enumerate(pool.imap_unordered(_pair, work), 1):
+            for path, rows in zip((SEARCHED, RESULTS), found):
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            print(f"{done} of {len(work)}: {', '.join(pair)}", flush=True)
             if time.perf_counter() > end:
                 pool.terminate()
                 return
 
 
-def run(work: Work) -> list[dict[str, Any]]:
-    """Train all seeds of the ways of one setting, and return a line for each way."""
-    setting, ways, seeds = work
-    everyone = dict.fromkeys((UNCLIPPED, *ways))  # the others follow the unclipped runs as long as they can
-    copies = [make(setting.model, setting.optimizer, setting.rate, way, seed) for way in everyone for seed in seeds]
-    found: dict[str, dict[str, list[Outcome]]] = {}
-    for one in train(setting.model, copies, setting.conditions):
-        found.setdefault(one.name, {}).setdefault(one.condition, []).append(outcome(one))
-    return [row_of(setting, way, found[way]) for way in ways]
+def _pair(pair: tuple[str, str]) -> tuple[tuple[str, str], list[Row], list[Row]]:
+    """Return what is missing of one model and optimizer: the search for the oracle, and the scored runs."""
+    searched, scored = read(SEARCHED), read(RESULTS)
+    of_search = run(_missing(pair, searched, dict.fromkeys(settings(), ORACLE)), SEARCH_SEEDS)
+    searched |= runs_of(of_search)
+    return pair, of_search, run(_missing(pair, scored, _to_score(searched)), SCORED_SEEDS)
 
 
-def search(seconds: float) -> None:
-    """Run all fixed norms on the search seeds."""
-    go_on(SEARCHED, [(setting, way) for setting in settings() for way in ORACLE], SEARCH_SEEDS, seconds)
+def _is_open(pair: tuple[str, str], searched: Runs, scored: Runs) -> bool:
+    ways = _missing(pair, searched, dict.fromkeys(settings(), ORACLE)) or _missing(pair, scored, _to_score(searched))
+    return bool(ways)
+
+
+def _to_score(searched: Runs) -> dict[Setting, Sequence[str]]:
+    """Return setting → all ways that are scored, and the norms that the oracle has chosen."""
+    oracle = chosen(searched)
+    return {
+        setting: (*SCORED, *(oracle[setting, each] for each in setting.conditions if (setting, each) in oracle))
+        for setting in settings()
+    }
+
+
+def _missing(pair: tuple[str, str], known: Runs, wanted: Mapping[Setting, Sequence[str]]) -> dict[Setting, list[str]]:
+    """Return setting → ways that are not known yet, of one model and optimizer."""
+    found = {
+        setting: list(dict.fromkeys(way for way in ways if (setting, way, CLEAN) not in known))
+        for setting, ways in wanted.items()
+        if (setting.model, setting.optimizer) == pair
+    }
+    return {setting: ways for setting, ways in found.items() if ways}
+
+
+def run(missing: Mapping[Setting, Sequence[str]], seeds: Sequence[int]) -> list[Row]:
+    """Train all seeds of the ways of each setting of one model, and return a line for each way of each."""
+    copies: dict[Copy, Sequence[str]] = {}
+    for setting, ways in missing.items():
+        for way in dict.fromkeys((UNCLIPPED, *ways)):  # others follow unclipped runs while they can
+            for seed in seeds:
+                one = make(setting.model, setting.optimizer, setting.rate, way, seed)
+                copies[one] = setting.conditions
+    found: dict[tuple[float, str], dict[str, list[Outcome]]] = {}
+    for one in train(next(iter(missing)).model, copies) if missing else ():
+        found.setdefault((one.rate, one.name), {}).setdefault(one.condition, []).append(outcome(one))
+    return [row_of(setting, way, found[setting.rate, way]) for setting, ways in missing.items() for way in ways]
 
 
 def chosen(searched: Runs) -> dict[tuple[Setting, str], str]:
@@ -132,17 +165,6 @@ def chosen(searched: Runs) -> dict[tuple[Setting, str], str]:
             if len(losses) == len(NORMS):
                 best[setting, condition] = min(losses, key=losses.__getitem__)
     return best
-
-
-def score(seconds: float) -> None:
-    """Run each way, and the norms that the oracle has chosen, on the scored seeds."""
-    oracle = chosen(read(SEARCHED))
-    wanted = [
-        (setting, way)
-        for setting in settings()
-        for way in (*SCORED, *(oracle[setting, each] for each in setting.conditions if (setting, each) in oracle))
-    ]
-    go_on(RESULTS, wanted, SCORED_SEEDS, seconds)
 
 
 def forget(way: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
@@ -37,12 +37,13 @@ from benchmarks.clipping.programs import (
 )  # fmt: skip
 from benchmarks.clipping.ways import WAYS, Update, Way
 
+SIDE_BY_SIDE = 64
 UNCLIPPED = "none"
 RECOVERED, SMOOTHED = 1.05, 10
 SPIKE, LOOK_BACK, LEAST = 7.0, 128, 20
 
 
-@dataclass
+@dataclass(eq=False)
 class Copy:
     """One run among those that train side by side.
 
@@ -185,26 +186,44 @@ def make(model: str, optimizer: str, rate: float, way: str, seed: int) -> Copy:
     return Copy(net, optimizers(optimizer, net, rate), rate, WAYS[way](), way, seed, data(model, seed))
 
 
-def train(model: str, copies: Sequence[Copy], conditions: Iterable[str]) -> list[Copy]:
-    """Train the clean ``copies``, and a twin of each for every further condition; return all of them.
+def train(model: str, copies: Mapping[Copy, Sequence[str]]) -> list[Copy]:
+    """Train the clean copies, and a twin of each for every further condition; return all of them.
 
-    Copies of a seed follow the one that nobody clips, where it is among them.
+    Copies of a rate and a seed follow the one that nobody clips, where it is among them.
+
+    Args:
+        model: of all copies.
+        copies: untrained copy → its conditions.
     """
     known = MODELS[model]
-    unclipped = {each.seed: each for each in copies if each.name == UNCLIPPED}
+    unclipped = {(each.rate, each.seed): each for each in copies if each.name == UNCLIPPED}
     for one in copies:
         if one.name != UNCLIPPED and not one.way.sees_weights:
-            one.leader = unclipped.get(one.seed)
-    _measure(known, copies, 0)
-    _advance(known, copies, range(FAULT))
-    done: list[Copy] = []
-    for condition in conditions:
-        twins = list(copies) if condition == CLEAN else _twins(copies, condition)
-        done += twins
-    for condition in (CLEAN, *conditions):
-        some = [each for each in done if each.condition == condition and len(each.acted) == FAULT]
+            one.leader = unclipped.get((one.rate, one.seed))
+    for some in _side_by_side(copies):
+        _measure(known, some, 0)
+        _advance(known, some, range(FAULT))
+    done = list(copies)
+    for condition in {each for some in copies.values() for each in some if each != CLEAN}:
+        done += _twins([one for one, conditions in copies.items() if condition in conditions], condition)
+    for some in _side_by_side(done):
         _advance(known, some, range(FAULT, STEPS))
     return done
+
+
+def _side_by_side(copies: Iterable[Copy]) -> Iterator[list[Copy]]:
+    """Yield groups of at least 64 copies, if there are so many, in which everyone's leader is one of the group."""
+    families: dict[int, list[Copy]] = {}
+    for one in copies:
+        families.setdefault(id(one.leader or one), []).append(one)
+    some: list[Copy] = []
+    for family in families.values():
+        some += family
+        if len(some) >= SIDE_BY_SIDE:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _twins(copies: Sequence[Copy], condition: str) -> list[Copy]:

@@ -283,6 +283,46 @@ class OfUpdates(Way):
         return 1 / max(1.0, ratio)
 
 
+class ByOptimizer(Way):
+    """What ``auto`` may become: a limit that follows from what the optimizer does with a gradient, for each of them.
+
+    SGD: ‖G‖ ≤ 0.16 · (1 − momentum) · ‖W‖ / rate, so that one gradient moves the weights by 16 % at most, its share in
+    the momentum included. AGC allows as much: 0.01 · 1.6 / (1 − 0.9), with its λ, rate and momentum. The rate counts at
+    least as much as the one that the optimizer was made with, and weights of 0 as 0.01 each.
+
+    AdamW divides by the size of past gradients, so a common factor changes nothing: the limit is a tenth of the first
+    norm, below what follows, so that each step counts alike. Others: as ``auto`` was.
+    """
+
+    def __init__(self, moved: float = 0.16, share: float = 0.1) -> None:
+        self.moved, self.share, self.firsts = moved, share, {}
+        self.others = Gradwatch(clip.auto())
+
+    def clip_(self, update: Update) -> bool:
+        self.acted = False
+        for place, optimizer in enumerate(update.optimizers):
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            total = norm_of([each.grad for each in parameters])
+            if isinstance(optimizer, torch.optim.SGD):
+                limit = self._by_weights(optimizer.param_groups[0], optimizer.defaults["lr"], parameters)
+            elif isinstance(optimizer, torch.optim.AdamW):
+                limit = self.share * self.firsts.setdefault(place, total)
+            else:
+                self.others.clip_(Update(parameters, [optimizer], update.loss))
+                self.acted |= self.others.acted
+                continue
+            if total > limit:
+                self.acted = True
+                for each in parameters:
+                    each.grad.mul_(limit / total)
+        return True
+
+    def _by_weights(self, group: Mapping[str, Any], rate: float, parameters: Sequence[Tensor]) -> float:
+        least = 0.01 * math.sqrt(sum(each.numel() for each in parameters))
+        weights = max(norm_of([each.detach() for each in parameters]), least)
+        return self.moved * (1 - group["momentum"]) * weights / max(group["lr"], rate)
+
+
 ADAM_SQUARES = 0.99
 """β₂ of all AdamW here."""
 
@@ -296,6 +336,7 @@ WAYS: Mapping[str, Callable[[], Way]] = {
     **_FIXED,
     "1.0": lambda: Gradwatch(clip.by_norm(1.0)),
     "auto": lambda: Gradwatch(clip.auto()),
+    "by optimizer": ByOptimizer,
     "by tensor (AdaGC)": ByTensor,
     "AGC": AdaptiveRatio,
     "AutoClip": Percentile,

@@ -1,5 +1,6 @@
 """The benchmark of clipping: every model takes steps, every way does what its formula says, tables count right."""
 
+import json
 import math
 
 import pytest
@@ -52,8 +53,8 @@ def test_each_model_and_optimizer_takes_two_steps_side_by_side_as_alone(model, o
 @pytest.mark.slow
 def test_a_way_that_has_not_acted_follows_the_unclipped_run_and_is_what_it_would_be_alone():
     ways, conditions = ("norm 10", "ZClip", "skip at 6 σ"), (CLEAN, "gradient × 1000")
-    alone = train("MLP", [make("MLP", "SGD", 0.03, way, 7) for way in ways], conditions)
-    following = train("MLP", [make("MLP", "SGD", 0.03, way, 7) for way in ("none", *ways)], conditions)
+    alone = train("MLP", {make("MLP", "SGD", 0.03, way, 7): conditions for way in ways})
+    following = train("MLP", {make("MLP", "SGD", 0.03, way, 7): conditions for way in ("none", *ways)})
     theirs = {(each.name, each.condition): outcome(each) for each in following}
     assert len(alone) == 6
     for each in alone:
@@ -219,8 +220,29 @@ def test_regret_and_harm_are_those_of_the_mean_over_seeds():
     assert table.hurt(runs, best, "1.0", pairs) == []
 
 
+def test_what_is_missing_is_what_no_line_has():
+    runs = {(SETTING, "none", CLEAN): outcomes(1.0)}
+    missing = results._missing(("MLP", "SGD"), runs, {SETTING: ("none", "auto", "auto")})
+    assert missing == {SETTING: ["auto"]}
+    assert results._missing(("MLP", "AdamW"), runs, {SETTING: ("auto",)}) == {}
+
+
+def test_a_limit_follows_from_what_the_optimizer_does():
+    way = WAYS["by optimizer"]()
+    update = update_with([3.0, 4.0])
+    update.optimizers[0].param_groups[0]["lr"] = 0.05  # a schedule has lowered it: that of the beginning counts
+    way.clip_(update)
+    assert norm_of(update.gradients) == pytest.approx(0.16 * math.sqrt(2) / 0.1)
+    weight = nn.Parameter(torch.ones(2))
+    adam = torch.optim.AdamW([weight], lr=0.1)
+    way = WAYS["by optimizer"]()
+    for size in (5.0, 50.0):
+        weight.grad = torch.tensor([0.6, 0.8]) * size
+        way.clip_(Update([weight], [adam], 1.0))
+        assert norm_of([weight.grad]) == pytest.approx(0.5)
+
+
 def test_results_are_read_as_they_were_written(tmp_path):
-    import json
 
     path = tmp_path / "results.jsonl"
     found = {CLEAN: outcomes(1.0, math.inf)}
