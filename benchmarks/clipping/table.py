@@ -154,7 +154,7 @@ def _summary(runs: Runs, best: Best, ways: Sequence[str], pairs: Sequence[Pair])
     for way in (BEST, *ways):
         worst = regret(losses(runs, best, way, pairs), losses(runs, best, BEST, pairs)).max()
         cells = [
-            way, _percent(*mean_regret(runs, best, way, pairs)), f"{worst:.0%}",
+            way, _percent(*mean_regret(runs, best, way, pairs)), f"{worst:.0%}".replace("%", " %"),
             f"{len(hurt(runs, best, way, pairs))} of {kept}",
             _percent(*share(runs, best, way, pairs, lambda each: each.diverged)),
         ]  # fmt: skip
@@ -169,7 +169,8 @@ def _by_condition(runs: Runs, best: Best, ways: Sequence[str], pairs: Sequence[P
         cells = []
         for name in known:
             some = [pair for pair in pairs if pair[1] == name]
-            cells.append(_percent(*mean_regret(runs, best, way, some)))
+            mean = regret(*(losses(runs, best, each, some) for each in (way, BEST))).mean()
+            cells.append(f"{mean:.1%}".replace("%", " %"))
         rows.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -98,7 +98,7 @@ class Gradwatch(Way):
             policy = self.policies.setdefault(place, self.policy.renew())
             parameters = [each for group in optimizer.param_groups for each in group["params"]]
             gradients = [each.grad for each in parameters]
-            magnitudes = statistics.measure(gradients)
+            magnitudes = statistics.without_overflow(gradients, statistics.measure(gradients))
             left = float(policy.clip_(gradients, magnitudes, parameters))
             self.acted |= left < 0.999 * float(magnitudes.total)
         return True
@@ -283,6 +283,30 @@ class OfUpdates(Way):
         return 1 / max(1.0, ratio)
 
 
+@dataclass
+class Level:
+    """The usual norm of a run, and the largest that it has been.
+
+    Attributes:
+        mean, weight: the average of log norms from 0 on, and that of 1, which corrects it.
+        largest: of the corrected averages so far.
+    """
+
+    mean: float = 0.0
+    weight: float = 0.0
+    largest: float = -math.inf
+
+    def after(self, norm: float, smoothing: float) -> float:
+        """Take in a norm; return the largest level so far. Norms that are 0 or NaN do not count."""
+        if norm > 0:
+            most = self.mean / self.weight + 1 if self.weight else 700.0
+            entered = min(math.log(norm), most)
+            self.mean = smoothing * self.mean + (1 - smoothing) * entered
+            self.weight = smoothing * self.weight + (1 - smoothing)
+            self.largest = max(self.largest, self.mean / self.weight)
+        return math.exp(self.largest) if self.weight else math.inf
+
+
 class ByOptimizer(Way):
     """What ``auto`` may become: a limit that follows from what the optimizer does with a gradient, for each of them.
 
@@ -290,13 +314,14 @@ class ByOptimizer(Way):
     the momentum included. AGC allows as much: 0.01 · 1.6 / (1 − 0.9), with its λ, rate and momentum. The rate counts at
     least as much as the one that the optimizer was made with, and weights of 0 as 0.01 each.
 
-    AdamW divides by the size of past gradients, so a common factor changes nothing: the limit is a tenth of the first
-    norm, below what follows, so that each step counts alike. Others: as ``auto`` was.
+    AdamW and Muon divide by the size of past gradients, so that a common factor changes nothing: the limit is a tenth
+    of the largest level so far, below nearly all that comes, so that each step counts alike. The level is the geometric
+    mean of the norms with weights of 0.9, as Adam's β₁, and a norm enters with e times the level at most.
     """
 
-    def __init__(self, moved: float = 0.16, share: float = 0.1) -> None:
-        self.moved, self.share, self.firsts = moved, share, {}
-        self.others = Gradwatch(clip.auto())
+    def __init__(self, moved: float = 0.16, share: float = 0.1, smoothing: float = 0.9) -> None:
+        self.moved, self.share, self.smoothing = moved, share, smoothing
+        self.levels: dict[int, Level] = {}
 
     def clip_(self, update: Update) -> bool:
         self.acted = False
@@ -305,12 +330,8 @@ class ByOptimizer(Way):
             total = norm_of([each.grad for each in parameters])
             if isinstance(optimizer, torch.optim.SGD):
                 limit = self._by_weights(optimizer.param_groups[0], optimizer.defaults["lr"], parameters)
-            elif isinstance(optimizer, torch.optim.AdamW):
-                limit = self.share * self.firsts.setdefault(place, total)
             else:
-                self.others.clip_(Update(parameters, [optimizer], update.loss))
-                self.acted |= self.others.acted
-                continue
+                limit = self.share * self.levels.setdefault(place, Level()).after(total, self.smoothing)
             if total > limit:
                 self.acted = True
                 for each in parameters:
