@@ -99,7 +99,7 @@ class Gradwatch(Way):
             parameters = [each for group in optimizer.param_groups for each in group["params"]]
             gradients = [each.grad for each in parameters]
             magnitudes = statistics.without_overflow(gradients, statistics.measure(gradients))
-            left = float(policy.clip_(gradients, magnitudes, parameters))
+            left = float(policy.clip_(gradients, magnitudes, parameters, optimizer))
             self.acted |= left < 0.999 * float(magnitudes.total)
         return True
 

@@ -45,7 +45,7 @@ def main() -> list[str]:
                 sick("clip-norm, 10", clip=10.0),
                 sick("clip-norm, 1", clip=1.0),
                 sick("clip-value, 0.1", clip=clip.by_value(0.1)),
-                sick("clip-adaptive, ZClip (auto)", clip="auto"),
+                sick("clip-adaptive (auto)", clip="auto"),
                 sick("clip by layer norm, 1", clip=clip.by_layer_norm(1.0)),
                 sick("lower-learning-rate, 0.01", rate=0.01),
             ],

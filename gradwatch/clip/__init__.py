@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gradwatch.clip.against_weights import adaptive, by_update
 from gradwatch.clip.by_limit import by_layer_norm, by_norm, by_value
+from gradwatch.clip.by_optimizer import auto
 from gradwatch.clip.choice import policy_of
-from gradwatch.clip.history import auto, percentile
+from gradwatch.clip.history import percentile
 from gradwatch.clip.plainly import clip_plainly_
 from gradwatch.clip.policy import IsSpike, Policy
 from gradwatch.clip.spikes import skip_spikes

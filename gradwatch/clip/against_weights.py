@@ -37,7 +37,9 @@ def adaptive(clipping: float = 0.01, *, least_weight_norm: float = 1e-3) -> Poli
     refuse_unless_positive("clipping", clipping)
     refuse_unless_positive("least_weight_norm", least_weight_norm)
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, parameters: Sequence[Tensor]) -> Tensor:
+    def clip_(
+        gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, parameters: Sequence[Tensor], *_: object
+    ) -> Tensor:
         total = magnitudes.total
         if not gradients or (total.is_cpu and not math.isfinite(total)):
             return total  # a look costs nothing here
@@ -86,7 +88,7 @@ def by_update(max_ratio: float, *, least_weight_rms: float = 0.01) -> Policy:
     refuse_unless_positive("max_ratio", max_ratio)
     refuse_unless_positive("least_weight_rms", least_weight_rms)
 
-    def clip_(_: Sequence[Tensor], magnitudes: statistics.Magnitudes, __: Sequence[Tensor]) -> Tensor:
+    def clip_(_: Sequence[Tensor], magnitudes: statistics.Magnitudes, *__: object) -> Tensor:
         return magnitudes.total  # gradients stay as they are
 
     def limit_update_(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> None:

@@ -38,7 +38,7 @@ def by_norm(max_norm: float) -> Policy:
     """
     refuse_unless_positive("max_norm", max_norm)
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, _: Sequence[Tensor]) -> Tensor:
+    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, *_: object) -> Tensor:
         total = magnitudes.total
         if total.is_cpu and not _CLEARLY_BELOW * max_norm < float(total) < math.inf:
             return total  # a look costs nothing here, each operation does
@@ -73,7 +73,7 @@ def by_value(limit: float) -> Policy:
     """
     refuse_unless_positive("limit", limit)
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, _: Sequence[Tensor]) -> Tensor:
+    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, *_: object) -> Tensor:
         scale = magnitudes.scale
         scaled_limit = limit if scale is None else limit * scale
         statistics.clamp_(gradients, scaled_limit, when=~magnitudes.nonfinite.any())
@@ -104,7 +104,7 @@ def by_layer_norm(max_norm: float) -> Policy:
     """
     refuse_unless_positive("max_norm", max_norm)
 
-    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, _: Sequence[Tensor]) -> Tensor:
+    def clip_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, *_: object) -> Tensor:
         scales = (max_norm / (magnitudes.l2 + EPSILON)).clamp(max=1.0)
         scales = torch.where(magnitudes.nonfinite.any(), 1.0, scales)
         total = torch.linalg.vector_norm((magnitudes.l2 * scales).to(magnitudes.total.dtype))

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from gradwatch.clip.by_limit import by_norm
-from gradwatch.clip.history import auto
+from gradwatch.clip.by_optimizer import auto
 from gradwatch.clip.policy import Policy
 
 __all__ = ["policy_of"]

@@ -45,4 +45,4 @@ def clip_plainly_(
     norms = plain_norms(gradients, scale) if norms is None else norms
     nonfinite = torch.stack([(~torch.isfinite(stored_entries(each))).sum().to(norms.device) for each in gradients])
     total = torch.linalg.vector_norm(norms, dtype=torch.float64)
-    policy.clip_(gradients, statistics.Magnitudes(norms, nonfinite, total, scale), parameters)
+    policy.clip_(gradients, statistics.Magnitudes(norms, nonfinite, total, scale), parameters, None)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradwatch.measure import statistics
 
@@ -35,7 +36,7 @@ EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_, so that both clip alike
 State = dict[str, Tensor | int]
 """What lives across steps, by name, and its version; for checkpoints."""
 
-Clip = Callable[[Sequence[Tensor], statistics.Magnitudes, Sequence[Tensor]], Tensor]
+Clip = Callable[[Sequence[Tensor], statistics.Magnitudes, Sequence[Tensor], Optimizer | None], Tensor]
 PlainClip = Callable[[Sequence[Tensor], Tensor | None, Tensor | None, Sequence[Tensor]], None]
 IsSpike = Callable[[Tensor, Tensor | float | None], Tensor]
 LimitUpdate = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
@@ -56,8 +57,9 @@ class Policy:
     """A way to clip.
 
     Attributes:
-        clip_: ``(gradients, magnitudes, parameters) → total``; scales P gradients in place and returns their () float64
-            total norm afterwards, on the device. It scales last: whatever may fail comes before.
+        clip_: ``(gradients, magnitudes, parameters, optimizer) → total``; scales P gradients in place and returns their
+            () float64 total norm afterwards, on the device. It scales last: whatever may fail comes before. The
+            optimizer is None in a loop without one.
         description: how the policy was written, for messages.
         renew: returns a policy with no history, for the next optimizer.
         plain_: ``(gradients, scale, norms, parameters)``; clips as nearly the same as torch alone can, where ``clip_``

@@ -43,7 +43,7 @@ def skip_spikes(deviations: float = 6.0, *, window: int = 128) -> Policy:
     description = f"skip_spikes({deviations})"
     latest = Window(int(window), 2, description)
 
-    def clip_(_: Sequence[Tensor], magnitudes: statistics.Magnitudes, __: Sequence[Tensor]) -> Tensor:
+    def clip_(_: Sequence[Tensor], magnitudes: statistics.Magnitudes, *__: object) -> Tensor:
         return magnitudes.total  # gradients stay as they are
 
     def is_spike(total: Tensor, loss: Tensor | float | None) -> Tensor:

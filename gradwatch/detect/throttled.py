@@ -31,9 +31,7 @@ from gradwatch.measure.report import StepReport
 
 __all__ = ["Throttled"]
 
-TIGHT = (
-    0.01  # share of the gradient below which clipping is no guard against spikes: those are seldom rarer than 1 in 100
-)
+TIGHT = 0.01  # share of the gradient below which clipping is no guard against spikes: those are seldom a hundredfold
 WINDOW = 100  # updates, which the cadence samples about ten times
 MOST = 0.9  # of the window: a few small gradients do not make a clip loose
 FALLEN = 0.05  # share of its beginning by which the loss has come down in a run that learns; noise is below it

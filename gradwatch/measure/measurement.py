@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradwatch.measure import statistics
 from gradwatch.measure.backward import EndMagnitudes
@@ -46,6 +47,8 @@ from gradwatch.ranks.group import has_process_group
 from gradwatch.ranks.reduction import Sums
 
 __all__ = ["Measurement", "StepPlan"]
+
+_Clip = Callable[[Sequence[Tensor], statistics.Magnitudes, Sequence[Tensor], Optimizer | None], Tensor]
 
 _SAME_TOTAL = 1e-6
 """Relative difference of two totals of the same gradients: some loops clip by infinity, to log the norm."""
@@ -319,10 +322,10 @@ class Measurement:
         """Add {figure: (n columns, their (n,) values)} of the step's forward pass."""
         self._figures |= activation_figures(figures, self._columns.watched_columns, self.device)
 
-    def clip_(self, clip_: Callable[[Sequence[Tensor], statistics.Magnitudes, Sequence[Tensor]], Tensor]) -> None:
+    def clip_(self, clip_: _Clip, optimizer: Optimizer | None) -> None:
         """Clip the gradients in place by ``clip_``, as ``gradwatch.clip.Policy`` defines it."""
         magnitudes = statistics.without_overflow(self._gradients, self._now)
-        self._clipped_total = clip_(self._gradients, magnitudes, self._columns.parameters)
+        self._clipped_total = clip_(self._gradients, magnitudes, self._columns.parameters, optimizer)
 
     def true_total(self) -> Tensor:
         """Return the () total norm before clipping, also where the squares of finite entries have overflowed."""

@@ -135,7 +135,7 @@ def _exploding(case: Case) -> Iterator[str]:
     if case.touches_input:
         yield "scaled-inputs"
     if case.can_clip and not case.is_embedding:
-        yield "clip-adaptive"  # against rare spikes: it never clips the first step, and follows a steady growth
+        yield "clip-adaptive"  # nobody may know a threshold
     if case.is_residual:
         yield "depth-scaled"
     yield "warm-up"

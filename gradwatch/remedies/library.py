@@ -310,11 +310,12 @@ _CLIPPING = (
     Remedy(
         name="clip-adaptive",
         title="Adaptive clipping",
-        advice='clip spikes against the run\'s own history: clip="auto"',
-        applies="exploding by rare spikes, or where nobody knows a threshold; the first step is never clipped",
+        advice='clip as fits the optimizer, without a threshold: clip="auto"',
+        applies="exploding where nobody knows a threshold",
         kinds=("exploding", "nonfinite", "unstable"),
-        why="a norm with z = (‖g‖ − μ)/σ > 2.5 is brought down to μ + σ · 2.5²/z, with running μ and σ",
-        source="Kumar et al. 2025, ZClip, arXiv:2504.02507; by unit: Brock et al. 2021, arXiv:2102.06171",
+        why="plain descent: ‖g‖ ≤ 0.16 · (1 − μ) · ‖w‖/lr, so that no gradient moves the weights by more than 0.16 of "
+        "their norm; Adam: ‖g‖ ≤ 0.1 of the first one, so that each update counts alike",
+        source="by the weights: Brock et al. 2021, arXiv:2102.06171; by the total: You et al. 2020, arXiv:1904.00962",
         change=_watch('"auto"'),
         cost="as by norm; no threshold",
     ),

@@ -603,7 +603,7 @@ class Steps:
     @otherwise("clipping", clip_plainly)
     def _clip_(self, track: OptimizerTrack | None, attempt: Attempt, current: Measurement | None) -> None:
         if track is not None and track.policy is not None and current is not None:
-            current.clip_(track.policy.clip_)
+            current.clip_(track.policy.clip_, attempt.optimizer)
             if self.exchange.partial:
                 self.exchange.write_back()
 
@@ -623,7 +623,8 @@ class Steps:
             self._refuse_nonfinite(columns, magnitudes)
         if policy is not None:
             magnitudes = statistics.without_overflow(gradients, magnitudes)
-            policy.clip_(gradients, magnitudes, track.columns(attempt.gradients, self.layers).parameters)
+            parameters = track.columns(attempt.gradients, self.layers).parameters
+            policy.clip_(gradients, magnitudes, parameters, attempt.optimizer)
 
     def _policy_of(self, track: OptimizerTrack) -> Policy | None:
         """Return how to clip; None where nobody asked for that, or where it would make replicas differ."""

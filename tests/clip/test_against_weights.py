@@ -16,7 +16,7 @@ numbers = strategies.floats(-1e3, 1e3)
 
 
 def apply(policy, gradients, parameters, scale=None):
-    return policy.clip_(gradients, statistics.measure(gradients, scale), parameters).item()
+    return policy.clip_(gradients, statistics.measure(gradients, scale), parameters, None).item()
 
 
 def matrices(rows):

@@ -17,7 +17,7 @@ figures = strategies.sampled_from([0.0, math.nan, math.inf]) | strategies.floats
 def totals_after(policy, totals):
     """The totals that ``policy`` makes of a series of them."""
     gradients = [torch.tensor([total], dtype=torch.float64) for total in totals]
-    return [policy.clip_([each], statistics.measure([each]), ()).item() for each in gradients]
+    return [policy.clip_([each], statistics.measure([each]), (), None).item() for each in gradients]
 
 
 def left_out(policy, totals, losses=None):

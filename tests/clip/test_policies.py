@@ -28,7 +28,7 @@ every_policy = pytest.mark.parametrize(
 
 def apply(policy, gradients):
     magnitudes = statistics.without_overflow(gradients, statistics.measure(gradients))
-    return policy.clip_(gradients, magnitudes, ()).item()
+    return policy.clip_(gradients, magnitudes, (), None).item()
 
 
 def totals_after(policy, totals):
@@ -369,24 +369,9 @@ def test_auto_clips_plainly_by_the_level_that_it_knew_last():
 def test_a_policy_of_the_users_own_is_given_plain_magnitudes():
     seen = []
 
-    def clip_(gradients, magnitudes, parameters):
+    def clip_(gradients, magnitudes, parameters, optimizer):
         seen.append((magnitudes.l2.tolist(), magnitudes.nonfinite.tolist(), magnitudes.total.item()))
         return magnitudes.total
 
     clip.clip_plainly_(clip.Policy(clip_, "own", lambda: None), [torch.tensor([3.0, 4.0]), torch.zeros(2)], None)
     assert seen == [([5.0, 0.0], [0, 0], 5.0)]
-
-
-@pytest.mark.parametrize(
-    "state",
-    [{}, {"version": 0}, {"version": 1, "mean": torch.ones(())}, {"version": 1, "median": torch.ones(())}],
-)
-def test_averages_that_cannot_be_read_are_refused(state):
-    with pytest.raises(ValueError, match="expected the averages of clip='auto', version 1"):
-        clip.auto().memory.restore(state)
-
-
-def test_averages_before_the_first_step_are_restored_as_none():
-    averages = clip.auto().memory
-    averages.restore(clip.auto().memory.state())
-    assert averages.mean is None

@@ -295,7 +295,7 @@ def test_pasted_code_trains_as_the_trial_did(treatment):
     pasted = as_pasted(treatment.change, batches)
     untreated = as_pasted(None, batches)
     torch.testing.assert_close(list(pasted.parameters()), list(tried.parameters()))
-    if treatment.remedy != "clip-adaptive":  # which clips spikes alone: here it must change nothing
+    if treatment.remedy != "clip-adaptive":  # which limits huge updates alone: here it must change nothing
         assert torch.equal(pasted[0].weight, untreated[0].weight) == (treatment.remedy in FOR_SICK_UPDATES)
 
 

@@ -107,6 +107,23 @@ def test_percentile_trains_as_the_loop_by_hand(make):
 
 
 @pytest.mark.parametrize("make", [sgd, adam])
+def test_auto_trains_as_the_loop_by_hand(make):
+    known = {}
+
+    def clip_(model, _):
+        weights = math.sqrt(sum(parameter.double().square().sum().item() for parameter in model.parameters()))
+        limit = 0.16 * (1 - 0.9) * weights / 0.01 if make is sgd else 0.1 * total_of(model)
+        nn.utils.clip_grad_norm_(model.parameters(), known.setdefault("limit", limit))
+        return True
+
+    watcher, weights = watched("auto", make, spikes=(20,))
+    assert_same(weights, by_hand(clip_, make, spikes=(20,)))
+    is_clipped = watcher.history["grad_norm_clipped_total"] < watcher.history["grad_norm_total"]
+    assert is_clipped[20]
+    assert is_clipped.mean() < 0.5 if make is sgd else is_clipped.mean() > 0.5
+
+
+@pytest.mark.parametrize("make", [sgd, adam])
 def test_skip_spikes_leaves_out_the_updates_that_the_loop_by_hand_leaves_out(make):
     twin, left_out = reference.SkipSpikes(6, 20), []
 

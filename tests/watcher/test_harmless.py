@@ -663,7 +663,7 @@ def test_a_fault_under_clipping_warns_once_and_training_goes_on(name, monkeypatc
 def test_a_faulty_clipping_policy_warns_once_and_training_goes_on(caplog):
     faults = []
 
-    def clip_(gradients, magnitudes, parameters):
+    def clip_(gradients, magnitudes, parameters, optimizer):
         faults.append(clip_)
         raise InjectedError("made to happen")
 
