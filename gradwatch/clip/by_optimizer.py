@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradwatch.clip.history import TotalAverages
+from gradwatch.clip.history import LargestLevel, TotalAverages
 from gradwatch.clip.policy import (
     EPSILON,
     Policy,
@@ -32,7 +32,9 @@ AGC (Brock et al. 2021, arXiv:2102.06171) limits gradients to 0.01 of the weight
 """
 
 STEADY = 0.1
-"""Share of the first total norm that gradients are brought down to where the optimizer divides by their size."""
+"""Share of the largest level that gradients are brought down to where the optimizer divides by their size."""
+
+LEVEL_SMOOTHING = 0.9  # weight of the past in that level, as Adam's average of gradients has it
 
 ABOVE_EPSILON = 100.0
 """Times an optimizer's epsilon that entries are left with, by root mean square: below epsilon nothing would move."""
@@ -46,7 +48,7 @@ class _Memory:
 
     Attributes:
         averages: of the total norm.
-        first: the first total norm that is finite and not 0; NaN before it.
+        level: the largest that the total norm has had.
         weight_norm: of all weights, at the latest look; None before it.
         updates: how many gradients were held against it.
         least: the ceiling that keeps entries above epsilon.
@@ -57,7 +59,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.averages = TotalAverages()
-        self.first: Tensor | None = None
+        self.level = LargestLevel()
         self.weight_norm: Tensor | None = None
         self.updates = 0
         self.least = 0.0
@@ -76,20 +78,27 @@ class _Memory:
         """
         names, updates = set(state) - {"version", "updates"}, state.get("updates")
         tensors = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
-        averages = {"mean", "square", "weight"}
-        is_known = names == set(tensors) and names <= set(self._named()) and names & averages in (set(), averages)
+        is_known = names == set(tensors) and names <= set(self._named()) and _has_whole_groups(names)
         if state.get("version") != self.VERSION or not is_known or not isinstance(updates, int):
             raise ValueError(
                 f"expected what clip='auto' remembers, version {self.VERSION}, found {sorted(state)} of version "
                 f"{state.get('version')!r}. Resume without this state: it then begins anew."
             )
         self.averages = TotalAverages(*(tensors.get(name) for name in ("mean", "square", "weight")))
-        self.first, self.weight_norm, self.updates = tensors.get("first"), tensors.get("weight_norm"), updates
+        self.level = LargestLevel(*(tensors.get(f"level_{name}") for name in ("mean", "weight", "largest")))
+        self.weight_norm, self.updates = tensors.get("weight_norm"), updates
 
     def _named(self) -> dict[str, Tensor | None]:
-        ours = self.averages
-        named = {"mean": ours.mean, "square": ours.square, "weight": ours.weight}
-        return {**named, "first": self.first, "weight_norm": self.weight_norm}
+        averages, level = self.averages, self.level
+        return {
+            "mean": averages.mean,
+            "square": averages.square,
+            "weight": averages.weight,
+            "level_mean": level.mean,
+            "level_weight": level.weight,
+            "level_largest": level.largest,
+            "weight_norm": self.weight_norm,
+        }
 
 
 def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: float = 0.25) -> Policy:
@@ -100,10 +109,11 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
     arXiv:2102.06171) for all tensors together. lr is the larger of the rate now and the rate that the optimizer was
     made with, so that c does not loosen while a schedule ends. ‖W‖ is measured every 50 updates.
 
-    *Adam and its kin*, which divide by the size of past gradients: c = 0.1 · ‖G₀‖, where G₀ are the first gradients
-    that are not 0, and c is at least so large that entries stay a hundred times Adam's epsilon. Most gradients are
-    brought down to c, on purpose. Adam does not mind their size, but a large one outweighs others in its averages for
-    a thousand updates. So each update counts alike, and a spike can be no larger than a usual gradient. LAMB (You et
+    *Adam and its kin*, which divide by the size of past gradients: c is a tenth of the largest level that ‖G‖ has had,
+    and at least so large that entries stay a hundred times Adam's epsilon. The level is the geometric mean of the
+    latest norms (each step weighs 0.1, and enters with at most e times the level). Most gradients are brought down to
+    c, on purpose. Adam does not mind their size, but a large one outweighs others in its averages for
+    a thousand updates. So each update counts alike, and a spike can be no larger than the others. LAMB (You et
     al. 2020, arXiv:1904.00962) also divides all gradients by their total norm.
 
     *Everything else* (Muon, Lion, several optimizers as one, plain descent on sharded weights, bare tensors): spikes
@@ -171,6 +181,12 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
     )
 
 
+def _has_whole_groups(names: set[str]) -> bool:
+    """Return whether of tensors that are made together all are there, or none."""
+    groups = {"mean", "square", "weight"}, {"level_mean", "level_weight", "level_largest"}
+    return all(names & group in (set(), group) for group in groups)
+
+
 def _divides_by_size(defaults: Mapping[str, object]) -> bool:
     """Return whether an optimizer is of Adam's kind: two averages, and an epsilon beside what it divides by."""
     return "betas" in defaults and "eps" in defaults
@@ -182,18 +198,13 @@ def _is_plain_descent(defaults: Mapping[str, object]) -> bool:
 
 
 def _steady_ceiling(total: Tensor, memory: _Memory, parameters: Sequence[Tensor], optimizer: Optimizer) -> Tensor:
-    """Return () a share of the first total norm, or what keeps entries above epsilon; Inf before the first one."""
-    ceiling = memory.latest_ceiling
-    if ceiling is not None and ceiling.is_cpu and math.isfinite(ceiling):
-        return ceiling  # a look costs nothing here
-    if ceiling is None:
+    """Return () a share of the largest level so far, or what keeps entries above epsilon."""
+    if memory.latest_ceiling is None:
         epsilon = max((_number(group.get("eps")) for group in optimizer.param_groups), default=0.0)
         memory.least = ABOVE_EPSILON * epsilon * math.sqrt(_count(parameters))
-    first = torch.full_like(total, torch.nan) if memory.first is None else memory.first
-    memory.first = torch.where(torch.isnan(first) & torch.isfinite(total) & (total > 0), total, first)
-    ceiling = (STEADY * memory.first).clamp(min=memory.least).nan_to_num(nan=math.inf)
-    memory.latest_ceiling = ceiling
-    return ceiling
+    level = memory.level.after(total, LEVEL_SMOOTHING)
+    memory.latest_ceiling = torch.where(level > 0, (STEADY * level).clamp(min=memory.least), torch.inf)
+    return memory.latest_ceiling
 
 
 def _ceiling_by_weights(total: Tensor, memory: _Memory, parameters: Sequence[Tensor], optimizer: Optimizer) -> Tensor:
@@ -210,8 +221,8 @@ def _ceiling_by_weights(total: Tensor, memory: _Memory, parameters: Sequence[Ten
     for rate in rates:
         if isinstance(rate, Tensor):
             ceiling = torch.minimum(ceiling, reach / rate.to(total))
-    memory.latest_ceiling = ceiling
-    return ceiling
+    memory.latest_ceiling = ceiling.nan_to_num(nan=math.inf, posinf=math.inf)  # weights may be NaN already
+    return memory.latest_ceiling
 
 
 def _count(parameters: Sequence[Tensor]) -> int:

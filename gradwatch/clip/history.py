@@ -21,7 +21,7 @@ from gradwatch.clip.policy import (
 from gradwatch.clip.window import Window
 from gradwatch.measure import statistics
 
-__all__ = ["TotalAverages", "percentile"]
+__all__ = ["LargestLevel", "TotalAverages", "percentile"]
 
 
 @dataclass
@@ -63,6 +63,37 @@ class TotalAverages:
         values = (total, total.square(), torch.ones_like(total))
         for average, value in zip(self.of(total), values, strict=True):
             average.copy_(torch.where(known, torch.lerp(value, average, smoothing), average))
+
+
+@dataclass
+class LargestLevel:
+    """The largest level that the total norm of a run has had, each () float64 on the device.
+
+    The level is the geometric mean of the totals, averaged exponentially. A total enters with at most e times the level
+    before it, so that one spike of any size raises it by a tenth at most.
+
+    Attributes:
+        mean: of the logarithm, from 0 on.
+        weight: of all that has entered; the bias correction divides by it.
+        largest: logarithm of the largest level; −Inf before the first.
+    """
+
+    mean: Tensor | None = None
+    weight: Tensor | None = None
+    largest: Tensor | None = None
+
+    def after(self, total: Tensor, smoothing: float) -> Tensor:
+        """Let a ``total`` enter that is finite and not 0; return () the largest level so far, 0 before the first."""
+        if self.mean is None or self.weight is None or self.largest is None:
+            self.mean, self.weight = torch.zeros_like(total), torch.zeros_like(total)
+            self.largest = torch.full_like(total, -torch.inf)
+        is_known = torch.isfinite(total) & (total > 0)
+        most = torch.where(self.weight > 0, self.mean / self.weight + 1, torch.inf)  # 0/0 at the first
+        entered = torch.minimum(total.log(), most)
+        self.mean = torch.where(is_known, torch.lerp(entered, self.mean, smoothing), self.mean)
+        self.weight = torch.where(is_known, smoothing * self.weight + (1 - smoothing), self.weight)
+        self.largest = torch.where(is_known, torch.maximum(self.largest, self.mean / self.weight), self.largest)
+        return self.largest.exp()
 
 
 def percentile(percent: float = 10.0, *, window: int = 1000) -> Policy:

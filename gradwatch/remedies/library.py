@@ -314,7 +314,7 @@ _CLIPPING = (
         applies="exploding where nobody knows a threshold",
         kinds=("exploding", "nonfinite", "unstable"),
         why="plain descent: ‖g‖ ≤ 0.16 · (1 − μ) · ‖w‖/lr, so that no gradient moves the weights by more than 0.16 of "
-        "their norm; Adam: ‖g‖ ≤ 0.1 of the first one, so that each update counts alike",
+        "their norm; Adam: ‖g‖ ≤ 0.1 of its largest level, so that each update counts alike",
         source="by the weights: Brock et al. 2021, arXiv:2102.06171; by the total: You et al. 2020, arXiv:1904.00962",
         change=_watch('"auto"'),
         cost="as by norm; no threshold",

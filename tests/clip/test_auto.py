@@ -35,14 +35,21 @@ def weight_of(*entries):
 
 
 def steady(totals, epsilon=1e-8, entries=2):
-    """Adam's ceiling: a tenth of the first total, and at least a hundred epsilons an entry."""
-    ceiling, left = math.inf, []
+    """What Adam gets: a tenth of the largest level so far, and at least a hundred epsilons an entry."""
+    logs, largest, left = [], -math.inf, []
     for total in totals:
-        if ceiling == math.inf and 0 < total < math.inf:
-            ceiling = max(0.1 * total, 100 * epsilon * math.sqrt(entries))
-        is_clipped = math.isfinite(total) and total > ceiling
-        left.append(total * ceiling / (total + 1e-6) if is_clipped else total)
+        if 0 < total < math.inf:
+            logs.append(math.log(total) if not logs else min(math.log(total), average(logs) + 1))
+            largest = max(largest, average(logs))
+        ceiling = max(0.1 * math.exp(largest), 100 * epsilon * math.sqrt(entries)) if logs else math.inf
+        is_clipped = math.isfinite(total) and total + 1e-6 > ceiling
+        left.append(total * min(1.0, ceiling / (total + 1e-6)) if is_clipped else total)
     return left
+
+
+def average(values):
+    weights = [0.9**age for age in reversed(range(len(values)))]
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RAdam, torch.optim.NAdam])
@@ -57,6 +64,17 @@ def test_nothing_is_brought_down_to_adams_epsilon():
     weight = weight_of(*[1.0] * 100)
     adam = torch.optim.Adam([weight], eps=1e-4)
     assert run(clip.auto(), adam, weight, [1e-9, 50.0]) == pytest.approx([1e-9, 100 * 1e-4 * 10])
+
+
+def test_adams_ceiling_follows_growth_and_neither_decay_nor_a_spike():
+    weight = weight_of(3.0, 4.0)
+    adam = torch.optim.Adam([weight])
+    totals = [1.0] * 50 + [1e6] + [10.0] * 50 + [0.5] * 50
+    left = run(clip.auto(), adam, weight, totals)
+    assert left[49] == pytest.approx(0.1, rel=1e-3)
+    assert left[50] < 0.12
+    assert left[100] == pytest.approx(1.0, rel=0.05)
+    assert left[-1] == 0.5
 
 
 @deterministic
@@ -155,7 +173,7 @@ def test_a_saved_state_goes_on_and_plain_clipping_knows_the_ceiling(make):
         {"version": 2},
         {"version": 2, "updates": 0, "mean": torch.ones(())},
         {"version": 2, "updates": 0, "median": torch.ones(())},
-        {"version": 2, "updates": 0, "first": 3},
+        {"version": 2, "updates": 0, "weight_norm": 3},
     ],
 )
 def test_a_state_that_cannot_be_read_is_refused(state):

@@ -11,6 +11,7 @@ import gradwatch
 from gradwatch import clip
 from gradwatch.hooks.guard import UnwatchableError
 from tests import reference
+from tests.clip.test_auto import steady
 
 STEPS = 40
 
@@ -108,12 +109,13 @@ def test_percentile_trains_as_the_loop_by_hand(make):
 
 @pytest.mark.parametrize("make", [sgd, adam])
 def test_auto_trains_as_the_loop_by_hand(make):
-    known = {}
+    known, totals = {}, []
 
     def clip_(model, _):
+        totals.append(total_of(model))
         weights = math.sqrt(sum(parameter.double().square().sum().item() for parameter in model.parameters()))
-        limit = 0.16 * (1 - 0.9) * weights / 0.01 if make is sgd else 0.1 * total_of(model)
-        nn.utils.clip_grad_norm_(model.parameters(), known.setdefault("limit", limit))
+        limit = known.setdefault("limit", 0.16 * (1 - 0.9) * weights / 0.01) if make is sgd else steady(totals)[-1]
+        nn.utils.clip_grad_norm_(model.parameters(), limit)
         return True
 
     watcher, weights = watched("auto", make, spikes=(20,))
