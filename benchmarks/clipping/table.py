@@ -137,10 +137,12 @@ def page(runs: Runs, best: Best, ways: Sequence[str] = SCORED) -> str:
     pairs = complete(runs, best, ways)
     seeds = len(runs[pairs[0][0], "none", pairs[0][1]])
     total = sum(len(each) for each in runs.values())
+    covered = {f"{setting.model} under {setting.optimizer}": None for setting, _ in pairs}
     return "\n\n".join(
         [
             f"{len(pairs)} settings, each with {seeds} seeds that the oracle has not seen; {total} runs of {STEPS} "
-            "updates. In brackets: 95 % intervals, by drawing settings and seeds anew.",
+            "updates. In brackets: 95 % intervals, by drawing settings and seeds anew. "
+            f"Measured so far: {', '.join(covered)}.",
             _summary(runs, best, ways, pairs),
             _by_condition(runs, best, ways, pairs),
             _others(runs, best, ways, pairs),
