@@ -7,13 +7,16 @@ up over 10 steps and then falls linearly to 0, so that the loss of the last step
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer, _muon
+from torch.optim import Optimizer
 
 from benchmarks.detection.data import digits, windows
 
@@ -183,7 +186,7 @@ MODELS: Mapping[str, Model] = {
 RATES: Mapping[str, tuple[float, ...]] = {
     "SGD": (0.003, 0.03, 0.3, 3.0),
     "AdamW": (0.0003, 0.003, 0.03, 0.3),
-    "Muon": (0.001, 0.01, 0.1, 1.0),
+    **({"Muon": (0.001, 0.01, 0.1, 1.0)} if hasattr(torch.optim, "Muon") else {}),  # since torch 2.9
 }
 """Optimizer → its learning rates, a decade apart; the usual good rate is the second or the third."""
 
@@ -203,7 +206,16 @@ def _orthogonalised(grad: Tensor, ns_coefficients: tuple[float, float, float], n
     return matrix.T if grad.size(0) > grad.size(1) else matrix
 
 
-_muon._zeropower_via_newtonschulz = _orthogonalised
+def _muon(matrices: Sequence[Tensor], rate: float) -> Optimizer:
+    """Return torch's Muon, computed in float32."""
+    module = importlib.import_module("torch.optim._muon")
+
+    class Muon(torch.optim.Muon):
+        def step(self, closure: Any = None) -> Any:
+            with mock.patch.object(module, "_zeropower_via_newtonschulz", _orthogonalised):
+                return super().step(closure)
+
+    return Muon(matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
 
 
 def optimizers(name: str, model: nn.Module, rate: float) -> list[Optimizer]:
@@ -216,8 +228,7 @@ def optimizers(name: str, model: nn.Module, rate: float) -> list[Optimizer]:
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     matrices = [each for each in parameters if each.ndim == 2 and id(each) not in looked_up]
     rest = [each for each in parameters if each.ndim != 2 or id(each) in looked_up]
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return [muon, _adamw(rest, rate)]
+    return [_muon(matrices, rate), _adamw(rest, rate)]
 
 
 def _adamw(parameters: Sequence[Tensor], rate: float) -> Optimizer:

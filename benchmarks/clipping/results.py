@@ -48,7 +48,9 @@ Runs = dict[tuple[Setting, str, str], list[Outcome]]
 
 def settings() -> list[Setting]:
     """Return all settings in the order in which they are measured: what is slow, Muon, comes last."""
-    pairs = [(model, name) for model in ORDER for name in ("SGD", "AdamW")] + [(model, "Muon") for model in ORDER]
+    pairs = [(model, name) for model in ORDER for name in ("SGD", "AdamW")] + [
+        (model, "Muon") for model in ORDER if "Muon" in RATES
+    ]
     return [Setting(model, optimizer, rate) for model, optimizer in pairs for rate in RATES[optimizer]]
 
 
