@@ -283,65 +283,43 @@ class OfUpdates(Way):
         return 1 / max(1.0, ratio)
 
 
-@dataclass
-class Level:
-    """The usual norm of a run, and the largest that it has been.
+class ZScore(Way):
+    """What ``auto`` was before, and is still where it does not know the optimizer; over each optimizer's gradients.
 
-    Attributes:
-        mean, weight: the average of log norms from 0 on, and that of 1, which corrects it.
-        largest: of the corrected averages so far.
+    With averages m and s of the norm and its deviation, smoothed by 0.97, corrected for their youth, and s at least
+    0.25 · m: a norm with z > 2.5 is brought to m + s · 2.5²/z, and enters the averages as m + 2.5 · s.
     """
 
-    mean: float = 0.0
-    weight: float = 0.0
-    largest: float = -math.inf
-
-    def after(self, norm: float, smoothing: float) -> float:
-        """Take in a norm; return the largest level so far. Norms that are 0 or NaN do not count."""
-        if norm > 0:
-            most = self.mean / self.weight + 1 if self.weight else 700.0
-            entered = min(math.log(norm), most)
-            self.mean = smoothing * self.mean + (1 - smoothing) * entered
-            self.weight = smoothing * self.weight + (1 - smoothing)
-            self.largest = max(self.largest, self.mean / self.weight)
-        return math.exp(self.largest) if self.weight else math.inf
-
-
-class ByOptimizer(Way):
-    """What ``auto`` may become: a limit that follows from what the optimizer does with a gradient, for each of them.
-
-    SGD: ‖G‖ ≤ 0.16 · (1 − momentum) · ‖W‖ / rate, so that one gradient moves the weights by 16 % at most, its share in
-    the momentum included. AGC allows as much: 0.01 · 1.6 / (1 − 0.9), with its λ, rate and momentum. The rate counts at
-    least as much as the one that the optimizer was made with, and weights of 0 as 0.01 each.
-
-    AdamW and Muon divide by the size of past gradients, so that a common factor changes nothing: the limit is a tenth
-    of the largest level so far, below nearly all that comes, so that each step counts alike. The level is the geometric
-    mean of the norms with weights of 0.9, as Adam's β₁, and a norm enters with e times the level at most.
-    """
-
-    def __init__(self, moved: float = 0.16, share: float = 0.1, smoothing: float = 0.9) -> None:
-        self.moved, self.share, self.smoothing = moved, share, smoothing
-        self.levels: dict[int, Level] = {}
+    def __init__(self, threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: float = 0.25) -> None:
+        self.threshold, self.smoothing, self.lowest_spread = threshold, smoothing, lowest_spread
+        self.averages: dict[int, tuple[float, float, float]] = {}
 
     def clip_(self, update: Update) -> bool:
         self.acted = False
         for place, optimizer in enumerate(update.optimizers):
-            parameters = [each for group in optimizer.param_groups for each in group["params"]]
-            total = norm_of([each.grad for each in parameters])
-            if isinstance(optimizer, torch.optim.SGD):
-                limit = self._by_weights(optimizer.param_groups[0], optimizer.defaults["lr"], parameters)
-            else:
-                limit = self.share * self.levels.setdefault(place, Level()).after(total, self.smoothing)
+            gradients = [each.grad for group in optimizer.param_groups for each in group["params"]]
+            total = norm_of(gradients)
+            limit, entered = self._limit(total, *self.averages.get(place, (0.0, 0.0, 0.0)))
+            if math.isfinite(entered):
+                before, values = self.averages.get(place, (0.0, 0.0, 0.0)), (entered, entered**2, 1.0)
+                mixed = (self.smoothing * old + (1 - self.smoothing) * new for old, new in zip(before, values))
+                self.averages[place] = tuple(mixed)
             if total > limit:
                 self.acted = True
-                for each in parameters:
-                    each.grad.mul_(limit / total)
+                for gradient in gradients:
+                    gradient.mul_(limit / total)
         return True
 
-    def _by_weights(self, group: Mapping[str, Any], rate: float, parameters: Sequence[Tensor]) -> float:
-        least = 0.01 * math.sqrt(sum(each.numel() for each in parameters))
-        weights = max(norm_of([each.detach() for each in parameters]), least)
-        return self.moved * (1 - group["momentum"]) * weights / max(group["lr"], rate)
+    def _limit(self, total: float, mean: float, square: float, weight: float) -> tuple[float, float]:
+        """Return what the norm is brought down to, and what enters the averages."""
+        if mean <= 0:
+            return math.inf, total
+        mean, square = mean / weight, square / weight
+        deviation = max(math.sqrt(max(square - mean**2, 0.0)), self.lowest_spread * mean)
+        z = (total - mean) / deviation
+        if not z > self.threshold:
+            return math.inf, total
+        return mean + deviation * self.threshold**2 / z, mean + self.threshold * deviation
 
 
 ADAM_SQUARES = 0.99
@@ -357,7 +335,7 @@ WAYS: Mapping[str, Callable[[], Way]] = {
     **_FIXED,
     "1.0": lambda: Gradwatch(clip.by_norm(1.0)),
     "auto": lambda: Gradwatch(clip.auto()),
-    "by optimizer": ByOptimizer,
+    "z-score": ZScore,
     "by tensor (AdaGC)": ByTensor,
     "AGC": AdaptiveRatio,
     "AutoClip": Percentile,

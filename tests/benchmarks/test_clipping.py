@@ -227,23 +227,12 @@ def test_what_is_missing_is_what_no_line_has():
     assert results._missing(("MLP", "AdamW"), runs, {SETTING: ("auto",)}) == {}
 
 
-def test_a_limit_follows_from_what_the_optimizer_does():
-    way = WAYS["by optimizer"]()
-    update = update_with([3.0, 4.0])
-    update.optimizers[0].param_groups[0]["lr"] = 0.05  # a schedule has lowered it: that of the beginning counts
-    way.clip_(update)
-    assert norm_of(update.gradients) == pytest.approx(0.16 * math.sqrt(2) / 0.1)
-    weight = nn.Parameter(torch.ones(2))
-    adam = torch.optim.AdamW([weight], lr=0.1)
-    way = WAYS["by optimizer"]()
-    levels = [
-        5.0,
-        math.exp((0.09 * math.log(5) + 0.1 * (math.log(5) + 1)) / 0.19),
-    ]  # a norm enters with e times at most
-    for size, level in ((5.0, levels[0]), (5000.0, levels[1]), (1.0, levels[1])):
-        weight.grad = torch.tensor([0.6, 0.8]) * size
-        way.clip_(Update([weight], [adam], 1.0))
-        assert norm_of([weight.grad]) == pytest.approx(0.1 * level)
+def test_the_z_score_brings_a_spike_near_the_mean():
+    way = WAYS["z-score"]()
+    for _ in range(3):
+        assert clipped(way, [2.0])[0].item() == 2.0
+    z = (20 - 2) / 0.5  # no deviation, so a quarter of the mean
+    assert clipped(way, [20.0])[0].item() == pytest.approx(2 + 0.5 * 2.5**2 / z)
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
