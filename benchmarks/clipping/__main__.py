@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.clipping import results, table
+from benchmarks.clipping import plot, results, table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=["measure", "table"])
     parser.add_argument("--seconds", type=float, default=1e9, help="break off after about so many; go on another time")
     parser.add_argument("--again", nargs="*", default=[], help="with measure: ways whose results are dropped first")
-    parser.add_argument("--write", action="store_true", help="with table: put it into docs/clipping.md")
+    parser.add_argument(
+        "--write", action="store_true", help="with table: put it into docs/clipping.md, and draw its picture"
+    )
     options = parser.parse_args(arguments)
     if options.what == "measure":
         for way in options.again:
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(text)
         if options.write:
             table.write(text)
+            plot.draw(results.read(results.RESULTS), results.chosen(results.read(results.SEARCHED)))
     return 0
 
 
