@@ -73,6 +73,7 @@ bench-recovery: .venv/bench  ## how often a run saves itself, and what that cost
 bench-clip: .venv/bench  ## what each way to clip costs and saves; writes the tables of docs/clipping.md (half an hour; goes on where it was)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.clipping measure
 	$(BIN)/python -m benchmarks.clipping table --write
+	$(BIN)/python -m benchmarks.clipping cost --write
 
 bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; writes the tables of docs/prescribe.md (hours; goes on where it was)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures search --half all

@@ -14,7 +14,6 @@ from benchmarks.clipping.train import Outcome
 from benchmarks.clipping.ways import SCORED
 
 PAGE = Path("docs/clipping.md")
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 BEST = "oracle"
 DRAWS = 1000
 
@@ -200,7 +199,8 @@ def _percent(value: float, low: float, high: float, digits: int = 1) -> str:
     return f"{value:.{digits}%} [{low:.{digits}%}, {high:.{digits}%}]".replace("%", " %")
 
 
-def write(text: str) -> None:
-    """Put the text between the markers of the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+def write(text: str, name: str = "measured") -> None:
+    """Put the text between the markers of that name in the page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
