@@ -137,11 +137,12 @@ def page(runs: Runs, best: Best, ways: Sequence[str] = SCORED) -> str:
     seeds = len(runs[pairs[0][0], "none", pairs[0][1]])
     total = sum(len(each) for each in runs.values())
     covered = {f"{setting.model} under {setting.optimizer}": None for setting, _ in pairs}
+    is_whole = len(covered) == len(MODELS) * len(RATES)
+    so_far = "" if is_whole else f" Measured so far: {', '.join(covered)}."
     return "\n\n".join(
         [
             f"{len(pairs)} settings, each with {seeds} seeds that the oracle has not seen; {total} runs of {STEPS} "
-            "updates. In brackets: 95 % intervals, by drawing settings and seeds anew. "
-            f"Measured so far: {', '.join(covered)}.",
+            f"updates. In brackets: 95 % intervals, by drawing settings and seeds anew.{so_far}",
             _summary(runs, best, ways, pairs),
             _by_condition(runs, best, ways, pairs),
             _others(runs, best, ways, pairs),
