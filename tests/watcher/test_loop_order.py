@@ -321,10 +321,18 @@ def test_a_compiled_step_that_clips_is_compiled_as_ever():
         nn.utils.clip_grad_norm_([weight], LIMIT)
         return weight.sum()
 
-    compiled = torch.compile(clipped_sum, fullgraph=True, backend="eager")  # no decorator: Lightning 2.2 wraps it
-    with gradwatch.watch(model, optimizer) as watcher:
+    def is_compiled():
+        torch.compiler.reset()
         loss_of(model).backward()
-        compiled(model[0].weight)
+        try:  # by a call, since Lightning 2.2 replaces the decorator by one that needs the function
+            torch.compile(clipped_sum, fullgraph=True, backend="eager")(model[0].weight)
+        except torch._dynamo.exc.Unsupported:  # torch 2.6 knows no clipping in one graph
+            return False
+        return True
+
+    bare = is_compiled()
+    with gradwatch.watch(model, optimizer) as watcher:
+        assert is_compiled() == bare
         optimizer.step()
     assert not watcher._loop.guard._faults
 
