@@ -60,7 +60,7 @@ def train(name: str, model: L.LightningModule) -> GradWatch:
 
 
 def main() -> None:
-    L.seed_everything(0, verbose=False)
+    L.seed_everything(0)
     for name, model in (("healthy", Classifier(nn.ReLU, depth=2)), ("vanishing", Classifier(nn.Sigmoid, depth=10))):
         for finding in train(name, model).findings:
             print(f"  {finding.kind} in {finding.layer} since step {finding.step}: {finding.message}")
