@@ -33,9 +33,22 @@ SCALED = Table(
 )
 
 
+RAW_PIXELS = partial(Way, model=EXPLODING, rate=0.04, loss=squared_error)
+EARLY = Table(
+    "A loop that clips before backward(): squared error on unscaled pixels, rate 0.04",
+    [
+        RAW_PIXELS("do nothing", loop_clips=(1.0, "before backward")),
+        RAW_PIXELS("clip-before-step, 1", loop_clips=(1.0, "unscaled")),
+        RAW_PIXELS("lower-learning-rate, 0.01", rate=0.01, loop_clips=(1.0, "before backward")),
+    ],
+    steps=150,
+    scale=RAW,
+)
+
+
 def main() -> list[str]:
     """Train a run that explodes, and runs that clipping cannot help."""
-    sick = partial(Way, model=EXPLODING, rate=0.04, loss=squared_error)
+    sick = RAW_PIXELS
     return compare(
         "clipping",
         Table(
@@ -72,4 +85,5 @@ def main() -> list[str]:
             steps=100,
         ),
         SCALED,
+        EARLY,
     )

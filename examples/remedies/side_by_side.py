@@ -94,7 +94,7 @@ class Way:
         on_nonfinite: as in ``gradwatch.watch``.
         clears: where ``zero_grad`` is called.
         scale: of a ``GradScaler``; None goes without.
-        loop_clips: the norm to which the loop itself clips, before or after the scale is divided out.
+        loop_clips: the norm to which the loop itself clips, before or after the scale is divided out; or too early.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Way:
     on_nonfinite: Literal["report", "skip"] = "report"
     clears: Literal["before backward", "before step", "never"] = "before backward"
     scale: float | None = None
-    loop_clips: tuple[float, Literal["scaled", "unscaled"]] | None = None
+    loop_clips: tuple[float, Literal["scaled", "unscaled", "before backward"]] | None = None
 
 
 @dataclass
@@ -180,11 +180,13 @@ def update(
     """Make one update, with the calls in the order of ``way``."""
     if way.clears == "before backward":
         optimizer.zero_grad()
+    norm, when = way.loop_clips or (0.0, "never")
+    if when == "before backward":
+        nn.utils.clip_grad_norm_(model.parameters(), norm)
     scaler.scale(loss).backward()
-    if way.loop_clips is not None:
-        norm, when = way.loop_clips
-        if when == "unscaled":
-            scaler.unscale_(optimizer)
+    if when == "unscaled":
+        scaler.unscale_(optimizer)
+    if when in ("scaled", "unscaled"):
         nn.utils.clip_grad_norm_(model.parameters(), norm)
     if way.clears == "before step":
         optimizer.zero_grad()
