@@ -159,6 +159,7 @@ class Setting:
         per_layer: False if layers are known by other names than their own (a flat parameter).
         own: True if a rank shows its own layers, and maybe others.
         bare: True if the reference is the same loop on the same ranks without gradwatch, since it rounds.
+        whole: True if each rank holds whole tensors, so that "auto" goes by the weights.
         policies: which ways of clipping are tried.
     """
 
@@ -172,6 +173,7 @@ class Setting:
     per_layer: bool = True
     own: bool = False
     bare: bool = False
+    whole: bool = False
     policies: Sequence[str] = tuple(POLICIES)
 
 
@@ -218,12 +220,13 @@ def expected(setting: Setting, policy: str) -> dict[str, Any]:
         losses = [setting.loss(model, batch(step, (i, setting.parts)), i) for i in range(setting.parts)]
         (setting.factor * sum(losses) / setting.parts).backward()
 
-    return train_bare(Job(model, sgd(model), backward, lambda: weights_of(model)), policy)
+    return train_bare(Job(model, sgd(model), backward, lambda: weights_of(model)), policy, whole=setting.whole)
 
 
-def train_bare(job: Job, policy: str) -> dict[str, Any]:
+def train_bare(job: Job, policy: str, *, whole: bool = False) -> dict[str, Any]:
     """Train without gradwatch. Figures are those of whole gradients in float64, whose parts torch puts together."""
     model, auto = job.model, reference.Auto()
+    reach = None
     rows: dict[str, list[Any]] = {figure: [] for figure in FIGURES}
     for step in range(STEPS):
         job.backward(step)
@@ -231,7 +234,9 @@ def train_bare(job: Job, policy: str) -> dict[str, Any]:
         rows["grad_norm"].append([math.nan if g is None else g.norm().item() for g in gradients])
         rows["nonfinite"].append([0 if g is None else int((~g.isfinite()).sum()) for g in gradients])
         rows["grad_norm_total"].append(total_of(model))
-        clip_by_torch(model, policy, auto)
+        if whole and reach is None:
+            reach = 0.16 * (1 - MOMENTUM) * weight_norm_of(model) / LEARNING_RATE
+        clip_by_torch(model, policy, auto, reach)
         rows["grad_norm_clipped_total"].append(total_of(model))
         before = [weight.double() for weight in weights_of(model).values()]
         job.optimizer.step()
@@ -252,7 +257,14 @@ def total_of(model: Module) -> float:
     return torch.stack(norms).norm().item()
 
 
-def clip_by_torch(model: Module, policy: str, auto: reference.Auto) -> None:
+def weight_norm_of(model: Module) -> float:
+    return (
+        torch.stack([full(p.detach()).double().norm() for p in model.parameters() if p.grad is not None]).norm().item()
+    )
+
+
+def clip_by_torch(model: Module, policy: str, auto: reference.Auto, reach: float | None) -> None:
+    """Clip as ``policy`` does; ``reach`` is the limit of "auto" under SGD where a rank holds whole tensors."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     if policy == "norm":
         nn.utils.clip_grad_norm_(parameters, NORM)
@@ -262,7 +274,7 @@ def clip_by_torch(model: Module, policy: str, auto: reference.Auto) -> None:
         for parameter in parameters:
             nn.utils.clip_grad_norm_([parameter], LAYER_NORM)
     elif policy == "auto":
-        nn.utils.clip_grad_norm_(parameters, auto.clip(total_of(model)))
+        nn.utils.clip_grad_norm_(parameters, auto.clip(total_of(model)) if reach is None else reach)
 
 
 # --- data parallel: every rank has the whole network and a part of the batch
@@ -537,13 +549,13 @@ def pipeline(schedule: Any, repeated: bool) -> Callable[[], Job]:
 
 FEW = ("none", "norm", "value")
 SETTINGS: dict[str, Setting] = {
-    "DDP": Setting(ddp()),
+    "DDP": Setting(ddp(), whole=True),
     "DDP, module watched": Setting(watched_inside, policies=FEW),
     "DDP, no_sync": Setting(ddp_accumulating, policies=FEW),
     "DDP, gradient_as_bucket_view": Setting(ddp(gradient_as_bucket_view=True), policies=FEW),
     "DDP, static_graph": Setting(ddp(static_graph=True), policies=FEW),
     "DDP, communication hook": Setting(ddp_with_hook, factor=0.5, policies=FEW),
-    "DDP, unused parameters": Setting(ddp_branched, network=branched, loss=branched_loss),
+    "DDP, unused parameters": Setting(ddp_branched, network=branched, loss=branched_loss, whole=True),
     "ZeroRedundancyOptimizer": Setting(zero_redundancy, policies=FEW),
     "FSDP2": Setting(fsdp2()),
     "FSDP2, not resharded": Setting(fsdp2(reshard_after_forward=False), policies=FEW),
