@@ -22,10 +22,10 @@ from gradwatch.findings import Thresholds
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 
-__all__ = ["ClippedBelowEpsilon"]
+__all__ = ["TIGHT", "ClippedBelowEpsilon", "share_left"]
 
 EPSILON = 1e-8  # that Adam, and most that followed it, add to what they divide by
-TIGHT = 0.01  # share of the gradient below which clipping is no guard against spikes
+TIGHT = 0.01  # share of the gradient below which clipping is no guard against spikes: those are seldom a hundredfold
 WOULD_MOVE = 1e-4  # of its norm, by an update without clipping: healthy ones are near 1e-3
 FOLLOWS = 0.05  # of the rate, per entry: Adam moves most entries by 0.1 to 1 times the rate
 HALF = 0.5  # of all entries that have a gradient: a few biases that stand still are no disease
@@ -38,13 +38,11 @@ class ClippedBelowEpsilonState:
     """The state of ``ClippedBelowEpsilon`` across steps.
 
     Attributes:
-        held: (P,) bool, the layers that clipping held back at the last sample.
         progress: how far the loss has come down since clipping began to hold back half of the entries.
     """
 
     VERSION: ClassVar[int] = 1
 
-    held: NDArray[np.bool_]
     progress: LossProgress = field(default_factory=LossProgress)
 
 
@@ -70,7 +68,7 @@ class ClippedBelowEpsilon(Detector[ClippedBelowEpsilonState]):
     judges_samples_only = True
 
     def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
-        super().__init__(ClippedBelowEpsilonState(np.zeros(len(layers), dtype=bool)))
+        super().__init__(ClippedBelowEpsilonState())
         self._layers = layers
         self._has_rows = np.array(["Embedding" in owner for owner in layers.owners], dtype=bool)
         self._is_off = thresholds.stalled_update_ratio is not None
@@ -86,15 +84,14 @@ class ClippedBelowEpsilon(Detector[ClippedBelowEpsilonState]):
             return None
         held, left = self._held(report, ratios, norms)
         if not held.any():
-            ours.held, ours.progress = held, LossProgress()
+            ours.progress = LossProgress()
             return healthy(len(held))
-        ours.held = held
         threshold = np.full(len(held), EPSILON)
         mending = np.full(len(held), ours.progress.has_fallen(FALLEN, at_once=False))
         return DetectorResult(held, report.size.astype(np.float64), left, threshold, mending=mending)
 
     def explain(self, report: StepReport, column: int, covered: list[int]) -> Evidence:
-        total, share = report.grad_norm_total, _share(report)
+        total, share = report.grad_norm_total, share_left(report)
         left = report.grad_norm[column] * share / math.sqrt(max(int(report.size[column]), 1))
         loudest = int(np.nanargmax(report.grad_norm))
         part = min(1.0, float(report.grad_norm[loudest]) / total)
@@ -110,7 +107,7 @@ class ClippedBelowEpsilon(Detector[ClippedBelowEpsilonState]):
 
     def _held(self, report: StepReport, ratios: Floats, norms: Floats) -> tuple[NDArray[np.bool_], Floats]:
         """Return (P,) the layers that clipping holds back, none unless they hold half of the entries; what is left."""
-        share, rate = _share(report), report.learning_rate or 0.0
+        share, rate = share_left(report), report.learning_rate or 0.0
         roots = np.sqrt(np.maximum(report.size, 1))
         left = report.grad_norm * share / roots
         if not share < TIGHT or not rate > 0:
@@ -123,7 +120,7 @@ class ClippedBelowEpsilon(Detector[ClippedBelowEpsilonState]):
         return held if is_much else np.zeros(len(left), dtype=bool), left
 
 
-def _share(report: StepReport) -> float:
+def share_left(report: StepReport) -> float:
     """Return the share of the gradient that clipping has left; 1 where that is not known."""
     total, left = report.grad_norm_total, report.grad_norm_clipped_total
     return left / total if 0 < total < math.inf and math.isfinite(left) else 1.0

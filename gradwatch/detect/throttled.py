@@ -23,6 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from gradwatch.detect.clipped_below_epsilon import TIGHT, share_left
 from gradwatch.detect.detector import Detector, DetectorResult, Evidence, whole_run
 from gradwatch.detect.loss_progress import LossProgress
 from gradwatch.findings import Thresholds
@@ -31,7 +32,6 @@ from gradwatch.measure.report import StepReport
 
 __all__ = ["Throttled"]
 
-TIGHT = 0.01  # share of the gradient below which clipping is no guard against spikes: those are seldom a hundredfold
 WINDOW = 100  # updates, which the cadence samples about ten times
 MOST = 0.9  # of the window: a few small gradients do not make a clip loose
 FALLEN = 0.05  # share of its beginning by which the loss has come down in a run that learns; noise is below it
@@ -50,7 +50,6 @@ class ThrottledState:
         reaches: ‖Δw‖ · ‖G‖; NaN before a first update was measured.
         progress: how far the loss has come down.
         highest_rate: the highest learning rate so far.
-        rises: whether the rate of the last update was higher than all before, as in a warm-up.
         length: ‖Δw‖ of the latest sampled update; NaN before it.
         used: the total norm that it was made of.
     """
@@ -143,9 +142,8 @@ class Throttled(Detector[ThrottledState]):
             ours.highest_rate = rate
             ours.steps, ours.shares, ours.reaches = [], [], []
         total, left = report.grad_norm_total, report.grad_norm_clipped_total
-        share = left / total if 0 < total < math.inf and math.isfinite(left) else 1.0
         reach = ours.length * (left / ours.used) * total if ours.used > 0 else math.nan
-        for values, value in ((ours.shares, share), (ours.reaches, reach)):
+        for values, value in ((ours.shares, share_left(report)), (ours.reaches, reach)):
             values.append(value)
             del values[:-WINDOW]
         ours.steps.append(report.step)
