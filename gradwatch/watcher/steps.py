@@ -38,7 +38,6 @@ from gradwatch.watcher.optimizer_tracks import OptimizerTracks
 from gradwatch.watcher.options import OnNonFinite
 from gradwatch.watcher.origin_finder import OriginFinder
 from gradwatch.watcher.ownership_survey import OwnershipSurvey
-from gradwatch.watcher.plain_acts import leave_out
 from gradwatch.watcher.plain_way import act_plainly, begin_plainly, clip_plainly
 from gradwatch.watcher.policy_acts import (
     keep_weights,
@@ -545,7 +544,7 @@ class Steps:
                 return
             if is_spike:
                 current.mark_skipped()
-                leave_out(attempt)
+                self._leave_out(attempt)
                 return
         self._clip_(track, attempt, current)
         if policy.limit_update_ is not None:
@@ -598,7 +597,12 @@ class Steps:
             error = self.processor.error_of(current.plan.step)
             self.undecided = None
             raise error
-        leave_out(attempt)
+        self._leave_out(attempt)
+
+    def _leave_out(self, attempt: Attempt) -> None:
+        """Take the gradients away, so that the update moves nothing. The plain way shares nothing with this one."""
+        for parameter in attempt.parameters:
+            parameter.grad = None
 
     @otherwise("clipping", clip_plainly)
     def _clip_(self, track: OptimizerTrack | None, attempt: Attempt, current: Measurement | None) -> None:
