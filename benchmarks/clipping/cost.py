@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 
 from benchmarks.overhead import MODELS, Make, clips, measure, ratio, watches
 from gradwatch import clip
 
+
+def auto_before() -> clip.Policy:
+    """Return ``auto`` as it was, and still is where it knows no optimizer: by a history of the total norm alone."""
+    policy = clip.auto()
+    return dataclasses.replace(
+        policy, clip_=lambda gradients, magnitudes, parameters, _: policy.clip_(gradients, magnitudes, parameters, None)
+    )
+
+
 POLICIES: dict[str, clip.Policy | float | str] = {
     "1.0": 1.0,
     '"auto"': "auto",
+    '"auto" before': auto_before(),
     "by_layer_norm(1.0)": clip.by_layer_norm(1.0),
     "by_value(0.1)": clip.by_value(0.1),
     "percentile(10)": clip.percentile(10),
