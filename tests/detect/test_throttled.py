@@ -268,3 +268,97 @@ def test_fine_tuning_at_a_tiny_rate_is_no_case_of_clipping(rate):
             optimizer.step()
             optimizer.zero_grad()
     assert [finding for finding in watcher.findings if "clip" in finding.cause.lower()] == []
+
+
+class ActorCritic(nn.Module):
+    """A policy over two actions and a value, apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor, self.critic = perceptron(4, 32, 2), perceptron(4, 32, 1)
+
+    def forward(self, states):
+        return torch.distributions.Categorical(logits=self.actor(states)), self.critic(states).squeeze(-1)
+
+
+def balance(states, actions):
+    """Move 64 poles on carts by one step; return states (64, 4), rewards, and which poles fell and began anew."""
+    x, speed, angle, turn = states.unbind(1)
+    force = 10.0 * (2 * actions - 1)
+    push = (force + 0.05 * turn.square() * angle.sin()) / 1.1
+    faster = (9.8 * angle.sin() - angle.cos() * push) / (0.5 * (4 / 3 - 0.1 * angle.cos().square() / 1.1))
+    new = torch.stack(
+        [
+            x + 0.02 * speed,
+            speed + 0.02 * (push - 0.05 * faster * angle.cos() / 1.1),
+            angle + 0.02 * turn,
+            turn + 0.02 * faster,
+        ],
+        1,
+    )
+    fell = (new[:, 2].abs() > 0.21) | (new[:, 0].abs() > 2.4)
+    return torch.where(fell[:, None], 0.05 * torch.randn_like(new), new), torch.where(fell, -100.0, 1.0), fell
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the loop clips", "gradwatch clips"])
+def test_proximal_policy_optimisation_clips_returns_of_hundreds_to_a_half_and_learns(own):
+    """PPO (Schulman et al. 2017, arXiv:1707.06347): its loss falls little, and its clip of 0.5 leaves a thousandth."""
+    torch.manual_seed(0)
+    model = ActorCritic()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-5)
+    states, falls = 0.05 * torch.randn(64, 4), []
+    with gradwatch.watch(model, optimizer, clip=None if own else 0.5) as watcher:
+        for _ in range(25):
+            seen = []
+            with torch.no_grad():
+                for _ in range(32):
+                    policy, value = model(states)
+                    actions = policy.sample()
+                    after, reward, fell = balance(states, actions)
+                    seen.append((states, actions, policy.log_prob(actions), value, reward, fell))
+                    states = after
+                gain, advantages = model(states)[1], []
+                for _, _, _, value, reward, fell in reversed(seen):
+                    gain = reward + 0.99 * gain * ~fell
+                    advantages.insert(0, gain - value)
+            falls.append(statistics.fmean(fell.float().mean().item() for *_, fell in seen))
+            inputs, chosen, before, values = (torch.cat([each[place] for each in seen]) for place in range(4))
+            advantage = torch.cat(advantages)
+            returns, advantage = advantage + values, (advantage - advantage.mean()) / advantage.std()
+            for part in torch.randperm(len(inputs)).chunk(8):
+                policy, value = model(inputs[part])
+                ratio = (policy.log_prob(chosen[part]) - before[part]).exp()
+                gains = torch.minimum(ratio * advantage[part], ratio.clamp(0.8, 1.2) * advantage[part])
+                loss = (value - returns[part]).square().mean() - gains.mean() - 0.01 * policy.entropy().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                if own:
+                    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+    shares = watcher.history["grad_norm_clipped_total"] / watcher.history["grad_norm_total"]
+    assert np.median(shares) < TIGHT
+    assert statistics.fmean(falls[-5:]) < 0.75 * statistics.fmean(falls[:5])
+    assert watcher.findings == []
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the loop clips", "gradwatch clips"])
+def test_a_loss_scale_is_no_part_of_what_clipping_leaves(own):
+    torch.manual_seed(0)
+    model, truth = perceptron(8, 32, 4), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    losses = []
+    with gradwatch.watch(model, optimizer, clip=None if own else 1.0) as watcher:
+        for _ in range(220):
+            inputs = torch.randn(32, 8)
+            loss = F.cross_entropy(model(inputs), (inputs @ truth).argmax(1))
+            losses.append(loss.item())
+            scaler.scale(loss).backward()
+            if own:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    assert statistics.fmean(losses[-20:]) < 0.9 * statistics.fmean(losses[:10])
+    assert watcher.findings == []
