@@ -7,7 +7,7 @@ import torch
 RUNS_FSDP2 = hasattr(torch.cpu.Stream, "record_event")
 """Whether FSDP2 runs on a CPU: it asks for events of a CPU's streams, of which torch 2.6 knows nothing."""
 
-USES_FSDP2 = ("FSDP2", "HSDP", "ModelParallelStrategy", "test_gradwatch_run_")
+USES_FSDP2 = ("FSDP2", "HSDP", "expert mesh", "ModelParallelStrategy", "test_gradwatch_run_")
 
 
 def pytest_collection_modifyitems(config, items):
