@@ -583,7 +583,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "tensor parallel": Setting(tensor_parallel(), parts=1, network=block, loss=block_loss),
     "sequence parallel": Setting(
-        tensor_parallel(sequence=True), parts=1, network=block, loss=block_loss, bare=not ADDS_PARTIAL_GRADIENTS
+        tensor_parallel(sequence=True),
+        parts=1,
+        network=block,
+        loss=block_loss,
+        bare=not ADDS_PARTIAL_GRADIENTS,
+        policies=tuple(POLICIES) if ADDS_PARTIAL_GRADIENTS else ("none",),  # torch's own clipping departs there, too
     ),
     **{
         f"pipeline, {schedule.__name__}{', repeated names' if repeated else ''}": Setting(
