@@ -4,7 +4,7 @@ The child has a copy of all memory: tensors, generators, iterators, counters, qu
 and no connection, can open none, and gets no signal. Whoever waits for something that only another thread could bring
 is ended after a time.
 
-Fork is not used on macOS, whose own libraries do not stand it, nor with tensors of an accelerator, whose driver does
+Nothing is forked on macOS, whose own libraries do not bear it, nor with tensors of an accelerator, whose driver does
 not.
 """
 
@@ -53,17 +53,7 @@ def in_child(act: Callable[[], T], seconds: float) -> T:
         ChildFailedError: where ``act`` raises.
         ChildLostError: where it does not end in time, or the system makes no child.
     """
-    reader, writer = os.pipe()
-    try:
-        with _no_signals():
-            child = _fork()
-            if child == 0:
-                _run(act, writer)
-    except OSError as error:
-        os.close(reader)
-        os.close(writer)
-        raise ChildLostError(f"the system makes no process: {error}") from error
-    os.close(writer)
+    child, reader = _begin(act)
     answer = None
     try:
         answer = _read(reader, time.monotonic() + seconds)
@@ -76,6 +66,27 @@ def in_child(act: Callable[[], T], seconds: float) -> T:
     if raised:
         raise ChildFailedError(raised)
     return result
+
+
+def _begin(act: Callable[[], Any]) -> tuple[int, int]:
+    """Return the number of a child that runs ``act``, and the file from which its answer can be read.
+
+    Raises:
+        ChildLostError: where the system makes no child.
+    """
+    files: tuple[int, ...] = ()
+    try:
+        files = reader, writer = os.pipe()
+        with _no_signals():
+            child = _fork()
+            if child == 0:
+                _run(act, writer)
+    except OSError as error:
+        for file in files:
+            os.close(file)
+        raise ChildLostError(f"the system makes no process: {error}") from error
+    os.close(writer)
+    return child, reader
 
 
 @contextlib.contextmanager

@@ -196,7 +196,8 @@ def _writes_into_shared_memory(schema: Any, args: Sequence[Any], kwargs: Mapping
     """Return whether an operation is about to write into a tensor that another process sees, too."""
     given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | dict(kwargs)
     written = [given.get(each.name) for each in schema.arguments if each.alias_info and each.alias_info.is_write]
-    return any(isinstance(leaf, Tensor) and leaf.is_shared() for leaf in _torch.tree_leaves(written))
+    dense = [leaf for leaf in _torch.tree_leaves(written) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+    return any(leaf.is_shared() for leaf in dense)
 
 
 def loss_operations(mark: str, losses: Iterable[Any]) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ MOST_CALLS = 8
 """Calls whose arguments are held until the update. Of more micro-batches than that, only the last are replayed."""
 
 PATIENCE = 5.0  # seconds that a replay may take in any case
-SLOWER = 100  # times its calls that it may take beyond, since every operation is examined
+SLOWER = 10  # times its calls that it may take beyond: it goes backward, too, and examines every operation
 
 
 class Replay:

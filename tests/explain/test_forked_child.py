@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import resource
 import signal
 import socket
 import sys
@@ -98,6 +99,16 @@ def test_nothing_is_written_and_nothing_is_left_open(tmp_path, capfd):
     assert path.read_text(encoding="utf-8") == "before\n"
     assert not (tmp_path / "new.txt").exists()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_system_that_makes_no_more_files_makes_no_child():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(ChildLostError, match=r"the system makes no process: .*Too many open files"):
+            in_child(lambda: 1, LONG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_signal_reaches_this_process_alone():
