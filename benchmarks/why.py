@@ -248,6 +248,9 @@ def names_module(cause: str, module: str) -> bool:
     if module in WORDS:
         return any(words in cause for words in WORDS[module])
     title = re.escape(module or "the model itself")
+    written = rf"(made|into) [\d,]+ entr(y|ies) of {title}\.\w+ (NaN or Inf|since)"
+    if re.search(written, cause) is not None:  # of its weight, by an update, or by something else
+        return True
     given = "was given (finite values|Inf|finite gradients)"
     return re.match(rf"observed: (the backward pass of )?{title} \([^)]*\) {given}", cause, re.IGNORECASE) is not None
 
