@@ -6,7 +6,7 @@ Examining every operation costs two reductions each, read at once. It is done on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gradwatch import _torch
-from gradwatch.explain.replica import UnrepeatableError
 from gradwatch.hooks.graph import maker_of, operation_of, saved_by, upstream_nodes
 from gradwatch.measure.report import Operation
 
@@ -137,9 +136,6 @@ class Operations(_torch.DispatchMode):
 
     Args:
         module: returns the name of the module under way.
-
-    Raises:
-        UnrepeatableError: at an operation that would be seen outside of this process.
     """
 
     def __init__(self, module: Callable[[], str]) -> None:
@@ -150,8 +146,6 @@ class Operations(_torch.DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = _floats((args, kwargs))
         schema = _torch.schema_of(func)
-        if schema.is_mutable and _writes_into_shared_memory(schema, args, kwargs or {}):
-            raise UnrepeatableError("it writes into memory that other processes share")
         before = _operands(inputs) if schema.is_mutable else None  # it may overwrite them
         output = func(*args, **(kwargs or {}))
         name = schema.name.split("::")[-1].rstrip("_") or schema.name
@@ -190,14 +184,6 @@ class Operations(_torch.DispatchMode):
         family = _family_of(derivative_of or name, dtype, made_nan, operands.ranges)
         given_by = maker_of(inputs[0]) if inputs and node is None else ""
         return FaultyOperation(self._module(), name, derivative_of, family, made_nan, operands, dtype, given_by)
-
-
-def _writes_into_shared_memory(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether an operation is about to write into a tensor that another process sees, too."""
-    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | dict(kwargs)
-    written = [given.get(each.name) for each in schema.arguments if each.alias_info and each.alias_info.is_write]
-    dense = [leaf for leaf in _torch.tree_leaves(written) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
-    return any(leaf.is_shared() for leaf in dense)
 
 
 def loss_operations(mark: str, losses: Iterable[Any]) -> tuple[str, ...]:

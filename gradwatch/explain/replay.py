@@ -1,8 +1,7 @@
 """Run a step with a NaN or Inf again, to name the module that made it and the operation.
 
-The step runs before its update is made, in a forked child process, so that it changes nothing of the run: whatever its
-forward pass reads or counts (a generator, an iterator, a queue, a momentum encoder) is read and counted in the copy.
-There it runs on a replica of the model, which has none of the hooks of others and is not compiled.
+The step runs on a replica before its update is made: the replica shares the weights, has buffers, random state and
+gradients of its own, and so changes nothing of the run.
 """
 
 from __future__ import annotations
@@ -16,17 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gradwatch.explain.forked_child import ChildLostError, can_fork, in_child
 from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.observed import ObservedOrigin, observed_origin
 from gradwatch.explain.operations import Operations
 from gradwatch.explain.origin import conclusion
 from gradwatch.explain.recorded_call import LARGEST_GRADIENT, RecordedCall, record_call, record_output, repeat
-from gradwatch.explain.replica import UnrepeatableError, replica_of
+from gradwatch.explain.replica import UnrepeatableError, as_it_was, replica_of
 from gradwatch.explain.trace import Trace
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen
@@ -36,9 +33,6 @@ __all__ = ["Replay", "without_replication"]
 
 MOST_CALLS = 8
 """Calls whose arguments are held until the update. Of more micro-batches than that, only the last are replayed."""
-
-PATIENCE = 5.0  # seconds that a replay may take in any case
-SLOWER = 10  # times its calls that it may take beyond: it goes backward, too, and examines every operation
 
 
 class Replay:
@@ -111,22 +105,13 @@ class Replay:
 
         It is None where the calls cannot be repeated, or show nothing. Arguments as for ``observed_origin``.
         """
-        if not can_fork or any(call.autocast[0] != "cpu" for call in self._calls):
-            return None
-        patience = PATIENCE + SLOWER * sum(call.seconds for call in self._calls)
-        with contextlib.suppress(ChildLostError):
-            return in_child(functools.partial(self.origin_here, loss, layers_at_fault), patience)
-        return None
-
-    def origin_here(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
-        """Return what ``origin`` does, in this process, whose state the calls may change."""
-        with contextlib.suppress(UnrepeatableError), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
+        with contextlib.suppress(UnrepeatableError), as_it_was():
             return self._run(loss, layers_at_fault)
         return None
 
     def _run(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
-        called = {call.name for call in self._calls}
         known: dict[int, Any] = {}
+        called = {call.name for call in self._calls}
         replicas = {name: replica_of(model, known) for name, model in self._models.items() if name in called}
         parameters = _trainable(replicas.values())
         trace = Trace(replicas, self.guard, keeps_all=True)
