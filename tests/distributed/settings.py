@@ -58,14 +58,9 @@ POLICIES: dict[str, Any] = {
 }
 FIGURES = ("grad_norm", "nonfinite", "update_ratio", "grad_norm_total", "grad_norm_clipped_total", "skipped")
 
-SCALES_MICROBATCHES = "scale_grads" in inspect.signature(ScheduleGPipe).parameters
-"""Whether a schedule divides gradients by the number of microbatches, as torch does from 2.7 on."""
-
-RUNS_1F1B = SCALES_MICROBATCHES
-"""Whether ``Schedule1F1B`` ends over gloo: torch 2.6 waits for ever, without gradwatch, too."""
-
-ADDS_PARTIAL_GRADIENTS = SCALES_MICROBATCHES
-"""Whether SGD adds a gradient in parts to a whole weight rightly: from 2.7 on; 2.6 is off by 2e-4 after three steps."""
+AFTER_TORCH_2_6 = "scale_grads" in inspect.signature(ScheduleGPipe).parameters
+"""Whether torch does by itself what it should; 2.6 adds the gradients of microbatches up where others take the mean,
+waits for ever in ``Schedule1F1B`` over gloo, and adds gradients in parts to whole weights with an error of 2e-4."""
 
 Module = nn.Module
 Part = tuple[int, int]
@@ -587,20 +582,20 @@ SETTINGS: dict[str, Setting] = {
         parts=1,
         network=block,
         loss=block_loss,
-        bare=not ADDS_PARTIAL_GRADIENTS,
-        policies=tuple(POLICIES) if ADDS_PARTIAL_GRADIENTS else ("none",),  # torch's own clipping departs there, too
+        bare=not AFTER_TORCH_2_6,
+        policies=tuple(POLICIES) if AFTER_TORCH_2_6 else ("none",),  # torch's own clipping departs there, too
     ),
     **{
         f"pipeline, {schedule.__name__}{', repeated names' if repeated else ''}": Setting(
             pipeline(schedule, repeated),
             parts=1,
-            factor=1.0 if SCALES_MICROBATCHES else MICROBATCHES,
+            factor=1.0 if AFTER_TORCH_2_6 else MICROBATCHES,
             names=lambda rank, repeated=repeated: stage_names(rank, repeated),
             own=True,
             policies=FEW,
         )
         for schedule, repeated in ((ScheduleGPipe, False), (Schedule1F1B, False), (Schedule1F1B, True))
-        if schedule is ScheduleGPipe or RUNS_1F1B
+        if schedule is ScheduleGPipe or AFTER_TORCH_2_6
     },
     "HSDP": Setting(hsdp, parts=4, world=4),
     "FSDP2 and tensor parallel": Setting(fsdp2_and_tensor_parallel, network=block, loss=block_loss, world=4),
