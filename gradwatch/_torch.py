@@ -7,6 +7,7 @@ release of torch is therefore checked here first. Where versions differ, the bra
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 __all__ = [
     "BATCH_NORM",
     "DispatchMode",
+    "anyone_follows_all_calls",
     "call_after_backward",
     "call_plainly",
     "calling_module",
@@ -57,6 +60,7 @@ __all__ = [
     "schema_of",
     "sequence_number",
     "set_compiled_call",
+    "tables_of",
     "tree_leaves",
     "tree_map",
     "unscales_itself",
@@ -167,6 +171,18 @@ def hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]
 def forward_hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]]:
     """Return those of ``hook_tables`` that run before or after ``forward``."""
     return {name: table for name, table in hook_tables(module).items() if name.startswith("_forward")}
+
+
+def tables_of() -> tuple[str, ...]:
+    """Return the attributes of a module that hold its parameters, buffers, children and compiled call."""
+    return "_parameters", "_buffers", "_modules", "_compiled_call_impl"
+
+
+def anyone_follows_all_calls() -> bool:
+    """Return whether someone's hooks run at the calls of all modules, or someone's modes at all operations."""
+    hooks = [table for name, table in vars(nn.modules.module).items() if re.fullmatch(r"_global_\w+_hooks", name)]
+    modes = [mode for mode in _get_current_function_mode_stack() if not type(mode).__module__.startswith("torch.")]
+    return any(hooks) or bool(modes or _get_current_dispatch_mode_stack())
 
 
 def compiled_graphs() -> int:

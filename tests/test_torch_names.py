@@ -13,7 +13,7 @@ PACKAGE = Path(gradwatch.__file__).parent
 HOME = PACKAGE / "_torch.py"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != HOME)
 WITHOUT_UNDERSCORE = {"found_inf", "grad_scale", "profile_hook_step"}  # no documentation names them
-OF_PYTHON = {"_getframe"}
+OF_PYTHON = {"_exit", "_getframe"}
 OF_TENSORBOARD = {"_stub"}  # of its data server
 OF_WANDB = {"_telemetry_obj"}  # says whether a loop gives steps
 OPERATIONS = {"_ctc_loss", "_softmax", "_log_softmax", "_to_copy"}  # what they are called in a graph

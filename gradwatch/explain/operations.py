@@ -6,7 +6,8 @@ Examining every operation costs two reductions each, read at once. It is done on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradwatch import _torch
+from gradwatch.explain.replica import UnrepeatableError
 from gradwatch.hooks.graph import maker_of, operation_of, saved_by, upstream_nodes
 from gradwatch.measure.report import Operation
 
@@ -106,6 +108,10 @@ class Operands:
     divides_by_zero: bool
 
 
+_SICK = Operands(Faults(True, False), (), divides_by_zero=False)
+_SUMMED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
 @dataclass(frozen=True)
 class FaultyOperation:
     """An operation that made NaN or Inf of operands that had none.
@@ -136,21 +142,42 @@ class Operations(_torch.DispatchMode):
 
     Args:
         module: returns the name of the module under way.
+
+    Attributes:
+        fault: the first exception of what is done here beside the operations, which may end in the code that runs them.
+
+    Raises:
+        UnrepeatableError: at an operation that would be seen outside of this process.
     """
 
     def __init__(self, module: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._module = module
         self._found: list[FaultyOperation] = []
+        self.fault: Exception | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = _floats((args, kwargs))
         schema = _torch.schema_of(func)
-        before = _operands(inputs) if schema.is_mutable else None  # it may overwrite them
+        with self._noting_faults():
+            inputs = _floats((args, kwargs))
+            if schema.is_mutable and _writes_into_shared_memory(schema, args, kwargs or {}):
+                raise UnrepeatableError("it writes into memory that other processes share")
+            before = _given(inputs) if schema.is_mutable else None  # it may overwrite them
         output = func(*args, **(kwargs or {}))
-        name = schema.name.split("::")[-1].rstrip("_") or schema.name
-        self._examine(name, inputs, before, _floats(output))
+        with self._noting_faults():
+            name = schema.name.split("::")[-1].rstrip("_") or schema.name
+            self._examine(name, inputs, before, _floats(output))
         return output
+
+    @contextlib.contextmanager
+    def _noting_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except UnrepeatableError:
+            raise
+        except Exception as error:
+            self.fault = self.fault or error
+            raise
 
     def suspect(self, module: str, *, in_backward: bool) -> FaultyOperation | None:
         """Return the operation that explains a NaN or Inf which ``module`` made; None where none was seen.
@@ -165,10 +192,12 @@ class Operations(_torch.DispatchMode):
         return suspects[0] if suspects else None
 
     def _examine(self, name: str, inputs: Sequence[Tensor], before: Operands | None, outputs: Sequence[Tensor]) -> None:
-        made = _faults(outputs)
-        if not any(made) or name in FILLS:
+        if name in FILLS or all(map(_has_finite_sum, outputs)):
             return
-        operands = before or _operands(inputs)
+        operands = before or _given(inputs)
+        if operands is _SICK:
+            return
+        made = _faults(outputs)
         made_nan = made.nan and not operands.faults.nan
         made_inf = made.inf and not any(operands.faults)
         if not (made_nan or made_inf):
@@ -184,6 +213,14 @@ class Operations(_torch.DispatchMode):
         family = _family_of(derivative_of or name, dtype, made_nan, operands.ranges)
         given_by = maker_of(inputs[0]) if inputs and node is None else ""
         return FaultyOperation(self._module(), name, derivative_of, family, made_nan, operands, dtype, given_by)
+
+
+def _writes_into_shared_memory(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether an operation is about to write into a tensor that another process sees, too."""
+    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | dict(kwargs)
+    written = [given.get(each.name) for each in schema.arguments if each.alias_info and each.alias_info.is_write]
+    dense = [leaf for leaf in _torch.tree_leaves(written) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+    return any(leaf.is_shared() for leaf in dense)
 
 
 def loss_operations(mark: str, losses: Iterable[Any]) -> tuple[str, ...]:
@@ -270,6 +307,11 @@ def _is_large(ranges: Sequence[tuple[float, float]], dtype: torch.dtype) -> bool
     return max(map(abs, ranges[0])) > torch.finfo(dtype).max ** LARGE_BASE
 
 
+def _given(tensors: Sequence[Tensor]) -> Operands:
+    """Return the operands; no more than that they hold NaN where they do, since of NaN nothing else is made."""
+    return _SICK if _hold_nan(tensors) else _operands(tensors)
+
+
 def _operands(tensors: Sequence[Tensor]) -> Operands:
     divides_by_zero = len(tensors) > 1 and _has_zero(tensors[1])
     return Operands(_faults(tensors), tuple(_range(tensor) for tensor in tensors), divides_by_zero)
@@ -290,11 +332,18 @@ def _has_zero(operand: Any) -> bool:
     return operand is not None and bool((operand == 0).any())
 
 
-def _faults(tensors: Sequence[Tensor]) -> Faults:
-    return Faults(
-        any(bool(torch.isnan(tensor).any()) for tensor in tensors),
-        any(bool(torch.isinf(tensor).any()) for tensor in tensors),
-    )
+def _hold_nan(tensors: Iterable[Tensor]) -> bool:
+    return any(bool(torch.isnan(tensor).any()) for tensor in tensors if not _has_finite_sum(tensor))
+
+
+def _faults(tensors: Iterable[Tensor]) -> Faults:
+    suspects = [tensor for tensor in tensors if not _has_finite_sum(tensor)]
+    return Faults(_hold_nan(suspects), any(bool(torch.isinf(tensor).any()) for tensor in suspects))
+
+
+def _has_finite_sum(tensor: Tensor) -> bool:
+    """Return True for a tensor of finite entries alone, unless their sum overflows; it takes a fifth of the time."""
+    return tensor.dtype in _SUMMED and math.isfinite(abs(tensor.sum().item()))
 
 
 def _range(tensor: Tensor) -> tuple[float, float]:

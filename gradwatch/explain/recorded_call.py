@@ -7,6 +7,7 @@ else.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,8 @@ class RecordedCall:
         autocast: device type, whether autocast was on, and its dtype.
         gradients: for each tensor that the call returned, the gradients that arrived; None for one too large to hold.
         returned: some entries of its first output.
+        began: when it began, by ``time.perf_counter``.
+        seconds: that it took.
     """
 
     name: str
@@ -77,6 +80,8 @@ class RecordedCall:
     autocast: tuple[str, bool, torch.dtype]
     gradients: list[list[Tensor | None]] = field(default_factory=list)
     returned: Tensor | None = None
+    began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
 
 
 def record_call(name: str, kind: str, args: Any, kwargs: Any) -> RecordedCall:
@@ -102,6 +107,7 @@ def record_output(call: RecordedCall, output: Any, hold: Callable[[list[Tensor |
         output: of the model.
         hold: called with a list and each gradient that arrives, to put it there.
     """
+    call.seconds = time.perf_counter() - call.began
     call.returned = _sample(output)
     for tensor in _differentiable(output):
         held: list[Tensor | None] = []
@@ -148,8 +154,11 @@ def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor])
     device, is_on, dtype = call.autocast
     leaves: list[Tensor] = []
     args, kwargs = _torch.tree_map(functools.partial(_replayed, leaves), call.inputs)
-    with torch.autocast(device, dtype, enabled=is_on):
-        output = replica(*args, **kwargs)
+    try:
+        with torch.autocast(device, dtype, enabled=is_on):
+            output = replica(*args, **kwargs)
+    except Exception as error:  # it misses a file, a connection or another thread, or has had its turn
+        raise UnrepeatableError("the model raises when it is called again") from error
     outputs = _differentiable(output)
     if not _is_same(_sample(output), call.returned) or len(outputs) != len(call.gradients):
         raise UnrepeatableError("the model returned something else")

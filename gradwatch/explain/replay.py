@@ -1,7 +1,9 @@
 """Run a step with a NaN or Inf again, to name the module that made it and the operation.
 
-The step runs on a replica before its update is made: the replica shares the weights, has buffers, random state and
-gradients of its own, and so changes nothing of the run.
+The step runs before its update is made, on a replica of the model, which shares the weights, has buffers and gradients
+of its own, has none of the hooks of others and is not compiled. Where torch has written all that runs, this happens in
+this process. Any other step runs in a forked child, so that it changes nothing of the run: whatever its forward pass
+reads or counts (a generator, an iterator, a queue, a momentum encoder) is read and counted in the copy.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gradwatch.explain.foreign_state import is_free_of_foreign_state
+from gradwatch.explain.forked_child import ChildLostError, can_fork, in_child
 from gradwatch.explain.loss_graph import LossGraph
 from gradwatch.explain.observed import ObservedOrigin, observed_origin
 from gradwatch.explain.operations import Operations
@@ -33,6 +37,9 @@ __all__ = ["Replay", "without_replication"]
 
 MOST_CALLS = 8
 """Calls whose arguments are held until the update. Of more micro-batches than that, only the last are replayed."""
+
+PATIENCE = 5.0  # seconds that a replay may take in any case
+SLOWER = 10  # times its calls that it may take beyond: it goes backward, too, and examines every operation
 
 
 class Replay:
@@ -105,18 +112,36 @@ class Replay:
 
         It is None where the calls cannot be repeated, or show nothing. Arguments as for ``observed_origin``.
         """
+        if is_free_of_foreign_state(self._calls, self._called_models().values()):
+            return self._origin_here(loss, layers_at_fault)
+        if not can_fork() or any(call.autocast[0] != "cpu" for call in self._calls):
+            return None
+        patience = PATIENCE + SLOWER * sum(call.seconds for call in self._calls)
+        with contextlib.suppress(ChildLostError):
+            return in_child(functools.partial(self._origin_here, loss, layers_at_fault), patience)
+        return None
+
+    def _origin_here(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
+        """Return what ``origin`` does, in this process; of its state, only that of random numbers is put back."""
         with contextlib.suppress(UnrepeatableError), as_it_was():
             return self._run(loss, layers_at_fault)
         return None
 
+    def _called_models(self) -> dict[str, nn.Module]:
+        called = {call.name for call in self._calls}
+        return {name: model for name, model in self._models.items() if name in called}
+
     def _run(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
         known: dict[int, Any] = {}
-        called = {call.name for call in self._calls}
-        replicas = {name: replica_of(model, known) for name, model in self._models.items() if name in called}
+        replicas = {name: replica_of(model, known) for name, model in self._called_models().items()}
         parameters = _trainable(replicas.values())
         trace = Trace(replicas, self.guard, keeps_all=True)
         with Operations(trace.module_under_way) as operations:
-            batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
+            try:
+                batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
+            finally:
+                if operations.fault is not None:
+                    raise operations.fault
         found = observed_origin(trace.take() or [], loss, layers_at_fault)
         del batches  # until here they had to be alive: the origin names their bad rows
         return None if found is None else conclusion(self._with_details(found, operations, loss))

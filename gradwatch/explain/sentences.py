@@ -210,7 +210,7 @@ _UNSEEN: Mapping[Unseen, str] = {
     "opaque": "calls of compiled, scripted or sharded modules cannot be recorded; run the model without that once",
     "not recorded": "its calls were not recorded",
     "not repeatable": "the step could not be run again as it was; trace_nonfinite=True examines every call",
-    "not traced": 'trace_nonfinite=True, or on_nonfinite="skip", examines every module',
+    "not traced": "trace_nonfinite=True examines every module",
 }
 
 

@@ -61,8 +61,8 @@ class OriginFinder:
     """The ways to find where a NaN or Inf came from: run the step again, trace every call, or infer it.
 
     A sick step is run again before its update, where the update can wait for that: on the CPU, and where
-    ``on_nonfinite`` reads a flag from the device anyway. One rank of several never runs a step by itself: it might
-    wait for the others. There it is asked what this rank alone has seen.
+    ``on_nonfinite`` reads a flag from the device anyway. One rank of several never runs a step by itself: it might wait
+    for the others. There it is asked what this rank alone has seen.
 
     Args:
         layers: the table.

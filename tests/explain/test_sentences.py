@@ -78,7 +78,7 @@ def test_what_the_calls_show_is_one_sentence(sentence):
     assert observed_sentence(OBSERVED[sentence]) == sentence
 
 
-UNSEEN = 'was not seen: trace_nonfinite=True, or on_nonfinite="skip", examines every module'
+UNSEEN = "was not seen: trace_nonfinite=True examines every module"
 INFERRED = {
     "made in the forward pass, or by the loss; the module": InferredOrigin("forward"),
     "no gradient is finite, from the loss down to c.weight: made by the loss, or by d; the module": InferredOrigin(
