@@ -8,6 +8,7 @@ each in a process group of its own.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tests.forked_python import run
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 150  # that one program may take on a busy machine; alone, most take less than one
@@ -81,6 +87,19 @@ def torchrun(world: int, command: Sequence[str], directory: Path, seconds: float
         return Ended(status, launcher.read() + "".join(_streams(streams)))
 
 
+def fork_ranks(world: int, arguments: Sequence[str], directory: Path, seconds: float) -> Ended:
+    """Run ``worker.py`` on ``world`` ranks as ``torchrun`` would, with all that they import loaded once for all.
+
+    A rank that fails ends the others. The tests that launch scripts do so by ``torchrun`` itself.
+    """
+    command = [sys.executable, "-m", "tests.distributed.worker", str(world), *arguments]
+    try:
+        done = run(command, cwd=directory, env={**ENVIRONMENT, **counted_too()}, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        return Ended(None, str(error))
+    return Ended(done.returncode, done.stdout + done.stderr)
+
+
 def end(process: subprocess.Popen[Any]) -> None:
     """Let the launcher end its ranks, which have sessions of their own, and end the launcher."""
     if process.poll() is None:
@@ -102,30 +121,41 @@ def _streams(directory: Path) -> Iterator[str]:
 class Results:
     """What programs have returned on each rank, or why they have not.
 
-    They run in one launch. If one of them hangs, or ends its process, another launch runs those after it.
+    They run in one launch, whichever processes of these tests ask for them. If one of them hangs, or ends its process,
+    another launch runs those after it.
 
     Args:
         world: the number of ranks.
         module: the module whose ``PROGRAMS`` has the programs.
         names: which of them to run, in this order.
-        directory: an empty directory.
+        temporary: pytest's own directories.
     """
 
-    def __init__(self, world: int, module: str, names: Sequence[str], directory: Path) -> None:
-        self._world, self._directory = world, directory
-        self._output: dict[str, str] = {}
+    def __init__(self, world: int, module: str, names: Sequence[str], temporary: pytest.TempPathFactory) -> None:
+        self._world, self._directory = world, shared_by_workers(temporary) / f"{module}-{world}"
+        self._directory.mkdir(exist_ok=True)
+        output = self._directory / "output.json"
+        with output.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not output.exists():
+                output.write_text(json.dumps(self._launch(module, names)), encoding="utf-8")
+        self._output = json.loads(output.read_text(encoding="utf-8"))
+
+    def _launch(self, module: str, names: Sequence[str]) -> dict[str, str]:
+        """Run the programs; return the output of the launches that those ended which left nothing."""
+        directory, world, outputs = self._directory, self._world, {}
         (directory / "results").mkdir()
         left = list(names)
         while left:
             place = directory / f"launch{len(left)}"
             place.mkdir()
-            command = ("-m", "tests.distributed.worker", str(directory / "results"), module, *left)
-            ended = torchrun(world, command, place, SECONDS * 2 + 3 * len(left))
+            ended = fork_ranks(world, (str(directory / "results"), module, *left), place, SECONDS * 2 + 3 * len(left))
             missing = [index for index, name in enumerate(left) if not all(path.exists() for path in self._paths(name))]
             if not missing:
-                return
-            self._output[left[missing[0]]] = f"status {ended.status}\n{ended.output}"
+                break
+            outputs[left[missing[0]]] = f"status {ended.status}\n{ended.output}"
             left = left[missing[0] + 1 :]
+        return outputs
 
     def of(self, name: str) -> list[Any]:
         """Return what ``name`` has returned, a value a rank.
@@ -141,6 +171,12 @@ class Results:
 
     def _paths(self, name: str) -> list[Path]:
         return [self._directory / "results" / f"{file_name(name)}.{rank}.json" for rank in range(self._world)]
+
+
+def shared_by_workers(temporary: pytest.TempPathFactory) -> Path:
+    """Return the directory of this run of the tests: each process of pytest-xdist has one of its own below it."""
+    own = temporary.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 def file_name(name: str) -> str:

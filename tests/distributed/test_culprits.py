@@ -21,7 +21,7 @@ EVIDENCE = {
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    return Results(2, "tests.distributed.culprits", list(PROGRAMS), tmp_path_factory.mktemp("ranks"))
+    return Results(2, "tests.distributed.culprits", list(PROGRAMS), tmp_path_factory)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -17,7 +17,7 @@ PATIENCE = 25  # seconds. A rank that waits longer waits for another; all of the
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    return Results(2, "tests.distributed.decisions", list(PROGRAMS), tmp_path_factory.mktemp("ranks"))
+    return Results(2, "tests.distributed.decisions", list(PROGRAMS), tmp_path_factory)
 
 
 def ranks_of(launched, name):

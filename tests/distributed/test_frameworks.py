@@ -24,7 +24,7 @@ def known():
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    return Results(2, "tests.distributed.frameworks", list(PROGRAMS), tmp_path_factory.mktemp("ranks"))
+    return Results(2, "tests.distributed.frameworks", list(PROGRAMS), tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -13,7 +13,7 @@ SINCE = {"replaced": (1, 1), "drawn": (0, 0), "changed": (5, 8)}  # compared at 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    return Results(2, "tests.distributed.replicas", list(PROGRAMS), tmp_path_factory.mktemp("ranks"))
+    return Results(2, "tests.distributed.replicas", list(PROGRAMS), tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", [each.__name__ for each in SICK])

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    return Results(2, "tests.distributed.sampled", list(PROGRAMS), tmp_path_factory.mktemp("sampled"))
+    return Results(2, "tests.distributed.sampled", list(PROGRAMS), tmp_path_factory)
 
 
 @pytest.mark.parametrize(("kind", "policy", "optimizers", "reads"), CASES)

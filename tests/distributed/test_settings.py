@@ -25,7 +25,7 @@ def launched(tmp_path_factory):
     @functools.cache
     def launch(world):
         names = [key(name, policy) for name, policy in CASES if SETTINGS[name].world == world]
-        return Results(world, "tests.distributed.settings", names, tmp_path_factory.mktemp(f"ranks{world}"))
+        return Results(world, "tests.distributed.settings", names, tmp_path_factory)
 
     return launch
 
