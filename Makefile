@@ -61,6 +61,7 @@ screenshots: .venv/bench  ## the pictures of README and docs, from a fresh demon
 	$(BIN)/python docs/remedy_pictures.py
 
 bench: .venv/bench  ## what watching costs, beside clipping and other tools; writes the tables of docs/performance.md (half an hour)
+	$(BIN)/python -m benchmarks.operations --write
 	$(BIN)/python -m benchmarks.overhead --write
 
 bench-detection: .venv/bench  ## every program under every tool; writes the tables of docs/detection.md (half an hour)

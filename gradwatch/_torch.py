@@ -44,6 +44,7 @@ __all__ = [
     "forward_hook_tables",
     "hook_tables",
     "in_backward",
+    "is_capturing",
     "is_joining",
     "is_scripted",
     "is_tracing",
@@ -204,6 +205,11 @@ def is_tracing() -> bool:
 # Gradients and the autograd graph
 
 
+def is_capturing() -> bool:
+    """Tell whether what runs now is captured in a CUDA graph, whose replays call no hook."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def in_backward() -> bool:
     """Return whether this thread is within a backward pass."""
     return torch._C._current_graph_task_id() != -1
@@ -276,6 +282,11 @@ def schema_of(operation: Any) -> Any:
 def foreach_norm(tensors: list[Tensor], order: float, dtype: torch.dtype | None = None) -> Sequence[Tensor]:
     """Return the norm of each of ``tensors`` in one batched call; all share a device and a dtype."""
     return torch._foreach_norm(tensors, order, dtype=dtype)
+
+
+def foreach_div(tensors: Sequence[Tensor], divisors: Sequence[float]) -> Sequence[Tensor]:
+    """Return each of ``tensors`` divided by its number, in one batched call."""
+    return torch._foreach_div(tuple(tensors), [float(divisor) for divisor in divisors])
 
 
 def foreach_mul_(tensors: list[Tensor], factors: Tensor | list[Tensor]) -> None:

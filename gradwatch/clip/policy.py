@@ -96,7 +96,7 @@ def scale_by_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, sc
     """
     scale = scale.clamp(max=1.0)
     if not magnitudes.total.is_cpu:
-        scale = torch.where(torch.isfinite(magnitudes.total), scale, magnitudes.nonfinite.any().to(scale))
+        scale = scale.masked_fill(magnitudes.nonfinite.any(), 1.0)
     clipped_total = magnitudes.total * scale
     statistics.scale_(gradients, scale, magnitudes.groups)
     return clipped_total

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -20,15 +21,17 @@ from gradwatch.hooks.graph import operation_of, upstream_nodes
 from gradwatch.hooks.guard import Guard, observing, without_collecting
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
 from gradwatch.measure.activation_functions import (
-    FlatEntries,
     flat_entries,
     is_softmax_of_one,
     may_be_activation,
     may_shut_the_loss,
 )
 from gradwatch.measure.function_roles import factors_of, scales_of
+from gradwatch.measure.layer_figures import LayerValues
 from gradwatch.measure.layers import Layers, has_children, submodules
+from gradwatch.measure.output_norms import OutputNorms
 from gradwatch.measure.report import SILENT_SAMPLES
+from gradwatch.measure.segments import Segments
 from gradwatch.measure.target_reach import TargetReach, target_reach
 from gradwatch.ranks.shards import local_part
 
@@ -36,9 +39,6 @@ __all__ = ["Activations"]
 
 ROWS = 256
 """Inputs of each unit that are examined in one forward pass."""
-
-SMALL = 2**16
-"""Entries up to which a whole tensor is read: choosing some of them would take as long."""
 
 SAMPLED_IMAGES = 16
 """Images of a batch that are examined, each at ``ROWS`` ÷ ``SAMPLED_IMAGES`` positions."""
@@ -60,8 +60,10 @@ PRODUCTS = frozenset(("mm", "bmm", "addmm", "addbmm", "baddbmm"))
 _LISTS_OF_PARAMETERS = (nn.ParameterList, nn.ParameterDict)
 """Modules that nobody calls. Keras keeps the parameters of each of its layers in one."""
 
-Figures = dict[str, tuple[list[int], Tensor]]
-"""{figure: (n columns, their (n,) values)}."""
+LAYOUTS = 16
+"""Layouts of units that are kept: one for each set of layers that are taken together."""
+
+Figures = dict[str, LayerValues]
 
 
 class _Roles(NamedTuple):
@@ -84,7 +86,6 @@ class _LayerActivations:
     """The figures of one layer, from the forward passes since the last sample.
 
     Attributes:
-        output: () L2 norm of what its module returned, or of a part of it, and the number of entries of that part.
         silent: (units,) whether the rectifier after the layer was flat on every input of each unit.
         saturated: () shares of entries at which the other functions after the layer were flat, one for each call.
         gates: the same of functions whose result is a factor, and of those in the loss.
@@ -93,7 +94,6 @@ class _LayerActivations:
         is_output: no module with parameters came after it.
     """
 
-    output: tuple[Tensor, int] | None = None
     silent: Tensor | None = None
     saturated: list[Tensor] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)
@@ -134,7 +134,9 @@ class Activations:
         # a module without parameters and children shows nothing that the graph does not show
         self._parts = [part for part in parts if part[1] is not None or has_children(part[0])]
         self._shapes = [() if is_lazy(tensor) else tuple(tensor.shape) for tensor in layers.tensors]
+        self._outputs = OutputNorms()
         self._silent_for: dict[int, Tensor] = {}  # column → (units,) sampled passes since each was last active
+        self._layouts: dict[tuple[int, ...], Segments] = {}  # units of several layers → how they lie in one vector
         self._depth = 0  # of the calls under way
         self._last: int | None = None  # column of the module with parameters that returned last
         self._units = -1  # the dimension of the units of the last weight
@@ -172,10 +174,10 @@ class Activations:
         taken = {
             **_reach_figures(reach),
             **self._shut_figures([*now], columns),
-            "activation_rms": _root_mean_squares(now),
+            "activation_rms": self._outputs.take(columns),
             **self._dead_figures(now),
-            "saturated_share": _means({column: each.hidden_shares() for column, each in now.items()}),
-            "saturated_output_share": _means({column: each.output_shares() for column, each in now.items()}),
+            "saturated_share": _shares({column: each.hidden_shares() for column, each in now.items()}),
+            "saturated_output_share": _shares({column: each.output_shares() for column, each in now.items()}),
             "softmax_of_one": _softmaxes_of_one(now),
             "silent_scale": _silent_scales(now),
         }
@@ -187,6 +189,7 @@ class Activations:
             self._undo.pop()()
         self._depth, self._last = 0, None
         self._now, self._reach, self._shut = {}, {}, None
+        self._outputs.clear()
 
     def _shut_figures(self, last: Sequence[int], columns: Collection[int]) -> Figures:
         """Return how flat the functions before the loss are, where they come after a layer that is not of ``columns``.
@@ -197,8 +200,8 @@ class Activations:
             return {}
         after, share = self._shut
         return {
-            "shut_ahead": ([last[-1]], share.unsqueeze(0)),
-            "shut_after": ([last[-1]], torch.full((1,), float(after), device=share.device)),
+            "shut_ahead": LayerValues([last[-1]], share.unsqueeze(0)),
+            "shut_after": LayerValues([last[-1]], np.array([float(after)])),
         }
 
     def _dead_figures(self, now: Mapping[int, _LayerActivations]) -> Figures:
@@ -210,20 +213,34 @@ class Activations:
         silent = {column: each.silent for column, each in now.items() if each.silent is not None}
         if not silent:
             return {}
-        lengths = [len(units) for units in silent.values()]
-        earlier = [self._silent_passes(column, units) for column, units in silent.items()]
-        passes = (torch.cat(earlier) + 1) * torch.cat(list(silent.values()))
-        self._silent_for.update(zip(silent, passes.split(lengths), strict=True))
-        dead, of_layer = (passes >= SILENT_SAMPLES).float(), torch.tensor(lengths, device=passes.device)
+        columns, units = [*silent], self._layout([*silent.values()])
+        passes = (self._silent_passes(silent) + 1) * torch.cat([*silent.values()])
+        self._silent_for.update(zip(silent, passes.split(units.lengths), strict=True))
+        filled = torch.cat([passes, passes.new_full((1,), torch.inf)])  # for layers that have fewer units
+        rows = units.rows(filled)
+        alive = (rows < SILENT_SAMPLES).sum(-1)
         return {
-            "dead_share": (list(silent), torch.segment_reduce(dead, "mean", lengths=of_layer)),
-            "shut_samples": (list(silent), torch.segment_reduce(passes, "min", lengths=of_layer)),
+            "dead_share": LayerValues(columns, 1 - alive / units.counts),
+            "shut_samples": LayerValues(columns, rows.amin(-1)),
         }
 
-    def _silent_passes(self, column: int, units: Tensor) -> Tensor:
-        """Return (units,) for how many samples each unit of a layer has been silent before this one."""
-        passes = self._silent_for.get(column)
-        return torch.zeros_like(units, dtype=torch.float32) if passes is None or len(passes) != len(units) else passes
+    def _layout(self, of_layers: Sequence[Tensor]) -> Segments:
+        """Return how the units of several layers lie in one vector."""
+        lengths = tuple(map(len, of_layers))
+        if lengths not in self._layouts:
+            if len(self._layouts) == LAYOUTS:
+                self._layouts.clear()
+            self._layouts[lengths] = Segments(lengths, of_layers[0].device)
+        return self._layouts[lengths]
+
+    def _silent_passes(self, silent: Mapping[int, Tensor]) -> Tensor:
+        """Return (N,) for how many samples each unit of these layers has been silent before this one."""
+        known = self._silent_for
+        new = {column: units for column, units in silent.items() if len(known.get(column, ())) != len(units)}
+        if new:
+            none = torch.zeros(max(map(len, new.values())), device=next(iter(new.values())).device)
+            known.update({column: none[: len(units)] for column, units in new.items()})
+        return torch.cat([known[column] for column in silent])
 
     def _listen(self) -> Iterator[Callable[[], None]]:
         for module, column, dimensions in self._parts:
@@ -254,7 +271,8 @@ class Activations:
             self._now.setdefault(self._last, _LayerActivations()).is_output = False
         self._last = column
         layer = self._now.setdefault(column, _LayerActivations())
-        layer.output, layer.is_output = _norm(local_part(activations[0].detach())), True
+        layer.is_output = True
+        self._outputs.add(column, local_part(activations[0].detach()))
         if _torch.saved_tensors_are_packed():
             return  # a checkpoint would compute what it saves again
         for tensor in activations:
@@ -273,7 +291,8 @@ class Activations:
             factors_of(nodes), after_layers, scales_of([node for node, _ in found if node in after_layers], nodes)
         )
         for flat in flat_entries(asked):
-            for place, figure in zip(flat.places, _by_call(flat), strict=True):
+            figures = flat.silent_units() if flat.kind == "rectifier" else flat.shares()
+            for place, figure in zip(flat.places, figures, strict=True):
                 node, maker = found[place]
                 if (layer := self._now.get(maker.column)) is not None:
                     _note(layer, node, flat.kind, figure, roles)
@@ -291,7 +310,7 @@ def _flat_before_loss(of_loss: Sequence[Any]) -> tuple[int, Tensor] | None:
     """Return the layer that the functions before a loss come after, and () the largest share of flat entries of any."""
     found = [(node, maker) for node in filter(may_shut_the_loss, of_loss) if (maker := _maker_of(node)) is not None]
     asked = [(node, functools.partial(_rows, units=maker.units)) for node, maker in found]
-    shares = [share for flat in flat_entries(asked) for share in flat.entries.flatten(1).float().mean(1).unbind()]
+    shares = [share for flat in flat_entries(asked) for share in flat.shares()]
     return (found[0][1].column, torch.stack(shares).amax()) if shares else None
 
 
@@ -306,58 +325,39 @@ def _note(layer: _LayerActivations, node: Any, kind: str, figure: Tensor, roles:
         layer.silent_scale = figure.all()
 
 
-def _by_call(flat: FlatEntries) -> Sequence[Tensor]:
-    """Return for each call (units,) which units are silent on all rows, or () the share of flat entries."""
-    if flat.kind == "rectifier":
-        return flat.entries.all(1).unbind()
-    return flat.entries.flatten(1).float().mean(1).unbind()
-
-
-def _root_mean_squares(now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
-    outputs = {column: each.output for column, each in now.items() if each.output is not None}
-    if not outputs:
-        return None
-    norms, counts = zip(*outputs.values(), strict=True)
-    return list(outputs), torch.stack(norms) / torch.tensor(counts, device=norms[0].device).sqrt()
-
-
-def _softmaxes_of_one(now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
+def _softmaxes_of_one(now: Mapping[int, _LayerActivations]) -> LayerValues | None:
     """Return 1 for each layer whose single unit went through a softmax over units."""
-    found = {column: each.output for column, each in now.items() if each.is_softmax_of_one and each.output is not None}
-    if not found:
-        return None
-    return list(found), torch.ones(len(found), device=next(iter(found.values()))[0].device)
+    found = [column for column, each in now.items() if each.is_softmax_of_one]
+    return LayerValues(found, np.ones(len(found))) if found else None
 
 
-def _silent_scales(now: Mapping[int, _LayerActivations]) -> tuple[list[int], Tensor] | None:
+def _silent_scales(now: Mapping[int, _LayerActivations]) -> LayerValues | None:
     """Return 1 for each layer whose scale of the loss was silent for every unit and input, 0 for other such layers."""
     found = {column: each.silent_scale for column, each in now.items() if each.silent_scale is not None}
-    return (list(found), torch.stack(list(found.values())).float()) if found else None
+    return LayerValues([*found], torch.stack([*found.values()])) if found else None
 
 
-def _means(shares: Mapping[int, Sequence[Tensor]]) -> tuple[list[int], Tensor] | None:
-    """Return the mean over the calls of each column, for the columns that have any."""
-    known = {column: parts for column, parts in shares.items() if parts}
-    if not known:
-        return None
-    return list(known), torch.stack(
-        [parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean() for parts in known.values()]
-    )
+def _shares(of_layers: Mapping[int, Sequence[Tensor]]) -> LayerValues | None:
+    """Return the shares of every call of each column."""
+    columns = [column for column, parts in of_layers.items() for _ in parts]
+    parts = [part for parts in of_layers.values() for part in parts]
+    return LayerValues(columns, torch.stack(parts)) if parts else None
 
 
-def _reach_figures(reach: Mapping[int, Sequence[TargetReach]]) -> dict[str, tuple[list[int], Tensor] | None]:
-    """Return the figures of targets, each a mean over the losses that reach one layer."""
-    if not reach:
+def _reach_figures(reach: Mapping[int, Sequence[TargetReach]]) -> dict[str, LayerValues]:
+    """Return the figures of targets, of each loss that reaches a layer."""
+    losses = [(column, loss) for column, of_layer in reach.items() for loss in of_layer]
+    if not losses:
         return {}
-    figures = {
-        name: _means({column: [each.figures[name] for each in parts] for column, parts in reach.items()})
-        for name in next(iter(reach.values()))[0].figures
+    columns = [column for column, _ in losses]
+    names = [*losses[0][1].figures]
+    together = torch.stack([loss.figures[name] for name in names for _, loss in losses]).split(len(losses))
+    bounds = np.array([loss.output for _, loss in losses], dtype=np.float64)
+    return {
+        **{name: LayerValues(columns, values) for name, values in zip(names, together, strict=True)},
+        "output_low": LayerValues(columns, bounds[:, 0]),
+        "output_high": LayerValues(columns, bounds[:, 1]),
     }
-    device = next(iter(reach.values()))[0].figures["target_low"].device
-    for name, place in (("output_low", 0), ("output_high", 1)):
-        bounds = [parts[0].output[place] for parts in reach.values()]
-        figures[name] = list(reach), torch.tensor(bounds, device=device)
-    return figures
 
 
 def _first_parameter(module: nn.Module, layers: Layers) -> tuple[int | None, int]:
@@ -407,21 +407,13 @@ def _inputs_of(node: Any) -> list[Any]:
     return [upstream for upstream, _ in node.next_functions if upstream is not None]
 
 
-def _norm(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return the () L2 norm of a tensor without a graph, or of ``ROWS`` rows of a large one, and how many entries."""
-    part = tensor if tensor.numel() <= SMALL else _rows(tensor, -1)
-    norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32))
-    return norm.float(), part.numel()
-
-
 def _rows(tensor: Tensor, units: int) -> Tensor:
-    """Return at most ``ROWS`` evenly spaced rows of ``tensor``: (rows, units)."""
+    """Return at most ``ROWS`` evenly spaced rows of ``tensor``, a view: (rows, units) or (positions, images, units)."""
     if tensor.ndim <= 1:
         return tensor.reshape(1, -1)
-    if units == 1 and tensor.ndim > 2:  # (images, units, positions...): a few are taken before they are turned
+    if units == 1 and tensor.ndim > 2:  # (images, units, positions...)
         images = min(len(tensor), SAMPLED_IMAGES)
-        tensor = _evenly(_evenly(tensor.flatten(2), images).transpose(0, 2), ROWS // images)
-        return tensor.transpose(1, 2).flatten(0, 1)
+        return _evenly(_evenly(tensor.flatten(2), images).transpose(0, 2), ROWS // images).transpose(1, 2)
     return _evenly(tensor.flatten(0, -2), ROWS)
 
 

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gradwatch import _torch
 from gradwatch.hooks.graph import operation_of, saved_axis, saved_by
 from gradwatch.measure import slopes
+from gradwatch.measure.samples import coprime_stride
 from gradwatch.measure.slopes import SATURATED_SHARE, SteepRange
 from gradwatch.ranks.shards import local_part
 
@@ -23,15 +25,18 @@ __all__ = ["FlatEntries", "flat_entries", "is_softmax_of_one", "may_be_activatio
 
 MASKING = ("maskedfill", "where", "add")  # operations that write −Inf into logits
 
+SOFTMAX_ROWS = 256
+"""Distributions of each softmax that are examined."""
+
 TOGETHER = 2**20
 """Entries that are examined in one call. With many small tensors the calls cost more than the comparisons."""
 
 _LOGISTIC = ("logsigmoid", "binarycrossentropywithlogits")  # losses that are flat where a discriminator is sure
 
 Rows = Callable[[Tensor], Tensor]
-"""From what a function has saved to (rows, units), the part of it that is examined."""
+"""From what a function has saved to (rows..., units), the part of it that is examined."""
 
-FunctionKind = Literal["rectifier", "squashing"]
+FunctionKind = Literal["rectifier", "squashing", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,28 @@ class FlatEntries:
     Attributes:
         kind: a rectifier is judged by units, a squashing function by entries, a softmax by rows.
         places: (k,) indices of the calls among those asked about.
-        entries: bool, (k, rows, units), for a softmax (k, rows). NaN is not flat.
+        joined: bool, (rows..., N), the entries of all calls side by side. NaN is not flat.
+        units: (k,) how many of the N belong to each call; 1 for a softmax, of which a row counts as one entry.
     """
 
-    kind: Literal["rectifier", "squashing", "softmax"]
+    kind: FunctionKind
     places: Sequence[int]
-    entries: Tensor
+    joined: Tensor
+    units: Sequence[int]
+
+    def entries(self) -> Sequence[Tensor]:
+        """Return for each call (rows..., units) where it is flat."""
+        return self.joined.split([*self.units], -1)
+
+    def silent_units(self) -> Sequence[Tensor]:
+        """Return for each call (units,) which units are flat on all rows."""
+        return self.joined.all(dim=_all_but_last(self.joined)).split([*self.units])
+
+    def shares(self) -> Sequence[Tensor]:
+        """Return for each call () the share of flat entries."""
+        of_units = self.joined.mean(dim=_all_but_last(self.joined), dtype=torch.float32)
+        sums = _torch.foreach_norm([*of_units.split([*self.units])], 1)  # of numbers that are not negative
+        return _torch.foreach_div(sums, self.units)
 
 
 @dataclass(frozen=True)
@@ -86,11 +107,19 @@ ACTIVATION_FUNCTIONS: Mapping[str, _ActivationFunction] = {
 
 @dataclass(frozen=True)
 class _SavedTensor:
-    """The tensor that the node of an activation function has saved: ``tensor`` is steep inside ``steep``."""
+    """The tensor that the node of an activation function has saved.
+
+    Attributes:
+        kind: of the function.
+        steep: where the function is steep, in terms of the tensor; not used for a softmax.
+        tensor: as saved; of a softmax (rows, n) some distributions.
+        is_masked: whether some entries of a softmax may be masked.
+    """
 
     kind: FunctionKind
     steep: SteepRange
     tensor: Tensor
+    is_masked: bool = False
 
 
 def may_be_activation(node: Any) -> bool:
@@ -108,26 +137,44 @@ def may_shut_the_loss(node: Any) -> bool:
 def flat_entries(asked: Sequence[tuple[Any, Rows]]) -> Iterator[FlatEntries]:
     """Yield the flat entries of those nodes that are activation functions and still hold what they saved.
 
-    Functions with the same steep range and as many rows and units are examined together.
+    Functions with the same steep range and as many rows are examined together.
 
     Args:
         asked: pairs of a node and what to examine of it.
     """
-    alike: defaultdict[tuple[Any, ...], list[tuple[int, Tensor]]] = defaultdict(list)
+    alike: defaultdict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
     for place, (node, rows) in enumerate(asked):
-        if operation_of(node) == "softmax":
-            yield from _flat_softmax(node, place)
-        elif (saved := _saved_by_function(node)) is not None:
-            part = rows(saved.tensor)
-            alike[saved.kind, saved.steep, part.shape, part.dtype, part.device].append((place, part))
-    for (kind, steep, *_), parts in alike.items():
+        saved = _saved_by_function(node)
+        if saved is not None:
+            is_softmax = saved.kind == "softmax"
+            part = saved.tensor if is_softmax else rows(saved.tensor)
+            shape = part.shape if is_softmax else part.shape[:-1]
+            alike[saved.kind, saved.steep, saved.is_masked, shape, part.dtype, part.device].append((place, part))
+    for (kind, steep, is_masked, *_), parts in alike.items():
         for batch in _batches(parts):
             places, tensors = zip(*batch, strict=True)
-            yield FlatEntries(kind, places, steep.is_outside(_stacked(tensors)))
+            if kind == "softmax":
+                yield _flat_softmaxes(places, tensors, is_masked=is_masked)
+            else:
+                yield _flat_functions(kind, places, tensors, steep)
+
+
+def _flat_softmaxes(places: Sequence[int], distributions: Sequence[Tensor], *, is_masked: bool) -> FlatEntries:
+    """Return the rows of k softmaxes in which one entry takes nearly all; each of ``distributions`` is (rows, n)."""
+    sure = _sure_rows(torch.stack([*distributions], -2), is_masked=is_masked)
+    return FlatEntries("softmax", places, sure, [1] * len(places))
+
+
+def _flat_functions(
+    kind: FunctionKind, places: Sequence[int], parts: Sequence[Tensor], steep: SteepRange
+) -> FlatEntries:
+    """Return where k functions that are steep inside ``steep`` are flat; each of ``parts`` is (rows..., units)."""
+    joined = torch.cat([*parts], -1) if len(parts) > 1 else parts[0]
+    return FlatEntries(kind, places, steep.is_outside(joined), [part.shape[-1] for part in parts])
 
 
 def _saved_by_function(node: Any) -> _SavedTensor | None:
-    """Return what the node of a rectifier or squashing function holds; None for other nodes, or where it was freed."""
+    """Return what the node of an activation function holds; None for other nodes, or where it was freed."""
     name = operation_of(node)
     if name in _SAVED_BY:
         return _SAVED_BY[name](node)
@@ -158,40 +205,54 @@ def _saved_by_division(node: Any) -> _SavedTensor | None:
     return None if divisor is None else _SavedTensor("squashing", slopes.softsign_divisors(), divisor)
 
 
+def _batches(parts: Sequence[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
+    """Yield ``parts`` in lists of at most ``TOGETHER`` entries, or of one part."""
+    batch: list[tuple[int, Tensor]] = []
+    entries = 0
+    for place, part in parts:
+        if batch and entries + part.numel() > TOGETHER:
+            yield batch
+            batch, entries = [], 0
+        batch.append((place, part))
+        entries += part.numel()
+    yield batch
+
+
+def _all_but_last(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(range(tensor.ndim - 1))
+
+
+def _saved_by_softmax(node: Any) -> _SavedTensor | None:
+    """Return (rows, n), some distributions that a softmax has given; None where they were freed.
+
+    A softmax over a single entry always gives 1: there is nothing that lies far out.
+    """
+    probabilities = saved_by(node, "result")
+    if probabilities is None or probabilities.numel() == 0:
+        return None
+    axis = saved_axis(node, probabilities.ndim)
+    if axis is None or probabilities.shape[axis] == 1:
+        return None
+    last = local_part(probabilities).movedim(axis, -1)
+    rows = last.reshape(-1, last.shape[-1])
+    positions = last.shape[-2] if last.ndim > 2 else 1  # of a sequence; the first ones see little of it
+    some = rows[:: coprime_stride(len(rows), SOFTMAX_ROWS, positions)]
+    return _SavedTensor("softmax", slopes.EVERYWHERE, some, _is_masked(node))
+
+
 _SAVED_BY: Mapping[str, Callable[[Any], _SavedTensor | None]] = {
     "div": _saved_by_division,
+    "softmax": _saved_by_softmax,
     **dict.fromkeys(_LOGISTIC, _saved_by_logistic_loss),
 }
 """By the names of nodes whose slope is not a function of one saved tensor alone."""
 
 
-def _batches(parts: list[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
-    """Yield ``parts``, whose tensors have one shape, in lists of at most ``TOGETHER`` entries."""
-    count = max(1, TOGETHER // parts[0][1].numel())
-    for begin in range(0, len(parts), count):
-        yield parts[begin : begin + count]
-
-
-def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
-
-
-def _flat_softmax(node: Any, place: int) -> Iterator[FlatEntries]:
-    """Yield the rows in which one entry takes nearly all, except rows with a single entry that is not masked."""
-    probabilities = saved_by(node, "result")
-    if probabilities is None or probabilities.numel() == 0:
-        return
-    axis = saved_axis(node, probabilities.ndim)
-    if axis is None:
-        return
-    last = probabilities.movedim(axis, -1)
-    if last.shape[-1] == 1:  # always 1: nothing lies far out
-        return
-    largest = last.float().amax(-1).flatten()
+def _sure_rows(probabilities: Tensor, *, is_masked: bool) -> Tensor:
+    """Return (rows, k) where one of (rows, k, n) probabilities takes nearly all, and is not the only one unmasked."""
+    largest = probabilities.amax(-1).float()
     flat = (4 * largest * (1 - largest) < SATURATED_SHARE) & (largest > 0.5)
-    if _is_masked(node):
-        flat &= ((last > 0).sum(-1) > 1).flatten()
-    yield FlatEntries("softmax", [place], flat.unsqueeze(0))
+    return flat & ((probabilities > 0).sum(-1) > 1) if is_masked else flat
 
 
 def is_softmax_of_one(node: Any) -> bool:

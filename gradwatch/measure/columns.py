@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradwatch.measure.report import Floats
-from gradwatch.measure.samples import PartPlaces
+from gradwatch.measure.samples import PartPlaces, sample_segments
+from gradwatch.measure.segments import Segments
 from gradwatch.ranks.shards import any_is_part, local_parts
 
 __all__ = ["GradientColumns"]
@@ -56,6 +57,11 @@ class GradientColumns:
     def part_places(self) -> PartPlaces:
         """The places of those sampled entries of the w watched parameters that this rank holds."""
         return PartPlaces.of(self._watched)
+
+    @cached_property
+    def sample_segments(self) -> Segments:
+        """How many entries are sampled of each of the w watched parameters."""
+        return sample_segments(self.watched)
 
     @property
     def watched_columns(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ class HostCopy:
             self._host = np.concatenate([_as_row(vector) for vector in vectors], dtype=np.float64)
             return
         wide = torch.float32 if device.type == "mps" else torch.float64
-        packed = torch.cat([vector.reshape(-1).to(device=device, dtype=wide) for vector in vectors])
+        packed = _packed([vector.reshape(-1) for vector in vectors], device, wide)
         pinned = torch.empty(packed.shape, dtype=wide, pin_memory=device.type == "cuda")
         self._pinned = pinned.copy_(packed, non_blocking=True)
         self._arrived = torch.Event(device)
@@ -52,6 +53,15 @@ class HostCopy:
             parts.append(self._host[begin : begin + length])
             begin += length
         return parts
+
+
+def _packed(rows: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return all rows in one, in their order; those of each type that follow one another are converted together."""
+    together = [
+        torch.cat([*alike]) if len(alike) > 1 else alike[0]
+        for alike in (list(group) for _, group in itertools.groupby(rows, key=lambda row: (row.device, row.dtype)))
+    ]
+    return torch.cat([row.to(device=device, dtype=dtype, non_blocking=True) for row in together])
 
 
 def _as_row(vector: Tensor) -> NDArray[np.generic]:

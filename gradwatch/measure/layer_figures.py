@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from gradwatch.measure.statistics import Magnitudes
 __all__ = [
     "ENTRY_FIGURES",
     "HISTOGRAM_ENTRIES",
+    "LayerValues",
     "WatchedGradients",
-    "activation_figures",
     "entry_figures",
     "factors_left",
     "histogram_entries",
@@ -44,6 +45,42 @@ class WatchedGradients:
     gradients: Sequence[Tensor]
     l2: Tensor
     factors: Tensor
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """One figure of some layers, still on the device. Where a layer has several values, their mean is its figure.
+
+    Attributes:
+        columns: n columns of the table; one may come again.
+        values: (n,), on the host where they are known there.
+        divisors: (n,) by which the values are to be divided; None for 1.
+    """
+
+    columns: Sequence[int]
+    values: Tensor | Floats
+    divisors: Floats | None = None
+
+    def placed(self, arrived: Floats | None, wanted: Sequence[int], size: int) -> Floats | None:
+        """Return (size,) over the table, NaN where a layer has no value; None where no wanted layer has one.
+
+        Args:
+            arrived: (n,) the values, if they had to come from the device.
+            wanted: columns to place; values of others are left out.
+            size: columns of the table.
+        """
+        values = self.values if arrived is None else arrived
+        if isinstance(values, Tensor):
+            raise TypeError("the values have not arrived on the host")
+        values = values if self.divisors is None else values / self.divisors
+        columns = np.array(self.columns, dtype=np.int64)
+        is_wanted = np.isin(columns, wanted)
+        if not is_wanted.any():
+            return None
+        columns, values = columns[is_wanted], values[is_wanted]
+        counts = np.bincount(columns, minlength=size)
+        with np.errstate(invalid="ignore"):  # 0/0 is NaN: no value
+            return np.bincount(columns, values, minlength=size) / counts
 
 
 def factors_left(now: Magnitudes, reported: Magnitudes) -> Tensor:
@@ -81,32 +118,6 @@ def weight_figures(weights: Sequence[Tensor], wanted: AbstractSet[str]) -> dict[
     if "weight_std" in wanted:
         figures["weight_std"] = statistics.entries(weights, figures["weight_norm"]).std
     return {name: values for name, values in figures.items() if name in wanted}
-
-
-def activation_figures(
-    figures: Mapping[str, tuple[list[int], Tensor]], columns: Sequence[int], device: torch.device
-) -> dict[str, Tensor]:
-    """Arrange figures of activations by the layers of a step.
-
-    Args:
-        figures: name to (n columns, their (n,) values).
-        columns: w columns of the table.
-        device: where the result is to be.
-
-    Returns:
-        Name to (w,); NaN where a layer has no value. A figure of other layers only is left out.
-    """
-    place_of = {column: place for place, column in enumerate(columns)}
-    arranged: dict[str, Tensor] = {}
-    for name, (of, values) in figures.items():
-        known = [position for position, column in enumerate(of) if column in place_of]
-        if not known:
-            continue
-        row = torch.full((len(place_of),), torch.nan, device=device)
-        places = torch.tensor([place_of[of[position]] for position in known], device=device)
-        values = values if len(known) == len(of) else values[known]
-        arranged[name] = row.index_copy_(0, places, values.to(device, row.dtype))
-    return arranged
 
 
 def histogram_entries(tensors: Sequence[Tensor], factors: Tensor | None = None) -> list[Floats]:

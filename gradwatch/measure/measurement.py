@@ -25,8 +25,8 @@ from gradwatch.measure.columns import GradientColumns
 from gradwatch.measure.host_copy import HostCopy
 from gradwatch.measure.layer_figures import (
     ENTRY_FIGURES,
+    LayerValues,
     WatchedGradients,
-    activation_figures,
     entry_figures,
     factors_left,
     histogram_entries,
@@ -162,6 +162,7 @@ class Measurement:
         self._is_sampled = plan.sampled
         self._weight_nonfinite: NDArray[np.int64] | None = None
         self._figures: dict[str, Tensor] = {}
+        self._activations: dict[str, LayerValues] = {}
         self._entries: dict[str, list[Floats | None]] = {}
         self._weights_before: WeightSample | None = None
         self._layer_rows: tuple[Tensor, Tensor] | None = None
@@ -182,7 +183,8 @@ class Measurement:
             self._entries = self._take_histogram_entries()
         if "update_ratio" in plan.figures:
             places = columns.part_places if self.is_part else None
-            self._weights_before = sample_weights(columns.watched, columns.select(self._gradients), places)
+            gradients = columns.select(self._gradients)
+            self._weights_before = sample_weights(columns.watched, gradients, columns.sample_segments, places)
         if self.is_part:
             self._layer_rows = self._measure_parts()
         elif plan.figures:
@@ -318,9 +320,9 @@ class Measurement:
         """Return True if no update was made from this step, as far as it was decided here."""
         return self._is_skipped
 
-    def add_activations(self, figures: Mapping[str, tuple[list[int], Tensor]]) -> None:
-        """Add {figure: (n columns, their (n,) values)} of the step's forward pass."""
-        self._figures |= activation_figures(figures, self._columns.watched_columns, self.device)
+    def add_activations(self, figures: Mapping[str, LayerValues]) -> None:
+        """Add {name: figure} of the step's forward pass."""
+        self._activations |= figures
 
     def clip_(self, clip_: _Clip, optimizer: Optimizer | None) -> None:
         """Clip the gradients in place by ``clip_``, as ``gradwatch.clip.Policy`` defines it."""
@@ -363,9 +365,9 @@ class Measurement:
         """Return True if the update made NaN or Inf of sampled weights, as far as it was followed; on the CPU alone."""
         if self.device.type != "cpu" or "update_ratio" not in self._figures:
             return False
-        norms = self._figures.get("weight_norm", torch.ones(1))  # a share of nothing is NaN, too
-        ratios = self._figures["update_ratio"]
-        return bool((ratios.isinf() | (ratios.isnan() & (norms > 0))).any())
+        norms = self._figures["weight_norm"].numpy() if "weight_norm" in self._figures else 1.0
+        ratios = self._figures["update_ratio"].numpy()
+        return bool(np.any(np.isinf(ratios) | (np.isnan(ratios) & (norms > 0))))  # a share of nothing is NaN, too
 
     def send(self) -> None:
         """Start the copy to the host, once. Without ``follow_update`` before it the update ratio is left out."""
@@ -412,13 +414,23 @@ class Measurement:
             clips_late=plan.clips_late,
             clipped_at_scale=arrived.scale,
             sampled=self._is_sampled,
-            figures={name: columns.place(values) for name, values in arrived.figures.items()},
+            figures=self._placed(arrived.figures),
             weight_nonfinite=self._weight_nonfinite,
             learning_rate=plan.learning_rate,
             learning_rates=plan.learning_rates,
             ownership=self._ownership,
             entries=self._entries,
         )
+
+    def _placed(self, arrived: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Return {name: (P,)} the figures of single layers."""
+        columns, size = self._columns, len(self._layers)
+        activations = {
+            name: figure.placed(arrived.get(name), columns.watched_columns, size)
+            for name, figure in self._activations.items()
+        }
+        placed = {name: columns.place(arrived[name]) for name in self._figures}
+        return placed | {name: values for name, values in activations.items() if values is not None}
 
     def _measure_layers(self) -> dict[str, Tensor]:
         """Return the planned figures of single layers that are known before the update, each (w,)."""
@@ -482,14 +494,14 @@ class Measurement:
 
     def _vectors(self) -> dict[str, Tensor]:
         """Return everything to copy to the host."""
-        vectors = {
-            "l2": self.magnitudes.l2,
+        vectors = {"l2": self.magnitudes.l2}
+        if isinstance(self._loss, Tensor):
+            vectors["loss"] = self._loss
+        vectors |= {
             "nonfinite": self.magnitudes.nonfinite,
             "total": self.magnitudes.total,
             "clipped_total": self._clipped_total,
         }
-        if isinstance(self._loss, Tensor):
-            vectors["loss"] = self._loss
         if self._scale_at_change is not None:
             vectors["scale"] = self._scale_at_change
         if self._at_end is not None:
@@ -498,7 +510,12 @@ class Measurement:
             vectors["skipped"] = self._skip_flag
         if self._present is not None:
             vectors["present"] = self._present
-        return vectors | self._figures
+        of_activations = {name: each.values for name, each in self._activations.items()}
+        return (
+            vectors
+            | self._figures
+            | {name: values for name, values in of_activations.items() if isinstance(values, Tensor)}
+        )
 
     def _read(self) -> _HostFigures:
         self.send()
@@ -512,7 +529,7 @@ class Measurement:
             loss=float(values["loss"][0]) if "loss" in values else self.loss,
             scale=float(values["scale"][0]) if "scale" in values else None,
             left=float(values["left"][0]) if "left" in values else None,
-            figures={name: values[name] for name in self._figures},
+            figures={name: values[name] for name in (*self._figures, *self._activations) if name in values},
             present=values.get("present", np.zeros(0)),
             skipped=bool(values.get("skipped", np.zeros(1))[0]),
         )
@@ -529,6 +546,8 @@ def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | fl
         return None
     if device.type == "cpu":
         return sum(map(float, losses)) / len(losses)
+    parts = [torch.as_tensor(loss).detach().to(device, non_blocking=True).reshape(()) for loss in losses]
+    if len(parts) == 1:
+        return parts[0]
     wide = torch.float32 if device.type == "mps" else torch.float64
-    parts = [torch.as_tensor(loss).detach().to(device, wide, non_blocking=True).reshape(()) for loss in losses]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).mean()
+    return torch.stack([part.to(wide) for part in parts]).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradwatch.measure.segments import Segments
 from gradwatch.measure.statistics import all_plain
 from gradwatch.ranks.shards import held_entries, local_part, size_of_whole
 
@@ -17,11 +19,13 @@ __all__ = [
     "EntrySample",
     "PartPlaces",
     "WeightSample",
+    "coprime_stride",
     "entries_of",
     "evenly_spaced",
     "relative_change",
     "sample",
     "sample_means",
+    "sample_segments",
     "sample_sums",
     "sample_weights",
     "update_ratios",
@@ -38,13 +42,15 @@ class WeightSample:
 
     Attributes:
         weights: the w tensors themselves, which the update changes.
-        entries: (N,) a copy of some of their entries, as ``sample`` takes it.
+        rows: (w, n) a copy of at most 256 entries of each, filled up with zeros.
+        segments: how many entries of each.
         unseen: indices of weights with sparse gradients: the rows sampled may not be those that the update touches.
         parts: which entries were taken, where this rank holds parts of the weights; None where it holds all.
     """
 
     weights: Sequence[Tensor]
-    entries: Tensor
+    rows: Tensor
+    segments: Segments
     unseen: Sequence[int]
     parts: PartPlaces | None = None
 
@@ -57,12 +63,12 @@ class PartPlaces:
 
     Attributes:
         indices: of each weight, in the part that this rank holds, flattened.
-        lengths: (w,) how many they are.
+        segments: how many of each.
         shares: (w,) how many entries of the whole each of them stands for.
     """
 
     indices: Sequence[Tensor]
-    lengths: Tensor
+    segments: Segments
     shares: Tensor
 
     @classmethod
@@ -77,18 +83,15 @@ class PartPlaces:
                 held = _places(size)
             indices.append(held.to(local_part(weight).device))
             shares.append(size / max(_count(size, SAMPLED_ENTRIES), 1))
-        lengths = torch.tensor([len(each) for each in indices], dtype=torch.int64)
         home = indices[0].device if indices else torch.device("cpu")
-        return cls(indices, lengths.to(home), torch.tensor(shares, dtype=torch.float64).to(home))
+        segments = Segments([len(each) for each in indices], home)
+        return cls(indices, segments, torch.tensor(shares, dtype=torch.float64).to(home))
 
     @torch.no_grad()
     def sample(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return (N,) the entries of ``parts`` in one row, as a copy on the device of the first of them."""
-        found = [each.reshape(-1)[index] for each, index in zip(all_plain(parts), self.indices, strict=True)]
-        if not found:
-            return torch.zeros(0)
-        entries = torch.cat([each.to(found[0].device, non_blocking=True) for each in found])
-        return entries.float() if entries.dtype in (torch.float16, torch.bfloat16) else entries
+        """Return (w, n) the entries of ``parts``, a row for each."""
+        taken = [each.reshape(-1)[index] for each, index in zip(all_plain(parts), self.indices, strict=True)]
+        return self.segments.rows(_joined(taken))
 
 
 class EntrySample(NamedTuple):
@@ -113,26 +116,32 @@ class EntrySample(NamedTuple):
 
 
 def sample_weights(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], parts: PartPlaces | None = None
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], segments: Segments, parts: PartPlaces | None = None
 ) -> WeightSample:
     """Take a sample of ``weights`` before they are updated by ``gradients``.
 
     Args:
         weights: w tensors.
         gradients: one for each.
-        parts: which entries to take, where this rank holds parts of the weights.
+        segments: of the weights, see ``sample_segments``.
+        parts: which entries to take instead, where this rank holds parts of the weights.
     """
     unseen = [
         place
         for place, gradient in enumerate(gradients)
         if gradient.layout is torch.sparse_coo and gradient.numel() > SAMPLED_ENTRIES
     ]
-    return WeightSample(weights, sample(weights) if parts is None else parts.sample(weights), unseen, parts)
+    if parts is not None:
+        return WeightSample(weights, parts.sample(weights), parts.segments, unseen, parts)
+    entries = sample(weights)
+    if len(entries) != sum(segments.lengths) + 1:  # the loop has put a tensor of another size into a parameter
+        segments = sample_segments(weights)
+    return WeightSample(weights, segments.rows(entries), segments, unseen)
 
 
 def update_ratios(before: WeightSample) -> Tensor:
     """Return (w,) ‖Δw‖/‖w‖ of the update that was made since ``before`` was taken; NaN where it cannot be seen."""
-    ratios = relative_change(before.entries, sample(before.weights), before.weights)
+    ratios = relative_change(before.rows, before.segments.rows(sample(before.weights)))
     for place in before.unseen:
         ratios[place] = torch.nan
     return ratios
@@ -140,17 +149,14 @@ def update_ratios(before: WeightSample) -> Tensor:
 
 def sample_means(before: WeightSample) -> Tensor:
     """Return (w,) means of the sampled entries of each weight; NaN for an empty one."""
-    if not before.weights:
-        return torch.zeros(0)
-    lengths = _lengths(before.weights, before.entries.device)
-    return _rows(before.entries, lengths).sum(dim=1) / lengths
+    return before.rows.sum(dim=1) / before.segments.counts
 
 
 def sample_sums(before: WeightSample) -> Tensor:
     """Return (w,) what this rank's part of the sample adds to an estimate of the sum of all entries of each weight."""
     if before.parts is None or not before.weights:
         return torch.zeros(0)
-    return _rows(before.entries, before.parts.lengths).sum(dim=1) * before.parts.shares
+    return before.rows.sum(dim=1) * before.parts.shares
 
 
 def update_sums(before: WeightSample) -> tuple[Tensor, Tensor]:
@@ -161,9 +167,8 @@ def update_sums(before: WeightSample) -> tuple[Tensor, Tensor]:
     parts = before.parts
     if parts is None or not before.weights:
         return torch.zeros(0), torch.zeros(0)
-    size = _norms(before.entries, parts.lengths).double().square() * parts.shares
-    moved = parts.sample(before.weights) - before.entries
-    change = _norms(moved, parts.lengths).double().square() * parts.shares
+    rows = before.rows, parts.sample(before.weights) - before.rows
+    size, change = (torch.linalg.vector_norm(each, dim=1).double().square() * parts.shares for each in rows)
     for place in before.unseen:
         size[place] = change[place] = 0.0
     return size, change
@@ -177,46 +182,39 @@ def evenly_spaced(tensors: Sequence[Tensor], limit: int) -> list[Tensor]:
 
 @torch.no_grad()
 def sample(tensors: Sequence[Tensor]) -> Tensor:
-    """Return (N,) at most 256 entries of each of P tensors in one row, as a copy on the first tensor's device."""
-    if not tensors:
-        return torch.zeros(0)
-    parts = [entries_of(tensor, SAMPLED_ENTRIES) for tensor in all_plain(tensors)]
-    home = parts[0].device
-    if any(part.device != home for part in parts):
-        parts = [part.to(home, non_blocking=True) for part in parts]
-    entries = torch.cat(parts)
-    # a difference of bfloat16 numbers, rounded to bfloat16 again, is off by up to 0.4 %
-    return entries.float() if entries.dtype in (torch.float16, torch.bfloat16) else entries
+    """Return at most 256 entries of each of P tensors in one row, as a copy on the first tensor's device.
+
+    Returns:
+        (N + 1,): the entries, and a 0 that ``Segments.rows`` fills up rows with.
+    """
+    return _joined([entries_of(tensor, SAMPLED_ENTRIES) for tensor in all_plain(tensors)])
 
 
-def relative_change(before: Tensor, after: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Return (P,) ‖after − before‖ / ‖before‖ of each of ``tensors``, from what ``sample`` took at two times.
+def sample_segments(tensors: Sequence[Tensor]) -> Segments:
+    """Return how many entries ``sample`` takes of each tensor."""
+    lengths = [_count(tensor.numel(), SAMPLED_ENTRIES) for tensor in all_plain(tensors)]
+    return Segments(lengths, tensors[0].device if tensors else torch.device("cpu"))
+
+
+def relative_change(before: Tensor, after: Tensor) -> Tensor:
+    """Return (P,) ‖after − before‖ / ‖before‖ of each row of (P, n) entries, as ``Segments.rows`` lays them out.
 
     It is NaN where ‖before‖ is 0, because a share of nothing means nothing.
     """
-    if not tensors:
-        return torch.zeros(0)
-    lengths = _lengths(tensors, before.device)
-    size, change = _norms(before, lengths), _norms(after - before, lengths)
-    return torch.where(size > 0, change / size, torch.nan)
+    size, change = (torch.linalg.vector_norm(rows, dim=1) for rows in (before, after - before))
+    return (change / size).masked_fill_(size == 0, torch.nan)
 
 
-def _lengths(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return (P,) how many entries ``sample`` takes of each tensor."""
-    lengths = torch.tensor([_count(tensor.numel(), SAMPLED_ENTRIES) for tensor in all_plain(tensors)])
-    return lengths.to(device, non_blocking=True)
-
-
-def _norms(entries: Tensor, lengths: Tensor) -> Tensor:
-    """Return (P,) norms of the consecutive pieces of ``entries`` (N,) that have these ``lengths`` (P,)."""
-    return torch.linalg.vector_norm(_rows(entries, lengths), dim=1)
-
-
-def _rows(entries: Tensor, lengths: Tensor) -> Tensor:
-    """Return (P, 256), a row for each of the consecutive pieces of ``entries`` (N,), filled up with zeros."""
-    is_filled = torch.arange(SAMPLED_ENTRIES, device=entries.device) < lengths.unsqueeze(1)
-    rows = torch.zeros(is_filled.shape, dtype=entries.dtype, device=entries.device)
-    return rows.masked_scatter_(is_filled, entries)
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return (N + 1,) the entries of all parts, and a 0, on the device of the first part."""
+    if not parts:
+        return torch.zeros(1)
+    home = parts[0].device
+    if any(part.device != home for part in parts):
+        parts = [part.to(home, non_blocking=True) for part in parts]
+    entries = torch.cat([*parts, parts[0].new_zeros(1)])
+    # a difference of bfloat16 numbers, rounded to bfloat16 again, is off by up to 0.4 %
+    return entries.float() if entries.dtype in (torch.float16, torch.bfloat16) else entries
 
 
 def entries_of(tensor: Tensor, limit: int) -> Tensor:
@@ -230,6 +228,14 @@ def entries_of(tensor: Tensor, limit: int) -> Tensor:
 def _places(size: int) -> Tensor:
     """Return the places of the entries that ``entries_of`` takes of a tensor of ``size`` entries, flattened."""
     return torch.arange(0, size, _stride(size, SAMPLED_ENTRIES))
+
+
+def coprime_stride(size: int, limit: int, period: int) -> int:
+    """Return a stride that leaves at most ``limit`` of ``size`` entries, and meets each place of a ``period`` alike."""
+    stride = _stride(size, limit)
+    while math.gcd(stride, period) > 1:
+        stride += 1
+    return stride
 
 
 def _stride(size: int, limit: int) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 __all__ = [
+    "EVERYWHERE",
     "SATURATED_SHARE",
     "SILENT_SLOPE",
     "SteepRange",

@@ -41,7 +41,7 @@ class Magnitudes:
 
     Attributes:
         l2: (P,) float32 (float64 where a tensor is), Euclidean norm of each; may overflow to Inf for finite entries.
-        nonfinite: (P,) int64, NaN and Inf entries of each. Exact on the CPU; elsewhere 1 for "at least one", because
+        nonfinite: (P,) NaN and Inf entries of each: int64 on the CPU, elsewhere bool for "at least one", because
             counting would read every entry again at every step.
         total: () float64, Euclidean norm over all tensors.
         scale: () the loss scale that the tensors still hold. ``l2`` and ``total`` are without it.
@@ -238,7 +238,8 @@ def _count_nonfinite(tensors: Sequence[Tensor], groups: Groups, l2: Tensor, tota
     if l2.device.type == "cpu" and math.isfinite(total):
         return torch.zeros(len(tensors), dtype=torch.int64)
     if l2.device.type != "cpu":
-        return (~torch.isfinite(_gather(tensors, groups, _extremes))).long()
+        largest = _gather(tensors, groups, _extremes)
+        return (largest - largest) != 0  # Inf − Inf and NaN − NaN are NaN; isfinite() launches four times
     suspects = (~torch.isfinite(l2)).nonzero().flatten()
     counts = torch.zeros(len(tensors), dtype=torch.int64)
     if len(suspects):

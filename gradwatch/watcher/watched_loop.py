@@ -196,15 +196,10 @@ class WatchedLoop:
 
         Raises:
             NonFiniteError: under ``on_nonfinite="raise"``.
-            RuntimeError: inside a backward pass.
+            UnwatchableError: inside a backward pass, and where a CUDA graph is captured.
         """
         self.turns.note_training()
-        if _torch.in_backward():
-            raise UnwatchableError(
-                f"gradwatch: this {type(optimizer).__name__} steps inside the backward pass (one optimizer for each "
-                "parameter, in a gradient hook), where no step has all its gradients yet. Step after backward(), or "
-                "train without gradwatch."
-            )
+        _refuse_what_cannot_be_watched(optimizer)
         if not again and not self.steps.losses and _is_single(loss):
             self.observe_loss(loss)  # type: ignore[arg-type]
         if self.recovery is not None and not again:
@@ -633,3 +628,23 @@ def _effective_on_nonfinite(options: Options) -> OnNonFinite:
 
 def _is_single(loss: object) -> bool:
     return loss.numel() == 1 if isinstance(loss, Tensor) else isinstance(loss, float)
+
+
+def _refuse_what_cannot_be_watched(optimizer: Optimizer) -> None:
+    """
+    Raises:
+        UnwatchableError: inside a backward pass, and where a CUDA graph is captured.
+    """
+    name = type(optimizer).__name__
+    if _torch.in_backward():
+        raise UnwatchableError(
+            f"gradwatch: this {name} steps inside the backward pass (one optimizer for each "
+            "parameter, in a gradient hook), where no step has all its gradients yet. Step after backward(), or "
+            "train without gradwatch."
+        )
+    if _torch.is_capturing():
+        raise UnwatchableError(
+            f"gradwatch: a CUDA graph captures this step of {name}. Nothing calls gradwatch when the graph is "
+            "replayed, so it could neither watch nor clip. Capture the forward and the backward pass alone "
+            "(torch.cuda.make_graphed_callables) and call step() outside the graph, or train without gradwatch."
+        )

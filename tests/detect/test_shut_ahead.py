@@ -89,10 +89,10 @@ def test_the_share_of_flat_entries_before_the_loss_is_that_of_its_twin(name):
     slopes = [slope(value) for value in logits.double().flatten().tolist()]
     expected = sum(each <= 0.05 for each in slopes) / len(slopes)
     assert 0 < expected < 1
-    columns, share = taken["shut_ahead"]
-    assert [layers.names[column] for column in columns] == ["maker.weight"]
-    assert share.tolist() == pytest.approx([expected])
-    assert layers.names[int(taken["shut_after"][1])] == "judge.weight"
+    share = taken["shut_ahead"]
+    assert [layers.names[column] for column in share.columns] == ["maker.weight"]
+    assert share.values.tolist() == pytest.approx([expected])
+    assert layers.names[int(taken["shut_after"].values[0])] == "judge.weight"
 
 
 def test_a_loss_after_a_layer_of_the_same_optimizer_is_not_judged():

@@ -43,6 +43,12 @@ def looked_at(function, *inputs):
     return list(flat_entries([(y.grad_fn, lambda saved: saved) for y in outputs]))
 
 
+def entries_of(flat):
+    """Of a single call."""
+    (entries,) = flat.entries()
+    return entries.flatten()
+
+
 def slopes(function):
     """|f'| at each input; at −0.75 a GELU's passes through zero, which is no end of its range."""
     x = INPUTS.clone().requires_grad_()
@@ -56,8 +62,8 @@ def test_a_rectifier_is_flat_where_its_slope_is(name, dtype):
     assert flat.kind == "rectifier"
     expected = slopes(RECTIFIERS[name]) <= 1e-3
     dips = (INPUTS < 0) & (INPUTS > -2.5)  # GELU, SiLU, Mish and hardswish turn there
-    assert (flat.entries[0] == expected)[~dips].all()
-    assert not flat.entries[0, dips & ~expected].any()
+    assert (entries_of(flat) == expected)[~dips].all()
+    assert not entries_of(flat)[dips & ~expected].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -66,8 +72,8 @@ def test_a_squashing_function_is_flat_below_a_twentieth_of_its_steepest_slope(na
     (flat,) = looked_at(SQUASHING[name], INPUTS.to(dtype))
     slope = slopes(SQUASHING[name])
     assert flat.kind == "squashing"
-    assert torch.equal(flat.entries[0], slope < 0.05 * slope.max())
-    assert 0 < flat.entries.sum() < len(INPUTS)
+    assert torch.equal(entries_of(flat), slope < 0.05 * slope.max())
+    assert 0 < flat.joined.sum() < len(INPUTS)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1, -2])
@@ -80,7 +86,7 @@ def test_rows_of_a_softmax_that_are_sure_are_flat(dim):
         for row in x.double().softmax(dim).movedim(dim, -1).tolist()
     ]
     assert flat.kind == "softmax"
-    assert flat.entries[0].tolist() == expected
+    assert entries_of(flat).tolist() == expected
     assert any(expected)
     assert not all(expected)
 
@@ -93,13 +99,13 @@ def test_a_row_that_its_mask_leaves_one_entry_is_not_flat(masked):
     x = torch.tensor([[9.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
     mask = torch.tensor([[False, True, True], [False, False, True]])
     (flat,) = looked_at(lambda x: masked(x, mask).softmax(1), x)
-    assert flat.entries.tolist() == [[False, True]]
+    assert entries_of(flat).tolist() == [False, True]
 
 
 def test_nan_is_not_flat():
     for function in (F.relu, F.gelu, torch.sigmoid, F.softsign):
-        assert not looked_at(function, torch.full((3,), math.nan))[0].entries.any()
-    assert not looked_at(lambda x: x.softmax(0), torch.full((3,), math.nan))[0].entries.any()
+        assert not looked_at(function, torch.full((3,), math.nan))[0].joined.any()
+    assert not looked_at(lambda x: x.softmax(0), torch.full((3,), math.nan))[0].joined.any()
 
 
 @pytest.mark.parametrize(
@@ -123,15 +129,33 @@ def test_calls_looked_at_together_are_told_as_one_by_one():
     together = {
         place: (flat.kind, entries.tolist())
         for flat in flat_entries(asked)
-        for place, entries in zip(flat.places, flat.entries, strict=True)
+        for place, entries in zip(flat.places, flat.entries(), strict=True)
     }
     alone = {place: next(iter(flat_entries([each]))) for place, each in enumerate(asked)}
-    assert together == {place: (flat.kind, flat.entries[0].tolist()) for place, flat in alone.items()}
+    assert together == {place: (flat.kind, flat.entries()[0].tolist()) for place, flat in alone.items()}
+
+
+def test_figures_of_calls_of_different_widths_are_those_of_each():
+    torch.manual_seed(0)
+    inputs = [4 * torch.randn(shape) for shape in ((5, 3), (5, 7), (5, 1))]
+    (squashed,) = looked_at(torch.tanh, *inputs)
+    expected = [(1 - x.double().tanh() ** 2 < 0.05).double().mean().item() for x in inputs]
+    assert [share.item() for share in squashed.shares()] == pytest.approx(expected)
+    (rectified,) = looked_at(F.relu, *inputs)
+    assert [units.tolist() for units in rectified.silent_units()] == [(x <= 0).all(0).tolist() for x in inputs]
+
+
+def test_rows_of_a_softmax_that_are_examined_are_of_all_positions():
+    probabilities = torch.full((64, 16, 4), 1e-6)
+    probabilities[:, ::2, 0] = 20.0  # every other position is sure
+    (flat,) = looked_at(lambda x: x.softmax(-1), probabilities)
+    assert len(flat.joined) <= 256
+    assert flat.shares()[0].item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_many_large_calls_are_looked_at_in_parts(monkeypatch):
     monkeypatch.setattr("gradwatch.measure.activation_functions.TOGETHER", 40)
     found = looked_at(F.relu, *(torch.full((5, 3), float(sign)) for sign in (-1, 1, -1, 1, -1)))
     assert [list(flat.places) for flat in found] == [[0, 1], [2, 3], [4]]
-    assert [flat.entries.all().item() for flat in looked_at(F.relu, torch.full((50,), -1.0))] == [True]
-    assert torch.cat([flat.entries.flatten(1).any(1) for flat in found]).tolist() == [True, False, True, False, True]
+    assert [flat.joined.all().item() for flat in looked_at(F.relu, torch.full((50,), -1.0))] == [True]
+    assert [entries.any().item() for flat in found for entries in flat.entries()] == [True, False, True, False, True]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies
 from torch import nn
 
-from gradwatch.measure.samples import SAMPLED_ENTRIES, evenly_spaced, relative_change, sample
+from gradwatch.measure.samples import SAMPLED_ENTRIES, evenly_spaced, relative_change, sample, sample_segments
 from tests import reference
 from tests.reference import DTYPES, finite_cases, randn, values
 
@@ -17,9 +17,10 @@ every_case = pytest.mark.parametrize("tensors", CASES.values(), ids=CASES)
 
 def changes(tensors, change):
     """By how much ``change`` moved each of ``tensors``."""
-    before = sample(tensors)
+    segments = sample_segments(tensors)
+    before = segments.rows(sample(tensors))
     change()
-    return relative_change(before, sample(tensors), tensors).tolist()
+    return relative_change(before, segments.rows(sample(tensors))).tolist()
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 511, 512, 1000])

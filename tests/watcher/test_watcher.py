@@ -473,6 +473,15 @@ def test_an_optimizer_that_steps_inside_the_backward_pass_is_refused():
         model(torch.ones(2, 8)).sum().backward()
 
 
+def test_a_step_that_a_cuda_graph_captures_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr("gradwatch._torch.is_capturing", lambda: True)  # no GPU is needed to be told
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    with gradwatch.watch(model, optimizer), pytest.raises(RuntimeError, match="a CUDA graph captures this step of SGD"):
+        optimizer.step()
+
+
 def test_a_loss_of_several_entries_is_refused():
     with gradwatch.watch(net()) as watcher, pytest.raises(TypeError, match=r"shape \(2,\)"):
         watcher.observe_loss(torch.ones(2))

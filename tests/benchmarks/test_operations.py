@@ -1,0 +1,48 @@
+"""What watching costs a GPU, in counts, which are exact: ``benchmarks/operations.py`` on a device that counts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils import backend_registration
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="torch 2.8 and below have no devices written in Python",
+    ),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def costs():
+    """{model: {kind of step: {"launches", "copies", "waits"}}}, of watching and clipping beyond clipping alone."""
+    command = [sys.executable, "-m", "benchmarks.operations", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # the figures are those of the same training on the CPU, too
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_no_step_waits_for_the_device(costs):
+    assert {cost["waits"] for kinds in costs.values() for cost in kinds.values()} == {0}
+
+
+def test_one_copy_brings_a_step_to_the_host(costs):
+    known = [kinds[kind]["copies"] for kinds in costs.values() for kind in ("plain", "sampled")]
+    assert set(known) == {1}
+
+
+def test_launches_do_not_grow_with_the_layers(costs):
+    for kinds in costs.values():
+        assert kinds["plain"]["launches"] <= 16
+        assert kinds["first"]["launches"] <= 45
+    sampled = {name.split(",")[0]: kinds["sampled"]["launches"] for name, kinds in costs.items()}
+    assert sampled["100 layers of 64 units"] <= 50
+    assert sampled["GPT-2 of 6 layers"] <= 54
+    assert max(sampled.values()) <= 80  # one more for each output that the model changes in place
