@@ -42,6 +42,7 @@ class SummarySink:
     """
 
     is_of_every_rank = True  # each rank ends with a status of its own
+    shares_thread = True  # it waits for nothing
 
     def __init__(self, name: str, files: TensorBoard | None = None, whose: str = "") -> None:
         self.name, self.files, self.whose = name, files, whose

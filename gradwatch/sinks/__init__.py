@@ -57,6 +57,10 @@ class Sink(Protocol):
     (``gradwatch.event_files.run.Environment``), once, before all else.
 
     What it did not take waits, and is handed to it again later: an OSError is most often a disk that is full.
+
+    Training waits for it at most 0.1 s, so it is called in threads, one at a time. One with an attribute
+    ``shares_thread`` that is True is called in the thread that trains, which waits as long as it takes. One with a
+    method ``prepare()`` has it called in that thread, before others call the rest.
     """
 
     def write_row(self, row: Row) -> None:

@@ -56,6 +56,8 @@ class Log:
         has_watcher: as for ``FewLines``.
     """
 
+    shares_thread = True  # a line belongs to the cell of a notebook, and between the lines that the loop prints
+
     def __init__(self, *, has_watcher: bool = True) -> None:
         self._has_watcher = has_watcher
         self._lines = FewLines(has_watcher=has_watcher)

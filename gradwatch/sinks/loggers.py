@@ -37,6 +37,8 @@ class Loggers:
         totals: also log the total norms of each row; for where nobody else does.
     """
 
+    shares_thread = True  # the loop itself calls the loggers, which need not bear two threads
+
     def __init__(self, loggers: Sequence[Logger], totals: bool) -> None:
         self._loggers, self._totals = loggers, totals
         self._findings = FindingTable()

@@ -192,6 +192,7 @@ class Memory:
     """
 
     is_of_every_rank = True  # it writes nothing
+    shares_thread = True
 
     def __init__(self) -> None:
         self.rows: list[Row] = []

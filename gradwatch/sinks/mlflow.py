@@ -43,6 +43,13 @@ class Mlflow:
         self._has_news = False  # of findings, which no file holds yet
         self._row: Row | None = None  # the latest, while no file holds it
 
+    def prepare(self) -> None:
+        """Look up the active run, which is that of this thread alone."""
+        import mlflow
+
+        if self._run_id is None and (run := mlflow.active_run()) is not None:
+            self._run_id = str(run.info.run_id)
+
     def write_row(self, row: Row) -> None:
         from mlflow.entities import Metric
 
@@ -83,11 +90,9 @@ class Mlflow:
         """
         import mlflow
 
+        self.prepare()
         if self._run_id is None:
-            run = mlflow.active_run()
-            if run is None:
-                raise RuntimeError("Mlflow() found no run: call mlflow.start_run() before training, or give run_id=")
-            self._run_id = str(run.info.run_id)
+            raise RuntimeError("Mlflow() found no run: call mlflow.start_run() before training, or give run_id=")
         if self._client is None:
             self._client = mlflow.MlflowClient()
         return self._client, self._run_id

@@ -79,6 +79,7 @@ class TensorBoard:
     Attributes:
         continues: the run goes on from a checkpoint, in the directory where it began. Files open at the first write.
         opened: the directory that was written, once one was.
+        shares_thread: the writer is the loop's own, which calls it, too.
 
     Raises:
         ValueError: for a name that is not in ``LAYER_TAGS``.
@@ -97,7 +98,7 @@ class TensorBoard:
 
     def __init__(self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = False) -> None:
         self._tags = layer_tags(layer_scalars)
-        self.continues = False
+        self.continues, self.shares_thread = False, isinstance(where, SummaryWriter)
         self.opened: Path | None = None
         # absolute: the program may change its directory
         self._directory = None if isinstance(where, SummaryWriter) else Path(where).absolute()

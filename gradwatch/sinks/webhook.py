@@ -20,7 +20,7 @@ from gradwatch.sinks.log import FewLines
 __all__ = ["Webhook"]
 
 MOST_WAITING = 100  # texts; a run has some twenty, so a hundred wait only for a server that is down
-LONGEST_CLOSE = 5.0  # seconds that the end of a run waits for what was not sent yet
+LONGEST_CLOSE = 1.5  # seconds that the end of a run waits for what was not sent yet; it waits 2 for all sinks
 _PAUSES = (0.0, 1.0, 4.0, 16.0)  # seconds before each attempt
 _LONGEST_ANSWER = 5.0  # seconds that a server may take
 _BETWEEN = 1.0  # seconds: Slack takes one message a second
@@ -42,7 +42,7 @@ class Webhook:
     log; the end of the run counts the other findings.
 
     A thread posts, so training never waits. What a server does not take is tried four times within a minute, then
-    dropped, with one warning, and counted. The end of a run waits at most five seconds. No line of the log holds the
+    dropped, with one warning, and counted. The end of a run waits at most two seconds. No line of the log holds the
     address, which may be a secret; lines name its host.
 
     Args:

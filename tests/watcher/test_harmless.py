@@ -364,7 +364,8 @@ EXEMPT = {
     "_Listened.__call__",  # calls the model; what else it calls is made to fail instead
     "_QuietLogger.log",  # is what keeps the user's logging handlers from training
     "SinkDispatcher._outlets_of_this_process",  # says which sinks there are: without it their files stay open
-    "_Outlet._go_on",  # is what keeps a sink's fault from training
+    "Outlet._work",  # is what keeps a sink's fault from training
+    "Outlet._rest",  # lets training go on after it
 }
 NEEDED = {
     "measure", "norms", "entries", "evenly_spaced", "sample", "relative_change", "count_nonfinite",
@@ -429,10 +430,12 @@ def called_in(run):
         gc.collect()
         gc.disable()  # the end of an earlier watcher is no part of this loop
         sys.setprofile(note)
+        threading.setprofile(note)  # sinks are called in threads
         try:
             loop()
         finally:
             sys.setprofile(None)
+            threading.setprofile(None)
             gc.enable()
 
     logger = logging.getLogger("gradwatch")

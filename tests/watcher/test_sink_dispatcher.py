@@ -15,7 +15,8 @@ from gradwatch.event_files.reader import read_runs
 from gradwatch.sinks.jsonl import JsonLines
 from gradwatch.sinks.memory import Memory
 from gradwatch.watcher.diagnosis import FindingUpdate
-from gradwatch.watcher.sink_dispatcher import LONGEST_PAUSE, MOST_ROWS, SinkDispatcher
+from gradwatch.watcher.outlet import LONGEST_PAUSE, MOST_ROWS
+from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 from tests.reports import NAN, findings, report
 from tests.sinks.test_memory import row_of
 
