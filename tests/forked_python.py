@@ -283,7 +283,7 @@ def _count_lines() -> None:
 def _run(target: list[str], arguments: list[str]) -> None:
     """Run a script, a module or code as ``__main__``."""
     kind, name = (target[0], target[1]) if len(target) == 2 else ("", target[0])
-    sys.argv = [kind or name, *arguments]
+    sys.argv, sys.orig_argv = [kind or name, *arguments], [sys.executable, *target, *arguments]
     sys.path.insert(0, str(Path(name).resolve().parent) if not kind else "" if kind == "-c" else os.getcwd())
     if kind == "-m":
         runpy.run_module(name, run_name="__main__", alter_sys=True)

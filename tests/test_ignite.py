@@ -1,7 +1,6 @@
 """GradWatch in real Ignite engines, against the same loop by hand."""
 
 import inspect
-import subprocess
 import sys
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.amp import GradScaler
 import gradwatch
 from gradwatch import Memory, NonFiniteError
 from gradwatch.ignite import GradWatch
+from tests.forked_python import run
 
 BATCHES = 6
 mse = nn.functional.mse_loss
@@ -288,5 +288,5 @@ def test_a_bad_keyword_is_refused_where_it_is_written(options):
 @pytest.mark.process
 def test_without_ignite_the_error_says_what_to_install():
     program = "import sys; sys.modules['ignite'] = None; import gradwatch.ignite"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run([sys.executable, "-c", program])
     assert done.stderr.endswith("Run: pip install 'gradwatch[ignite]'\n")

@@ -1,7 +1,6 @@
 """GradWatch in real Trainers of both namespaces, LightningCLI and YAML included."""
 
 import importlib
-import subprocess
 import sys
 import textwrap
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gradwatch
 from gradwatch import Memory
 from gradwatch.lightning import GradWatch
+from tests.forked_python import FRAMEWORKS, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
@@ -376,9 +376,9 @@ def test_lightning_cli_takes_it_from_yaml_and_prints_its_config(namespace, tmp_p
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM).format(namespace=namespace))
     (tmp_path / "config.yaml").write_text(textwrap.dedent(CONFIG))
     command = [sys.executable, "program.py", "fit", "--config", "config.yaml"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "layers ('net.0.weight', 'net.0.bias') steps 2" in run.stdout, run.stderr
-    shown = subprocess.run([*command, "--print_config"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run(command, loaded=FRAMEWORKS, cwd=tmp_path)
+    assert "layers ('net.0.weight', 'net.0.bias') steps 2" in done.stdout, done.stderr
+    shown = run([*command, "--print_config"], loaded=FRAMEWORKS, cwd=tmp_path, check=True)
     assert "class_path: gradwatch.lightning.GradWatch" in shown.stdout
     assert "vanishing_norm: 1.0e-09" in shown.stdout
     assert "on_nonfinite: report" in shown.stdout

@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-import subprocess
 import sys
 import textwrap
 import warnings
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gradwatch.lightning import GradWatch
 from tests.distributed.launch import torchrun
+from tests.forked_python import FRAMEWORKS, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
@@ -333,7 +333,7 @@ SPAWN = """
 @pytest.mark.slow
 def test_findings_return_from_processes_that_the_trainer_starts(tmp_path):
     (tmp_path / "train.py").write_text(textwrap.dedent(SPAWN))
-    done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run([sys.executable, "train.py"], loaded=FRAMEWORKS, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[('nonfinite', 2)] None", done.stderr
 
 

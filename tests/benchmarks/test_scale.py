@@ -1,11 +1,12 @@
 """What a rank sends depends on the number of layers, and not on the number of ranks."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked_python import run
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -26,7 +27,7 @@ print(json.dumps(costs))
 
 
 def test_what_a_rank_sends_does_not_grow_with_the_number_of_ranks():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run([sys.executable, "-c", PROGRAM], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     costs = json.loads(done.stdout.splitlines()[-1])
     collectives, sent = costs["FSDP2 2 20"]

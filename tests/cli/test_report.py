@@ -25,6 +25,7 @@ from gradwatch.event_files.reader import read_runs
 from gradwatch.event_files.records import records
 from gradwatch.sinks.jsonl import json_of
 from tests.event_files.test_records import framed
+from tests.forked_python import run
 from tests.reports import run_of
 from tests.tab_logs import Tab
 from tests.written import FINDING, TABLE, event, forge, norms, totals, train, write_rows
@@ -515,7 +516,19 @@ def test_help_and_version_tell_of_every_command():
 def test_the_demonstration_leaves_runs_that_the_report_reads(tmp_path):
     forge(tmp_path / "runs" / "healthy", event(4, finding=FINDING))  # of an earlier one
     (tmp_path / "runs" / "healthy" / "mine.pt").touch()
-    done = run_of_python("-m", "gradwatch", "demo", "--log-dir", tmp_path / "runs", "--steps", "10")
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "gradwatch",
+        "demo",
+        "--log-dir",
+        tmp_path / "runs",
+        "--steps",
+        "10",
+    ]
+    done = run(command)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "healthy" / "mine.pt").exists()
     assert json.loads(report("--json", tmp_path / "runs" / "healthy").stdout)["findings"] == []

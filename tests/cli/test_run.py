@@ -1,4 +1,8 @@
-"""``gradwatch run`` around real training scripts, each a process of its own."""
+"""``gradwatch run`` around real training scripts, each a process of its own.
+
+Most of them are forked from one that has loaded what they import; those that compare with a bare ``python``, are
+interrupted or run under ``torchrun`` start one themselves.
+"""
 
 import os
 import re
@@ -13,6 +17,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gradwatch
+from tests import forked_python
+from tests.forked_python import FRAMEWORKS, TORCH
 from tests.written import layers_in
 
 pytestmark = pytest.mark.process
@@ -59,15 +65,14 @@ def write(directory, *programs):
 
 
 def run(directory, *command):
+    """Run a command line as a real process, from its very start."""
     return subprocess.run(
         command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False
     )
 
 
-def side_by_side(directory, *commands):
-    """Each loads torch, for seconds."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda command: run(directory, *command), commands))
+def run_forked(directory, *command, loaded=TORCH):
+    return forked_python.run(command, loaded=loaded, cwd=directory, env=ENVIRONMENT, timeout=SECONDS)
 
 
 def summary_of(done):
@@ -100,7 +105,9 @@ def test_a_script_with_workers_its_own_clipping_and_a_crash_does_what_it_does_ba
             raise ValueError("as it happens")
     """
     write(tmp_path, LOOP, program)
-    bare, watched = side_by_side(tmp_path, [sys.executable, "train.py"], [*WATCHED, "train.py"])
+    with ThreadPoolExecutor() as pool:
+        started = [pool.submit(run, tmp_path, *before, "train.py") for before in ([sys.executable], WATCHED)]
+    bare, watched = (each.result() for each in started)
     assert bare.stdout.splitlines()[0] == "1"
     assert watched.stdout == bare.stdout
     assert watched.returncode == bare.returncode == 1
@@ -145,11 +152,8 @@ def test_findings_decide_about_the_status_where_the_script_does_not(tmp_path):
         sys.exit(int(sys.argv[1]))
     """
     write(tmp_path, LOOP, program)
-    fails, own = side_by_side(
-        tmp_path,
-        [*WATCHED, "--log-dir", "fails", "--fail-on", "exploding,nonfinite", "train.py", "0"],
-        [*WATCHED, "--log-dir", "own", "--fail-on", "any", "train.py", "3"],
-    )
+    fails = run_forked(tmp_path, *WATCHED, "--log-dir", "fails", "--fail-on", "exploding,nonfinite", "train.py", "0")
+    own = run_forked(tmp_path, *WATCHED, "--log-dir", "own", "--fail-on", "any", "train.py", "3")
     assert (fails.returncode, own.returncode) == (1, 3)
     assert summary_of(fails)[0].startswith("gradwatch: 3 steps, 1 finding (1 nonfinite); event files in ")
     assert "gradwatch: nonfinite in last.bias since step 0: " in fails.stderr
@@ -165,11 +169,8 @@ def test_a_run_that_could_not_be_measured_is_not_called_healthy(tmp_path):
             model(torch.ones(8, 4)).square().mean().backward()
     """
     write(tmp_path, LOOP, program)
-    plain, gate = side_by_side(
-        tmp_path,
-        [*WATCHED, "--log-dir", "plain", "train.py"],
-        [*WATCHED, "--log-dir", "gate", "--fail-on", "nonfinite", "train.py"],
-    )
+    plain = run_forked(tmp_path, *WATCHED, "--log-dir", "plain", "train.py")
+    gate = run_forked(tmp_path, *WATCHED, "--log-dir", "gate", "--fail-on", "nonfinite", "train.py")
     assert (plain.returncode, gate.returncode) == (0, 1)
     for done in (plain, gate):
         assert "20 steps, none measured: nothing is known of this run, watched by nobody" in done.stderr
@@ -182,11 +183,8 @@ def test_rows_are_written_as_often_as_asked_and_no_line_names_a_watcher_that_is_
         train(Net(), torch.ones(3, 8, 4), factor=float("nan"))
     """
     write(tmp_path, LOOP, program)
-    often, densely = side_by_side(
-        tmp_path,
-        [*WATCHED, "--log-dir", "often", "--log-every", "7", "train.py"],
-        [*WATCHED, "--log-dir", "densely", "train.py"],
-    )
+    often = run_forked(tmp_path, *WATCHED, "--log-dir", "often", "--log-every", "7", "train.py")
+    densely = run_forked(tmp_path, *WATCHED, "--log-dir", "densely", "train.py")
     assert scalars(tmp_path / "often", "grad_norm_total") == list(range(0, 40, 7))
     assert scalars(tmp_path / "densely", "grad_norm_total") == [*range(32), 32, 34, 36, 38]
     for done in (often, densely):
@@ -216,7 +214,7 @@ def test_lightning_with_and_without_the_callback(tmp_path):
             print(len(watch.watcher.history))
     """
     write(tmp_path, program)
-    done = run(tmp_path, *WATCHED, "train.py")
+    done = run_forked(tmp_path, *WATCHED, "train.py", loaded=FRAMEWORKS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "8"
     first, second = summary_of(done)
@@ -240,7 +238,7 @@ def test_hugging_faces_trainer(tmp_path):
         print(result.global_step)
     """
     write(tmp_path, program)
-    done = run(tmp_path, *WATCHED, "train.py")
+    done = run_forked(tmp_path, *WATCHED, "train.py", loaded=FRAMEWORKS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "6"
     assert summary_of(done)[0].startswith("gradwatch: 6 steps, ")
@@ -273,7 +271,7 @@ def test_hugging_faces_trainer_with_the_callback(tmp_path):
         print(len(history), float(history["grad_norm_clipped_total"].max()) < 2e-3)
     """
     write(tmp_path, program)
-    done = run(tmp_path, *WATCHED, "train.py")
+    done = run_forked(tmp_path, *WATCHED, "train.py", loaded=FRAMEWORKS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "6 True"
     assert summary_of(done) == ["gradwatch: 6 steps, no findings, watched by the program's own watcher"]
@@ -316,7 +314,7 @@ def test_frameworks_that_step_optimizers_of_torch(tmp_path):
         net.fit(inputs.numpy(), targets.numpy())
     """
     write(tmp_path, program)
-    done = run(tmp_path, *WATCHED, "train.py")
+    done = run_forked(tmp_path, *WATCHED, "train.py", loaded=FRAMEWORKS)
     assert done.returncode == 0, done.stderr
     lines = summary_of(done)
     assert [line.split(": ")[1] for line in lines if " 4 steps" in line] == [
@@ -335,7 +333,7 @@ def test_keras_updates_its_weights_by_itself_and_a_line_says_what_to_call(tmp_pa
         model.fit(np.ones((16, 4)), np.ones((16, 1)), verbose=0)
     """
     write(tmp_path, program)
-    done = run(tmp_path, *WATCHED, "train.py")
+    done = run_forked(tmp_path, *WATCHED, "train.py")
     assert done.returncode == 0, done.stderr
     assert "no optimizer of torch.optim has stepped" in done.stderr
     assert "calls gradwatch.watch(model) and watcher.step()" in done.stderr

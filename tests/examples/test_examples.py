@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from gradwatch.cli import demonstration
 from tests.distributed.conftest import RUNS_FSDP2
+from tests.forked_python import FRAMEWORKS, TORCH, run
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +125,11 @@ def test_the_demonstration_ends_with_the_two_commands_to_type(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("example", EXAMPLES_THAT_RUN, ids=lambda path: path.stem)
 def test_every_example_runs(example, tmp_path):
-    launcher = TORCHRUN if example.stem in ON_RANKS else ()
-    command = [sys.executable, *launcher, example]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    if example.stem in ON_RANKS:
+        command = [sys.executable, *TORCHRUN, example]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    else:
+        text = example.read_text(encoding="utf-8")
+        loaded = FRAMEWORKS if re.search("import (lightning|transformers)|from transformers", text) else TORCH
+        done = run([sys.executable, example], loaded=loaded, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import re
-import subprocess
 import sys
 import weakref
 from collections import defaultdict
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 import gradwatch
 from gradwatch.lightning import GradWatch
+from tests.forked_python import run
 
 
 class Does(nn.Module):
@@ -545,7 +545,7 @@ def test_what_the_model_returned_is_told_without_a_warning():
         "import torch; from gradwatch.explain.operations import _range; "
         "print(_range(torch.ones(2, requires_grad=True)))"
     )
-    told = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    told = run([sys.executable, "-W", "error", "-c", code], check=True)
     assert told.stdout == "(1.0, 1.0)\n"  # in a process of its own: torch warns once
 
 

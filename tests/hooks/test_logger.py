@@ -1,6 +1,5 @@
 import io
 import logging
-import subprocess
 import sys
 import types
 
@@ -9,6 +8,7 @@ import torch
 
 import gradwatch
 from gradwatch.hooks.logger import logger
+from tests.forked_python import FRAMEWORKS, TORCH, run
 
 
 class Broken(logging.Handler):
@@ -161,7 +161,8 @@ SETUPS = {
 @pytest.mark.parametrize("setup", SETUPS)
 def test_a_finding_is_said_once_however_logging_was_set_up(setup):
     program = PROGRAM.format(setup=SETUPS[setup])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600)
+    loaded = FRAMEWORKS if setup == "Lightning" else TORCH
+    done = run([sys.executable, "-c", program], loaded=loaded, check=True)
     assert done.stderr.count("nonfinite in w1") == 1
     assert "\x1b" not in done.stderr
     assert done.stdout == ""

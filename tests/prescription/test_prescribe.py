@@ -1,7 +1,6 @@
 import math
 import random
 import re
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 import gradwatch
 from gradwatch.prescription import outcome, ranking
 from gradwatch.prescription.trial import TrialRun
+from tests.forked_python import run
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -330,7 +330,7 @@ def test_the_first_call_in_a_process_draws_no_random_number_of_the_user():
         "with bar() as advance: advance(1.0)\n"
         "assert 'rich' in sys.modules and random.getstate() == before"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run([sys.executable, "-c", code], check=True)
 
 
 class Tempered(nn.Module):

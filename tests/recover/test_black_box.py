@@ -17,6 +17,7 @@ from gradwatch.recover.black_box_file import BlackBoxFileError, read_black_box, 
 from gradwatch.recover.flight_recorder import MOST_FILES
 from gradwatch.recover.plain_values import as_plain, holds_everything, rebuild, without_paths
 from gradwatch.recover.training_state import bytes_of_training
+from tests.forked_python import run
 
 
 def model_of():
@@ -239,7 +240,7 @@ def test_a_full_disk_leaves_the_earlier_file_and_nothing_else(tmp_path):
     write_atomically(path, {"reason": {}, "about": {}, "state": {}, "steps": [{"step": 7}]})
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n" + PROGRAM
     code += "try:\n    write_atomically(path, content)\nexcept (OSError, RuntimeError):\n    print('refused')\n"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    done = run([sys.executable, "-c", code, str(path)], check=True)
     assert done.stdout.strip() == "refused"
     assert read_black_box(path)["steps"] == [{"step": 7}]
     assert [each.name for each in tmp_path.iterdir()] == ["box.pt"]

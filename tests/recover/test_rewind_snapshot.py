@@ -1,8 +1,6 @@
 """Snapshots in files: whole or not there, whatever happens while one is written."""
 
-import os
 import signal
-import subprocess
 import sys
 import textwrap
 
@@ -13,6 +11,7 @@ from torch import nn
 import gradwatch
 from gradwatch import Rewind
 from gradwatch.recover.rewind_snapshot import read_snapshot, take_snapshot, write_snapshot
+from tests.forked_python import run
 
 
 def snapshot(steps=3):
@@ -103,7 +102,7 @@ def test_kill_9_while_a_file_is_written_loses_that_one_alone(tmp_path):
         write_snapshot(take_snapshot(2, {{"": model}}, [], [], {{}}), folder / "snapshot-2.pt")
         """
     )
-    died = subprocess.run([sys.executable, "-c", program], check=False, timeout=300, env=os.environ)
+    died = run([sys.executable, "-c", program])
     assert died.returncode == -signal.SIGKILL
     assert not (tmp_path / "snapshot-2.pt").exists()
     assert read_snapshot(tmp_path / "snapshot-1.pt").steps == 1

@@ -22,6 +22,7 @@ from gradwatch.views.plain import object_of
 from gradwatch.watcher.command_line import HIDDEN, shown_words
 from gradwatch.watcher.environment import environment_of
 from gradwatch.watcher.git_commit import git_commit
+from tests.forked_python import run
 from tests.written import FINDING, event, forge, train
 
 MADE_WITH = {"versions": {"torch": "2.9"}, "devices": "CPU", "commit": "", "command": "python train.py"}
@@ -177,14 +178,14 @@ def test_nothing_in_the_files_of_a_script_says_whose_it_is(repository):
     )
     environment = {**os.environ, "HOME": str(home), "USER": "lovelace"}
     command = [sys.executable, str(script), "--name", "lovelace", "--data", f"{home}/data/x.csv"]
-    subprocess.run(command, check=True, cwd=repository, env=environment, timeout=600)
-    (run,) = read_runs(repository / "runs")
-    told = json.dumps(dataclasses.asdict(run.environment))
-    assert f"train.py --name {HIDDEN} --data x.csv" in run.environment.command
-    assert run.environment.commit == git(repository, "rev-parse", "HEAD")
+    run(command, check=True, cwd=repository, env=environment)
+    (read,) = read_runs(repository / "runs")
+    told = json.dumps(dataclasses.asdict(read.environment))
+    assert f"train.py --name {HIDDEN} --data x.csv" in read.environment.command
+    assert read.environment.commit == git(repository, "rev-parse", "HEAD")
     secrets = ["lovelace", str(home), platform.node() or "lovelace"]
-    page = page_of([run])
-    assert run.environment.commit[:12] in page
+    page = page_of([read])
+    assert read.environment.commit[:12] in page
     assert not [secret for secret in secrets if secret in told or secret in page]
 
 
