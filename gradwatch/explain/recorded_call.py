@@ -68,7 +68,7 @@ class RecordedCall:
         autocast: device type, whether autocast was on, and its dtype.
         gradients: for each tensor that the call returned, the gradients that arrived; None for one too large to hold.
         returned: some entries of its first output.
-        began: when it began, by ``time.perf_counter``.
+        began: when it began, by ``time.monotonic``.
         seconds: that it took.
     """
 
@@ -80,7 +80,7 @@ class RecordedCall:
     autocast: tuple[str, bool, torch.dtype]
     gradients: list[list[Tensor | None]] = field(default_factory=list)
     returned: Tensor | None = None
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
 
 
@@ -107,7 +107,7 @@ def record_output(call: RecordedCall, output: Any, hold: Callable[[list[Tensor |
         output: of the model.
         hold: called with a list and each gradient that arrives, to put it there.
     """
-    call.seconds = time.perf_counter() - call.began
+    call.seconds = time.monotonic() - call.began
     call.returned = _sample(output)
     for tensor in _differentiable(output):
         held: list[Tensor | None] = []
