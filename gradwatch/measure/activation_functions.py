@@ -169,8 +169,11 @@ def _flat_functions(
     kind: FunctionKind, places: Sequence[int], parts: Sequence[Tensor], steep: SteepRange
 ) -> FlatEntries:
     """Return where k functions that are steep inside ``steep`` are flat; each of ``parts`` is (rows..., units)."""
+    units = [part.shape[-1] for part in parts]
+    if steep == slopes.EVERYWHERE:  # as a leaky ReLU: nothing need be read
+        return FlatEntries(kind, places, parts[0].new_zeros((1, sum(units)), dtype=torch.bool), units)
     joined = torch.cat([*parts], -1) if len(parts) > 1 else parts[0]
-    return FlatEntries(kind, places, steep.is_outside(joined), [part.shape[-1] for part in parts])
+    return FlatEntries(kind, places, steep.is_outside(joined), units)
 
 
 def _saved_by_function(node: Any) -> _SavedTensor | None:

@@ -7,7 +7,7 @@ measured together: when enough are held, or when somebody takes the figures.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,21 +27,30 @@ HELD = 2**25
 """Bytes of outputs that are held at most. They may be all that keeps this memory from being used again."""
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Some entries of a tensor that a module has returned.
+class _Output(NamedTuple):
+    """A tensor that a module has returned, or a copy of some entries where the model is known to change it in place.
 
     Attributes:
-        entries: (n,) some entries: a view, or a copy where the model is known to change the tensor in place.
+        tensor: without a graph.
         version: of the tensor when it was returned; None for a copy.
     """
 
-    entries: Tensor
+    tensor: Tensor
     version: int | None
 
-    @property
-    def is_as_returned(self) -> bool:
-        return self.version is None or _torch.version_of(self.entries) == self.version
+
+class _Measured(NamedTuple):
+    """The norm of some entries of an output.
+
+    Attributes:
+        norms: (n,) of all outputs that were measured together.
+        place: of this one among them.
+        entries: how many.
+    """
+
+    norms: Tensor
+    place: int
+    entries: int
 
 
 class OutputNorms:
@@ -50,53 +59,65 @@ class OutputNorms:
     def __init__(self) -> None:
         self._held: dict[int, _Output] = {}  # by column
         self._held_bytes = 0
-        self._measured: dict[int, tuple[Tensor, int]] = {}  # column → () norm of some entries, and how many
+        self._measured: dict[int, _Measured] = {}  # by column
         self._are_changed: set[int] = set()  # columns whose outputs the model has changed in place
 
-    @torch.no_grad()
     def add(self, column: int, output: Tensor) -> None:
         """Take what a layer has returned: a dense tensor with entries, without a graph.
 
         An output that the model changes in place before it is measured has no figure. Of that layer the entries are
         copied at once from then on.
         """
-        entries = _some_entries(output)
         if column in self._are_changed or output.is_inference():
-            self._held[column] = _Output(entries.clone(), None)
+            self._held[column] = _Output(_some_entries(output).clone(), None)
             return
-        self._held[column] = _Output(entries, _torch.version_of(output))
+        self._held[column] = _Output(output, _torch.version_of(output))
         self._held_bytes += output.untyped_storage().nbytes()
         if self._held_bytes > HELD:
             self._measure()
 
-    @torch.no_grad()
     def take(self, columns: Collection[int]) -> LayerValues | None:
         """Return the figure of these columns and forget it; None where none of them has returned anything."""
         self._measure()
         taken = {column: self._measured.pop(column) for column in [*self._measured] if column in columns}
         if not taken:
             return None
-        norms, counts = zip(*taken.values(), strict=True)
-        home = norms[0].device
-        together = torch.stack([norm.to(home, torch.float32, non_blocking=True) for norm in norms])
-        return LayerValues([*taken], together, np.sqrt(counts))
+        together = _together([*taken.values()])
+        return LayerValues([*taken], together, np.sqrt([each.entries for each in taken.values()]))
 
     def clear(self) -> None:
         """Forget everything but which layers are measured at once."""
         self._held, self._held_bytes, self._measured = {}, 0, {}
 
+    @torch.no_grad()
     def _measure(self) -> None:
         """Measure what is held, and hold it no longer."""
         held, self._held, self._held_bytes = self._held, {}, 0
-        known = {column: each.entries for column, each in held.items() if each.is_as_returned}
+        known = {column: _some_entries(each.tensor) for column, each in held.items() if _is_as_returned(each)}
         self._are_changed |= held.keys() - known.keys()
-        norms = statistics.norms(_without_gaps([*known.values()])).unbind()
-        self._measured |= {column: (norm, len(part)) for (column, part), norm in zip(known.items(), norms, strict=True)}
+        norms = statistics.norms(_without_gaps([*known.values()]))
+        self._measured |= {
+            column: _Measured(norms, place, part.numel()) for place, (column, part) in enumerate(known.items())
+        }
+
+
+def _together(measured: Sequence[_Measured]) -> Tensor:
+    """Return (n,) float32 the norms of n outputs, on the device of the first."""
+    norms = measured[0].norms
+    if [each.place for each in measured if each.norms is norms] == [*range(len(norms))] and len(measured) == len(norms):
+        return norms.float()
+    return torch.stack([each.norms[each.place].to(norms.device, torch.float32, non_blocking=True) for each in measured])
+
+
+def _is_as_returned(output: _Output) -> bool:
+    return output.version is None or _torch.version_of(output.tensor) == output.version
 
 
 def _some_entries(tensor: Tensor) -> Tensor:
-    """Return (n,) at most ``ENTRIES`` evenly spaced entries, which lie in all columns of the last dimension."""
+    """Return a small tensor as it is, and (n,) some entries of a larger one, from all columns of its last dimension."""
     size = tensor.numel()
+    if size <= ENTRIES:
+        return tensor
     flat = tensor.as_strided((size,), (1,)) if _is_dense(tensor) else tensor.reshape(-1)
     return flat[:: coprime_stride(size, ENTRIES, tensor.shape[-1])]
 
@@ -116,7 +137,7 @@ def _without_gaps(parts: Sequence[Tensor]) -> list[Tensor]:
             alike.setdefault((part.device, part.dtype), []).append(place)
     found = [*parts]
     for places in alike.values():
-        copy = torch.cat([parts[place] for place in places])
-        for place, piece in zip(places, copy.split([len(parts[place]) for place in places]), strict=True):
+        flat = [parts[place].reshape(-1) for place in places]
+        for place, piece in zip(places, torch.cat(flat).split([len(part) for part in flat]), strict=True):
             found[place] = piece
     return found
