@@ -32,8 +32,13 @@ from gradwatch.sinks import Row
 from gradwatch.sinks.tensorboard import TensorBoard
 
 SCALARS = ("grad_norm", "weight_norm", "update_ratio")
-SIZES = {"small": (300, 3_000, ()), "large": (1_000, 20_000, ()), "scalars": (300, 2_000, SCALARS)}
-"""Layers, logged steps, scalars a layer beside the packed rows; the last is 100,000 steps at the default cadence."""
+SIZES = {
+    "small": (300, 3_000, ()),
+    "long": (1_000, 2_000, ()),
+    "large": (1_000, 20_000, ()),
+    "scalars": (300, 2_000, SCALARS),
+}
+"""Layers, logged steps, scalars a layer beside the packed rows; 2,000 rows are 100,000 steps at the default cadence."""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 TURNS = 40  # of the wheel
 TRIES = {True: 3, False: 1}  # by whether the loader is fast: the other one takes minutes

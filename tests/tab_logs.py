@@ -82,17 +82,22 @@ class Answer:
 
 
 class Tab:
-    """The plugin over what TensorBoard's own reader makes of ``directory``."""
+    """The plugin over the event files in ``directory``, or over what TensorBoard's own reader makes of them."""
+
+    reads_files = True
 
     def __init__(self, directory):
         self._multiplexer = EventMultiplexer(tensor_size_guidance=EVERYTHING).AddRunsFromDirectory(str(directory))
         self.reload()
         provider = MultiplexerDataProvider(self._multiplexer, str(directory))
-        self.plugin = GradWatchPlugin(TBContext(data_provider=provider, multiplexer=self._multiplexer))
+        logdir = str(directory) if self.reads_files else None
+        self.plugin = GradWatchPlugin(TBContext(data_provider=provider, multiplexer=self._multiplexer, logdir=logdir))
         self._apps = self.plugin.get_plugin_apps()
 
     def reload(self):
         self._multiplexer.Reload()
+        if self.reads_files and hasattr(self, "plugin"):
+            self.plugin._events.look_again()
 
     def get(self, question, **arguments):
         response = Client(self._dispatch, Response).get(f"/{question}", query_string=arguments)
@@ -112,10 +117,14 @@ def fetch(address, path):
 
 
 def wait_until_loaded(address, directory):
-    """Until TensorBoard says of each run what its own reader, in this process, says."""
+    """Until TensorBoard says of each run, and of its histograms, what is said in this process."""
     tab, deadline = Tab(directory), time.monotonic() + PATIENCE
     runs = [each["run"] for each in tab.get("runs").content]
     expected = {f"overview?{urlencode({'run': run})}": tab.get("overview", run=run) for run in runs}
+    for run in runs:
+        for layer in tab.get("overview", run=run).content.get("layers", ())[:1]:
+            arguments = {"run": run, "layer": layer, "kind": "grad"}  # these come from TensorBoard's own reader
+            expected[f"entries?{urlencode(arguments)}"] = tab.get("entries", **arguments)
     for question, answer in expected.items():
         while fetch(address, f"plugin/gradwatch/{question}") != (answer.status, answer.body):
             assert time.monotonic() < deadline, f"TensorBoard has not loaded {question}"

@@ -1,8 +1,8 @@
 """The GradWatch tab of TensorBoard.
 
-It reads event files through TensorBoard's own readers and gives the front end in ``static/`` what it draws; it needs
-no torch. This file is all that TensorBoard imports when it starts: whatever else fails, TensorBoard starts without the
-tab and says why.
+It reads event files, or what TensorBoard has read of them where they are on another machine. It gives the front end in
+``static/`` what that draws, and needs no torch. This file is all that TensorBoard imports when it starts: whatever else
+fails, TensorBoard starts without the tab and says why.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tensorboard.plugins.base_plugin import TBLoader
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "is_local"]
 
 OLDEST = (2, 16)  # the oldest TensorBoard that the tab is tested on: docs/compatibility.md
 
@@ -26,8 +26,12 @@ class Loader(TBLoader):  # type: ignore[misc] # TensorBoard ships no types
     """The loader that the entry point group ``tensorboard_plugins`` names."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Keep every step unless the user asked for fewer: by default a random hundred stay, and spikes vanish."""
-        flags.samples_per_plugin = {"gradwatch": 0, **(flags.samples_per_plugin or {})}
+        """Have TensorBoard keep one tensor where the tab reads the files itself; else all, unless fewer were asked for.
+
+        By default a random hundred would stay, and spikes vanish.
+        """
+        kept = 1 if is_local(flags.logdir) else 0  # 0 stands for all
+        flags.samples_per_plugin = {"gradwatch": kept, **(flags.samples_per_plugin or {})}
 
     def load(self, context: Any) -> Any:
         """Return the plugin; None, and one warning, if it cannot work."""
@@ -36,6 +40,11 @@ class Loader(TBLoader):  # type: ignore[misc] # TensorBoard ships no types
         except Exception as error:
             _logger.warning("gradwatch: TensorBoard starts without the GradWatch tab: %r", error)
             return None
+
+
+def is_local(logdir: str | None) -> bool:
+    """Return whether TensorBoard was given a directory of this machine, and not an address or several directories."""
+    return bool(logdir) and "://" not in str(logdir)
 
 
 def _load(context: Any) -> Any:

@@ -14,6 +14,7 @@ from gradwatch.event_files.assemble import MOST_ENTRIES, LayerRows, LayerTables,
 from gradwatch.event_files.decode import UnreadableError, refuse_newer, refuse_step
 from gradwatch.event_files.format import PACKED_FIGURES, PREFIX, ROW_NAMES
 from gradwatch.event_files.run import LayerSeries, LayerTable, Totals
+from gradwatch.tensorboard_plugin.file_events import FileEvents
 from gradwatch.tensorboard_plugin.gaps import held_between_rows, infinite_where_the_gradient_is
 from gradwatch.tensorboard_plugin.provider import ProviderEvents, RunKey, TagVersion
 
@@ -57,7 +58,7 @@ class CachedRun:
     """
 
     def __init__(
-        self, events: ProviderEvents, cache: ArrayCache, key: RunKey, versions: Mapping[str, TagVersion]
+        self, events: FileEvents | ProviderEvents, cache: ArrayCache, key: RunKey, versions: Mapping[str, TagVersion]
     ) -> None:
         self._events, self._cache, self._key, self._versions = events, cache, key, versions
 

@@ -20,8 +20,9 @@ from werkzeug import wrappers
 
 from gradwatch.event_files import format
 from gradwatch.event_files.decode import LARGEST_STEP, UnreadableError
-from gradwatch.tensorboard_plugin import answers
+from gradwatch.tensorboard_plugin import answers, is_local
 from gradwatch.tensorboard_plugin.cached_run import ArrayCache, CachedRun
+from gradwatch.tensorboard_plugin.file_events import FileEvents
 from gradwatch.tensorboard_plugin.histograms import on_one_axis
 from gradwatch.tensorboard_plugin.provider import ProviderEvents, RunKey, TagVersion
 from gradwatch.tensorboard_plugin.statistics import STATISTICS
@@ -41,7 +42,7 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
     plugin_name = format.PLUGIN
 
     def __init__(self, context: base_plugin.TBContext) -> None:
-        self._events, self._cache = ProviderEvents(context), ArrayCache()
+        self._events, self._cache = _events_of(context), ArrayCache()
 
     def get_plugin_apps(self) -> dict[str, Any]:
         """Return the answers by route; static files are those that exist now, each with a route of its own."""
@@ -56,8 +57,11 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
         }
 
     def is_active(self) -> bool:
-        """Return False: TensorBoard itself looks for tags of ``plugin_name``, and shows the tab if there are some."""
-        return False
+        """Return whether files hold something of gradwatch's.
+
+        TensorBoard itself looks for tags of ``plugin_name``, too, among those that it has loaded.
+        """
+        return isinstance(self._events, FileEvents) and bool(self._events.versions())
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="GradWatch")
@@ -108,6 +112,12 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBoard
         versions = self._versions(request)
         name = _one_of(request, "run", versions)
         return CachedRun(self._events, self._cache, self._key(request), versions[name])
+
+
+def _events_of(context: base_plugin.TBContext) -> FileEvents | ProviderEvents:
+    """Read the files themselves where TensorBoard was given one directory of this machine; else ask TensorBoard."""
+    others = ProviderEvents(context)
+    return FileEvents(Path(context.logdir), others) if is_local(context.logdir) else others
 
 
 def _listed(name: str, tags: dict[str, TagVersion]) -> dict[str, Any]:

@@ -31,6 +31,17 @@ def cells(tab, run=".", statistic="grad_norm", **stretch):
     return answer
 
 
+def pytest_generate_tests(metafunc):
+    """Let every test of a run within the process read it from its files, and from what TensorBoard has loaded."""
+    if "tmp_path" in metafunc.fixturenames:
+        metafunc.parametrize("reads_files", [True, False], ids=["files", "TensorBoard"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def reads_files(request, monkeypatch):
+    monkeypatch.setattr(Tab, "reads_files", getattr(request, "param", True))
+
+
 def test_the_map_shows_every_logged_step_of_every_layer(tmp_path):
     write_run(tmp_path, run_of([[1.0, 2.0, NAN], [3.0, INF, NAN], [5.0, 6.0, NAN]]))
     answer = cells(Tab(tmp_path))
@@ -424,6 +435,40 @@ def test_a_running_tensorboard_answers_alike_with_either_loader(served, mixed, q
     np.testing.assert_array_equal(Answer(status, body).values, expected.values)
 
 
+def test_runs_come_and_go_with_their_files(tmp_path):
+    tab = Tab(tmp_path)
+    assert tab.get("runs").content == []
+    write_run(tmp_path / "a" / "b", run_of([[1.0]]))
+    write_run(tmp_path / "c", run_of([[2.0]]))
+    tab.plugin._events.look_again() if Tab.reads_files else tab.__init__(tmp_path)
+    assert [each["run"] for each in tab.get("runs").content] == ["a/b", "c"]
+
+
+def test_the_tab_is_active_as_soon_as_a_file_holds_something_of_ours(tmp_path):
+    write_events(tmp_path / "other", [(0, "loss", np.ones(2, dtype=np.float32))])
+    assert not Tab(tmp_path).plugin.is_active()
+    write_run(tmp_path / "ours", run_of([[1.0]]))
+    assert Tab(tmp_path).plugin.is_active() == Tab.reads_files  # else TensorBoard finds the tags itself
+
+
+def test_a_file_that_vanishes_or_is_damaged_between_two_looks_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tab, "reads_files", True)
+    write_run(tmp_path, run_of([[1.0], [2.0]]))
+    (first,) = tmp_path.iterdir()
+    tab = Tab(tmp_path)
+    assert tab.get("cells", run=".", **NORMS).status == 200
+    content = first.read_bytes()
+    first.write_bytes(content[: len(content) // 2])
+    tab.reload()
+    assert tab.get("findings", run=".").status == 200
+    first.unlink()
+    tab.reload()
+    assert tab.get("cells", run=".", **NORMS).status == 400  # and says that the run is not there any more
+    write_run(tmp_path / "another", run_of([[3.0]]))
+    tab.reload()
+    assert [each["run"] for each in tab.get("runs").content] == ["another"]
+
+
 @pytest.mark.process
 def test_only_the_files_of_the_front_end_are_served(served):
     assert fetch(served, "plugin/gradwatch/static/index.js")[0] == 200
@@ -454,7 +499,12 @@ def test_the_tab_needs_neither_torch_nor_the_watcher():
         "gradwatch.event_files.assemble",
         "gradwatch.event_files.consequences",
         "gradwatch.event_files.decode",
+        "gradwatch.event_files.event",
         "gradwatch.event_files.format",
+        "gradwatch.event_files.growing_file",
+        "gradwatch.event_files.legible",
+        "gradwatch.event_files.reader",
+        "gradwatch.event_files.records",
         "gradwatch.event_files.run",
         "gradwatch.findings",
     ]
@@ -485,8 +535,18 @@ def test_an_older_tensorboard_starts_without_the_tab_and_says_why(monkeypatch, c
     assert "expected TensorBoard 2.16 or newer, found 2.15.2. Run: pip install -U tensorboard" in caplog.text
 
 
-@pytest.mark.parametrize(("asked", "kept"), [(None, 0), ({"scalars": 5}, 0), ({"gradwatch": 100}, 100)])
-def test_every_step_is_kept_unless_the_user_asked_for_fewer(asked, kept):
-    flags = types.SimpleNamespace(samples_per_plugin=asked)
+@pytest.mark.parametrize(
+    ("logdir", "asked", "kept"),
+    [
+        ("runs", None, 1),  # the tab reads the files itself
+        ("runs", {"scalars": 5}, 1),
+        ("runs", {"gradwatch": 100}, 100),
+        ("gs://bucket/runs", None, 0),
+        ("", {"scalars": 5}, 0),  # --logdir_spec
+        ("", {"gradwatch": 100}, 100),
+    ],
+)
+def test_tensorboard_keeps_every_step_where_the_tab_needs_it_to_unless_the_user_asked_for_fewer(logdir, asked, kept):
+    flags = types.SimpleNamespace(samples_per_plugin=asked, logdir=logdir)
     Loader().fix_flags(flags)
     assert flags.samples_per_plugin == {**(asked or {}), "gradwatch": kept}
