@@ -27,7 +27,6 @@ __all__ = [
     "DispatchMode",
     "anyone_follows_all_calls",
     "call_after_backward",
-    "call_plainly",
     "calling_module",
     "clear_compiled_call",
     "code_around_steps",
@@ -53,6 +52,7 @@ __all__ = [
     "own_modules",
     "own_parameters",
     "parameters_set_so_far",
+    "plain_call_of",
     "positions_by_device_and_dtype",
     "saved_tensor",
     "saved_tensors_are_packed",
@@ -117,9 +117,9 @@ def parameters_set_so_far(module: nn.Module) -> dict[str, nn.Parameter | None]:
     return module.__dict__.get("_parameters", {})
 
 
-def call_plainly(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Call ``module`` with its hooks, past whatever ``Module.compile`` put in the way."""
-    return module._call_impl(*args, **kwargs)
+def plain_call_of(module: nn.Module) -> Callable[..., Any]:
+    """Return how to call ``module`` with its hooks, past whatever ``Module.compile`` put in the way."""
+    return module._call_impl
 
 
 def code_around_calls() -> CodeType:

@@ -15,6 +15,7 @@ from gradwatch.watcher import sink_dispatcher
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)  # the same wherever it runs
 hypothesis.settings.load_profile("repeatable")
+sink_dispatcher.PATIENCE = sink_dispatcher.LAST_PATIENCE = 60.0  # what a test has written, it reads at once
 torch.set_num_threads(1)  # tensors this small are slower on several threads, and far slower on a busy machine
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a job in the background; processes would inherit it
@@ -68,12 +69,6 @@ def _lines_of_forked_children_count():
     os._exit = leave_coverage_and_end
     yield
     os._exit = end
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _sinks_are_waited_for():
-    """Let training wait as long as a busy machine takes: what a test has written, it reads at once."""
-    sink_dispatcher.PATIENCE = sink_dispatcher.LAST_PATIENCE = 60.0
 
 
 @pytest.fixture(autouse=True)

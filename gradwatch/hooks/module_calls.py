@@ -24,6 +24,7 @@ Leave = Callable[[Any, Any], None]
 
 
 _LISTENING = "listening to calls of modules"
+_UNDER_WAY: dict[int, _Listened] = {}  # by the ids of the modules that are being called and heard
 
 
 class _Listened:
@@ -34,27 +35,57 @@ class _Listened:
         self._module = weakref.ref(module)  # the module holds this, and would else wait for the garbage collector
         self.listeners: list[tuple[Enter, Leave, bool]] = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; this is what the module holds, since Python counts a call of an object as two frames."""
         if torch.compiler.is_compiling():
-            return _torch.call_plainly(self._module(), args, kwargs)  # type: ignore[arg-type]
+            return _torch.plain_call_of(self._module())(*args, **kwargs)  # type: ignore[arg-type]
         called = _torch.calling_module()  # DataParallel's replicas keep the attribute
+        plain_call = _torch.plain_call_of(called)
+        began: list[tuple[Any, Leave]] = []
         try:
-            is_heard, has_graph = self._is_heard(), torch.is_grad_enabled()
-        except Exception:  # the model runs all the same, unheard
-            is_heard = has_graph = False
-            if not self._guard.leaves_out(_LISTENING):
-                self._guard.note_fault(_LISTENING)
-        if called is not self._module() or not is_heard:
-            return _torch.call_plainly(called, args, kwargs)
-        # whoever begins to listen within an `enter` hears this very call, so this is the list itself, not a copy
-        began = [(enter(args, kwargs), leave) for enter, leave, always in self.listeners if has_graph or always]
+            is_heard = self._begin(began, called, args, kwargs)
+        except Exception:  # the model runs all the same
+            is_heard = True
+            self._note_fault()
+        if not is_heard:
+            return plain_call(*args, **kwargs)
         output = None
         try:
-            output = _torch.call_plainly(called, args, kwargs)
+            output = plain_call(*args, **kwargs)
         finally:
+            try:
+                self._step_back(called)
+            except Exception:
+                self._note_fault()
             for token, leave in reversed(began):
                 leave(token, output)
         return output
+
+    def _begin(self, began: list[tuple[Any, Leave]], called: nn.Module, args: Any, kwargs: Any) -> bool:
+        """Let those who listen enter, each noted in ``began``, and step aside; return False where nobody may listen."""
+        if called is not self._module() or not self._is_heard():
+            return False
+        has_graph = torch.is_grad_enabled()
+        # whoever begins to listen within an `enter` hears this very call, so this is the list itself, not a copy
+        for enter, leave, always in self.listeners:
+            if has_graph or always:
+                began.append((enter(args, kwargs), leave))
+        self._step_aside(called)
+        return True
+
+    def _step_aside(self, module: nn.Module) -> None:
+        """Be in nobody's way while ``module`` is called: it may call itself, and each call would be a frame deeper."""
+        _UNDER_WAY[id(module)] = self
+        _torch.clear_compiled_call(module)
+
+    def _step_back(self, module: nn.Module) -> None:
+        _UNDER_WAY.pop(id(module), None)
+        if self.listeners and _torch.compiled_call_of(module) is None:
+            _torch.set_compiled_call(module, self.call)
+
+    def _note_fault(self) -> None:
+        if not self._guard.leaves_out(_LISTENING):
+            self._guard.note_fault(_LISTENING)
 
     @staticmethod
     def _is_heard() -> bool:
@@ -62,11 +93,17 @@ class _Listened:
         return not (_torch.in_backward() or _torch.is_tracing())
 
 
+def _listened(module: nn.Module) -> _Listened | None:
+    """Return the way through which ``module`` is called; None where nobody listens."""
+    held = getattr(_torch.compiled_call_of(module), "__self__", None) or _UNDER_WAY.get(id(module))
+    return held if isinstance(held, _Listened) else None
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Return whether calls of ``module`` itself are compiled or scripted."""
     if _torch.is_scripted(module) or _torch.compiled_part_of(module) is not None:
         return True
-    return not isinstance(_torch.compiled_call_of(module), _Listened | None)
+    return _torch.compiled_call_of(module) is not None and _listened(module) is None
 
 
 def anything_is_compiled() -> bool:
@@ -87,7 +124,7 @@ def listen(
     """Call ``leave(enter(args, kwargs), output)`` around each call of ``module`` in training.
 
     ``output`` is None for a call that raises. Calls that are compiled or traced, or that a checkpoint repeats within
-    the backward pass, are not listened to.
+    the backward pass, are not listened to, nor calls of ``module`` within its own call.
 
     Args:
         module: the one to listen to.
@@ -100,10 +137,10 @@ def listen(
     """
     if is_compiled(module):
         return None
-    listened: Any = _torch.compiled_call_of(module)
+    listened = _listened(module)
     if listened is None:
         listened = _Listened(module, guard or Guard())
-        _torch.set_compiled_call(module, listened)
+        _torch.set_compiled_call(module, listened.call)
     listener = (enter, leave, also_without_grad)
     listened.listeners.append(listener)
     known = weakref.ref(module)
@@ -112,7 +149,7 @@ def listen(
         if listener in listened.listeners:
             listened.listeners.remove(listener)
         module = known()
-        if not listened.listeners and module is not None and _torch.compiled_call_of(module) is listened:
+        if not listened.listeners and module is not None and _listened(module) is listened:
             _torch.clear_compiled_call(module)  # else it was compiled since, and is the compiler's
 
     return stop

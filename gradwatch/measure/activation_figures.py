@@ -7,7 +7,7 @@ the forward pass leaves for the backward pass, because that holds what the activ
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from torch.nn.parameter import is_lazy
 from gradwatch import _torch
 from gradwatch.hooks.graph import operation_of, upstream_nodes
 from gradwatch.hooks.guard import Guard, observing, without_collecting
-from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
+from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, tensors_in
+from gradwatch.hooks.outermost_calls import Listener, OutermostCalls
 from gradwatch.measure.activation_functions import (
     flat_entries,
     is_softmax_of_one,
@@ -143,13 +144,13 @@ class Activations:
         self._now: dict[int, _LayerActivations] = {}
         self._reach: dict[int, list[TargetReach]] = {}  # by the column of the layer whose outputs have targets
         self._shut: tuple[int, Tensor] | None = None  # the last layer before the loss, share of flat entries after it
-        self._undo: list[Callable[[], None]] = []
+        self._calls: OutermostCalls | None = None
 
     @observing("activations: begin")
     def begin(self) -> None:
         """Measure from the next forward pass on."""
-        if not self._undo and not any(map(is_compiled, self._modules)) and not anything_is_compiled():
-            self._undo = list(self._listen())
+        if self._calls is None and not any(map(is_compiled, self._modules)) and not anything_is_compiled():
+            self._calls = self._listen()
 
     @observing("activations: loss")
     def observe_loss(self, loss: Tensor) -> None:
@@ -158,7 +159,7 @@ class Activations:
         Those that no layer comes after belong to the loss. A rectifier there is a hinge: where it is flat, the loss is
         satisfied, and no unit is dead. A squashing function there counts as the last one of the model.
         """
-        if self._undo and loss.grad_fn is not None:
+        if self._calls and loss.grad_fn is not None:
             reach = target_reach(loss.grad_fn)
             of_loss = upstream_nodes([loss.grad_fn], MADE_BY, NODES)
             self._shut = _flat_before_loss(of_loss)
@@ -185,8 +186,9 @@ class Activations:
 
     def remove(self) -> None:
         """Stop listening, and forget what nobody has taken."""
-        while self._undo:
-            self._undo.pop()()
+        if self._calls is not None:
+            self._calls.remove()
+        self._calls = None
         self._depth, self._last = 0, None
         self._now, self._reach, self._shut = {}, {}, None
         self._outputs.clear()
@@ -242,11 +244,12 @@ class Activations:
             known.update({column: none[: len(units)] for column, units in new.items()})
         return torch.cat([known[column] for column in silent])
 
-    def _listen(self) -> Iterator[Callable[[], None]]:
-        for module, column, dimensions in self._parts:
-            stop = listen(module, self._enter, functools.partial(self._leave, column, dimensions), self.guard)
-            if stop is not None:
-                yield stop
+    def _listen(self) -> OutermostCalls:
+        listeners = [
+            Listener(module, functools.partial(self._leave, column, dimensions), hears_inner=column is not None)
+            for module, column, dimensions in self._parts
+        ]
+        return OutermostCalls(listeners, self._enter, self.guard)
 
     @observing("activations: calls")
     def _enter(self, args: Any, kwargs: Any) -> None:

@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gradwatch.hooks.guard import Guard, observing
-from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen, tensors_in
+from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, tensors_in
+from gradwatch.hooks.outermost_calls import Listener, OutermostCalls
 from gradwatch.measure.layers import Layers, submodules
 
 __all__ = ["ValueFlow"]
@@ -95,20 +96,18 @@ class ValueFlow:
         self._returned: list[tuple[Tensor, _Source]] = []  # holds storages, and no graph
         self._lost_before: dict[int, int] = {}  # column → bits lost by what entered an operation with it
         self._outputs: list[_Source] = []
-        self._undo: list[Callable[[], None]] = []
+        self._calls: OutermostCalls | None = None
 
     def begin(self, reader: int) -> None:
         """Follow the next forward passes for ``reader``, a number of its own; nothing where code is compiled."""
         if any(map(is_compiled, self._modules)) or anything_is_compiled():
             return
         self._waiting.add(reader)
-        if self._undo:
+        if self._calls:
             return
         self._thread = threading.get_ident()
-        for module in self._modules:
-            stop = listen(module, self._enter, self._leave, self.guard, also_without_grad=True)
-            if stop is not None:
-                self._undo.append(stop)
+        listeners = [Listener(module, self._leave) for module in self._modules]
+        self._calls = OutermostCalls(listeners, self._enter, self.guard, also_without_grad=True)
 
     def take(self, reader: int, trained: Sequence[int]) -> list[int]:
         """Return the columns that were lost on the way to one of ``trained``; stop once nobody waits any more."""
@@ -125,8 +124,9 @@ class ValueFlow:
 
     def remove(self) -> None:
         """Stop following; a call under way leaves the mode that it has entered by itself."""
-        while self._undo:
-            self._undo.pop()()
+        if self._calls is not None:
+            self._calls.remove()
+        self._calls = None
         self._waiting.clear()
         self._known = WeakIdKeyDictionary()
         self._returned, self._lost_before, self._outputs = [], {}, []

@@ -357,11 +357,11 @@ SENSITIVE = Thresholds(
 )
 EXEMPT = {
     "Watcher.observe_loss",  # users call it; what it calls is made to fail instead
-    "call_plainly",  # calls the model
+    "plain_call_of",  # calls the model
     "calling_module",  # says which model is called
     "Guard.__init__",  # at construction
     "NonFiniteError.__init__",  # is what is to be raised
-    "_Listened.__call__",  # calls the model; what else it calls is made to fail instead
+    "_Listened.call",  # calls the model; what else it calls is made to fail instead
     "_QuietLogger.log",  # is what keeps the user's logging handlers from training
     "SinkDispatcher._outlets_of_this_process",  # says which sinks there are: without it their files stay open
     "Outlet._work",  # is what keeps a sink's fault from training
