@@ -22,7 +22,7 @@ _HEARING = "listening to the outermost calls"
 
 
 class Listener(NamedTuple):
-    """Who listens to one module.
+    """A listener of one module.
 
     Attributes:
         module: the one to listen to.

@@ -72,7 +72,7 @@ class OutputNorms:
             self._held[column] = _Output(_some_entries(output).clone(), None)
             return
         self._held[column] = _Output(output, _torch.version_of(output))
-        self._held_bytes += output.untyped_storage().nbytes()
+        self._held_bytes += _bytes_held_by(output)
         if self._held_bytes > HELD:
             self._measure()
 
@@ -141,3 +141,11 @@ def _without_gaps(parts: Sequence[Tensor]) -> list[Tensor]:
         for place, piece in zip(places, torch.cat(flat).split([len(part) for part in flat]), strict=True):
             found[place] = piece
     return found
+
+
+def _bytes_held_by(output: Tensor) -> int:
+    """Return how much memory a view of ``output`` keeps; the tensors within ``torch.func.grad`` have no storage."""
+    try:
+        return output.untyped_storage().nbytes()
+    except NotImplementedError:
+        return output.numel() * output.element_size()

@@ -419,7 +419,7 @@ def places():
 
 
 def called_in(run):
-    """{name: (owner, name)} of every function of gradwatch's that the loop of ``run(around)`` calls, in their order."""
+    """{name: (owner, name)} of every function of gradwatch's that the loop of ``run(around)`` calls, sorted."""
     known, called = places(), {}
 
     def note(frame, event, _):
@@ -446,7 +446,7 @@ def called_in(run):
     finally:
         logger.setLevel(level)
     found = {named(owner, name): (owner, name) for owner, name in called}
-    return {name: place for name, place in found.items() if name not in EXEMPT}
+    return {name: found[name] for name in sorted(found) if name not in EXEMPT}  # threads call in any order
 
 
 def called_in_long_run(clip=None):
