@@ -1,10 +1,23 @@
-"""Watching changes nothing, leaves nothing behind, and no fault of gradwatch's own stops anyone's training."""
+"""Watching changes nothing, leaves nothing behind, and no fault of gradwatch's own stops anyone's training.
+
+**Which faults are tried.** Every function that training calls is made to fail. Of the product with acts, with loops and
+with "once or always", those pairs are tried that can make a difference:
+
+- Each function fails once and always where the loop asks for clipping.
+- Rooms that decide about an update or reach it (``DECIDE``) know what was asked for and in which loop: each of their
+  functions fails under each act. Those of the other rooms, which only measure, fail under ``skip`` or ``raise`` in turn.
+- ``hooks`` tells the kinds of loops apart: its functions fail in each. The ``watcher`` is reached from there: its
+  functions fail in two kinds each, in turn. Those of other rooms fail in one kind each, in turn.
+
+``make test-long`` sets GRADWATCH_ALL_FAULTS, and tries the whole product.
+"""
 
 import functools
 import gc
 import inspect
 import itertools
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -336,8 +349,7 @@ def is_deep_inside(owner):
     Its functions are made to fail in long runs, which reach them in more ways. All others fail where something is asked
     for, in (d), and in long runs if only those call them.
     """
-    part = getattr(owner, "__module__", owner.__name__).split(".")[1]
-    return part in ("detect", "explain", "remedies", "sinks", "findings")
+    return room_of(owner) in ("detect", "explain", "remedies", "sinks", "findings")
 
 
 LONG = 23
@@ -445,13 +457,22 @@ def called_in(run):
         run(under_note)[0].close()
     finally:
         logger.setLevel(level)
-    found = {named(owner, name): (owner, name) for owner, name in called}
-    return {name: found[name] for name in sorted(found) if name not in EXEMPT}  # threads call in any order
+    found = {named(owner, name): (owner, name) for owner, name in sorted(called, key=place_of)}  # threads have no order
+    return {name: place for name, place in found.items() if name not in EXEMPT}
 
 
 def called_in_long_run(clip=None):
     with tempfile.TemporaryDirectory() as directory:
         return called_in(lambda around: long_run(Path(directory), clip, around))
+
+
+def place_of(place):
+    owner, name = place
+    return room_of(owner), getattr(owner, "__module__", owner.__name__), named(owner, name)
+
+
+def room_of(owner):
+    return getattr(owner, "__module__", owner.__name__).split(".")[1]
 
 
 def named(owner, name):
@@ -596,15 +617,26 @@ def test_what_is_asked_for_is_what_a_loop_does_by_hand(act):
     watcher.close()
 
 
-# A function fails always, whatever is asked for. What it leaves half done where it fails once, the next step meets
-# under any act alike: one act shows that.
+ALL_FAULTS = "GRADWATCH_ALL_FAULTS" in os.environ
+DECIDE = ("clip", "hooks", "watcher")
+
+
+def is_tried(act, name, once):
+    """Return True if this fault can make a difference (see the top of this file)."""
+    if ALL_FAULTS or act == "clip" or name not in CALLED_BY_ACTS["clip"]:
+        return True
+    if once:  # what it leaves half done the next step meets under any act alike
+        return False
+    place = list(CALLED_BY_ACTS["clip"]).index(name)
+    return room_of(CALLED_BY_ACTS[act][name][0]) in DECIDE or act == ("skip", "raise")[place % 2]
+
+
 FAULTS = [
     (act, name, once)
     for act, names in CALLED_BY_ACTS.items()
     for name, (owner, _) in names.items()
     for once in (True, False)
-    if act == "clip" or not (once and name in CALLED_BY_ACTS["clip"])
-    if not is_deep_inside(owner) or name not in CALLED
+    if (not is_deep_inside(owner) or name not in CALLED) and is_tried(act, name, once)
 ]
 
 
@@ -756,27 +788,18 @@ def parameters_of_a_bare_loop(kind, *, clips_itself=False):
 
 def opens_the_way(owner):
     """Whether ``owner`` is of a part through which an update reaches what clips it."""
-    return getattr(owner, "__module__", owner.__name__).split(".")[1] in (
-        "hooks",
-        "watcher",
-        "clip",
-        "measure",
-        "_torch",
-    )
+    return room_of(owner) in ("hooks", "watcher", "clip", "measure", "_torch")
 
 
-def depends_on_the_loop(owner):
-    """Whether kinds of loops reach ``owner`` in ways of their own; they reach the other parts from these alone."""
-    return getattr(owner, "__module__", owner.__name__).split(".")[1] in ("hooks", "watcher")
+def kinds_tried(name, place):
+    """Return in which kinds of loops this function is made to fail (see the top of this file)."""
+    room = room_of(CALLED_BY_ACTS["clip"][name][0])
+    count = len(LOOPS) if ALL_FAULTS or room == "hooks" else 2 if room == "watcher" else 1
+    return [LOOPS[(place + more) % len(LOOPS)] for more in range(count)]
 
 
 ON_THE_WAY = sorted(name for name, (owner, _) in CALLED_BY_ACTS["clip"].items() if opens_the_way(owner))
-FAULTS_ON_THE_WAY = [
-    (LOOPS[loop], name)
-    for place, name in enumerate(ON_THE_WAY)
-    for loop in range(len(LOOPS))
-    if depends_on_the_loop(CALLED_BY_ACTS["clip"][name][0]) or loop == place % len(LOOPS)
-]
+FAULTS_ON_THE_WAY = [(kind, name) for place, name in enumerate(ON_THE_WAY) for kind in kinds_tried(name, place)]
 BESIDE_THE_WAY = sorted(
     name
     for name, (owner, _) in CALLED.items()
