@@ -7,7 +7,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
 
-.PHONY: demo test quick test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-clip bench-cures bench-external bench-tab
+.PHONY: demo test quick test-long test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-clip bench-cures bench-external bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -17,8 +17,11 @@ test: .venv/installed  ## all tests, with coverage (those of the tab need node a
 	node --test tests/js/*.test.mjs
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --durations=20
 
-quick: .venv/installed  ## the tests that are not marked slow, process or browser; some minutes on two cores
+quick: .venv/installed  ## the tests that are not slow, start no process and need no browser; a minute on two idle cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not process and not browser"
+
+test-long: .venv/installed  ## all Python tests, and every fault in every act and loop (tests/watcher/test_harmless.py); no coverage
+	GRADWATCH_ALL_FAULTS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-oldest: .venv-oldest/installed  ## the Python tests on the lowest versions of everything, for docs/compatibility.md
 	.venv-oldest/bin/python -m pytest $(PARALLEL)

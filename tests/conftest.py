@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gradwatch.watcher import sink_dispatcher
+from tests.slow_tests import slow_functions
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)  # the same wherever it runs
 hypothesis.settings.load_profile("repeatable")
@@ -31,12 +32,19 @@ def pytest_configure(config):
 COVERED_ALIKE = 300  # of the tests that differ by parameters alone
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers are asked for
 def pytest_collection_modifyitems(items):
-    """Let coverage follow some of many tests that differ by parameters alone: being followed doubles their time."""
+    """Mark what takes long, and let coverage follow some of many tests that differ by parameters alone.
+
+    Being followed doubles their time.
+    """
     alike = defaultdict(list)
     for item in items:
         alike[item.nodeid.partition("[")[0]].append(item)
-    for tests in alike.values():
+    slow = slow_functions()
+    for name, tests in alike.items():
+        for test in tests[slow[name] :] if name in slow else ():
+            test.add_marker("slow")
         every = max(1, len(tests) // COVERED_ALIKE)
         for index, test in enumerate(tests):
             if index % every:

@@ -1,4 +1,5 @@
 import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from radon.complexity import cc_visit
 from radon.visitors import Function
 
 import gradwatch
+from tests.slow_tests import slow_functions
 
 PACKAGE = Path(gradwatch.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -15,15 +17,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 sys.path.insert(0, str(PACKAGE.parent / "docs"))
 import house  # noqa: E402
 
+ROOMS = house.rooms()
+
 
 def test_rooms_import_strictly_downward():
-    imports = house.rooms()
+    imports = ROOMS
     heights = house.floors(imports)  # raises where rooms import each other
     assert all(heights[below] < heights[room] for room, below_it in imports.items() for below in below_it)
 
 
 def test_plain_rooms_import_nothing_above_them():
-    imports = house.rooms()
+    imports = ROOMS
     assert imports["findings"] == set()
     assert imports["event_files"] == {"findings"}
     assert not {room for room in imports if "watcher" in imports[room]} - {
@@ -91,3 +95,12 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 def test_who_looks_for_the_callback_at_the_door_is_sent_to_the_right_room():
     with pytest.raises(AttributeError, match=r"gradwatch\.lightning, gradwatch\.huggingface or gradwatch\.ignite"):
         _ = gradwatch.GradWatch
+
+
+def test_the_slow_tests_exist():
+    """A test that was renamed would else be among the quick ones again."""
+    tests = PACKAGE.parent
+    for file, names in itertools.groupby(slow_functions(), lambda name: name.partition("::")[0]):
+        body = ast.parse((tests / file).read_text(encoding="utf-8")).body
+        known = {node.name for node in ast.walk(ast.Module(body, [])) if isinstance(node, ast.FunctionDef)}
+        assert {name.rpartition("::")[2] for name in names} <= known, file

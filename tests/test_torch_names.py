@@ -29,7 +29,7 @@ def is_private(name: str) -> bool:
 def names_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield (line, name) of attributes of anything but ``self``, parts of imports and strings that are a name."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in ("self", "cls"):
             yield node.lineno, node.attr
         elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("gradwatch"):
             for part in [*str(node.module).split("."), *(alias.name for alias in node.names)]:

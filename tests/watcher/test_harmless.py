@@ -5,7 +5,7 @@ with "once or always", those pairs are tried that can make a difference:
 
 - Each function fails once and always where the loop asks for clipping.
 - Rooms that decide about an update or reach it (``DECIDE``) know what was asked for and in which loop: each of their
-  functions fails under each act. Those of the other rooms, which only measure, fail under ``skip`` or ``raise`` in turn.
+  functions fails under each act. The other rooms only measure: theirs fail under ``skip`` or ``raise``, in turn.
 - ``hooks`` tells the kinds of loops apart: its functions fail in each. The ``watcher`` is reached from there: its
   functions fail in two kinds each, in turn. Those of other rooms fail in one kind each, in turn.
 
