@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwatch.prescription import outcome
-from gradwatch.prescription.fitting import candidates
+from gradwatch.prescription.fitting import advised_for, candidates
 from gradwatch.prescription.outcome import Prescription
 from gradwatch.prescription.problem import ArgumentError, ArgumentValueError, Batch, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
 from gradwatch.prescription.ranking import Trial, main_kind, rank
+from gradwatch.prescription.side_by_side import number_of_workers, one_thread
 from gradwatch.prescription.treatments import name_of
 from gradwatch.prescription.trial import LONGEST, TrialRun, run
 
@@ -92,7 +93,8 @@ def prescribe(
             problem, candidate, seed, steps, deadline, stop_at=stop_at, log_dir=_run_folder(folder, candidate, seed)
         )
 
-    with bar() as advance:
+    workers = number_of_workers()
+    with bar(budget_seconds) as advance, one_thread(workers):
         runs = _untreated(problem, seeds, begin, budget_seconds, folder)
         untreated = {run.seed: run for run in runs if run.is_whole}
         if not untreated:
@@ -105,14 +107,13 @@ def prescribe(
         order = [seed, *range(seed), *range(seed + 1, seeds)]
         length = _length(first, budget_seconds)
         field = candidates(kind, first.findings)
-        tried, reasons = race(field, try_one, baselines, order, length, kind, deadline, advance)
-    ranking = rank(tried, baselines, kind)
+        tried, reasons = race(field, try_one, baselines, order, length, kind, deadline, advance, workers)
+    ranking = rank(tried, baselines, kind, advised_for(kind, first.findings))
+    left = _left(field, tried, reasons)
     if ranking:
-        note = outcome.sentence(ranking, kind)
-    elif _are_explained(field, reasons):
-        note = outcome.none_fits(kind)
+        note = outcome.sentence(ranking, kind, len(left))
     else:
-        note = outcome.too_little(budget_seconds, first)
+        note = outcome.too_little(budget_seconds, first) if left else outcome.none_fits(kind)
     findings = tuple(finding for each in baselines.values() for finding in each.findings)
     return Prescription(ranking, note, findings, outcome.controls(tried, baselines, kind), reasons, first.steps)
 
@@ -146,12 +147,15 @@ def _cannot(error: Exception) -> str:
     )
 
 
-def _are_explained(candidates: Iterable[Candidate], reasons: Mapping[str, str]) -> bool:
-    """Return whether there is a reason for each candidate, or for a part of it, why it could not be tried."""
-    return all(
-        name_of(candidate) in reasons or any(treatment.remedy in reasons for treatment in candidate)
-        for candidate in candidates
-    )
+def _left(candidates: Iterable[Candidate], tried: Container[Candidate], reasons: Container[str]) -> list[Candidate]:
+    """Return the candidates for which there was no time: neither they nor a part of them has a reason."""
+    return [
+        each
+        for each in candidates
+        if each not in tried
+        and name_of(each) not in reasons
+        and not any(treatment.remedy in reasons for treatment in each)
+    ]
 
 
 def _length(untreated: TrialRun, budget: float) -> int:

@@ -12,7 +12,7 @@ from gradwatch import remedies
 from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.treatments import TREATMENTS, Treatment
 
-__all__ = ["candidates", "everything"]
+__all__ = ["advised_for", "candidates", "everything"]
 
 _SAFE = ("safe-log", "safe-sqrt", "safe-division", "masked-softmax")
 
@@ -51,9 +51,13 @@ def everything() -> list[tuple[Treatment, ...]]:
 
 def _fitting_remedies(kind: Kind, findings: Sequence[Finding]) -> list[str]:
     """Return the names of the remedies that fit ``kind``: those that its findings advise, then the others."""
-    advised = [advice.name for found in findings if found.kind == kind for advice in found.remedies]
-    names = dict.fromkeys([*advised, *remedies.LIBRARY])
+    names = dict.fromkeys([*advised_for(kind, findings), *remedies.LIBRARY])
     return [name for name in names if kind in remedies.LIBRARY[name].kinds]
+
+
+def advised_for(kind: Kind, findings: Sequence[Finding]) -> list[str]:
+    """Return the names of the remedies that findings of ``kind`` advise, in their order."""
+    return [advice.name for found in findings if found.kind == kind for advice in found.remedies]
 
 
 def _sensible() -> Iterator[tuple[Treatment, ...]]:

@@ -69,8 +69,14 @@ def controls(
     return {"do nothing": (0.0, untreated), "random choice": (cured, statistics.median(losses))}
 
 
-def sentence(ranking: Sequence[Trial], kind: str) -> str:
-    """Return the sentence that says whether the first of a ranking cures."""
+def sentence(ranking: Sequence[Trial], kind: str, left: int = 0) -> str:
+    """Return the sentence that says whether the first of a ranking cures.
+
+    Args:
+        ranking: of what was tried.
+        kind: of the finding to be cured.
+        left: remedies and pairs for which there was no time.
+    """
     best = ranking[0]
     untreated = f"where the untreated run ends at {figure(best.baseline_loss)}"
     if best.cured:
@@ -79,7 +85,13 @@ def sentence(ranking: Sequence[Trial], kind: str) -> str:
             f"{kind} is cured by {best.remedy} on {_seeds(len(best.seeds))}: held-out loss {figure(best.loss)} "
             f"{untreated}.{still}"
         )
-    nothing = f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it"
+    if left:
+        nothing = (
+            f"The time ran out: {len(ranking)} of {len(ranking) + left} remedies were tried against {kind}, and none "
+            "of these cured it. Give a larger budget_seconds"
+        )
+    else:
+        nothing = f"Nothing helped: of {len(ranking)} remedies tried against {kind}, none cured it"
     if not math.isfinite(best.loss):
         gone = sum(kind not in kinds_of(trial.findings) for trial in ranking)
         return f"{nothing}; with {gone} of them the finding was gone."

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gradwatch.prescription.ranking import kinds_of, score_of
+from gradwatch.prescription.side_by_side import TrialError, side_by_side
 from gradwatch.prescription.treatments import Treatment, name_of
 from gradwatch.prescription.trial import FEWEST, TrialRun
 from gradwatch.remedies import NotApplicableError
@@ -30,6 +31,9 @@ Candidate = tuple[Treatment, ...]
 Try = Callable[[Candidate, int, int], TrialRun]
 """(treatments, seed, steps) → its run; without treatments the untreated one."""
 
+Advance = Callable[[float, str], None]
+"""Is told the share of the race that is done, and what is tried now."""
+
 
 def race(
     candidates: Sequence[Candidate],
@@ -39,7 +43,8 @@ def race(
     length: int,
     kind: str,
     deadline: float,
-    advance: Callable[[float], None],
+    advance: Advance,
+    workers: int = 1,
 ) -> tuple[dict[Candidate, list[TrialRun]], dict[str, str]]:
     """Run the race.
 
@@ -51,13 +56,14 @@ def race(
         length: updates of a run of full length.
         kind: of the finding to be cured.
         deadline: on ``time.perf_counter``.
-        advance: is called with the share of the race that is done.
+        advance: is called as each run begins.
+        workers: runs that are made at a time.
 
     Returns:
         The whole runs of each candidate that took part and raised on no seed, without a shorter first run if there are
         others; and for remedies that could not be tried, or not in full, the reason.
     """
-    state = _Race(try_one, baselines, kind, length, baselines[seeds[0]])
+    state = _Race(try_one, baselines, kind, length, baselines[seeds[0]], workers)
     running = list(candidates)
     rounds = [*seeds, seeds[0]]  # once more on the first seed, if the runs on it were shorter
     for number, seed in enumerate(rounds):
@@ -67,16 +73,11 @@ def race(
         if seed not in baselines and not state.is_sick_too(seed, until):
             continue
         steps = length if number else state.affordable_steps(len(running), until)
-        going_on = []
-        for place, candidate in enumerate(running):
-            if state.would_end_after(until, steps):
-                break
-            advance((number + place / len(running)) / len(rounds))
-            if state.tried(candidate, seed, steps):
-                going_on.append(candidate)
+        begun = lambda place, name: advance((number + place / len(running)) / len(rounds), name)  # noqa: B023
+        going_on = state.tried(running, seed, steps, until, begun)
         state.shortened |= steps < length
         running = state.better_part(going_on)
-    return state.whole, state.reasons()
+    return {each: state.whole[each] for each in candidates if each in state.whole}, state.reasons()
 
 
 @dataclass
@@ -86,6 +87,7 @@ class _Race:
     Attributes:
         try_one, baselines, kind, length: as ``race`` takes them.
         first: the untreated run of the first seed.
+        workers: runs that are made at a time.
         whole: the whole runs of each candidate so far.
         shortened: the runs on the first seed were shorter than ``length``.
         barred: remedies that do not apply to this model, with the reason.
@@ -97,6 +99,7 @@ class _Race:
     kind: str
     length: int
     first: TrialRun
+    workers: int = 1
     whole: dict[Candidate, list[TrialRun]] = field(default_factory=dict)
     shortened: bool = False
     barred: dict[str, str] = field(default_factory=dict)
@@ -117,35 +120,50 @@ class _Race:
             self.baselines[seed] = baseline
         return seed in self.baselines
 
-    def tried(self, candidate: Candidate, seed: int, steps: int) -> bool:
-        """Make one run of a candidate, and return whether it stays in the race."""
-        found = self._run_of(candidate, seed, steps)
-        if found is None:  # it may have cured on the seeds before, but a change that fails on one is no cure
+    def tried(
+        self, candidates: Sequence[Candidate], seed: int, steps: int, until: float, begun: Callable[[int, str], None]
+    ) -> list[Candidate]:
+        """Make one run of each candidate for which there is time, and return those that stay in the race.
+
+        Args:
+            candidates: in the order in which they begin.
+            seed, steps: of each run.
+            until: when this round ends, on ``time.perf_counter``.
+            begun: is told the place and the name of each that begins.
+        """
+
+        def those_in_time() -> Iterator[Candidate]:
+            for place, candidate in enumerate(candidates):
+                if self.would_end_after(until, steps):
+                    return
+                if not any(treatment.remedy in self.barred for treatment in candidate):
+                    begun(place, name_of(candidate))
+                    yield candidate
+
+        make = lambda candidate: self.try_one(candidate, seed, steps)
+        outcomes = side_by_side(make, those_in_time(), self.workers)
+        staying = {candidate for candidate, outcome in outcomes if self.takes(candidate, outcome)}
+        return [candidate for candidate in candidates if candidate in staying]
+
+    def takes(self, candidate: Candidate, outcome: TrialRun | NotApplicableError | TrialError) -> bool:
+        """Take in one run of a candidate, and return whether it stays in the race."""
+        if isinstance(outcome, NotApplicableError):
+            self.barred[name_of(candidate)] = f"not applicable: {outcome}"
+        elif isinstance(outcome, TrialError):
+            self.failed[name_of(candidate)] = f"not applicable: the changed model raised {outcome}"
+        if not isinstance(outcome, TrialRun):  # it may have cured on earlier seeds, but what fails on one is no cure
             self.whole.pop(candidate, None)
             return False
-        if found.is_whole:
+        if outcome.is_whole:
             earlier = self.whole.get(candidate, ())
             kept = [run for run in earlier if not (self.shortened and run.seed == self.first.seed)]
-            self.whole[candidate] = [*kept, found]
-        return found.is_whole
+            self.whole[candidate] = [*kept, outcome]
+        return outcome.is_whole
 
     def better_part(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates that go on to the next round, best first."""
         best_first = sorted(candidates, key=lambda each: score_of(self.whole[each], self.baselines, self.kind))
         return best_first[: max(FINALISTS, len(best_first) // KEPT)]
-
-    def _run_of(self, candidate: Candidate, seed: int, steps: int) -> TrialRun | None:
-        """Return the candidate's run; None if there is nothing for it to change in this model, or if it raises."""
-        if any(treatment.remedy in self.barred for treatment in candidate):
-            return None
-        try:
-            return self.try_one(candidate, seed, steps)
-        except NotApplicableError as error:
-            self.barred[name_of(candidate)] = f"not applicable: {error}"
-        except Exception as error:  # whatever a treated model raises is a reason, not an end
-            reason = f"not applicable: the changed model raised {type(error).__name__}: {error}"
-            self.failed[name_of(candidate)] = reason
-        return None
 
     def would_end_after(self, until: float, steps: int, runs: int = 1) -> bool:
         """Return whether runs of so many updates would end after ``until``, if treated steps take as long as others."""
@@ -155,7 +173,7 @@ class _Race:
     def affordable_steps(self, candidates: int, until: float) -> int:
         """Return the updates of the first runs: as many as let all be tried, but enough to see the finding come."""
         onset = max(finding.raised_step for finding in self.first.findings if finding.kind == self.kind)
-        training = (until - time.perf_counter()) / candidates - self.first.seconds_around
+        training = (until - time.perf_counter()) * self.workers / candidates - self.first.seconds_around
         affordable = math.floor(training / (SLOWER * self.first.seconds_per_step))
         fewest = ROOM * max(FEWEST, 1 + onset)
         return min(self.length, max(fewest, self.length // SHORTEST, affordable))

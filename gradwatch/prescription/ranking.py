@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradwatch.findings import Finding, Kind
@@ -99,30 +99,46 @@ def kinds_of(findings: Iterable[Finding]) -> set[str]:
 
 
 def rank(
-    tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]], baselines: Mapping[int, TrialRun], kind: str
+    tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]],
+    baselines: Mapping[int, TrialRun],
+    kind: str,
+    advised: Collection[str] = (),
 ) -> list[Trial]:
     """Return the remedies, best first.
 
     Cures come first, then remedies that leave nothing of what was found, then those that got further in the race, then
-    those of lower loss. Only the best of several strengths is kept. Of remedies about as good as the best, the simplest
-    comes first.
+    those of lower loss. Only the best of several strengths is kept. Of remedies about as good as the best, single ones
+    come before pairs, those that act on the cause before those that happen to avoid it, and then the simplest.
+
+    Args:
+        tried: treatments → their runs.
+        baselines: the untreated runs, by seed.
+        kind: of the finding to be cured.
+        advised: names of the remedies that the findings advise, because their cause is known.
     """
     scores = {treatments: score_of(runs, baselines, kind) for treatments, runs in tried.items()}
     class_of = {each: (scores[each][0] > 0, scores[each][2] > 0, -len(tried[each])) for each in tried}
     order = sorted(tried, key=lambda each: (class_of[each], scores[each]))
-    near = [each for each in order if class_of[each] == class_of[order[0]] and _is_near(scores[each], scores[order[0]])]
-    order.sort(key=lambda each: (each not in near, len(each) if each in near else 0))
+    first_class = [each for each in order if class_of[each] == class_of[order[0]]]
+    near = [each for each in first_class if _is_near(scores[each], scores[order[0]], tried[order[0]])]
+    near.sort(key=lambda each: _effort(each, tried[each], advised))
+    order = list(dict.fromkeys([*near, *order]))
     best = {name_of(treatments): treatments for treatments in reversed(order)}
-    return [
-        _trial(treatments, tried[treatments], baselines, scores[treatments][0] == 0)
-        for treatments in order
-        if best[name_of(treatments)] is treatments
-    ]
+    return [_trial(each, tried[each], baselines, scores[each][0] == 0) for each in order if best[name_of(each)] is each]
 
 
-def _is_near(score: tuple[float, ...], best: tuple[float, ...]) -> bool:
-    """Return whether the best is not better by ``MARGIN``."""
-    return score[:-1] == best[:-1] and not is_better(best[-1], score[-1])
+def _is_near(score: tuple[float, ...], best: tuple[float, ...], runs_of_best: Sequence[TrialRun]) -> bool:
+    """Return whether a mean loss is within the losses of the best's own seeds, or not worse by ``MARGIN``."""
+    worst = max(run.after for run in runs_of_best)
+    return score[:-1] == best[:-1] and (score[-1] <= worst or not is_better(best[-1], score[-1]))
+
+
+def _effort(treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], advised: Collection[str]) -> tuple[float, ...]:
+    """Return how much a change asks for: remedies, then whether another acts on the cause, then lines, then time."""
+    avoids = any(treatment.remedy not in advised for treatment in treatments)
+    lines = sum(len(treatment.change.lines.splitlines()) for treatment in treatments)
+    halves = round(2 * math.log2(max(_mean_seconds(runs), 1e-9)))  # times of short steps differ by a third by chance
+    return len(treatments), avoids, lines, halves, statistics.fmean(run.after for run in runs)
 
 
 def _trial(

@@ -27,4 +27,5 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
     monkeypatch.setattr(time, "sleep", clock.sleep)
+    monkeypatch.setattr("gradwatch.prescription.number_of_workers", lambda: 1)  # a child has a clock of its own
     return clock

@@ -212,14 +212,15 @@ class Muted(nn.Module):
         return 0 * x
 
 
-def test_where_nothing_helps_it_is_said():
+def test_where_nothing_has_helped_yet_it_is_said_how_much_was_tried():
     def make_model():
         return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 4), Muted())
 
     found = gradwatch.prescribe(make_model, descent(0.1), classes(), F.cross_entropy, seeds=1, budget_seconds=3)
     assert found.best is None
     assert found.ranking
-    assert found.note.startswith("Nothing helped")
+    assert found.note.startswith(f"The time ran out: {len(found.ranking)} of ")
+    assert "were tried against vanishing, and none of these cured it. Give a larger budget_seconds." in found.note
 
 
 class Slow(nn.Module):
@@ -327,7 +328,7 @@ def test_the_first_call_in_a_process_draws_no_random_number_of_the_user():
     code = (
         "import random, sys; from gradwatch.prescription.progress import bar; before = random.getstate()\n"
         "assert 'rich' not in sys.modules\n"
-        "with bar() as advance: advance(1.0)\n"
+        "with bar(9) as advance: advance(1.0, 'relu')\n"
         "assert 'rich' in sys.modules and random.getstate() == before"
     )
     run([sys.executable, "-c", code], check=True)

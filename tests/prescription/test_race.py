@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import os
+import signal
 import time
 from collections import Counter
 
 import pytest
 
 from gradwatch.findings import Finding
-from gradwatch.prescription import ranking
+from gradwatch.prescription import outcome, ranking
 from gradwatch.prescription.race import FINALISTS, race
 from gradwatch.prescription.treatments import Treatment
 from gradwatch.prescription.trial import TrialRun
@@ -43,7 +45,7 @@ class Tries:
 def raced(tries, candidates=CANDIDATES, seeds=(0, 1, 2), seconds=60.0, length=300):
     baselines = {seeds[0]: tries((), seeds[0], length)}
     deadline = time.perf_counter() + seconds
-    whole, reasons = race(candidates, tries, baselines, seeds, length, "vanishing", deadline, lambda share: None)
+    whole, reasons = race(candidates, tries, baselines, seeds, length, "vanishing", deadline, lambda share, name: None)
     return whole, reasons, baselines
 
 
@@ -226,6 +228,77 @@ def test_the_simplest_of_those_next_to_the_best_comes_first():
     tried = {each: [TrialRun(0, 300, 10.0, loss, (), 1e-3, True)] for each, loss in losses.items()}
     found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing")]
     assert found == ["b", "a", "a + b", "c"]
+
+
+def cured_at(*losses, seconds=1e-3):
+    return [TrialRun(seed, 300, 10.0, loss, (), seconds, True) for seed, loss in enumerate(losses)]
+
+
+def test_a_simpler_change_whose_loss_is_within_the_spread_of_the_best_comes_first():
+    baseline = {seed: TrialRun(seed, 300, 10.0, 10.0, (SICK,), 1e-3, True) for seed in range(2)}
+    tried = {
+        named("a") + named("b"): cured_at(0.5, 1.5),
+        named("c"): cured_at(1.4, 1.4),  # worse by 40 %, but the best itself ends at 1.5 on one seed
+        named("d"): cured_at(1.6, 1.6),
+    }
+    assert [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing")] == ["c", "a + b", "d"]
+
+
+def test_of_those_about_as_good_what_acts_on_the_cause_comes_first_then_fewer_lines_then_the_cheaper():
+    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    long = (Treatment("long", Change("after the optimizer is made", "one\ntwo\nthree")),)
+    tried = {
+        named("slow"): cured_at(1.0, seconds=4e-3),
+        long: cured_at(1.01),
+        named("advised"): cured_at(1.05, seconds=9e-3),
+        named("short"): cured_at(1.02),
+    }
+    found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing", ["advised"])]
+    assert found == ["advised", "short", "slow", "long"]
+
+
+def test_where_time_was_short_the_note_says_so_and_never_that_nothing_helped():
+    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    found = ranking.rank({named("a"): cured_at(9.9)}, baseline, "vanishing")
+    note = outcome.sentence(found, "vanishing", left=3)
+    assert note.startswith(
+        "The time ran out: 1 of 4 remedies were tried against vanishing, and none of these cured it."
+    )
+    assert outcome.sentence(found, "vanishing").startswith("Nothing helped: of 1 remedies tried")
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_runs_side_by_side_come_to_the_same_as_one_after_the_other(workers):
+    def picky(candidate, seed, steps):
+        if candidate == CANDIDATES[4]:
+            raise NotApplicableError("it has no layers")
+        if candidate == CANDIDATES[5]:
+            raise RuntimeError("shapes do not match")
+        return Tries()(candidate, seed, steps)
+
+    picky.calls = []
+    baselines = [{0: picky((), 0, 300)} for _ in range(2)]
+    deadline = time.perf_counter() + 60
+    arguments = (0, 1, 2), 300, "vanishing", deadline, lambda share, name: None
+    alone = race(CANDIDATES, picky, baselines[0], *arguments)
+    together = race(CANDIDATES, picky, baselines[1], *arguments, workers=workers)
+    assert repr(together) == repr(alone)  # a NaN is not equal to itself
+    assert list(together[0]) == list(alone[0])
+    assert alone[1]["r05"] == "not applicable: the changed model raised RuntimeError: shapes do not match"
+
+
+def test_a_process_that_is_killed_is_one_trial_that_failed():
+    def killed(candidate, seed, steps):
+        if candidate == CANDIDATES[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Tries()(candidate, seed, steps)
+
+    baselines = {0: Tries()((), 0, 300)}
+    deadline = time.perf_counter() + 60
+    advance = lambda share, name: None
+    whole, reasons = race(CANDIDATES[:3], killed, baselines, (0,), 300, "vanishing", deadline, advance, workers=2)
+    assert list(whole) == [CANDIDATES[0], CANDIDATES[2]]
+    assert reasons["r01"].endswith("raised its process ended without a result (exit code -9)")
 
 
 def test_the_cost_of_a_step_is_told_where_both_runs_were_whole_ones():
