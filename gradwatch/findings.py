@@ -17,6 +17,7 @@ from typing import Any, Literal
 __all__ = [
     "KINDS",
     "MAY_COME_FIRST",
+    "UNKNOWN_STATUS",
     "Advice",
     "Clue",
     "Finding",
@@ -99,6 +100,8 @@ Clue = Literal[
 ]
 """What a cause says in words and remedies depend on."""
 KINDS: tuple[Kind, ...] = ("vanishing", "exploding", "nonfinite", "dead", "saturated", "stalled", "unstable")
+UNKNOWN_STATUS = 7
+"""The exit status of a command that was to fail on findings, and knows of none, but does not know the whole run."""
 
 
 class NonFiniteError(RuntimeError):

@@ -12,6 +12,7 @@ from gradwatch.cli.kinds import fail_on_option
 from gradwatch.event_files.legible import legible
 from gradwatch.event_files.reader import NoRunError, read_runs
 from gradwatch.event_files.run import Run
+from gradwatch.findings import UNKNOWN_STATUS
 
 __all__ = ["command"]
 
@@ -47,12 +48,13 @@ def command(
     \b
     Exit status:
       0  shown
-      1  a finding of --fail-on is there, or steps that were not measured
+      1  a finding of --fail-on is there
       2  the command was used wrongly
       3  no such directory
       4  no event files in it
       5  event files of something else
       6  event files that are damaged, or may not be opened
+      7  under --fail-on: no such finding, but not all of the run is known
     What cannot be read is said on standard error, and the rest is shown.
     Of several RUNs, the first that cannot be read decides; the others are shown.
     """  # noqa: D301 (click reads the backslash)
@@ -66,13 +68,16 @@ def command(
             _print_json(runs)
         elif html is None:
             _print(runs, compares, shows_all)
-    raise click.exceptions.Exit(status or int(any(_fails(run, fail_on) for run in runs)))
+    raise click.exceptions.Exit(status or _status_of(runs, fail_on))
 
 
-def _fails(run: Run, fail_on: frozenset[str]) -> bool:
-    """Return whether a finding of ``fail_on`` is there, or steps in which nobody looked for one."""
-    is_unmeasured = run.coverage is not None and run.coverage.unmeasured > 0
-    return any(finding.kind in fail_on for finding in run.findings) or (bool(fail_on) and is_unmeasured)
+def _status_of(runs: Sequence[Run], fail_on: frozenset[str]) -> int:
+    """Return 1 where a finding of ``fail_on`` is there, 7 where one may be in what is not known, else 0."""
+    from gradwatch.views.phrases import gaps
+
+    if any(finding.kind in fail_on for run in runs for finding in run.findings):
+        return 1
+    return UNKNOWN_STATUS if fail_on and any(any(gaps(run)) for run in runs) else 0
 
 
 def _read(directories: Sequence[Path]) -> tuple[list[Run], int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradwatch.findings import UNKNOWN_STATUS
 from gradwatch.hooks.logger import logger
 from gradwatch.scripts import program as programs
 from gradwatch.scripts.imports import after_import
@@ -32,8 +33,8 @@ def run_watched(
         program: what to run.
         log_dir: where event files go.
         clip: as in ``gradwatch.watch``.
-        fail_on: kinds of findings that turn the program's status 0 into 1; so do steps that were not measured, since
-            nobody has looked for those kinds there.
+        fail_on: kinds of findings that turn the program's status 0 into 1. Steps that were not measured turn it into 7,
+            since nobody has looked for those kinds there.
         log_every: as ``log_every_n_steps`` of ``gradwatch.watch``; None for its default, and more rows at first.
 
     Raises:
@@ -44,7 +45,7 @@ def run_watched(
     end = programs.run_program(program)
     stop_waiting()
     outcome = watched.end(has_failed=end.status != 0, raised=end.raised)
-    programs.leave(end, otherwise=int(outcome.fails(fail_on)))
+    programs.leave(end, otherwise=outcome.status(fail_on))
 
 
 def _last_words(raised: BaseException) -> str | None:
@@ -61,9 +62,11 @@ class _Outcome:
     kinds: frozenset[str] = frozenset()
     is_unmeasured: bool = False
 
-    def fails(self, fail_on: Collection[str]) -> bool:
-        """Return whether a run that was to be free of ``fail_on`` is not known to be so."""
-        return bool(fail_on) and (self.is_unmeasured or not self.kinds.isdisjoint(fail_on))
+    def status(self, fail_on: Collection[str]) -> int:
+        """Return the exit status of a run that was to be free of ``fail_on``: 0 where it is known to be so."""
+        if not self.kinds.isdisjoint(fail_on):
+            return 1
+        return UNKNOWN_STATUS if fail_on and self.is_unmeasured else 0
 
 
 class _Watched:

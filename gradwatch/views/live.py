@@ -115,7 +115,7 @@ def _fitted(text: str, width: int) -> str:
 
 
 def _headline(run: Run, width: int) -> Text:
-    judged = verdict(run)
+    judged = verdict(run, goes_on=True)
     word = judged.word.upper()
     if judged.word == "healthy" and run.closed_after is None:
         return Text.assemble(("no findings so far", STYLES["healthy"]))

@@ -27,7 +27,7 @@ def in_notebook(run: Run) -> str:
     findings = list(zip(run.findings, run.ended, strict=True))
     return render(
         "notebook.html.j2",
-        verdict=verdict(run),
+        verdict=verdict(run, goes_on=True),
         extent=_extent(run),
         losses=[chart for chart in charts_of(run) if chart.title == "loss"],
         heatmap=heatmap_of(run, scale),

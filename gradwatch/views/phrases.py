@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradwatch.event_files.run import Coverage, Environment, Run
@@ -18,6 +18,7 @@ __all__ = [
     "counted",
     "environment_words",
     "facts",
+    "gaps",
     "number",
     "onset",
     "since",
@@ -33,7 +34,8 @@ class Verdict:
     """The headline of a run.
 
     Attributes:
-        word: ``"healthy"``, ``"warning"`` or ``"error"``: the gravest severity found.
+        word: ``"error"`` or ``"warning"``, the gravest severity found; ``"unknown"`` where nothing was found and not
+            all is known, else ``"healthy"``.
         words: one line.
     """
 
@@ -41,10 +43,15 @@ class Verdict:
     words: str
 
 
-def verdict(run: Run) -> Verdict:
-    """Return the gravest that was found, and how much. A run of which steps were not measured is not called healthy."""
+def verdict(run: Run, *, goes_on: bool = False) -> Verdict:
+    """Return the gravest that was found, and how much. A run of which not all is known is not called healthy.
+
+    Args:
+        run: any.
+        goes_on: whether it is known to go on; else one that was not closed may have been killed.
+    """
     if not run.findings:
-        return _verdict_of_silence(unmeasured_words(run.coverage))
+        return _verdict_of_silence([*gaps(run, goes_on=goes_on)])
     by_kind = list(dict.fromkeys(finding.kind for finding in run.findings))
     firsts = [next(finding for finding in run.findings if finding.kind == kind) for kind in by_kind]
     kinds = "; ".join(f"{each.kind} in {each.place} since step {each.step}" for each in firsts)
@@ -52,10 +59,21 @@ def verdict(run: Run) -> Verdict:
     return Verdict(gravest, f"{counted(len(run.findings), 'finding')}: {kinds}.")
 
 
-def _verdict_of_silence(unmeasured: str) -> Verdict:
-    if unmeasured:
-        return Verdict("warning", f"No findings in what was measured: {unmeasured}.")
+def _verdict_of_silence(unknown: Sequence[str]) -> Verdict:
+    if unknown:
+        return Verdict("unknown", f"No findings in what is known: {'; '.join(unknown)}.")
     return Verdict("healthy", "No findings.")
+
+
+def gaps(run: Run, *, goes_on: bool = False) -> Iterator[str]:
+    """Yield in words what of ``run`` is not known; nothing where all is. Arguments as for ``verdict``."""
+    if unmeasured := unmeasured_words(run.coverage):
+        yield unmeasured
+    if run.closed_after is None and not goes_on:
+        after = f"after step {run.steps[-1]}" if len(run.steps) else "later"
+        yield f"the run was not closed, so nothing is known of what came {after}"
+    if run.problems:
+        yield "a part of its files cannot be read"
 
 
 def unmeasured_words(coverage: Coverage | None) -> str:

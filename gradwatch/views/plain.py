@@ -8,6 +8,7 @@ from typing import Any
 
 from gradwatch.event_files.run import Run
 from gradwatch.sinks.jsonl import json_of
+from gradwatch.views.phrases import verdict
 
 __all__ = ["object_of", "runs_as_json"]
 
@@ -27,6 +28,7 @@ def object_of(run: Run) -> dict[str, Any]:
     """Return the findings and the extent of ``run`` as plain values."""
     return {
         "run": run.name,
+        "verdict": verdict(run).word,
         "findings": [finding.as_dict() for finding in run.findings],
         "layers": len(run.layers),
         "first_step": int(run.steps[0]) if len(run.steps) else None,

@@ -14,8 +14,8 @@ from gradwatch.views.phrases import counted, number, unmeasured_words, verdict
 
 __all__ = ["STYLES", "run_table", "worst_first"]
 
-STYLES = {"healthy": "bold green", "warning": "bold yellow", "error": "bold red"}
-_RANK = {"error": 0, "warning": 1, "healthy": 2}
+STYLES = {"healthy": "bold green", "unknown": "bold magenta", "warning": "bold yellow", "error": "bold red"}
+_RANK = {"error": 0, "warning": 1, "unknown": 2, "healthy": 3}
 _SHOWN_KINDS = 3
 
 

@@ -167,7 +167,7 @@ def test_what_is_no_run_has_a_message_and_a_status_of_its_own(tmp_path, runs, ma
 
 def test_every_status_stands_in_the_help():
     text = report("--help").stdout
-    assert [int(status) for status in re.findall(r"^ +(\d)  \w", text, re.MULTILINE)] == list(range(7))
+    assert [int(status) for status in re.findall(r"^ +(\d)  \w", text, re.MULTILINE)] == list(range(8))
 
 
 def test_a_partly_damaged_run_is_shown_with_a_warning(tmp_path):
@@ -178,8 +178,26 @@ def test_a_partly_damaged_run_is_shown_with_a_warning(tmp_path):
     path.write_bytes(content)
     done = report(tmp_path)
     assert done.exit_code == 0
-    assert "HEALTHY" in done.stdout
+    assert "UNKNOWN" in done.stdout
     assert f"{path.name}: a record is damaged" in done.stderr
+    assert report("--fail-on", "any", tmp_path).exit_code == 7
+
+
+def test_a_run_of_which_not_all_is_known_is_not_called_healthy_and_has_a_status_of_its_own(tmp_path):
+    rows = [event(step, layers=TABLE, grad_norm=norms(1.0, 2.0)) for step in (0, 50)]
+    forge(tmp_path / "cut", *rows)
+    forge(tmp_path / "whole", *rows, event(59, end={"steps": 60}))
+    forge(tmp_path / "blind", *rows, event(59, coverage={"steps": 60, "measured": 4}), event(59, end={"steps": 60}))
+    forge(tmp_path / "sick", *rows, event(4, finding=FINDING))
+    statuses = {"cut": 7, "whole": 0, "blind": 7, "sick": 1}
+    assert {name: report("--fail-on", "any", tmp_path / name).exit_code for name in statuses} == statuses
+    assert {report(tmp_path / name).exit_code for name in statuses} == {0}
+    verdicts = {name: json.loads(report("--json", tmp_path / name).stdout)["verdict"] for name in statuses}
+    assert verdicts == {"cut": "unknown", "whole": "healthy", "blind": "unknown", "sick": "warning"}
+    words = " ".join(report(tmp_path / "cut").stdout.split())
+    assert "UNKNOWN No findings in what is known: the run was not closed, so nothing is known of what came" in words
+    assert "after step 50" in words
+    assert report("--fail-on", "any", tmp_path / "sick", tmp_path / "cut").exit_code == 1
 
 
 def test_a_run_that_goes_on_is_shown_as_such(tmp_path):
@@ -218,7 +236,7 @@ def test_two_runs_below_one_are_compared_where_their_layers_are_the_same(runs, t
     assert re.search(r"came +│ nonfinite", report(runs).stdout)
     for name in ("generator", "critic"):
         row = event(0, layers={**TABLE, "layers": [f"{name}.a", f"{name}.b"]}, grad_norm=norms(1.0, 2.0))
-        forge(tmp_path / "gan" / name, row)
+        forge(tmp_path / "gan" / name, row, event(0, end={"steps": 1}))
     text = report(tmp_path / "gan").stdout
     assert text.count("HEALTHY") == 2
     assert "Neither run" not in text
@@ -228,7 +246,8 @@ def test_two_runs_below_one_are_compared_where_their_layers_are_the_same(runs, t
 
 def test_of_many_runs_a_table_comes_first_worst_on_top_and_only_the_sick_follow(tmp_path):
     for name in ("a", "b", "c"):
-        forge(tmp_path / "sweep" / name, event(0, layers=TABLE, grad_norm=norms(1.0, 2.0), totals=totals(loss=0.5)))
+        row = event(0, layers=TABLE, grad_norm=norms(1.0, 2.0), totals=totals(loss=0.5))
+        forge(tmp_path / "sweep" / name, row, event(0, end={"steps": 1}))
     train(tmp_path / "sweep" / "d", steps=40, spoil=30)
     unmeasured = event(9, coverage={"steps": 10, "measured": 4})
     forge(tmp_path / "sweep" / "e", event(0, layers=TABLE, grad_norm=norms(1.0, 2.0)), unmeasured)
@@ -237,7 +256,7 @@ def test_of_many_runs_a_table_comes_first_worst_on_top_and_only_the_sick_follow(
     lines = [line.split() for line in table.splitlines() if line.strip()]
     assert lines[0] == ["run", "steps", "loss", "found"]
     assert [(line[0], line[1]) for line in lines[1:] if line[0] in "abcde"] == [
-        ("d", "ERROR"), ("e", "WARNING"), ("a", "HEALTHY"), ("b", "HEALTHY"), ("c", "HEALTHY"),
+        ("d", "ERROR"), ("e", "UNKNOWN"), ("a", "HEALTHY"), ("b", "HEALTHY"), ("c", "HEALTHY"),
     ]  # fmt: skip
     assert lines[1][2:6] == ["40", "NaN", "nonfinite", "in"]
     assert "10 steps, 6 of them not measured" in " ".join(table.split())

@@ -60,8 +60,8 @@ def test_steps_that_were_not_measured_are_counted_and_told_at_the_end(monkeypatc
     watcher.close()
     assert any("15 of 20 steps were not measured" in message for message in caplog.messages)
     (run,) = read_runs(tmp_path / "files")
-    assert (run.coverage, verdict(run).word) == (Coverage(20, 5), "warning")
-    assert verdict(run).words == "No findings in what was measured: 20 steps, 15 of them not measured."
+    assert (run.coverage, verdict(run).word) == (Coverage(20, 5), "unknown")
+    assert verdict(run).words == "No findings in what is known: 20 steps, 15 of them not measured."
     (line,) = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines() if '"coverage"' in line]
     assert line == {"event": "coverage", "steps": 20, "measured": 5}
 
@@ -74,7 +74,7 @@ def test_a_run_of_which_nothing_was_measured_is_no_healthy_one(monkeypatch, tmp_
     watcher.close()
     assert any("none of the 20 steps was measured" in message for message in caplog.messages)
     (run,) = read_runs(tmp_path)
-    assert verdict(run).words == "No findings in what was measured: 20 steps, none measured."
+    assert verdict(run).words == "No findings in what is known: 20 steps, none measured."
 
 
 def test_a_step_that_was_measured_and_not_judged_is_not_known_either(monkeypatch):
@@ -86,7 +86,7 @@ def test_a_step_that_was_measured_and_not_judged_is_not_known_either(monkeypatch
     assert coverage_of(watcher) == Coverage(7, 3)
 
 
-@pytest.mark.parametrize(("fail_on", "status"), [([], 0), (["--fail-on", "nonfinite"], 1)])
+@pytest.mark.parametrize(("fail_on", "status"), [([], 0), (["--fail-on", "nonfinite"], 7)])
 def test_a_report_that_is_to_be_free_of_findings_fails_where_nobody_looked(monkeypatch, tmp_path, fail_on, status):
     from click.testing import CliRunner
 

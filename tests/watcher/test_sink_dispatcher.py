@@ -8,18 +8,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 import gradwatch
+from gradwatch.cli.report import command
 from gradwatch.event_files.reader import read_runs
+from gradwatch.findings import UNKNOWN_STATUS
 from gradwatch.sinks.jsonl import JsonLines
 from gradwatch.sinks.memory import Memory
+from gradwatch.views.phrases import verdict
 from gradwatch.watcher.diagnosis import FindingUpdate
 from gradwatch.watcher.outlet import LONGEST_PAUSE, MOST_ROWS
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
 from tests.reports import NAN, findings, report
 from tests.sinks.test_memory import row_of
 
+CODES = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EACCES)
 (SICK,) = findings([report([NAN, 1.0], 3, nonfinite=[2, 0])])
 
 
@@ -121,6 +126,27 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing_that_matters(tmp_path, mo
     ]
     assert run.findings[0].step == 150
     assert list(run.steps) == [0, *range(5, 200, 5)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("fault", [OSError(code, os.strerror(code)) for code in CODES] + [MemoryError()], ids=repr)
+def test_where_a_disk_fails_for_good_the_run_is_not_called_healthy(tmp_path, monkeypatch, fault):
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def refuse(*args):
+        raise fault
+
+    with gradwatch.watch(model, optimizer, log_dir=tmp_path, log_every_n_steps=5):
+        for step in range(60):
+            if step == 30:
+                monkeypatch.setattr(LocalFileSystem, "_write", refuse)
+            optimizer.zero_grad()
+            (model(torch.ones(8, 4)) * (torch.nan if step == 40 else 1)).square().mean().backward()
+            optimizer.step()
+    (run,) = read_runs(tmp_path)
+    assert (run.findings, verdict(run).word) == ((), "unknown")
+    assert CliRunner().invoke(command, [str(tmp_path), "--fail-on", "any"]).exit_code == UNKNOWN_STATUS
 
 
 def test_a_line_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
