@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gradwatch.prescription import outcome
 from gradwatch.prescription.fitting import advised_for, candidates
 from gradwatch.prescription.outcome import Prescription
+from gradwatch.prescription.own_code import own_change
 from gradwatch.prescription.problem import ArgumentError, ArgumentValueError, Batch, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
@@ -110,12 +111,18 @@ def prescribe(
         tried, reasons = race(field, try_one, baselines, order, length, kind, deadline, advance, workers)
     ranking = rank(tried, baselines, kind, advised_for(kind, first.findings))
     left = _left(field, tried, reasons)
-    if ranking:
-        note = outcome.sentence(ranking, kind, len(left))
-    else:
-        note = outcome.too_little(budget_seconds, first) if left else outcome.none_fits(kind)
+    note = _note(ranking, kind, len(left), budget_seconds, first)
     findings = tuple(finding for each in baselines.values() for finding in each.findings)
-    return Prescription(ranking, note, findings, outcome.controls(tried, baselines, kind), reasons, first.steps)
+    controls = outcome.controls(tried, baselines, kind)
+    change = own_change(problem, ranking[0].treatments) if ranking and ranking[0].cured else ""
+    return Prescription(ranking, note, findings, controls, reasons, first.steps, change)
+
+
+def _note(ranking: Sequence[Trial], kind: str, left: int, budget: float, untreated: TrialRun) -> str:
+    """Return the outcome in words; ``left`` candidates had no time."""
+    if ranking:
+        return outcome.sentence(ranking, kind, left)
+    return outcome.too_little(budget, untreated) if left else outcome.none_fits(kind)
 
 
 def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder: Path | None) -> list[TrialRun]:

@@ -30,6 +30,8 @@ class Prescription:
             drawn at random from those that were tried (the share is the mean over them, the loss the median).
         not_applicable: remedy → the reason why it could not be tried, or not in full.
         steps: updates of the untreated run.
+        own_change: the change of the best as a diff of your own functions, and what is left to paste; empty where it
+            cannot be written so.
     """
 
     ranking: list[Trial]
@@ -38,6 +40,7 @@ class Prescription:
     controls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
     steps: int = 0
+    own_change: str = ""
 
     @property
     def best(self) -> Trial | None:
@@ -48,8 +51,11 @@ class Prescription:
         parts = [self.note]
         if self.ranking:
             parts.append(table(self.ranking, self.controls))
+        if self.own_change:
+            parts.append(f"The change in your own code:\n\n{self.own_change}")
         if self.best is not None:
-            parts.append(f"The change, to paste (x are the inputs of one batch):\n\n{self.best.code}")
+            title = "The same as the trial ran it, to paste" if self.own_change else "The change, to paste"
+            parts.append(f"{title} (x are the inputs of one batch):\n\n{self.best.code}")
         if self.not_applicable:
             singles = [f"  {name}: {why}" for name, why in self.not_applicable.items() if " + " not in name]
             parts.append("\n".join(["Not tried, or not in full:", *singles]))

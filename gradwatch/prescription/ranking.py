@@ -43,6 +43,7 @@ class Trial:
         seeds: those that it was tried on.
         cost: time of a step as a multiple of the untreated one's; NaN if one of both was broken off early.
         code: the change, to paste.
+        treatments: the change as the trial was given it.
     """
 
     remedy: str
@@ -55,6 +56,7 @@ class Trial:
     seeds: tuple[int, ...]
     cost: float
     code: str = field(repr=False)
+    treatments: tuple[Treatment, ...] = field(default=(), repr=False)
 
 
 def main_kind(untreated: TrialRun) -> Kind:
@@ -158,6 +160,7 @@ def _trial(
         seeds=tuple(run.seed for run in runs),
         cost=_cost(runs, untreated),
         code="".join([*(f"# {text}\n" for text in not_done), code_of(treatments)]),
+        treatments=treatments,
     )
 
 
