@@ -29,7 +29,7 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
-COVERED_ALIKE = 300  # of the tests that differ by parameters alone
+COVERED_ALIKE = 100  # of the tests that differ by parameters alone
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are asked for
