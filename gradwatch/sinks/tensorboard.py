@@ -30,6 +30,7 @@ from gradwatch.measure.report import Floats, StepReport
 from gradwatch.ranks.process import elastic_run, is_restarted
 from gradwatch.sinks import Row, is_update
 from gradwatch.sinks.jsonl import json_of
+from gradwatch.sinks.locked_directory import locked
 from gradwatch.sinks.tags import layer_tags
 
 __all__ = ["TensorBoard"]
@@ -238,9 +239,10 @@ class TensorBoard:
     def _open(self) -> SummaryWriter:
         if self._writer is None:
             assert self._directory is not None
-            if self._run is None:
-                self._run = (self.opened or self._directory) if self.continues else _run_to_write(self._directory)
-            self._writer = SummaryWriter(str(self._run), flush_secs=_FLUSH_SECONDS, filename_suffix=_suffix())
+            with locked(self._directory):  # another run may look for a free place now, too
+                if self._run is None:
+                    self._run = (self.opened or self._directory) if self.continues else _run_to_write(self._directory)
+                self._writer = SummaryWriter(str(self._run), flush_secs=_FLUSH_SECONDS, filename_suffix=_suffix())
             self.opened = self._run
             for summary, step in self._unflushed:
                 _torch.file_writer_of(self._writer).add_summary(summary, step)
