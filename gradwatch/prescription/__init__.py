@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradwatch.prescription import outcome
 from gradwatch.prescription.fitting import advised_for, candidates
 from gradwatch.prescription.outcome import Prescription
 from gradwatch.prescription.own_code import own_change
-from gradwatch.prescription.problem import ArgumentError, ArgumentValueError, Batch, Problem
+from gradwatch.prescription.problem import ArgumentError, ArgumentValueError, Problem
 from gradwatch.prescription.progress import bar
 from gradwatch.prescription.race import Candidate, race
 from gradwatch.prescription.ranking import Trial, main_kind, rank
@@ -33,10 +33,10 @@ MOST = 0.5  # of the budget, for all untreated runs while none has shown anythin
 
 
 def prescribe(
-    make_model: Callable[[], nn.Module],
-    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-    batches: Sequence[Batch | Mapping[str, Any]],
-    loss_fn: Callable[[Any, Any], Tensor],
+    make_model: Callable[[], nn.Module] | nn.Module,
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    batches: Iterable[Any] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
     seeds: int = 3,
     budget_seconds: float = 60,
@@ -55,12 +55,16 @@ def prescribe(
     generators of torch, numpy and random are put back.
 
     Args:
-        make_model: makes a model; it is called anew for every trial, under that trial's seed.
-        make_optimizer: parameters → optimizer.
-        batches: two or more (inputs, targets), or ``{"inputs": …, "targets": …}``. Every fifth is held out, without its
-            rows that hold NaN or Inf. Inputs that are a mapping or a tuple are handed to ``forward`` by name or in
-            order, if it accepts them so.
-        loss_fn: (outputs, targets) → scalar tensor. Targets may be any structure.
+        make_model: makes a model; it is called anew for every trial, under that trial's seed. A model is taken, too:
+            its copies keep its weights under the first seed, and draw them by ``reset_parameters`` under the others.
+        make_optimizer: parameters → optimizer. None takes that of ``configure_optimizers`` of a ``LightningModule``,
+            with its schedule, or AdamW at 5e-5 for a model of transformers, as its ``Trainer`` does.
+        batches: two or more (inputs, targets), or ``{"inputs": …, "targets": …}``: a sequence, a ``DataLoader`` or a
+            ``LightningDataModule``. Every fifth is held out, without its rows that hold NaN or Inf. Inputs that are a
+            mapping or a tuple are handed to ``forward`` by name or in order, if it accepts them so.
+        loss_fn: (outputs, targets) → scalar tensor. Targets may be any structure. None takes the loss that
+            ``training_step`` of a ``LightningModule`` returns for a whole batch, or the ``.loss`` of the outputs of a
+            model that is given a whole batch, with its labels.
         seeds: on how many the last remedies of the race are tried.
         budget_seconds: of wall clock; no trial runs past it.
         log_dir: a folder for TensorBoard runs to compare, one for each remedy and seed; None writes none.
@@ -84,7 +88,7 @@ def prescribe(
     """
     begin = time.perf_counter()
     _refuse_bad_numbers(seeds, budget_seconds)
-    problem = Problem.of(make_model, make_optimizer, batches, loss_fn)
+    problem = Problem.of(make_model, make_optimizer, batches, loss_fn, until=begin + SHARE * budget_seconds)
     folder = None if log_dir is None else Path(log_dir)
     deadline = begin + budget_seconds
 
@@ -138,19 +142,19 @@ def _untreated(problem: Problem, seeds: int, begin: float, budget: float, folder
         except ArgumentError:
             raise
         except Exception as error:
-            raise RuntimeError(_cannot(error)) from error
+            raise RuntimeError(_cannot(error, problem.check)) from error
         done.append(latest)
         if latest.findings or not latest.is_whole:
             break
     return done
 
 
-def _cannot(error: Exception) -> str:
+def _cannot(error: Exception, check: str) -> str:
     """Return the message about an error of the untreated model, with the place where it was raised if that is known."""
     said = [*getattr(error, "__notes__", ()), type(error).__name__, str(error).rstrip(" .\n")]
     return (
         f"prescribe: the untreated model could not be trained: {': '.join(filter(None, said))}. "
-        "Check that loss_fn(make_model()(inputs), targets).backward() runs for each of the batches."
+        f"Check that {check} runs for each of the batches."
     )
 
 

@@ -1,8 +1,8 @@
 """Show a change as a person would write it: as a diff of the user's own functions, where that can be had.
 
 Two kinds of changes can be written so: another activation function in ``make_model``, and another rate in
-``make_optimizer``. The edited ``make_model`` is executed, and shown only if its model has the modules that the trial's
-had.
+``make_optimizer`` or ``configure_optimizers``. The edited ``make_model`` is executed, and shown only if its model has
+the modules that the trial's had.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _MADE = re.compile(
     r"|Hardsigmoid|Hardswish|LogSigmoid|PReLU|Tanhshrink)\([^()]*\)"
 )
 _FACTOR = re.compile(r'group\["lr"\] \*= ([\d.]+)')
+_CYCLE = re.compile("Cycl")  # OneCycleLR and CyclicLR set rates of their own: those of the optimizer do not count
 _RATE = re.compile(r"\blr=(\d[\d.]*(?:e[+-]?\d+)?)\b")
 
 
@@ -127,9 +128,9 @@ def _modules_of(model: nn.Module) -> list[str]:
 
 
 def _diff_of_rate(problem: Problem, factor: float) -> str:
-    source = _source_of(problem.make_optimizer)
+    source = _source_of(problem.make_optimizer or getattr(problem.make_model, "configure_optimizers", None))
     rates = [] if source is None else _RATE.findall(source.text)
-    if source is None or len(rates) != 1 or _rates_of(problem) != {float(rates[0])}:
+    if source is None or _CYCLE.search(source.text) or len(rates) != 1 or _rates_of(problem) != {float(rates[0])}:
         return ""
     return _diff(source, _RATE.sub(f"lr={float(rates[0]) * factor:g}", source.text))
 
@@ -140,8 +141,10 @@ def _rates_of(problem: Problem) -> set[float]:
     return {float(group["lr"]) for group in optimizer.param_groups}
 
 
-def _source_of(function: Callable[..., Any]) -> _Source | None:
+def _source_of(function: Callable[..., Any] | None) -> _Source | None:
     """Return the source of a function or class; None where there is none, as in an interactive session."""
+    if function is None:
+        return None
     try:
         lines, line = inspect.getsourcelines(function)
         file = inspect.getsourcefile(function) or ""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradwatch import _torch
+from gradwatch.explain.replica import as_it_was
+from gradwatch.prescription import lightning_trial
+from gradwatch.prescription.argument_errors import ArgumentError, ArgumentTypeError, ArgumentValueError
+from gradwatch.prescription.loaded_batches import LoadedBatches, is_a, load
+from gradwatch.prescription.model_copies import ModelCopies
+from gradwatch.prescription.own_loss import adam_of_trainer, own_loss
 from gradwatch.remedies.rows import Batch, keep_rows, largest_entries
 
 __all__ = ["ArgumentError", "ArgumentTypeError", "ArgumentValueError", "Batch", "Problem", "copy_loss"]
@@ -18,67 +27,74 @@ EVERY = 5  # one batch in so many is held out: a fifth, spread over all of them,
 MOST = 20  # batches held out: each trial computes the loss of all of them
 
 
-class ArgumentError(Exception):
-    """An argument of ``prescribe`` that makes no sense: its name, what was expected, what was found, what to do."""
-
-
-class ArgumentTypeError(ArgumentError, TypeError):
-    """An argument of the wrong type."""
-
-
-class ArgumentValueError(ArgumentError, ValueError):
-    """An argument of the right type whose value makes no sense."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """A training problem.
 
     Attributes:
-        make_model: as the user gave it; it is called anew for every trial, under that trial's seed.
-        make_optimizer: parameters → optimizer.
+        make_model: is called anew for every trial, under that trial's seed.
+        make_optimizer: parameters → optimizer; None asks the ``LightningModule``.
         training: the batches to train on, in their order.
         held_out: the batches that are never trained on, without rows that hold NaN or Inf. A batch whose tensors do not
             begin with the same number of items loses no rows: it is left out as a whole. Once an untrained model was
             run, batches for which it had no finite loss are left out, too.
         loss_fn: (outputs, targets) → scalar.
+        check: the line of Python that has to run for each batch.
+        per_epoch: batches of an epoch, for a ``LightningModule``.
+        mapping_type: of which such a module expects its batches; None for the type that they have.
         hands_out: once it is known, whether ``make_model`` returns the same model every time.
     """
 
     make_model: Callable[[], nn.Module]
-    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None
     training: Sequence[Batch]
     held_out: list[Batch]
     loss_fn: Callable[[Any, Any], Tensor]
+    check: str = "loss_fn(make_model()(inputs), targets).backward()"
+    per_epoch: float = math.inf
+    mapping_type: type | None = None
     hands_out: list[bool] = field(default_factory=list)
 
     @classmethod
     def of(
         cls,
-        make_model: Callable[[], nn.Module],
-        make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        batches: Sequence[Batch | Mapping[str, Any]],
-        loss_fn: Callable[[Any, Any], Tensor],
+        make_model: Callable[[], nn.Module] | nn.Module,
+        make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
+        batches: Iterable[Any] | None,
+        loss_fn: Callable[[Any, Any], Tensor] | None,
+        until: float = math.inf,
     ) -> Problem:
         """Check what the user gave, and hold out a fifth of the batches.
+
+        Args:
+            make_model: as the user gave it, like the other arguments of that name.
+            make_optimizer: None takes what the framework of the model provides.
+            batches: a sequence or a loader.
+            loss_fn: None lets the model compute its loss from whole batches.
+            until: on ``time.perf_counter``: no more batches are loaded then.
 
         Raises:
             ArgumentTypeError, ArgumentValueError: for an argument that makes no sense.
         """
         _refuse_bad_functions(make_model, make_optimizer, loss_fn)
-        _refuse_bad_batches(batches)
-        pairs = [_pair(number, batch) for number, batch in enumerate(batches)]
-        every = max(EVERY, -(-len(pairs) // MOST))
-        held_out = [*range(every - 1, len(pairs), every)] or [len(pairs) - 1]
-        training = [pair for number, pair in enumerate(pairs) if number not in held_out]
-        finite = [keep_rows(pairs[number], largest_entries(pairs[number]).isfinite()) for number in held_out]
-        sound = [pair for pair in finite if pair is not None]
-        if not sound:
+        make = ModelCopies.of(make_model) if isinstance(make_model, nn.Module) else make_model
+        example = None if make_optimizer is not None and loss_fn is not None else _example(make)
+        loaded = load(batches, until)
+        if len(loaded.batches) < 2:
             raise ArgumentValueError(
-                f"batches: NaN or Inf leaves nothing of those held out (numbers {_some(held_out)}), so no model could "
-                "be judged. Clean the data, or give more batches."
+                f"batches: expected two or more, one of them to hold out, found {len(loaded.batches)}."
             )
-        return cls(make_model, make_optimizer, training, sound, loss_fn)
+        training, held_out = _split(_pairs(loaded, example, loss_fn))
+        return cls(
+            make,
+            make_optimizer or _usual_optimizer(example),
+            training,
+            held_out,
+            loss_fn or own_loss,
+            check=_check(example, loss_fn),
+            per_epoch=loaded.per_epoch,
+            mapping_type=loaded.mapping_type,
+        )
 
     def fresh_model(self) -> nn.Module:
         """Return a model that nobody else holds: a copy if ``make_model`` returns one that it returned before.
@@ -86,12 +102,15 @@ class Problem:
         Raises:
             ArgumentTypeError: if ``make_model`` returns no module.
         """
-        model = self.make_model()
-        if not isinstance(model, nn.Module):
-            raise ArgumentTypeError(f"make_model: expected it to return an nn.Module, found {type(model).__name__}.")
+        model = _checked(self.make_model())
         if not self.hands_out:  # asked once: does it make models, or hand out one that the user goes on to train?
             self.hands_out.append(_shares(model, self.make_model()))
-        return copy.deepcopy(model) if self.hands_out[0] else model
+        model = copy.deepcopy(model) if self.hands_out[0] else model
+        if lightning_trial.is_lightning(model):
+            by_step = self.loss_fn is own_loss
+            lightning_trial.prepare_(model, self.per_epoch, self.mapping_type, by_step)
+            lightning_trial.count_updates_(model, self._optimizer_of(model))  # for steps before the optimizer is made
+        return model
 
     def fresh_optimizer(self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> Optimizer:
         """Return an optimizer of ``model``.
@@ -99,28 +118,21 @@ class Problem:
         If it also trains the weights of the user's loss, it is given those of the copy ``loss_fn`` in their place.
 
         Raises:
-            ArgumentTypeError: if ``make_optimizer`` raises, or returns no optimizer.
+            ArgumentTypeError, ArgumentValueError: if what makes it raises, or returns no optimizer.
         """
-        parameters = list(model.parameters())
-        try:
-            optimizer = self.make_optimizer(parameters)
-        except Exception as error:
-            raised = f"{type(error).__name__}: {str(error).rstrip('.')}."
-            if parameters and isinstance(self.make_optimizer, type):
-                name = self.make_optimizer.__name__
-                raised += f" {name} needs more than parameters: write lambda parameters: {name}(parameters, lr=…)."
-            raise ArgumentTypeError(
-                f"make_optimizer: called with the model's parameters, it raised {raised}"
-            ) from error
-        if not isinstance(optimizer, Optimizer):
-            raise ArgumentTypeError(
-                f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}."
-            )
+        optimizer = self._optimizer_of(model)
+        if lightning_trial.is_lightning(model):
+            lightning_trial.count_updates_(model, optimizer)
         if isinstance(self.loss_fn, nn.Module) and isinstance(loss_fn, nn.Module):
             own = dict(zip(self.loss_fn.parameters(), loss_fn.parameters(), strict=True))
             for group in optimizer.param_groups:
                 group["params"][:] = [own.get(parameter, parameter) for parameter in group["params"]]
         return optimizer
+
+    def _optimizer_of(self, model: nn.Module) -> Optimizer:
+        if self.make_optimizer is None:
+            return lightning_trial.configured_optimizer(model, self.per_epoch)
+        return _made_optimizer(self.make_optimizer, list(model.parameters()))
 
 
 _HINTS = {
@@ -140,6 +152,22 @@ def copy_loss(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Ten
         return loss_fn
 
 
+def _made_optimizer(
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], parameters: list[nn.Parameter]
+) -> Optimizer:
+    try:
+        optimizer = make_optimizer(parameters)
+    except Exception as error:
+        raised = f"{type(error).__name__}: {str(error).rstrip('.')}."
+        if parameters and isinstance(make_optimizer, type):
+            name = make_optimizer.__name__
+            raised += f" {name} needs more than parameters: write lambda parameters: {name}(parameters, lr=…)."
+        raise ArgumentTypeError(f"make_optimizer: called with the model's parameters, it raised {raised}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentTypeError(f"make_optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}.")
+    return optimizer
+
+
 def _refuse_bad_functions(make_model: object, make_optimizer: object, loss_fn: object) -> None:
     if isinstance(make_optimizer, Optimizer):
         kind = type(make_optimizer).__name__
@@ -147,21 +175,89 @@ def _refuse_bad_functions(make_model: object, make_optimizer: object, loss_fn: o
             f"make_optimizer: expected a function that makes an optimizer, found an optimizer ({kind}). "
             f"Each trial has a model of its own: write lambda parameters: {kind}(parameters, lr=…)."
         )
-    named = {"make_model": make_model, "make_optimizer": make_optimizer, "loss_fn": loss_fn}
-    for name, value in named.items():
-        if not callable(value):
-            raise ArgumentTypeError(f"{name}: expected something to call, found {type(value).__name__}.{_HINTS[name]}")
-    if isinstance(make_model, nn.Module):
-        raise ArgumentTypeError(
-            "make_model: expected a function that makes a model, found a model. Write lambda: MyModel()."
+    if not callable(make_model):
+        raise ArgumentTypeError(_not_callable("make_model", make_model))
+    for name, value in {"make_optimizer": make_optimizer, "loss_fn": loss_fn}.items():
+        if value is not None and not callable(value):
+            is_loader = isinstance(value, Iterable)
+            hint = " If these are the batches, write batches=…." if is_loader else ""
+            raise ArgumentTypeError(_not_callable(name, value) + hint)
+
+
+def _not_callable(name: str, value: object) -> str:
+    return f"{name}: expected something to call, found {type(value).__name__}.{_HINTS[name]}"
+
+
+def _example(make_model: Callable[[], nn.Module]) -> nn.Module:
+    """Return a model, to see what it is; the generators are as they were."""
+    with as_it_was():
+        return _checked(make_model())
+
+
+def _checked(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"make_model: expected it to return an nn.Module, found {type(model).__name__}.")
+    return model
+
+
+def _usual_optimizer(example: nn.Module | None) -> Callable[[Iterable[nn.Parameter]], Optimizer] | None:
+    """Return the function that makes the optimizer which the model's framework would make; None for Lightning.
+
+    Raises:
+        ArgumentTypeError: if there is none.
+    """
+    if lightning_trial.is_lightning(example):
+        return None
+    if is_a(example, "PreTrainedModel", "PeftModel"):
+        return adam_of_trainer
+    raise ArgumentTypeError(
+        f"make_optimizer: expected a function, found None, and {type(example).__name__} is neither a LightningModule, "
+        f"which has configure_optimizers(), nor a model of transformers.{_HINTS['make_optimizer']}"
+    )
+
+
+def _check(example: nn.Module | None, loss_fn: object) -> str:
+    if loss_fn is not None:
+        return Problem.check
+    if lightning_trial.is_lightning(example):
+        return "make_model().training_step(batch, 0) returns a loss, and its .backward()"
+    return "make_model()(**batch).loss.backward()"
+
+
+def _pairs(loaded: LoadedBatches, example: nn.Module | None, loss_fn: object) -> list[Batch]:
+    """Return (inputs, targets) of each batch; without a loss function all of a batch is the model's input."""
+    if loss_fn is not None:
+        return [_pair(number, batch) for number, batch in enumerate(loaded.batches)]
+    is_lightning = lightning_trial.is_lightning(example)
+    if is_lightning:
+        lightning_trial.refuse_manual_optimization(example)
+    parameter = None if example is None else next(example.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    batches = loaded.batches if device.type == "cpu" else [_moved(batch, device) for batch in loaded.batches]
+    return [((batch,) if is_lightning else batch, ()) for batch in batches]
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    return _torch.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def _split(pairs: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches to train on and those held out, without their broken rows.
+
+    Raises:
+        ArgumentValueError: if nothing is left of those held out.
+    """
+    every = max(EVERY, -(-len(pairs) // MOST))
+    held_out = [*range(every - 1, len(pairs), every)] or [len(pairs) - 1]
+    training = [pair for number, pair in enumerate(pairs) if number not in held_out]
+    finite = [keep_rows(pairs[number], largest_entries(pairs[number]).isfinite()) for number in held_out]
+    sound = [pair for pair in finite if pair is not None]
+    if not sound:
+        raise ArgumentValueError(
+            f"batches: NaN or Inf leaves nothing of those held out (numbers {_some(held_out)}), so no model could "
+            "be judged. Clean the data, or give more batches."
         )
-
-
-def _refuse_bad_batches(batches: object) -> None:
-    if not isinstance(batches, Sequence):
-        raise ArgumentTypeError(f"batches: expected a sequence, found {type(batches).__name__}. Write list(loader).")
-    if len(batches) < 2:
-        raise ArgumentValueError(f"batches: expected two or more, one of them to hold out, found {len(batches)}.")
+    return training, sound
 
 
 def _pair(number: int, batch: Any) -> Batch:
@@ -169,6 +265,8 @@ def _pair(number: int, batch: Any) -> Batch:
         return batch["inputs"], batch["targets"]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
+    if isinstance(batch, Mapping) and "labels" in batch:  # of Hugging Face
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
     found = f"a mapping of {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
     raise ArgumentTypeError(
         f'batches[{number}]: expected (inputs, targets), or {{"inputs": …, "targets": …}}, found {found}. '

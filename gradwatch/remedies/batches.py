@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from gradwatch.remedies.rows import Batch, keep_rows, largest_entries, length_of
 __all__ = ["Scaling", "clean_batches", "scale_batches", "split_batches"]
 
 LARGE = 3.0  # targets of a mean or deviation beyond this are scaled; probabilities and class weights never are
+LABELS = ("label", "labels", "label_ids", "target", "targets", "y")  # names of what is no input in a batch
 WILD = 100.0  # a row whose largest entry is so many times that of the median batch is left out
 
 
@@ -60,7 +61,10 @@ class Scaling:
 
     def inputs(self, inputs: Any) -> Any:
         """Return inputs as the model was trained on them."""
-        return inputs if self.input_moments is None else self.input_moments.standardise(inputs)
+        features = _features(inputs)
+        if self.input_moments is None or features is None:
+            return inputs
+        return _with_features(inputs, self.input_moments.standardise(features))
 
     def targets(self, targets: Any) -> Any:
         """Return targets as the model was trained on them."""
@@ -76,8 +80,9 @@ def scale_batches(batches: Iterable[Batch], model: nn.Module) -> tuple[list[Batc
     """Return batches whose inputs have mean 0 and deviation 1, and the figures; targets, too, where they are large.
 
     ∂²L/∂W₁² ∝ E[x²]: inputs 16 times as large allow 1/256 of the learning rate (LeCun et al. 1998). Features of
-    (N, features) are scaled one by one, images and sequences by one figure. Targets are scaled where their mean or
-    deviation is above 3 and the model's outputs have as many entries.
+    (N, features) are scaled one by one, images and sequences by one figure. Of inputs that are a tuple or list the
+    first is scaled, of a mapping the first that holds real numbers and is not called labels. Targets are scaled where
+    their mean or deviation is above 3 and the model's outputs have as many entries.
 
     Args:
         batches: (inputs, targets); those with NaN or Inf do not count for the figures.
@@ -94,10 +99,10 @@ def scale_batches(batches: Iterable[Batch], model: nn.Module) -> tuple[list[Batc
                 [ 1.]]), tensor([[0.]]))
     """
     batches = list(batches)
-    given = _moments([inputs for inputs, _ in batches])
+    given = _moments([_features(inputs) for inputs, _ in batches])
     wanted, reason = _target_moments(batches, model)
     if wanted is None and given is None:
-        raise NotApplicableError(f"the inputs are not a tensor of finite real numbers{reason}")
+        raise NotApplicableError(f"the inputs are no finite real numbers{reason}")
     if wanted is None and given is not None and given.is_about_unit:
         raise NotApplicableError(f"the inputs have about unit variance already{reason}")
     if wanted is None and reason:
@@ -206,6 +211,33 @@ def _moments(tensors: Sequence[Any], alike: bool = False) -> Moments | None:
     return Moments(mean, deviation.where(deviation > 1e-3 * largest, largest))
 
 
+def _features(inputs: Any) -> Tensor | None:
+    """Return the tensor among ``inputs`` that is scaled; None if there is none."""
+    if inputs is None or isinstance(inputs, Tensor):
+        return inputs
+    key = _key_of_features(inputs)
+    return None if key is None else _features(inputs[key])
+
+
+def _with_features(inputs: Any, features: Tensor) -> Any:
+    """Return ``inputs`` with ``features`` in the place of those that ``_features`` returns."""
+    if isinstance(inputs, Tensor):
+        return features
+    key = _key_of_features(inputs)
+    within = _with_features(inputs[key], features)
+    if isinstance(inputs, Mapping):
+        return {**inputs, key: within}
+    parts = (within, *inputs[1:])
+    return type(inputs)(parts) if type(inputs) in (tuple, list) else type(inputs)(*parts)  # a named tuple
+
+
+def _key_of_features(inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        numbers = (name for name, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point())
+        return next((name for name in numbers if name not in LABELS), None)
+    return 0 if isinstance(inputs, (tuple, list)) and len(inputs) else None
+
+
 def _finite_tensors(values: Sequence[Any]) -> list[Tensor]:
     return [value.detach() for value in values if isinstance(value, Tensor) and value.isfinite().all()]
 
@@ -216,6 +248,8 @@ def _target_moments(batches: Sequence[Batch], model: nn.Module) -> tuple[Moments
     Outputs of as many entries in another shape, which the loss squeezes, say, take one figure for all.
     """
     targets = [targets for _, targets in batches]
+    if not _torch.tree_leaves(targets):
+        return None, _reason_of_targets_within(batches[0][0])
     found = _moments(targets)
     if found is None or not found.is_large:
         return None, ""
@@ -224,6 +258,17 @@ def _target_moments(batches: Sequence[Batch], model: nn.Module) -> tuple[Moments
         deviation = float(found.deviation.max())
         return None, f"; targets have a deviation of {deviation:.3g}, but the model's outputs do not have their shape"
     return (found if output.shape == targets[0].shape else _moments(targets, alike=True)), ""
+
+
+def _reason_of_targets_within(inputs: Any) -> str:
+    """Return why large targets that a model is given with its inputs, to compute its own loss, stay as they are."""
+    features = _features(inputs)
+    others = [leaf for leaf in _torch.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf is not features]
+    moments = [found for other in others if (found := _moments([other], alike=True)) is not None and found.is_large]
+    if not moments:
+        return ""
+    deviation = float(moments[0].deviation)
+    return f"; targets have a deviation of {deviation:.3g}, but the model is given them to compute the loss itself"
 
 
 def _warn(text: str) -> None:

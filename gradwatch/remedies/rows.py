@@ -27,9 +27,7 @@ def length_of(batch: Batch) -> int | None:
     """
     lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in _torch.tree_leaves(batch)}
     length = lengths.pop() if len(lengths) == 1 else None
-    inputs = _torch.tree_leaves(batch[0])
-    relates = length is not None and len(inputs) > 1 and any(leaf.shape[1:2] == (length,) for leaf in inputs)
-    return None if relates else length
+    return None if length is None or _has_relations(batch, length) else length
 
 
 def largest_entries(batch: Batch) -> Tensor:
@@ -49,3 +47,15 @@ def keep_rows(batch: Batch, sound: Tensor) -> Any | None:
     if sound.all():
         return batch
     return _torch.tree_map(lambda leaf: leaf[sound], batch) if sound.any() else None
+
+
+def _has_relations(batch: Batch, length: int) -> bool:
+    """Return whether one of several inputs relates ``length`` items to each other.
+
+    Integers alone do not: 16 sequences of 16 tokens have a square mask. Of a batch that is given whole, without targets
+    of its own, the first part does not either: 16 items of 16 features have a label each.
+    """
+    inputs = _torch.tree_leaves(batch[0])
+    candidates = inputs if _torch.tree_leaves(batch[1]) else inputs[1:]
+    has_numbers = any(leaf.is_floating_point() for leaf in inputs)
+    return len(inputs) > 1 and has_numbers and any(leaf.shape[1:2] == (length,) for leaf in candidates)

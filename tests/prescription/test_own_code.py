@@ -1,5 +1,6 @@
 """A change as a person would write it, shown only where it makes what the trial had."""
 
+import lightning.pytorch
 import pytest
 import torch
 from torch import nn
@@ -113,3 +114,44 @@ def test_a_rate_that_is_not_the_optimizers_is_left_alone():
         return optimizer
 
     assert change(make_sigmoids, scheduled, "lower-learning-rate") == ""
+
+
+class Module(lightning.pytorch.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 1))
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.body(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class ByEpoch(Module):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 10)]
+
+
+class ByCycle(Module):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=300)]
+
+
+@pytest.mark.parametrize("module", [Module, ByEpoch])
+def test_another_rate_is_a_diff_of_configure_optimizers(module):
+    found = own_change(Problem.of(module, None, BATCHES, None), treatments("lower-learning-rate"))
+    (before, after) = changed_lines(found)
+    assert before.endswith("lr=0.1)")
+    assert after.endswith("lr=0.01)")
+
+
+def test_a_cycle_sets_the_rate_so_no_diff_of_the_optimizer_is_shown():
+    assert own_change(Problem.of(ByCycle, None, BATCHES, None), treatments("lower-learning-rate")) == ""
+
+
+def test_another_activation_function_is_a_diff_of_a_lightning_module():
+    found = own_change(Problem.of(Module, None, BATCHES, None), treatments("relu"))
+    assert [line.count("nn.ReLU()") for line in changed_lines(found)] == [0, 1]

@@ -438,7 +438,7 @@ class NeedsRate(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"make_model": nn.Linear(2, 2)}, TypeError, "make_model: expected a function that makes a model"),
+        ({"make_model": 3}, TypeError, "make_model: expected something to call, found int. Write lambda"),
         ({"make_model": lambda: 3}, TypeError, "make_model: expected it to return an nn.Module, found int"),
         ({"make_optimizer": 3}, TypeError, "make_optimizer: expected something to call, found int. Write lambda"),
         ({"make_optimizer": lambda parameters: None}, TypeError, "make_optimizer: expected a torch.optim.Optimizer"),
@@ -462,7 +462,8 @@ class NeedsRate(torch.optim.SGD):
             TypeError,
             "make_optimizer: called with the model's parameters, it raised AttributeError: 'list' object has no",
         ),
-        ({"batches": iter(())}, TypeError, "batches: expected a sequence"),
+        ({"batches": iter(())}, ValueError, "batches: expected two or more, one of them to hold out, found 0"),
+        ({"batches": None}, TypeError, "batches: expected a sequence of batches, a DataLoader or a"),
         ({"batches": classes()[:1]}, ValueError, "batches: expected two or more"),
         ({"batches": [torch.ones(2)] * 4}, TypeError, r"batches\[0\]: expected \(inputs, targets\)"),
         (

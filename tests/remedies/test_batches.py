@@ -1,6 +1,8 @@
 """Changes of batches: scaled, cleaned, cut into smaller ones."""
 
 import math
+import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -45,6 +47,45 @@ def test_targets_are_scaled_where_inputs_are_names_of_things():
     batches, _ = scale_batches([(torch.arange(9), 1e4 * torch.randn(9, 1))] * 3, nn.Embedding(9, 1))
     assert torch.equal(batches[0][0], torch.arange(9))
     assert batches[0][1].std(correction=0).item() == pytest.approx(1.0)
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: [x, y],
+        Pair,
+        lambda x, y: {"labels": 1e4 * x, "ids": y, "pixel_values": x},
+        lambda x, y: ({"nested": x, "y": y},),
+    ],
+    ids=["tuple", "list", "named", "mapping", "nested"],
+)
+def test_of_inputs_with_several_parts_the_first_numbers_are_scaled(whole):
+    x, y = 1000 + 50 * torch.randn(64, 6), torch.arange(64)
+    given = whole(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PartlyAppliedWarning)  # about labels that are large
+        batches, scaling = scale_batches([(given, ())] * 3, nn.Linear(6, 3))
+    (scaled, _), *_ = batches
+    wanted, _ = scale_batches([(x, y)] * 3, nn.Linear(6, 3))
+    expected = whole(wanted[0][0], y)
+    if isinstance(given, dict):
+        expected["labels"] = given["labels"]
+    assert type(scaled) is type(given)
+    torch.testing.assert_close(scaled, expected)
+    torch.testing.assert_close(scaling.inputs(given), expected)
+
+
+def test_large_targets_within_the_inputs_are_said_to_stay():
+    x, y = 1000 + 50 * torch.randn(64, 6), 1e4 * torch.randn(64)
+    with pytest.warns(PartlyAppliedWarning, match=r"only the inputs.* deviation of \S+, but the model is given them"):
+        batches, _ = scale_batches([((x, y), ())] * 3, nn.Linear(6, 3))
+    assert torch.equal(batches[0][0][1], y)
 
 
 def test_targets_that_cannot_be_scaled_are_said_to_be_large():
@@ -176,6 +217,19 @@ def test_heavy_tails_and_rows_next_to_zero_are_not_wild(size):
 def test_as_many_features_as_items_relate_nothing():
     x, y = torch.randn(8, 8), torch.arange(8)
     assert [len(x) for x, _ in split_batches([(x, {"digit": y, "parity": y % 2})])] == [2] * 4
+
+
+def test_as_many_tokens_as_sentences_relate_nothing():
+    tokens = torch.arange(64).reshape(8, 8)
+    (first, _), *_ = split_batches([({"input_ids": tokens, "attention_mask": tokens > 3}, ())])
+    assert [first["input_ids"].shape, first["attention_mask"].shape] == [(2, 8)] * 2
+
+
+def test_in_whole_batches_features_relate_nothing_and_a_graph_does():
+    x, y, edges = torch.randn(8, 8), torch.arange(8), torch.rand(8, 8)
+    assert [len(part[0]) for (part,), _ in split_batches([(((x, y),), ())])] == [2] * 4
+    with pytest.raises(NotApplicableError, match="no batch can be cut"):
+        split_batches([(((x, edges, y),), ())])
 
 
 def test_smaller_batches_hold_the_same_items():
