@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from gradwatch.findings import Finding
 from gradwatch.watcher import checkpoint
 
-__all__ = ["VERSION", "TrackState", "WatcherState", "what_differs"]
+__all__ = ["VERSION", "TrackState", "WatcherState", "unreadable", "what_differs"]
 
 VERSION = 3
 """The version of a watcher's state. It grows when older states can no longer be read."""
@@ -94,7 +94,7 @@ class WatcherState:
         try:
             values = checkpoint.unpack(dict(plain))
             return cls(
-                layers=tuple(values["layers"]),
+                layers=_names(values["layers"]),
                 step=int(values["step"]),
                 skipped_steps=int(values["skipped_steps"]),
                 measured_steps=int(values["measured_steps"]),
@@ -102,10 +102,22 @@ class WatcherState:
                 tracks=tuple(TrackState(t["updates"], t["diagnosis"], t["clip"]) for t in values["optimizers"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"load_state_dict: expected a whole state of version {VERSION}, found one that cannot be read "
-                f"({type(error).__name__}: {error}). {_RESUME}"
-            ) from error
+            raise unreadable(error) from error
+
+
+def unreadable(error: Exception) -> ValueError:
+    """Return what to raise where reading a state has raised ``error``."""
+    return ValueError(
+        f"load_state_dict: expected a whole state of version {VERSION}, found one that cannot be read "
+        f"({type(error).__name__}: {error}). {_RESUME}"
+    )
+
+
+def _names(found: Iterable[object]) -> tuple[str, ...]:
+    names = [name for name in found if isinstance(name, str)]
+    if len(names) < len([*found]):
+        raise TypeError("layers: expected names")
+    return tuple(names)
 
 
 def what_differs(before: Sequence[str], now: Sequence[str]) -> str:

@@ -49,7 +49,7 @@ from gradwatch.watcher.recovery import Recovery
 from gradwatch.watcher.replica_check import ReplicaCheck
 from gradwatch.watcher.report_processor import ReportProcessor
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
-from gradwatch.watcher.state import WatcherState, what_differs
+from gradwatch.watcher.state import WatcherState, unreadable, what_differs
 from gradwatch.watcher.steps import Steps
 from gradwatch.watcher.turns import Turns, in_turn
 from gradwatch.watcher.unlearned import notes_on
@@ -404,7 +404,12 @@ class WatchedLoop:
         if state.layers != self.layers.names:
             differ = sorted(set(state.layers) ^ set(self.layers.names))[:3] or "their order"
             raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
-        self.steps.restore(state.step, state.tracks)
+        try:
+            self.steps.restore(state.step, state.tracks)
+        except ValueError:
+            raise
+        except Exception as error:  # a part of it is of another form than anyone has checked
+            raise unreadable(error) from error
         self.processor.restore(state.skipped_steps, state.measured_steps, state.ended)
 
     @observing("resuming")

@@ -707,6 +707,17 @@ def test_a_state_with_a_part_missing_is_refused_in_words(missing):
     refused(state, "cannot be read")
 
 
+@pytest.mark.parametrize("damaged", [None, 5, {}, "x", object(), torch.ones(3)], ids=lambda value: type(value).__name__)
+def test_a_state_whose_detector_is_damaged_is_refused_in_words(damaged):
+    state = state_of_a_run()
+    state["optimizers"][0]["diagnosis"]["detectors"]["Dead"] = damaged
+    refused(state, "cannot be read.* Resume without it")
+
+
+def test_a_state_of_layers_without_names_is_refused_in_words():
+    refused({**state_of_a_run(), "layers": [object()]}, "cannot be read")
+
+
 def test_a_state_whose_optimizer_cannot_be_read_is_refused_before_any_step():
     state = state_of_a_run()
     state["optimizers"][0]["clip"]["version"] = 99
