@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradwatch.prescription.argument_errors import ArgumentTypeError, ArgumentValueError
-from gradwatch.prescription.loaded_batches import is_a
+from gradwatch.prescription.loaded_batches import LoadedBatches, is_a
 from gradwatch.prescription.rate_schedule import LONGEST, follow_schedulers_
 
 __all__ = ["configured_optimizer", "count_updates_", "is_lightning", "prepare_", "refuse_manual_optimization"]
@@ -24,6 +24,19 @@ __all__ = ["configured_optimizer", "count_updates_", "is_lightning", "prepare_",
 _TRAINER = "trainer of trial"
 _MAPPING = "mapping type of trial"
 _INSIDE = "is inside step of trial"
+
+
+class LoggerOfTrial:
+    """A logger that takes everything and keeps nothing, and so does its ``experiment``."""
+
+    @property
+    def experiment(self) -> LoggerOfTrial:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _log_nothing
 
 
 class TrainerOfTrial:
@@ -38,18 +51,20 @@ class TrainerOfTrial:
     validating = testing = predicting = evaluating = sanity_checking = False
     global_rank = local_rank = node_rank = 0
     world_size = num_devices = num_nodes = accumulate_grad_batches = 1
-    logger = progress_bar_callback = datamodule = train_dataloader = val_dataloaders = gradient_clip_val = None
+    progress_bar_callback = train_dataloader = val_dataloaders = gradient_clip_val = None
     precision = "32-true"
     log_every_n_steps = 50
     max_steps = estimated_stepping_batches = LONGEST
 
-    def __init__(self, per_epoch: float) -> None:
+    def __init__(self, loaded: LoadedBatches) -> None:
         self.global_step = 0
-        self.num_training_batches = per_epoch
-        self.max_epochs = max(1, math.ceil(LONGEST / per_epoch))
+        self.num_training_batches = loaded.per_epoch
+        self.max_epochs = max(1, math.ceil(LONGEST / loaded.per_epoch))
+        self.datamodule = loaded.data_module
         self.optimizers: list[Optimizer] = []
         self.strategy = SimpleNamespace(_lightning_optimizers=self.optimizers)  # ``module.optimizers()`` reads it
-        self.loggers: list[Any] = []
+        self.logger = LoggerOfTrial()
+        self.loggers = [self.logger]
         self.callbacks: list[Any] = []
         self.lr_scheduler_configs: list[Any] = []
         self.callback_metrics: dict[str, Any] = {}
@@ -115,22 +130,21 @@ def refuse_manual_optimization(module: Any) -> None:
         )
 
 
-def prepare_(module: Any, per_epoch: float, mapping_type: type | None, by_step: bool) -> None:
+def prepare_(module: Any, loaded: LoadedBatches, by_step: bool) -> None:
     """Bring a new module to where a Trainer would begin to train it.
 
     ``setup("fit")`` and ``configure_model()`` are called; no other hook is. ``log`` and ``log_dict`` do nothing.
 
     Args:
         module: is changed in place.
-        per_epoch: batches of an epoch.
-        mapping_type: of which ``training_step`` expects its batches to be, where they were turned into a ``dict``.
+        loaded: the batches as they were given.
         by_step: let a call of the module run its ``training_step``.
     """
     for part in module.modules():
         if is_lightning(part):
             part.log = part.log_dict = _log_nothing
-    module.trainer = TrainerOfTrial(per_epoch)
-    module.__dict__ |= {_TRAINER: module.trainer, _MAPPING: mapping_type}
+    module.trainer = TrainerOfTrial(loaded)
+    module.__dict__ |= {_TRAINER: module.trainer, _MAPPING: loaded.mapping_type}
     module.setup("fit")
     module.configure_model()
     if by_step:

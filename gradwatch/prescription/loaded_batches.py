@@ -30,11 +30,13 @@ class LoadedBatches:
         batches: in their order. A mapping that is no ``dict``, such as a ``BatchEncoding``, has become one.
         per_epoch: how many batches the loader gives in one pass; infinity if it does not say.
         mapping_type: of the batches that became a ``dict``; None if none did.
+        data_module: the ``LightningDataModule`` that they come from, if they do.
     """
 
     batches: list[Any]
     per_epoch: float
     mapping_type: type | None = None
+    data_module: Any = None
 
 
 def load(given: object, until: float = math.inf) -> LoadedBatches:
@@ -55,7 +57,8 @@ def load(given: object, until: float = math.inf) -> LoadedBatches:
         taken = list(loader) if isinstance(loader, Sequence) else list(_first_of(loader, until))
     foreign = [type(batch) for batch in taken if isinstance(batch, Mapping) and not isinstance(batch, dict)]
     plain = [dict(batch) if isinstance(batch, Mapping) else batch for batch in taken]
-    return LoadedBatches(plain, _length_of(loader), foreign[0] if foreign else None)
+    data_module = given if is_a(given, "LightningDataModule") else None
+    return LoadedBatches(plain, _length_of(loader), foreign[0] if foreign else None, data_module)
 
 
 def is_a(thing: object, *names: str) -> bool:

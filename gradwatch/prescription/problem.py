@@ -40,8 +40,7 @@ class Problem:
             run, batches for which it had no finite loss are left out, too.
         loss_fn: (outputs, targets) → scalar.
         check: the line of Python that has to run for each batch.
-        per_epoch: batches of an epoch, for a ``LightningModule``.
-        mapping_type: of which such a module expects its batches; None for the type that they have.
+        loaded: the batches as they were given.
         hands_out: once it is known, whether ``make_model`` returns the same model every time.
     """
 
@@ -50,9 +49,8 @@ class Problem:
     training: Sequence[Batch]
     held_out: list[Batch]
     loss_fn: Callable[[Any, Any], Tensor]
+    loaded: LoadedBatches
     check: str = "loss_fn(make_model()(inputs), targets).backward()"
-    per_epoch: float = math.inf
-    mapping_type: type | None = None
     hands_out: list[bool] = field(default_factory=list)
 
     @classmethod
@@ -91,9 +89,8 @@ class Problem:
             training,
             held_out,
             loss_fn or own_loss,
-            check=_check(example, loss_fn),
-            per_epoch=loaded.per_epoch,
-            mapping_type=loaded.mapping_type,
+            loaded,
+            _check(example, loss_fn),
         )
 
     def fresh_model(self) -> nn.Module:
@@ -107,8 +104,7 @@ class Problem:
             self.hands_out.append(_shares(model, self.make_model()))
         model = copy.deepcopy(model) if self.hands_out[0] else model
         if lightning_trial.is_lightning(model):
-            by_step = self.loss_fn is own_loss
-            lightning_trial.prepare_(model, self.per_epoch, self.mapping_type, by_step)
+            lightning_trial.prepare_(model, self.loaded, by_step=self.loss_fn is own_loss)
             lightning_trial.count_updates_(model, self._optimizer_of(model))  # for steps before the optimizer is made
         return model
 
@@ -131,7 +127,7 @@ class Problem:
 
     def _optimizer_of(self, model: nn.Module) -> Optimizer:
         if self.make_optimizer is None:
-            return lightning_trial.configured_optimizer(model, self.per_epoch)
+            return lightning_trial.configured_optimizer(model, self.loaded.per_epoch)
         return _made_optimizer(self.make_optimizer, list(model.parameters()))
 
 

@@ -80,17 +80,29 @@ def test_a_module_itself_may_be_given_and_stays_as_it_was():
     assert module._trainer is None
 
 
+class Sums(lightning.pytorch.LightningDataModule):
+    classes = 4
+
+    def setup(self, stage):
+        self.stage = stage
+
+    def train_dataloader(self):
+        return data()
+
+
 def test_a_data_module_is_set_up_and_read():
-    class Sums(lightning.pytorch.LightningDataModule):
-        def setup(self, stage):
-            self.stage = stage
-
-        def train_dataloader(self):
-            return data()
-
     module = Sums()
     assert len(load(module).batches) == 20
     assert module.stage == "fit"
+
+
+def test_a_data_module_with_several_loaders_is_refused():
+    class Two(Sums):
+        def train_dataloader(self):
+            return [data(), data()]
+
+    with pytest.raises(TypeError, match="batches: expected a data module with one loader, found 2 in train_dataloader"):
+        load(Two())
 
 
 class Plain(lightning.pytorch.LightningModule):
@@ -111,6 +123,25 @@ class Plain(lightning.pytorch.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_module_asks_its_trainer_as_it_is_used_to():
+    class Curious(Plain):
+        def configure_model(self):
+            self.layer = nn.Linear(16, self.trainer.datamodule.classes)
+
+        def training_step(self, batch, batch_idx, dataloader_idx):
+            assert dataloader_idx == 0
+            assert self.trainer.is_global_zero
+            assert (
+                self.trainer.max_epochs * self.trainer.num_training_batches == self.trainer.estimated_stepping_batches
+            )
+            assert self.lr_schedulers() is None
+            self.logger.experiment.add_scalar("rate", self.optimizers().param_groups[0]["lr"], self.global_step)
+            self.logger.log_metrics({"epoch": self.current_epoch})
+            return super().training_step(batch, batch_idx)
+
+    assert len(train(Curious, Sums())[1]) == 6
 
 
 def train(make_model, batches, steps=6, make_optimizer=None, loss_fn=None):
@@ -260,7 +291,8 @@ def test_layers_made_by_the_hooks_of_a_trainer_are_there():
         def configure_model(self):
             self.layer = nn.Linear(16, self.width)
 
-    assert train(Late, list(data()))[1] == train(Plain, list(data()))[1]
+    batches = list(data())
+    assert train(Late, batches)[1] == train(Plain, batches)[1]
 
 
 def test_what_is_given_wins_over_the_module():
