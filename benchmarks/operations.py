@@ -67,6 +67,21 @@ def autoencoder() -> Made:
     return nn.Sequential(*layers), lambda model, x: nn.functional.mse_loss(model(x), x), torch.rand(32, 64)
 
 
+def mixed() -> Made:
+    """Layers of two types, as where normalisations stay in float32."""
+    layers = [nn.Linear(64, 64), _InBfloat16(), nn.Tanh(), nn.LayerNorm(64), nn.Linear(64, 1)]
+    return nn.Sequential(*layers), mean_square, torch.randn(32, 64)
+
+
+class _InBfloat16(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 64, dtype=torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.bfloat16()).float()
+
+
 def mean_square(model: nn.Module, x: Tensor) -> Tensor:
     """Return a loss."""
     return model(x).square().mean()
@@ -97,6 +112,7 @@ MODELS: dict[str, Callable[[], Made]] = {
     "100 layers of 64 units, 202 tensors": mlp,
     "30 layers of 30 widths, in-place ReLU, 62 tensors": rectified_mlp,
     "autoencoder with sigmoids, 4 tensors": autoencoder,
+    "float32 and bfloat16, 8 tensors": mixed,
 }
 
 

@@ -220,7 +220,7 @@ def _ceiling_by_weights(total: Tensor, memory: _Memory, parameters: Sequence[Ten
     ceiling = reach / max(map(_number, rates))
     for rate in rates:
         if isinstance(rate, Tensor):
-            ceiling = torch.minimum(ceiling, reach / rate.to(total))
+            ceiling = torch.minimum(ceiling, reach / rate.to(total, non_blocking=True))
     memory.latest_ceiling = ceiling.nan_to_num(nan=math.inf, posinf=math.inf)  # weights may be NaN already
     return memory.latest_ceiling
 

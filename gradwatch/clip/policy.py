@@ -96,7 +96,8 @@ def scale_by_(gradients: Sequence[Tensor], magnitudes: statistics.Magnitudes, sc
     """
     scale = scale.clamp(max=1.0)
     if not magnitudes.total.is_cpu:
-        scale = scale.masked_fill(magnitudes.nonfinite.any(), 1.0)
+        # Inf ÷ Inf: a total of finite entries that has overflowed
+        scale = torch.nan_to_num(scale, nan=0.0).masked_fill_(magnitudes.nonfinite.any(), 1.0)
     clipped_total = magnitudes.total * scale
     statistics.scale_(gradients, scale, magnitudes.groups)
     return clipped_total

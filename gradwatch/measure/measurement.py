@@ -465,7 +465,7 @@ class Measurement:
 
     def _own_positions(self) -> Tensor:
         """Return (w,) which of the n are watched, on the device."""
-        return torch.from_numpy(self._columns.positions).to(self.device)
+        return torch.from_numpy(self._columns.positions).to(self.device, non_blocking=True)
 
     def _spread(self, rows: Tensor) -> Tensor:
         """Return (…, n) from (…, w), with zeros for what is not watched."""
@@ -537,7 +537,7 @@ class Measurement:
 
 def _positions(at_end: EndMagnitudes, columns: GradientColumns, device: torch.device) -> Tensor:
     """Return (n,) the place of each gradient among those at the end of the backward pass, −1 where it is missing."""
-    return torch.from_numpy(at_end.positions(columns.columns)).to(device)
+    return torch.from_numpy(at_end.positions(columns.columns)).to(device, non_blocking=True)
 
 
 def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | float | None:

@@ -85,7 +85,7 @@ class PartPlaces:
             shares.append(size / max(_count(size, SAMPLED_ENTRIES), 1))
         home = indices[0].device if indices else torch.device("cpu")
         segments = Segments([len(each) for each in indices], home)
-        return cls(indices, segments, torch.tensor(shares, dtype=torch.float64).to(home))
+        return cls(indices, segments, torch.tensor(shares, dtype=torch.float64).to(home, non_blocking=True))
 
     @torch.no_grad()
     def sample(self, parts: Sequence[Tensor]) -> Tensor:

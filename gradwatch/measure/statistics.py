@@ -163,7 +163,7 @@ def entries(tensors: Sequence[Tensor], l2: Tensor, *, with_spread: bool = True) 
         with_spread: also compute mean and standard deviation, which costs another read; they are NaN otherwise.
     """
     plain, home = all_plain(tensors), l2.device
-    count = torch.tensor([tensor.numel() for tensor in plain], dtype=torch.float64, device=home)
+    count = _on(home, [tensor.numel() for tensor in plain], torch.float64)
     some = count > 0
     zeros = count - _stack([tensor.count_nonzero() for tensor in plain], home)
     lowest, highest = zip(*map(torch.aminmax, _filled(plain)), strict=True) if plain else ((), ())
@@ -196,7 +196,8 @@ def scale_(tensors: Sequence[Tensor], scales: Tensor, groups: Groups | None = No
         # a scale of the group's own type is multiplied three times as fast; in float16 one below 6e-8 would be 0
         dtype = group[0].dtype if group[0].dtype in (torch.float32, torch.float64) else scales.dtype
         here = scales.to(group[0].device, dtype, non_blocking=True)
-        _torch.foreach_mul_(group, here if here.ndim == 0 else list(here[positions].unbind()))
+        # a list as an index would be copied to a GPU, which waits
+        _torch.foreach_mul_(group, here if here.ndim == 0 else _members(here.unbind(), positions))
 
 
 @torch.no_grad()
@@ -204,7 +205,9 @@ def clamp_(tensors: Sequence[Tensor], limit: float | Tensor, when: Tensor) -> No
     """Clamp every entry to [−limit, limit] in place if the () bool ``when`` holds. No host sync off the CPU."""
     if when.device.type == "cpu" and not bool(when):
         return  # the test costs nothing here, and saves a read and a write of every gradient
-    bound = torch.as_tensor(limit, dtype=_wide(when.device), device=when.device).where(when, torch.inf)
+    wide = _wide(when.device)
+    limits = limit.to(wide) if isinstance(limit, Tensor) else torch.full((), limit, dtype=wide, device=when.device)
+    bound = limits.where(when, torch.inf)
     for tensor in tensors:
         merged = tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor  # its stored entries add up
         part = _real(merged.values() if merged.layout is torch.sparse_coo else merged)
@@ -295,13 +298,21 @@ def _gather(tensors: Sequence[Tensor], groups: Groups, reduce: Callable[[list[Te
     """Return a (P,) vector from a reduction of each group, in the order of ``tensors``."""
     if not groups:
         return torch.zeros(0)
-    rows = [torch.stack(list(reduce(_members(tensors, positions)))) for positions in groups]
-    if len(rows) == 1:
-        return rows[0]
+    found = [reduce(_members(tensors, positions)) for positions in groups]
+    if len(found) == 1:
+        return torch.stack([*found[0]])
+    scalars: list[Tensor] = [*tensors]
+    for positions, results in zip(groups, found, strict=True):
+        for position, result in zip(positions, results, strict=True):
+            scalars[position] = result
     home = tensors[0].device
-    values = torch.cat([row.to(home, non_blocking=True) for row in rows])
-    order = torch.tensor([i for positions in groups for i in positions], device=home)
-    return torch.empty_like(values).index_copy_(0, order, values)
+    wide = torch.float64 if any(scalar.dtype is torch.float64 for scalar in scalars) else torch.float32
+    return torch.stack([scalar.to(home, wide, non_blocking=True) for scalar in scalars])
+
+
+def _on(device: torch.device, numbers: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Return (n,) numbers of the host on a device, without a wait: ``torch.tensor(…, device=…)`` waits for a GPU."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def _stack(scalars: Sequence[Tensor], home: torch.device) -> Tensor:
@@ -309,4 +320,4 @@ def _stack(scalars: Sequence[Tensor], home: torch.device) -> Tensor:
         return torch.zeros(0, dtype=torch.float64, device=home)
     if len({(scalar.dtype, scalar.device) for scalar in scalars}) == 1:
         return torch.stack(list(scalars)).to(home, torch.float64)
-    return torch.stack([torch.as_tensor(scalar, dtype=torch.float64).to(home) for scalar in scalars])
+    return torch.stack([scalar.to(home, torch.float64, non_blocking=True) for scalar in scalars])

@@ -108,7 +108,7 @@ def layer_rows(
             norms.double().square(),
             _product(of_weights.mean, weight_size),
             sampled_sum,
-            torch.zeros_like(size) if corrupt is None else torch.from_numpy(corrupt).to(size),
+            torch.zeros_like(size) if corrupt is None else torch.from_numpy(corrupt).to(size, non_blocking=True),
         ]
     )
     return rows, torch.where(size > 0, entries.largest / factors, 0.0)
@@ -146,7 +146,7 @@ def _mean_and_std(size: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor,
 
 def _sizes(tensors: Sequence[Tensor], home: torch.device) -> Tensor:
     sizes = [tensor.numel() for tensor in statistics.all_plain(tensors)]
-    return torch.tensor(sizes, dtype=torch.float64, device=home)
+    return torch.tensor(sizes, dtype=torch.float64).to(home, non_blocking=True)
 
 
 def _product(share: Tensor, size: Tensor) -> Tensor:

@@ -86,5 +86,7 @@ class Reduction:
 def scalars_of(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
     """Return (S,) float64 on ``device``, from numbers and () tensors."""
     if all(isinstance(value, int | float) for value in values):
-        return torch.tensor(values, dtype=torch.float64, device=device)
-    return torch.stack([torch.as_tensor(value, dtype=torch.float64).to(device).reshape(()) for value in values])
+        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
+    return torch.stack(
+        [torch.as_tensor(value, dtype=torch.float64).to(device, non_blocking=True).reshape(()) for value in values]
+    )

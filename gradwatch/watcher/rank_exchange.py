@@ -268,7 +268,7 @@ class RankExchange:
             rows = scalars.new_zeros(GRADIENT_ROWS, len(attempt.gradients))
             rows[:2] = plain_acts.squares_and_nonfinite(attempt)
         parts = list(map(parts_of, attempt.parameters, self._gradients))
-        self._parts = torch.tensor(parts).to(scalars)
+        self._parts = torch.tensor(parts).to(scalars, non_blocking=True)
         holds = (self._parts > 0).to(scalars)
         both = torch.cat([scalars, self._last_update.to(scalars)])
         self.sums = self._reduction.add_up(rows, self._parts, holds, both)

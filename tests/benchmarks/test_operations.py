@@ -35,14 +35,14 @@ def test_no_step_waits_for_the_device(costs):
 
 def test_one_copy_brings_a_step_to_the_host(costs):
     known = [kinds[kind]["copies"] for kinds in costs.values() for kind in ("plain", "sampled")]
-    assert set(known) == {1}
+    assert set(known) == {1}  # also where layers are of two types
 
 
 def test_launches_do_not_grow_with_the_layers(costs):
     for kinds in costs.values():
-        assert kinds["plain"]["launches"] <= 16
-        assert kinds["first"]["launches"] <= 45
+        assert kinds["plain"]["launches"] <= 20
+        assert kinds["first"]["launches"] <= 50
     sampled = {name.split(",")[0]: kinds["sampled"]["launches"] for name, kinds in costs.items()}
     assert sampled["100 layers of 64 units"] <= 50
-    assert sampled["GPT-2 of 6 layers"] <= 54
+    assert sampled["GPT-2 of 6 layers"] <= 56
     assert max(sampled.values()) <= 80  # one more for each output that the model changes in place
