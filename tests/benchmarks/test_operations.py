@@ -1,12 +1,14 @@
 """What watching costs a GPU, in counts, which are exact: ``benchmarks/operations.py`` on a device that counts."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from torch.utils import backend_registration
+
+from tests.forked_python import FRAMEWORKS, run
+from tests.once import made_once
 
 pytestmark = [
     pytest.mark.process,
@@ -21,10 +23,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def costs():
+def costs(tmp_path_factory):
     """{model: {kind of step: {"launches", "copies", "waits"}}}, of watching and clipping beyond clipping alone."""
-    command = [sys.executable, "-m", "benchmarks.operations", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return made_once(tmp_path_factory, "operations", counted_operations)
+
+
+def counted_operations(_):
+    done = run([sys.executable, "-m", "benchmarks.operations", "--json"], loaded=FRAMEWORKS, cwd=ROOT)
     assert done.returncode == 0, done.stderr  # the figures are those of the same training on the CPU, too
     return json.loads(done.stdout.splitlines()[-1])
 

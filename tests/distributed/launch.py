@@ -8,7 +8,7 @@ each in a process group of its own.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
 import math
 import os
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.forked_python import run
+from tests.once import made_once
 
 if TYPE_CHECKING:
     import pytest
@@ -132,30 +133,29 @@ class Results:
     """
 
     def __init__(self, world: int, module: str, names: Sequence[str], temporary: pytest.TempPathFactory) -> None:
-        self._world, self._directory = world, shared_by_workers(temporary) / f"{module}-{world}"
-        self._directory.mkdir(exist_ok=True)
-        output = self._directory / "output.json"
-        with output.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not output.exists():
-                output.write_text(json.dumps(self._launch(module, names)), encoding="utf-8")
-        self._output = json.loads(output.read_text(encoding="utf-8"))
+        self._world = world
+        launch = functools.partial(self._launch, module, names)
+        self._directory, self._output = made_once(temporary, f"{module}-{world}", launch)
 
-    def _launch(self, module: str, names: Sequence[str]) -> dict[str, str]:
-        """Run the programs; return the output of the launches that those ended which left nothing."""
-        directory, world, outputs = self._directory, self._world, {}
-        (directory / "results").mkdir()
+    def _launch(self, module: str, names: Sequence[str], directory: Path) -> tuple[str, dict[str, str]]:
+        """Run the programs; return where they leave results, and the output of launches that left some out."""
+        results, outputs = directory / "results", {}
+        results.mkdir(exist_ok=True)
         left = list(names)
         while left:
             place = directory / f"launch{len(left)}"
-            place.mkdir()
-            ended = fork_ranks(world, (str(directory / "results"), module, *left), place, SECONDS * 2 + 3 * len(left))
-            missing = [index for index, name in enumerate(left) if not all(path.exists() for path in self._paths(name))]
+            place.mkdir(exist_ok=True)
+            ended = fork_ranks(self._world, (str(results), module, *left), place, SECONDS * 2 + 3 * len(left))
+            missing = [
+                index
+                for index, name in enumerate(left)
+                if not all(path.exists() for path in self._paths(results, name))
+            ]
             if not missing:
                 break
             outputs[left[missing[0]]] = f"status {ended.status}\n{ended.output}"
             left = left[missing[0] + 1 :]
-        return outputs
+        return str(results), outputs
 
     def of(self, name: str) -> list[Any]:
         """Return what ``name`` has returned, a value a rank.
@@ -164,19 +164,13 @@ class Results:
             AssertionError: with the output of all ranks, if it raised, hung or ended its process.
         """
         assert name not in self._output, f"{name!r} hung, or ended its process; {self._output[name]}"
-        answers = [json.loads(path.read_text(encoding="utf-8")) for path in self._paths(name)]
+        answers = [json.loads(path.read_text(encoding="utf-8")) for path in self._paths(Path(self._directory), name)]
         errors = [f"--- rank {rank} ---\n{a['error']}" for rank, a in enumerate(answers) if "error" in a]
         assert not errors, f"{name!r} raised:\n" + "\n".join(errors)
         return [answer["result"] for answer in answers]
 
-    def _paths(self, name: str) -> list[Path]:
-        return [self._directory / "results" / f"{file_name(name)}.{rank}.json" for rank in range(self._world)]
-
-
-def shared_by_workers(temporary: pytest.TempPathFactory) -> Path:
-    """Return the directory of this run of the tests: each process of pytest-xdist has one of its own below it."""
-    own = temporary.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    def _paths(self, results: Path, name: str) -> list[Path]:
+        return [results / f"{file_name(name)}.{rank}.json" for rank in range(self._world)]
 
 
 def file_name(name: str) -> str:
