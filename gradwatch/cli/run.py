@@ -64,8 +64,8 @@ def command(
 ) -> None:
     """Run SCRIPT with ARGS as python would, and watch every optimizer that steps.
 
-    The exit status is the script's own; where that is 0 and --fail-on names a kind that was found, it is 1. It is 1,
-    too, where --fail-on is given and steps were not measured: nobody has looked for those kinds there.
+    The exit status is the script's own; where that is 0 and --fail-on names a kind that was found, it is 1. It is 7
+    where --fail-on is given, none was found and steps were not measured: nobody has looked for those kinds there.
     """
     program = Program(script, args, is_module)
     if (refusal := program.refusal()) is not None:

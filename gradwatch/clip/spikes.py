@@ -47,7 +47,9 @@ def skip_spikes(deviations: float = 6.0, *, window: int = 128) -> Policy:
         return magnitudes.total  # gradients stay as they are
 
     def is_spike(total: Tensor, loss: Tensor | float | None) -> Tensor:
-        known_loss = torch.full_like(total, torch.nan) if loss is None else torch.as_tensor(loss)
+        known_loss = torch.nan if loss is None else loss
+        if not isinstance(known_loss, Tensor):
+            known_loss = torch.full_like(total, known_loss)
         figures = torch.stack([total, known_loss.to(total, non_blocking=True)])
         rows = latest.rows(figures)
         known = torch.isfinite(rows).sum(dim=0)

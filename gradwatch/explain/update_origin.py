@@ -189,7 +189,7 @@ def _format_without_epsilon(weight: Tensor, group: Mapping[str, Any], optimizer:
     state = optimizer.state.get(weight, {})
     squares = [state[name] for name in SECOND_MOMENTS if isinstance(state.get(name), Tensor)]
     square = next((each for each in squares if each.shape == weight.shape), None)
-    if square is None or float(torch.tensor(epsilon, dtype=square.dtype)) != 0:
+    if square is None or float(torch.tensor(epsilon, dtype=square.dtype, device="cpu")) != 0:
         return None
     is_sick = ~torch.isfinite(weight.detach())
     return str(square.dtype).removeprefix("torch.") if bool((square[is_sick] == 0).any()) else None

@@ -546,7 +546,8 @@ def _mean(losses: Sequence[Tensor | float], device: torch.device) -> Tensor | fl
         return None
     if device.type == "cpu":
         return sum(map(float, losses)) / len(losses)
-    parts = [torch.as_tensor(loss).detach().to(device, non_blocking=True).reshape(()) for loss in losses]
+    known = [loss if isinstance(loss, Tensor) else torch.tensor(loss, device="cpu") for loss in losses]
+    parts = [loss.detach().to(device, non_blocking=True).reshape(()) for loss in known]
     if len(parts) == 1:
         return parts[0]
     wide = torch.float32 if device.type == "mps" else torch.float64

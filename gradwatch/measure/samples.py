@@ -85,7 +85,9 @@ class PartPlaces:
             shares.append(size / max(_count(size, SAMPLED_ENTRIES), 1))
         home = indices[0].device if indices else torch.device("cpu")
         segments = Segments([len(each) for each in indices], home)
-        return cls(indices, segments, torch.tensor(shares, dtype=torch.float64).to(home, non_blocking=True))
+        return cls(
+            indices, segments, torch.tensor(shares, dtype=torch.float64, device="cpu").to(home, non_blocking=True)
+        )
 
     @torch.no_grad()
     def sample(self, parts: Sequence[Tensor]) -> Tensor:
@@ -155,7 +157,7 @@ def sample_means(before: WeightSample) -> Tensor:
 def sample_sums(before: WeightSample) -> Tensor:
     """Return (w,) what this rank's part of the sample adds to an estimate of the sum of all entries of each weight."""
     if before.parts is None or not before.weights:
-        return torch.zeros(0)
+        return torch.zeros(0, device="cpu")
     return before.rows.sum(dim=1) * before.parts.shares
 
 
@@ -166,7 +168,7 @@ def update_sums(before: WeightSample) -> tuple[Tensor, Tensor]:
     """
     parts = before.parts
     if parts is None or not before.weights:
-        return torch.zeros(0), torch.zeros(0)
+        return torch.zeros(0, device="cpu"), torch.zeros(0, device="cpu")
     rows = before.rows, parts.sample(before.weights) - before.rows
     size, change = (torch.linalg.vector_norm(each, dim=1).double().square() * parts.shares for each in rows)
     for place in before.unseen:
@@ -208,7 +210,7 @@ def relative_change(before: Tensor, after: Tensor) -> Tensor:
 def _joined(parts: list[Tensor]) -> Tensor:
     """Return (N + 1,) the entries of all parts, and a 0, on the device of the first part."""
     if not parts:
-        return torch.zeros(1)
+        return torch.zeros(1, device="cpu")
     home = parts[0].device
     if any(part.device != home for part in parts):
         parts = [part.to(home, non_blocking=True) for part in parts]
@@ -227,7 +229,7 @@ def entries_of(tensor: Tensor, limit: int) -> Tensor:
 
 def _places(size: int) -> Tensor:
     """Return the places of the entries that ``entries_of`` takes of a tensor of ``size`` entries, flattened."""
-    return torch.arange(0, size, _stride(size, SAMPLED_ENTRIES))
+    return torch.arange(0, size, _stride(size, SAMPLED_ENTRIES), device="cpu")
 
 
 def coprime_stride(size: int, limit: int, period: int) -> int:

@@ -25,10 +25,10 @@ class Segments:
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        counts, total = torch.tensor(lengths, dtype=torch.int64), sum(lengths)
-        is_filled = torch.arange(max(lengths, default=0)) < counts.unsqueeze(1)
-        places = torch.full(is_filled.shape, total)
-        places[is_filled] = torch.arange(total)
+        counts, total = torch.tensor(lengths, dtype=torch.int64, device="cpu"), sum(lengths)
+        is_filled = torch.arange(max(lengths, default=0), device="cpu") < counts.unsqueeze(1)
+        places = torch.full(is_filled.shape, total, device="cpu")
+        places[is_filled] = torch.arange(total, device="cpu")
         self.lengths = tuple(lengths)
         self.counts = counts.to(device, non_blocking=True)
         self._shape = is_filled.shape

@@ -221,7 +221,7 @@ def clamp_(tensors: Sequence[Tensor], limit: float | Tensor, when: Tensor) -> No
 def count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     """Return (P,) int64, the number of NaN and Inf entries of each tensor. Reads every entry; syncs."""
     counts = [tensor.numel() - int(torch.isfinite(tensor).sum()) for tensor in map(_plain, tensors)]
-    return torch.tensor(counts, dtype=torch.int64)
+    return torch.tensor(counts, dtype=torch.int64, device="cpu")
 
 
 def _squares(group: list[Tensor]) -> Sequence[Tensor]:
@@ -239,12 +239,12 @@ def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _count_nonfinite(tensors: Sequence[Tensor], groups: Groups, l2: Tensor, total: Tensor) -> Tensor:
     if l2.device.type == "cpu" and math.isfinite(total):
-        return torch.zeros(len(tensors), dtype=torch.int64)
+        return torch.zeros(len(tensors), dtype=torch.int64, device="cpu")
     if l2.device.type != "cpu":
         largest = _gather(tensors, groups, _extremes)
         return (largest - largest) != 0  # Inf − Inf and NaN − NaN are NaN; isfinite() launches four times
     suspects = (~torch.isfinite(l2)).nonzero().flatten()
-    counts = torch.zeros(len(tensors), dtype=torch.int64)
+    counts = torch.zeros(len(tensors), dtype=torch.int64, device="cpu")
     if len(suspects):
         counts[suspects] = count_nonfinite([tensors[i] for i in suspects.tolist()])
     return counts
@@ -297,7 +297,7 @@ def _members(tensors: Sequence[Tensor], positions: list[int]) -> list[Tensor]:
 def _gather(tensors: Sequence[Tensor], groups: Groups, reduce: Callable[[list[Tensor]], Sequence[Tensor]]) -> Tensor:
     """Return a (P,) vector from a reduction of each group, in the order of ``tensors``."""
     if not groups:
-        return torch.zeros(0)
+        return torch.zeros(0, device="cpu")
     found = [reduce(_members(tensors, positions)) for positions in groups]
     if len(found) == 1:
         return torch.stack([*found[0]])

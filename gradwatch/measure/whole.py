@@ -146,7 +146,7 @@ def _mean_and_std(size: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor,
 
 def _sizes(tensors: Sequence[Tensor], home: torch.device) -> Tensor:
     sizes = [tensor.numel() for tensor in statistics.all_plain(tensors)]
-    return torch.tensor(sizes, dtype=torch.float64).to(home, non_blocking=True)
+    return torch.tensor(sizes, dtype=torch.float64, device="cpu").to(home, non_blocking=True)
 
 
 def _product(share: Tensor, size: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class RandomState:
         """Return the states as numbers, strings and tensors, which ``torch.load(weights_only=True)`` accepts."""
         version, entries, gauss = self.python
         return {
-            "python": {"version": version, "entries": torch.tensor(entries), "gauss": gauss},
+            "python": {"version": version, "entries": torch.tensor(entries, device="cpu"), "gauss": gauss},
             "numpy": _numpy_as_plain(self.numpy),
             "cpu": self.cpu,
             "accelerators": dict(self.accelerators),

@@ -11,15 +11,17 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
 __all__ = ["End", "Program", "leave", "run_program"]
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _interrupts: list[KeyboardInterrupt] = []
+_held: list[Callable[[int, FrameType | None], Any]] = []  # the handler of Ctrl-C, while none is taken
 _kept: list[ModuleType] = []  # a module that sys.modules no longer holds would lose its globals
 
 
@@ -81,11 +83,29 @@ def run_program(program: Program) -> End:
             print(left.code, file=sys.stderr)
         return End(left)
     except BaseException as error:
+        _hold_interrupts()
         _forget_our_frames(error)
         sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
         sys.excepthook(type(error), error, error.__traceback__)
         return End(error)
     return End()
+
+
+def _hold_interrupts() -> None:
+    """Let no second Ctrl-C stop the summary: it is meant for the program, which has ended."""
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _held.append(signal.default_int_handler)
+    except KeyboardInterrupt:  # it has come already
+        _hold_interrupts()
+    except ValueError:  # another thread than the main one runs the program
+        pass
+
+
+def _take_interrupts_again() -> None:
+    while _held:
+        signal.signal(signal.SIGINT, _held.pop())
 
 
 def leave(end: End, otherwise: int = 0) -> None:
@@ -100,6 +120,7 @@ def leave(end: End, otherwise: int = 0) -> None:
     """
     if isinstance(end.raised, KeyboardInterrupt):
         _interrupts.append(end.raised)
+    _take_interrupts_again()
     raise SystemExit(end.status or otherwise)
 
 

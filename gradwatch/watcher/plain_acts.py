@@ -69,7 +69,7 @@ def clip_attempt_plainly_(attempt: Attempt, policy: Policy | None, norms: Tensor
     if policy is None:
         return
     pairs = [
-        (torch.zeros(0) if gradient is None else gradient, parameter)
+        (torch.zeros(0, device="cpu") if gradient is None else gradient, parameter)
         for gradient, parameter in zip(attempt.gradients, attempt.parameters, strict=True)
         if gradient is not None or norms is not None
     ]
@@ -81,7 +81,7 @@ def squares_and_nonfinite(attempt: Attempt) -> Tensor:
 
     A loss scale that the gradients still hold is divided out.
     """
-    found = torch.zeros(2, len(attempt.gradients), dtype=torch.float64)
+    found = torch.zeros(2, len(attempt.gradients), dtype=torch.float64, device="cpu")
     for place, gradient in enumerate(attempt.gradients):
         if gradient is not None:
             entries = gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -103,8 +103,10 @@ class RankExchange:
         self._is_done = False  # whether it was
         self._gradients: Sequence[Tensor | None] = ()  # of the update under way, before they were made local
         self.partial: dict[int, PartialGradient] = {}
-        self._last_update = _LastUpdate(None, torch.zeros(0))
-        self._parts = torch.zeros(0)  # (N,) of how many parts each gradient is made; 0 where this rank has none
+        self._last_update = _LastUpdate(None, torch.zeros(0, device="cpu"))
+        self._parts = torch.zeros(
+            0, device="cpu"
+        )  # (N,) of how many parts each gradient is made; 0 where this rank has none
         self.answer()
 
     def answer(self) -> RollCall | None:
@@ -117,7 +119,7 @@ class RankExchange:
         if group is self._group:
             return None
         self._group, self._reduction, self._meetings = group, None, None
-        self._last_update = _LastUpdate(None, torch.zeros(0))
+        self._last_update = _LastUpdate(None, torch.zeros(0, device="cpu"))
         self._roll_call = None if group is None else self._guard.run("ranks", RollCall, group, self._about)
         return self._roll_call
 
@@ -268,7 +270,7 @@ class RankExchange:
             rows = scalars.new_zeros(GRADIENT_ROWS, len(attempt.gradients))
             rows[:2] = plain_acts.squares_and_nonfinite(attempt)
         parts = list(map(parts_of, attempt.parameters, self._gradients))
-        self._parts = torch.tensor(parts).to(scalars, non_blocking=True)
+        self._parts = torch.tensor(parts, device="cpu").to(scalars, non_blocking=True)
         holds = (self._parts > 0).to(scalars)
         both = torch.cat([scalars, self._last_update.to(scalars)])
         self.sums = self._reduction.add_up(rows, self._parts, holds, both)
@@ -356,7 +358,7 @@ class RankExchange:
         if not self._are_all_here() or self._meetings is None or not self._meetings.come("recovery"):
             return []
         assert self._reduction is not None
-        sent = torch.tensor(values, dtype=torch.float64)
+        sent = torch.tensor(values, dtype=torch.float64, device="cpu")
         return [float(value) for value in self._reduction.largest(sent)]
 
     def _shares_model(self) -> bool:
@@ -386,7 +388,7 @@ class RankExchange:
             return
         squares = self._guard.run("clipped total", plain_acts.squares_and_nonfinite, attempt)
         share = self._share_of(sums)
-        left = torch.full((1,), torch.nan) if squares is None else (squares[0] * share).sum().reshape(1)
+        left = torch.full((1,), torch.nan, device="cpu") if squares is None else (squares[0] * share).sum().reshape(1)
         total = self._reduction.add_up_plainly(left.to(sums.totals)).sqrt()
         if current is not None and not current.is_skipped:
             current.take_clipped_total(total[0])
@@ -394,7 +396,7 @@ class RankExchange:
     def _share_of(self, sums: Sums) -> Tensor:
         """Return by what the gradients of this rank count in a sum over all ranks, of each or of all alike."""
         if self._stages and self._group is not None:
-            return torch.tensor(self._stages / self._group.size)
+            return torch.tensor(self._stages / self._group.size, device="cpu")
         return (self._parts / sums.holders.clamp(min=1)).cpu()
 
     def _is_sick(self, attempt: Attempt, current: Measurement | None) -> bool:

@@ -146,6 +146,42 @@ def test_ctrl_c_ends_it_as_ever_with_a_summary_and_whole_files(tmp_path):
     assert scalars(tmp_path / "here", "grad_norm_total")[:34] == [*range(32), 32, 34]
 
 
+def test_a_second_ctrl_c_ends_no_summary(tmp_path):
+    program = """
+        def batches():
+            for step in range(1_000_000):
+                print(step, flush=True)
+                yield torch.randn(8, 4)
+
+        train(Net(), batches())
+    """
+    write(tmp_path, LOOP, program)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*WATCHED, "train.py"], cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:
+        for line in process.stdout:
+            if line == "120\n":
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        for line in process.stderr:
+            if line.startswith("KeyboardInterrupt"):
+                break
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read()
+        process.wait(timeout=SECONDS)
+    assert process.returncode == -signal.SIGINT
+    assert "no findings; event files in" in error.splitlines()[-1]
+
+
+def test_what_lies_in_the_current_directory_is_none_of_what_the_command_imports(tmp_path):
+    for name in ("click", "rich", "numpy", "torch"):
+        write_at = tmp_path / f"{name}.py"
+        write_at.write_text("raise SystemExit('the wrong one')\n", encoding="utf-8")
+    done = run(tmp_path, sys.executable, "-m", "gradwatch", "report", ".")
+    assert done.returncode == 4
+    assert "expected event files" in done.stderr
+
+
 def test_findings_decide_about_the_status_where_the_script_does_not(tmp_path):
     program = """
         print(train(Net(), torch.ones(3, 8, 4), factor=float("nan")))

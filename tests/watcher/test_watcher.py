@@ -804,3 +804,25 @@ def test_a_bad_clip_leaves_the_watcher_that_is_open_as_it_is():
         model(torch.ones(2, 3)).sum().backward()
         optimizer.step()
     assert len(watcher.history) == 1
+
+
+@pytest.mark.parametrize("clip", [1.0, "auto"])
+def test_a_default_device_of_the_users_is_not_where_figures_are(clip, tmp_path):
+    """Nothing can be read from the device "meta"; a GPU would be waited for."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.set_default_device("meta")
+    try:
+        with gradwatch.watch(model, optimizer, clip=clip, log_dir=tmp_path, histograms=True) as watcher:
+            for step in range(12):
+                inputs = torch.full((8, 8), torch.nan if step == 9 else 1.0, device="cpu")
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                optimizer.step()
+    finally:
+        torch.set_default_device(None)
+    assert len(watcher.history) == 12
+    assert [(finding.kind, finding.step) for finding in watcher.findings if finding.kind == "nonfinite"] == [
+        ("nonfinite", 9)
+    ]
+    assert not watcher._loop.guard.has_noted_faults
