@@ -41,7 +41,8 @@ class Trial:
         seconds_per_step: mean time of a training step.
         loss_interval: the lowest and the highest loss of its seeds.
         seeds: those that it was tried on.
-        cost: time of a step as a multiple of the untreated one's; NaN if one of both was broken off early.
+        cost: processor time of a step as a multiple of the untreated one's, so that it does not matter what ran beside
+            it; NaN if one of both was broken off early.
         code: the change, to paste.
         treatments: the change as the trial was given it.
     """
@@ -139,7 +140,8 @@ def _effort(treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], advised
     """Return how much a change asks for: remedies, then whether another acts on the cause, then lines, then time."""
     avoids = any(treatment.remedy not in advised for treatment in treatments)
     lines = sum(len(treatment.change.lines.splitlines()) for treatment in treatments)
-    halves = round(2 * math.log2(max(_mean_seconds(runs), 1e-9)))  # times of short steps differ by a third by chance
+    seconds = statistics.fmean(run.processor_seconds for run in runs)
+    halves = round(2 * math.log2(max(seconds, 1e-9)))  # times of short steps differ by a third by chance
     return len(treatments), avoids, lines, halves, statistics.fmean(run.after for run in runs)
 
 
@@ -167,8 +169,8 @@ def _trial(
 def _cost(runs: Sequence[TrialRun], untreated: Sequence[TrialRun]) -> float:
     """Return the time of a step as a multiple of the untreated one's; NaN if a run was broken off early."""
     is_comparable = all(run.steps >= FEWEST and not run.is_hopeless for run in (*runs, *untreated))
-    seconds = _mean_seconds(untreated)
-    return _mean_seconds(runs) / seconds if seconds and is_comparable else math.nan
+    seconds, untreated_seconds = (statistics.fmean(run.processor_seconds for run in each) for each in (runs, untreated))
+    return seconds / untreated_seconds if untreated_seconds and is_comparable else math.nan
 
 
 def _mean_seconds(runs: Sequence[TrialRun]) -> float:

@@ -53,6 +53,7 @@ class TrialRun:
         is_hopeless: it ended early, since its loss was not finite for ``HOPELESS`` updates, or raised an error.
         not_done: what of the treatments could not be done, or not by their code, and why; empty if all could.
         seconds_around: what a treated run takes beside the loop, to make a model and to compute held-out losses.
+        processor_seconds: that a step of the loop takes, whatever runs beside it.
     """
 
     seed: int
@@ -65,6 +66,7 @@ class TrialRun:
     is_hopeless: bool = False
     not_done: str = ""
     seconds_around: float = 0.0
+    processor_seconds: float = 0.0
 
 
 def run(
@@ -105,7 +107,9 @@ def run(
         _seed(seed + 1)
         with program.watch(optimizer, log_dir, until.raised.append) as watcher:
             step = stepper(program, optimizer, watcher.observe_loss)
+            begun = time.process_time()
             (made, is_hopeless), training = _timed(lambda: _loop(step, recipe, optimizer, watcher, until))
+            working = time.process_time() - begun
             findings = tuple(watcher.findings)
         if any(unused_modes(program.loss_fn)):  # known only now, since a branch may be taken late
             raise NotApplicableError("neither the model nor its loss calls, by name, what it would answer")
@@ -117,6 +121,7 @@ def run(
         is_hopeless=is_hopeless,
         not_done="; ".join(program.not_done),
         seconds_around=making / calls + max(judging, judging_again),
+        processor_seconds=working / max(made, 1),
     )  # fmt: skip
 
 

@@ -183,10 +183,10 @@ def test_a_strength_that_raises_bars_neither_the_others_nor_pairs():
 
 def test_of_several_strengths_the_best_stands_for_all():
     weak, strong = named("r03", "-1"), named("r03", "-2")
-    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
+    baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True, processor_seconds=1e-3)}
     runs = {
-        weak: [TrialRun(0, 300, math.nan, 5.0, (), 1e-3, True)],
-        strong: [TrialRun(0, 300, math.nan, 4.0, (), 2e-3, True)],
+        weak: [TrialRun(0, 300, math.nan, 5.0, (), 1e-3, True, processor_seconds=1e-3)],
+        strong: [TrialRun(0, 300, math.nan, 4.0, (), 7e-3, True, processor_seconds=2e-3)],
     }
     (trial,) = ranking.rank(runs, baseline, "vanishing")
     assert (trial.code, trial.loss, trial.baseline_loss, trial.cured) == (
@@ -231,7 +231,9 @@ def test_the_simplest_of_those_next_to_the_best_comes_first():
 
 
 def cured_at(*losses, seconds=1e-3):
-    return [TrialRun(seed, 300, 10.0, loss, (), seconds, True) for seed, loss in enumerate(losses)]
+    return [
+        TrialRun(seed, 300, 10.0, loss, (), 1e-3, True, processor_seconds=seconds) for seed, loss in enumerate(losses)
+    ]
 
 
 def test_a_simpler_change_whose_loss_is_within_the_spread_of_the_best_comes_first():
