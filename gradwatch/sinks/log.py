@@ -18,6 +18,8 @@ _LONGEST_LINE = 160  # characters: what a terminal or a log viewer shows without
 class FewLines:
     """The lines of a run for people: one for a finding that opens and one for its end, ten at most, then a summary.
 
+    The first finding of a kind always has its line: a NaN is not silent because ten other things were said.
+
     Args:
         has_watcher: whether readers have a watcher to ask for more; not under ``gradwatch run``.
     """
@@ -25,16 +27,19 @@ class FewLines:
     def __init__(self, *, has_watcher: bool = True) -> None:
         self._lines, self._has_watcher = 0, has_watcher
         self._unwritten: Counter[str] = Counter()
+        self._kinds: set[str] = set()  # of which a line was written
 
     def line_of(self, finding: Finding, ended: bool) -> str | None:
-        """Return the line to write; None for a finding that goes on, and where ten lines were written."""
+        """Return the line to write; None for a finding that goes on, and mostly where ten lines were written."""
         if is_update(finding, ended):
             return None
-        if self._lines >= MOST_LINES:
+        is_first = not ended and finding.kind not in self._kinds
+        if self._lines >= MOST_LINES and not is_first:
             if not ended:
                 self._unwritten[finding.kind] += 1
             return None
         self._lines += 1
+        self._kinds.add(finding.kind)
         if ended:
             return _end_of(finding)
         return f"gradwatch: {finding.message if self._has_watcher else finding.headline}"

@@ -68,6 +68,17 @@ def test_ten_lines_are_the_most_then_a_summary_at_close(lines):
     assert len(lines) == MOST_LINES + 1
 
 
+def test_the_first_finding_of_a_kind_has_a_line_whatever_was_said_before(lines):
+    log = Log()
+    for step in range(30):
+        log.write_finding(replace(FADED, step=step), ended=False)
+    log.write_finding(SICK, ended=False)
+    log.write_finding(replace(SICK, step=7), ended=False)
+    assert [line.levelno for line in lines] == [logging.WARNING] * MOST_LINES + [logging.ERROR]
+    log.close()
+    assert "20 vanishing, 1 nonfinite" in lines[-1].getMessage()
+
+
 def test_without_a_watcher_no_line_names_one(lines):
     log = Log(has_watcher=False)
     for _ in range(MOST_LINES + 1):
