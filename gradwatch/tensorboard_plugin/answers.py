@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradwatch.event_files import format
 from gradwatch.event_files.assemble import latest_states
 from gradwatch.event_files.consequences import leaders
-from gradwatch.event_files.decode import UnreadableError, finding_event_of
+from gradwatch.event_files.decode import UnreadableError, coverage_of, finding_event_of
 from gradwatch.event_files.run import FindingEvent, Floats, LayerSeries
 from gradwatch.tensorboard_plugin import pooling
 from gradwatch.tensorboard_plugin.cached_run import CachedRun
@@ -52,7 +52,19 @@ def findings_of(run: CachedRun) -> dict[str, Any]:
         problems.insert(0, f"Only the first {_MOST_FINDINGS:,} of {len(states):,} findings are shown.")
     shown = states[:_MOST_FINDINGS]
     findings = [{**_plain(state), "follows": first} for state, first in zip(shown, leaders(shown), strict=True)]
-    return {"findings": findings, "problems": problems[:_MOST_PROBLEMS], **_extent(run)}
+    return {"findings": findings, "problems": problems[:_MOST_PROBLEMS], **_coverage(run), **_extent(run)}
+
+
+def _coverage(run: CachedRun) -> dict[str, Any]:
+    """Return how many steps there were, and how many nothing is known of; nothing where all were measured."""
+    events = run.events("coverage")
+    try:
+        coverage = coverage_of(*events[-1][1:]) if events else None
+    except UnreadableError:
+        return {}
+    if coverage is None or not coverage.unmeasured:
+        return {}
+    return {"steps": coverage.steps, "unmeasured": coverage.unmeasured}
 
 
 def _extent(run: CachedRun) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import {test} from 'node:test';
 
 import {byCause, inWords} from '../../gradwatch/tensorboard_plugin/static/findings.js';
-import {sharedLength, worstFirst} from '../../gradwatch/tensorboard_plugin/static/runs.js';
+import {severityOf, sharedLength, verdictInWords, worstFirst} from '../../gradwatch/tensorboard_plugin/static/runs.js';
 
 test('what was measured has its unit and its limit', () => {
   const words = (kind, value, threshold, more = {}) => inWords({kind, layer: 'a', value, threshold, ...more});
@@ -35,6 +35,14 @@ test('the worst run comes first, and numbers in names count as numbers', () => {
   const answers = {a10: found(), a2: found(), w: found('warning', 'warning'), e: found('error'), w1: found('warning')};
   assert.deepEqual(worstFirst(Object.keys(answers), answers), ['e', 'w', 'w1', 'a2', 'a10']);
   assert.deepEqual(worstFirst(['unknown'], {}), ['unknown']);
+});
+
+test('a run of which not all is known is not called healthy', () => {
+  const gap = {findings: [], problems: [], steps: 200, unmeasured: 30};
+  assert.equal(severityOf(gap), 'unknown');
+  assert.equal(verdictInWords(gap), 'no findings in what is known: 30 of 200 steps not measured');
+  assert.deepEqual(worstFirst(['a', 'b'], {a: {findings: [], problems: []}, b: gap}), ['b', 'a']);
+  assert.equal(severityOf({...gap, unmeasured: 0}), 'healthy');
 });
 
 test('what all names begin with is dropped, up to a separator', () => {

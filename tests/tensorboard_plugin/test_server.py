@@ -167,6 +167,16 @@ def test_a_finding_names_the_one_that_may_have_led_to_it(tmp_path):
     assert (answer["rows"], answer["lastStep"]) == (70, 69)
 
 
+def test_a_run_of_which_steps_were_not_measured_says_how_many(tmp_path):
+    write_run(tmp_path, run_of([[1.0]]))
+    assert "unmeasured" not in Tab(tmp_path).get("findings", run=".").content
+    write_events(tmp_path, [(9, "gradwatch/coverage", {"steps": 10, "measured": 7})])
+    found = Tab(tmp_path).get("findings", run=".").content
+    assert (found["steps"], found["unmeasured"]) == (10, 3)
+    write_events(tmp_path, [(11, "gradwatch/coverage", {"steps": 10, "measured": 70})])
+    assert "unmeasured" not in Tab(tmp_path).get("findings", run=".").content  # no run has written that
+
+
 def test_a_run_without_a_positive_value_has_no_scale(tmp_path):
     write_run(tmp_path, run_of([[0.0], [NAN]]))
     assert cells(Tab(tmp_path)).content["scale"] is None

@@ -67,6 +67,8 @@
  * @typedef {object} FindingsAnswer
  * @property {Finding[]} findings
  * @property {string[]} problems what could not be read.
+ * @property {number} [steps] attempted updates, where some of them were not measured.
+ * @property {number} [unmeasured] how many of them nothing is known of.
  * @property {number} [rows]
  * @property {number | null} [lastStep]
  * @property {number | null} [loss] the last one that was observed.

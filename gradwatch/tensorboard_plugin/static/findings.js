@@ -4,7 +4,7 @@
 
 import {figure, stepsText, wholeNumber} from './axis.js';
 import {element, focusedIn} from './dom.js';
-import {titleOf} from './runs.js';
+import {titleOf, verdictInWords} from './runs.js';
 
 /** @import {Finding, FindingsAnswer} from './api.js' */
 
@@ -100,6 +100,16 @@ export function byCause(findings, leader = null, level = 0) {
 }
 
 /**
+ * Says that nothing was found.
+ *
+ * @param {FindingsAnswer | undefined} answer
+ */
+function silence(answer) {
+  const words = verdictInWords(answer);
+  return `${words[0].toUpperCase()}${words.slice(1)}.`;
+}
+
+/**
  * Fills `container` with the findings of `runs`.
  *
  * @param {HTMLElement} container
@@ -116,7 +126,7 @@ export function showFindings(container, runs, answers, selected, choose) {
       const finding = findings[index];
       return item(run, finding, index, level, keyOf(run, finding) === selected, choose);
     });
-    const list = items.length ? element('ul', {}, ...items) : element('p', {className: 'quiet'}, 'No findings.');
+    const list = items.length ? element('ul', {}, ...items) : element('p', {className: 'quiet'}, silence(answers[run]));
     return [...heading, list, ...problems.map((problem) => element('p', {className: 'error'}, problem))];
   });
   const focused = focusedIn(container, 'key');

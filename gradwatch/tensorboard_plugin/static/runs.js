@@ -7,16 +7,16 @@ import {element, focusedIn} from './dom.js';
 
 /** @import {FindingsAnswer} from './api.js' */
 
-/** @typedef {'error' | 'warning' | 'healthy'} Severity */
+/** @typedef {'error' | 'warning' | 'unknown' | 'healthy'} Severity */
 
 /** @typedef {(runs: string[]) => void} ChooseRuns */
 
-const GRAVITY = {error: 2, warning: 1, healthy: 0};
-const MARKS = {error: '●', warning: '▲', healthy: '○'}; // shapes, because not everybody sees the colours
+const GRAVITY = {error: 3, warning: 2, unknown: 1, healthy: 0};
+const MARKS = {error: '●', warning: '▲', unknown: '?', healthy: '○'}; // shapes, because not everybody sees the colours
 const BREAK = /[/_\-,=+ ]/;
 
 /**
- * Returns the gravest severity that was found.
+ * Returns the gravest severity that was found. A run of which not all is known is not called healthy.
  *
  * @param {FindingsAnswer | undefined} answer
  * @returns {Severity}
@@ -24,7 +24,8 @@ const BREAK = /[/_\-,=+ ]/;
 export function severityOf(answer) {
   const findings = answer?.findings ?? [];
   if (findings.some(({severity}) => severity === 'error')) return 'error';
-  return findings.length ? 'warning' : 'healthy';
+  if (findings.length) return 'warning';
+  return answer?.unmeasured ? 'unknown' : 'healthy';
 }
 
 /**
@@ -103,7 +104,7 @@ export function showRuns(container, runs, answers, chosen, filter, choose) {
  */
 function runItem(run, name, answer, isChosen, toggle, choose) {
   const severity = severityOf(answer);
-  const words = inWords(answer);
+  const words = verdictInWords(answer);
   const box = element('input', {type: 'checkbox', checked: isChosen, 'aria-label': run, data: {key: `box ${run}`}});
   box.title = `Show ${run} beside the others`;
   box.addEventListener('change', toggle);
@@ -116,15 +117,21 @@ function runItem(run, name, answer, isChosen, toggle, choose) {
       {className: `run-name ${severity}`, 'aria-current': String(isChosen), onclick: choose, data: {key: `run ${run}`}},
       element('span', {className: 'mark', 'aria-hidden': 'true'}, MARKS[severity]),
       element('span', {className: 'name'}, name),
-      element('span', {className: 'count', 'aria-label': words}, String(answer?.findings.length || '✓')),
+      element('span', {className: 'count', 'aria-label': words}, String(answer?.findings.length || (severity === 'unknown' ? '?' : '✓'))),
     ),
   );
 }
 
-/** @param {FindingsAnswer | undefined} answer */
-function inWords(answer) {
+/**
+ * Says how much was found, and how much of the run is not known.
+ *
+ * @param {FindingsAnswer | undefined} answer
+ */
+export function verdictInWords(answer) {
   const count = answer?.findings.length ?? 0;
-  return count ? counted(count, 'finding') : 'no findings';
+  const words = count ? counted(count, 'finding') : 'no findings';
+  if (!answer?.unmeasured) return words;
+  return `${words} in what is known: ${answer.unmeasured} of ${counted(answer.steps ?? 0, 'step')} not measured`;
 }
 
 /**
