@@ -117,7 +117,11 @@ function runItem(run, name, answer, isChosen, toggle, choose) {
       {className: `run-name ${severity}`, 'aria-current': String(isChosen), onclick: choose, data: {key: `run ${run}`}},
       element('span', {className: 'mark', 'aria-hidden': 'true'}, MARKS[severity]),
       element('span', {className: 'name'}, name),
-      element('span', {className: 'count', 'aria-label': words}, String(answer?.findings.length || (severity === 'unknown' ? '?' : '✓'))),
+      element(
+        'span',
+        {className: 'count', 'aria-label': words},
+        String(answer?.findings.length || (severity === 'unknown' ? '?' : '✓')),
+      ),
     ),
   );
 }
