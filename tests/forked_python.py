@@ -7,7 +7,7 @@ before it imports them; nothing of gradwatch is loaded beforehand.
 
 What belongs to the start of an interpreter is that of the fork server: ``-O``, ``-X``, ``PYTHONHASHSEED``, the encoding
 of the streams, what ``.pth`` files do. A test of those, of imports themselves or of how a process dies starts a real
-Python by ``subprocess``, and so does one test of each file that uses this one.
+Python by ``subprocess``. So do an example of Lightning, one of transformers and one of torch alone.
 """
 
 from __future__ import annotations
