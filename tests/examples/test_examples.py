@@ -19,7 +19,8 @@ from tests.forked_python import FRAMEWORKS, TORCH, run
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ARGUMENTS = {"prescribe": ["5"]}  # seconds, of 15: the budget is used up whatever is found
+ARGUMENTS = {name: ["5"] for name in ("prescribe", "prescribe_lightning", "prescribe_huggingface")}
+"""Seconds, of 15: the budget is used up whatever is found."""
 ON_RANKS = {"ddp_one_bad_rank", "fsdp2"}  # under torchrun, as they say
 ALONE = {"lightning_digits", "huggingface", "rewind"}  # a real Python for each of what the others find loaded
 EXAMPLES_THAT_RUN = [path for path in sorted(EXAMPLES.glob("*.py")) if RUNS_FSDP2 or path.stem != "fsdp2"]

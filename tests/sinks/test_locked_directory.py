@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from gradwatch.event_files.reader import read_runs
+from gradwatch.sinks import locked_directory
 from gradwatch.sinks.locked_directory import locked
 from gradwatch.sinks.tensorboard import TensorBoard
 from tests.reports import report
@@ -75,3 +76,9 @@ def test_runs_that_start_together_in_one_directory_are_told_apart(tmp_path):
         runs = read_runs(directory)
         assert sorted(os.path.basename(run.name) for run in runs) == sorted([str(number), "run_2", "run_3"])
         assert [len(run.steps) for run in runs] == [1, 1, 1]
+
+
+def test_a_process_that_keeps_the_lock_stops_nobody_else_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(locked_directory, "PATIENCE", 0.05)
+    with locked(tmp_path), locked(tmp_path):  # another open file of one directory waits, as another process does
+        assert tmp_path.is_dir()
