@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import gradwatch
 from benchmarks.counted_device import DEVICE, Counted, moved
+from benchmarks.pages import write_between
 
 PAGE = Path("docs/performance.md")
 MARKERS = "<!-- bench-operations: begin -->", "<!-- bench-operations: end -->"
@@ -204,9 +205,7 @@ def main() -> int:
         return 0
     print(table(found))
     if arguments.write:
-        text = PAGE.read_text()
-        begin, end = (text.index(marker) for marker in MARKERS)
-        PAGE.write_text(f"{text[: begin + len(MARKERS[0])]}\n{table(found)}\n{text[end:]}")
+        write_between(PAGE, MARKERS, table(found))
     return 0
 
 

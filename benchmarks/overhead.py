@@ -28,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import gradwatch
 from benchmarks.growth import by_cadence, by_steps, by_tensors
+from benchmarks.pages import write_between
 
 PAGE = Path("docs/performance.md")
 MARKERS = "<!-- bench-overhead: begin -->", "<!-- bench-overhead: end -->"
@@ -333,9 +334,7 @@ def main() -> None:
     page = "\n".join(lines)
     print(page)
     if arguments.write:
-        text = PAGE.read_text()
-        begin, end = (text.index(marker) for marker in MARKERS)
-        PAGE.write_text(f"{text[: begin + len(MARKERS[0])]}\n{page}\n{text[end:]}")
+        write_between(PAGE, MARKERS, page)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from torch.testing._internal.distributed import fake_pg  # noqa: F401  # makes t
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradwatch
+from benchmarks.pages import write_between
 from gradwatch.ranks.meetings import Meetings
 
 PAGE = Path("docs/distributed.md")
@@ -362,14 +363,7 @@ def main() -> None:
         lines += ["", measured()]
         print(lines[-1])
     if arguments.write:
-        write(lines, MEETING_MARKERS if arguments.meet else MARKERS)
-
-
-def write(lines: Sequence[str], markers: tuple[str, str]) -> None:
-    """Put a table into the page, between its markers."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(markers[0])
-    after = rest.partition(markers[1])[2]
-    PAGE.write_text(f"{before}{markers[0]}\n" + "\n".join(lines) + f"\n{markers[1]}{after}", encoding="utf-8")
+        write_between(PAGE, MEETING_MARKERS if arguments.meet else MARKERS, "\n".join(lines))
 
 
 if __name__ == "__main__":

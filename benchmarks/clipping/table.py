@@ -12,6 +12,7 @@ from benchmarks.clipping.programs import CLEAN, FAULTS, MODELS, RATES, STEPS
 from benchmarks.clipping.results import Runs, Setting
 from benchmarks.clipping.train import Outcome
 from benchmarks.clipping.ways import SCORED
+from benchmarks.pages import write_between
 
 PAGE = Path("docs/clipping.md")
 BEST = "oracle"
@@ -202,6 +203,4 @@ def _percent(value: float, low: float, high: float, digits: int = 1) -> str:
 
 def write(text: str, name: str = "measured") -> None:
     """Put the text between the markers of that name in the page."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    write_between(PAGE, (f"<!-- {name}: begin -->", f"<!-- {name}: end -->"), text)

@@ -8,11 +8,12 @@ Wilson's, 95 %. Without observed losses, programs of which nothing but the loss 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+from benchmarks.pages import write_between
 
 if TYPE_CHECKING:
     from benchmarks.detection.run import Verdict
@@ -147,12 +148,7 @@ def complaints(verdicts: Sequence[Verdict]) -> str:
 
 def write(page: str, path: Path) -> None:
     """Puts the tables between the markers of ``path``."""
-    text = path.read_text(encoding="utf-8")
-    begin, end = MARKERS
-    block = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not block.search(text):
-        raise ValueError(f"{path}: expected the markers {begin} and {end}, found none.")
-    path.write_text(block.sub(lambda _: f"{begin}\n{page}\n{end}", text), encoding="utf-8")
+    write_between(path, MARKERS, page)
 
 
 def _is_unknowable(verdict: Verdict) -> bool:

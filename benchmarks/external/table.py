@@ -13,6 +13,7 @@ from benchmarks.external import results
 from benchmarks.external.judge import Verdict, reason_not_counted, verdict
 from benchmarks.external.program import External
 from benchmarks.external.programs import PROGRAMS, reproduced
+from benchmarks.pages import write_between
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "detection.md"
 BEGIN, END = "<!-- external: begin -->", "<!-- external: end -->"
@@ -40,11 +41,7 @@ class Counted:
 
 def write(repositories: Path) -> None:
     """Write the tables into the page, between the marks."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    text = "\n".join(_lines(repositories))
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    write_between(PAGE, (BEGIN, END), "\n".join(_lines(repositories)))
 
 
 def _lines(repositories: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import gradwatch
+from benchmarks.pages import write_between
 from benchmarks.recovery.programs import IMPOSSIBLE, RECOVERABLE, healthy_run, none
 from benchmarks.recovery.ways import WAYS, Outcome, is_sick, nothing
 
@@ -144,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = page(found, options.seeds, rewound(options.healthy, options.healthy_seconds), costs)
     print(text)
     if options.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_between(PAGE, (BEGIN, END), text)
     return 0
 
 

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-__all__ = ["ChildFailedError", "ChildLostError", "can_fork", "in_child"]
+__all__ = ["ChildFailedError", "ChildLostError", "can_fork", "in_child", "without_warning_of_threads"]
 
 T = TypeVar("T")
 
@@ -103,9 +103,19 @@ def _no_signals() -> Iterator[None]:
 
 
 def _fork() -> int:
-    with warnings.catch_warnings():  # of Python 3.12 and later: other threads may hold locks; the child is then ended
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with without_warning_of_threads():
         return os.fork()
+
+
+@contextlib.contextmanager
+def without_warning_of_threads() -> Iterator[None]:
+    """Return a context in which Python 3.12 and later do not warn that other threads may hold locks as it forks.
+
+    A child that waits for one is ended after a time, or takes none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _run(act: Callable[[], Any], writer: int) -> NoReturn:

@@ -55,10 +55,6 @@ class FlatEntries:
     joined: Tensor
     units: Sequence[int]
 
-    def entries(self) -> Sequence[Tensor]:
-        """Return for each call (rows..., units) where it is flat."""
-        return self.joined.split([*self.units], -1)
-
     def silent_units(self) -> Sequence[Tensor]:
         """Return for each call (units,) which units are flat on all rows."""
         return self.joined.all(dim=_all_but_last(self.joined)).split([*self.units])

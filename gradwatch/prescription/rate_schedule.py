@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 __all__ = ["LONGEST", "follow_schedulers_"]
 
-LONGEST = 300  # updates of a trial
+LONGEST = 300  # updates of a trial: a few hundred
 
 
 def follow_schedulers_(optimizer: Optimizer, configurations: Sequence[Any], per_epoch: float) -> None:

@@ -10,14 +10,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
 import torch
 
-from gradwatch.explain.forked_child import can_fork
+from gradwatch.explain.forked_child import can_fork, without_warning_of_threads
 from gradwatch.remedies import NotApplicableError
 
 __all__ = ["TrialError", "number_of_workers", "one_thread", "side_by_side"]
@@ -106,8 +105,7 @@ def _begin(act: Callable[[T], object], item: T) -> tuple[Connection, tuple[multi
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(act, item, writer), daemon=True)
-    with warnings.catch_warnings():  # of Python 3.12 and later: other threads may hold locks; what runs here takes none
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with without_warning_of_threads():
         process.start()
     writer.close()
     return reader, (process, item)

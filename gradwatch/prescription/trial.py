@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from gradwatch.explain.replica import as_it_was
 from gradwatch.findings import Finding
 from gradwatch.prescription.problem import Problem, copy_loss
+from gradwatch.prescription.rate_schedule import LONGEST
 from gradwatch.prescription.training import forward, held_out_losses, stepper
 from gradwatch.prescription.treatments import Treatment
 from gradwatch.prescription.trial_program import TrialProgram
@@ -31,7 +32,6 @@ from gradwatch.watcher import Watcher
 
 __all__ = ["FEWEST", "LONGEST", "TrialRun", "run"]
 
-LONGEST = 300  # updates: a few hundred
 FEWEST = 30  # updates: the detectors' patience is ten, and a loss takes some to move
 HOPELESS = 25  # updates in a row whose loss is not finite end a run: no optimizer comes back from there
 

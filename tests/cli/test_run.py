@@ -121,16 +121,19 @@ def test_a_script_with_workers_its_own_clipping_and_a_crash_does_what_it_does_ba
     assert scalars(tmp_path / "runs" / "train", "grad_norm_total") == list(range(8))
 
 
-def test_ctrl_c_ends_it_as_ever_with_a_summary_and_whole_files(tmp_path):
-    program = """
-        def batches():
-            for step in range(1_000_000):
-                print(step, flush=True)
-                yield torch.randn(8, 4)
+WITHOUT_END = """
+    def batches():
+        for step in range(1_000_000):
+            print(step, flush=True)
+            yield torch.randn(8, 4)
 
-        train(Net(), batches())
-    """
-    write(tmp_path, LOOP, program)
+    train(Net(), batches())
+"""
+"""A training that tells each step, until somebody ends it."""
+
+
+def test_ctrl_c_ends_it_as_ever_with_a_summary_and_whole_files(tmp_path):
+    write(tmp_path, LOOP, WITHOUT_END)
     command = [*WATCHED, "--log-dir", "here", "train.py"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:
@@ -147,15 +150,7 @@ def test_ctrl_c_ends_it_as_ever_with_a_summary_and_whole_files(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_no_summary(tmp_path):
-    program = """
-        def batches():
-            for step in range(1_000_000):
-                print(step, flush=True)
-                yield torch.randn(8, 4)
-
-        train(Net(), batches())
-    """
-    write(tmp_path, LOOP, program)
+    write(tmp_path, LOOP, WITHOUT_END)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([*WATCHED, "train.py"], cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:
         for line in process.stdout:

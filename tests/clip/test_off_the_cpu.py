@@ -6,16 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.utils import backend_registration
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-        reason="torch 2.8 and below have no devices written in Python",
-    ),
-]
+from tests.counted_device import on_the_counted_device
+
+pytestmark = on_the_counted_device
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """

@@ -43,9 +43,14 @@ def looked_at(function, *inputs):
     return list(flat_entries([(y.grad_fn, lambda saved: saved) for y in outputs]))
 
 
+def by_call(flat):
+    """Where each call is flat: (rows..., units)."""
+    return flat.joined.split([*flat.units], -1)
+
+
 def entries_of(flat):
     """Of a single call."""
-    (entries,) = flat.entries()
+    (entries,) = by_call(flat)
     return entries.flatten()
 
 
@@ -129,10 +134,10 @@ def test_calls_looked_at_together_are_told_as_one_by_one():
     together = {
         place: (flat.kind, entries.tolist())
         for flat in flat_entries(asked)
-        for place, entries in zip(flat.places, flat.entries(), strict=True)
+        for place, entries in zip(flat.places, by_call(flat), strict=True)
     }
     alone = {place: next(iter(flat_entries([each]))) for place, each in enumerate(asked)}
-    assert together == {place: (flat.kind, flat.entries()[0].tolist()) for place, flat in alone.items()}
+    assert together == {place: (flat.kind, by_call(flat)[0].tolist()) for place, flat in alone.items()}
 
 
 def test_figures_of_calls_of_different_widths_are_those_of_each():
@@ -158,4 +163,4 @@ def test_many_large_calls_are_looked_at_in_parts(monkeypatch):
     found = looked_at(F.relu, *(torch.full((5, 3), float(sign)) for sign in (-1, 1, -1, 1, -1)))
     assert [list(flat.places) for flat in found] == [[0, 1], [2, 3], [4]]
     assert [flat.joined.all().item() for flat in looked_at(F.relu, torch.full((50,), -1.0))] == [True]
-    assert [entries.any().item() for flat in found for entries in flat.entries()] == [True, False, True, False, True]
+    assert [entries.any().item() for flat in found for entries in by_call(flat)] == [True, False, True, False, True]
