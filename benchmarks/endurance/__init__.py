@@ -1,0 +1,1 @@
+"""Attack gradwatch from outside, and count what gives way; see docs/reliability.md."""
