@@ -167,7 +167,7 @@ def environment_of(tensor: Any, what: str = "gradwatch/environment") -> Environm
     """
     content = _object(_text(tensor, what), what)
     versions = content.get("versions")
-    texts = [content.get(name) for name in ("devices", "commit", "command")]
+    texts = [content.get(name) for name in ("devices", "commit", "script")]
     if not (_are_versions(versions) and all(map(_is_text, texts))):
         raise UnreadableError(f"{what}: expected versions, an object of texts, and three texts.")
     return Environment(versions, *texts)  # type: ignore[arg-type]

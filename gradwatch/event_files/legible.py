@@ -29,7 +29,7 @@ def legible_environment(environment: Environment) -> Environment:
         versions={legible(name): legible(version) for name, version in environment.versions.items()},
         devices=legible(environment.devices),
         commit=legible(environment.commit),
-        command=legible(environment.command),
+        script=legible(environment.script),
     )
 
 

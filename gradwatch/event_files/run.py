@@ -64,19 +64,19 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Environment:
-    """The environment of a run, as its first record says. It names no user, no host, and no folder of a home.
+    """The environment of a run, as its first record says. It names no user, no host, no folder and no argument.
 
     Attributes:
         versions: of Python, torch, gradwatch, and the frameworks that the program had loaded.
         devices: that hold the parameters.
         commit: of git, where the script lies in a repository; else ``""``.
-        command: that started the process.
+        script: the name of its file, or of its module; ``""`` where there is none.
     """
 
     versions: Mapping[str, str]
     devices: str
     commit: str
-    command: str
+    script: str
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ here loads torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 import sys
 
 __all__ = ["elastic_run", "is_first_rank", "is_restarted"]
+
+_LETTERS = 12  # 48 bits: no two runs of one directory have the same by chance
 
 
 def is_first_rank() -> bool:
@@ -25,8 +27,12 @@ def is_first_rank() -> bool:
 
 
 def elastic_run() -> str:
-    """Return the name of the run that ``torchrun`` keeps going, in letters fit for a file name; "" without one."""
-    return re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("TORCHELASTIC_RUN_ID", ""))
+    """Return letters that tell runs of ``torchrun`` apart, for the name of a file; "" without one.
+
+    They come from the name of the run, which somebody may have chosen that is not to be read in every file.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_LETTERS] if name else ""
 
 
 def is_restarted() -> bool:

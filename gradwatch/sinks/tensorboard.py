@@ -65,7 +65,7 @@ class TensorBoard:
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``: as it opens, as it goes on, and as it ends.
     ``gradwatch/coverage`` is a string, how much was measured as JSON ``{"steps", "measured"}``, where that is not all;
     what comes last counts. ``gradwatch/environment`` is a string, what the run is made with as JSON ``{"versions",
-    "devices", "commit", "command"}``, written first. ``gradwatch/end`` is a string, written at ``close`` as JSON
+    "devices", "commit", "script"}``, written first. ``gradwatch/end`` is a string, written at ``close`` as JSON
     ``{"steps"}``.
     Steps are made unique because TensorBoard keeps one event per tag and step.
     A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found

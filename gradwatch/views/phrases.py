@@ -97,11 +97,12 @@ def facts(run: Run, now: float) -> str:
 
 
 def environment_words(environment: Environment) -> str:
-    """Say what a run was made with: versions, devices and the commit; the command is told apart from them."""
+    """Say what a run was made with: the script, versions, devices and the commit."""
     names = {"python": "Python"}
     versions = ", ".join(f"{names.get(name, name)} {version}" for name, version in environment.versions.items())
     commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
-    return f"{versions}; {environment.devices}{commit}"
+    script = f"{environment.script}; " if environment.script else ""
+    return f"{script}{versions}; {environment.devices}{commit}"
 
 
 def _end(run: Run, now: float) -> str:

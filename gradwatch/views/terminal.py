@@ -67,7 +67,7 @@ def _run(run: Run) -> RenderableType:
     parts: list[RenderableType] = [Rule(Text(run.name, style="bold"), align="left"), _headline(run)]
     parts.append(Text(facts(run, time.time())))
     if (made_with := run.environment) is not None:
-        parts.append(Text(f"{made_with.command} ({environment_words(made_with)})", style="dim"))
+        parts.append(Text(environment_words(made_with), style="dim"))
     parts += [_finding(finding, ended) for finding, ended in zip(run.findings, run.ended, strict=True)]
     if len(run.steps):
         parts += [_titled("Along time", "lowest … highest; ✗ is NaN or Inf"), _along_time(run)]

@@ -1,7 +1,12 @@
-"""Say what a run is made with: versions, devices, the commit and the command. A report made elsewhere shows it."""
+"""Say what a run is made with: versions, devices, the commit and the script. A report made elsewhere shows it.
+
+Arguments of the command line, variables of the environment, and names of users, hosts and folders are left out: a run
+is handed on, and any of them may be a secret.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -12,8 +17,8 @@ from torch import Tensor
 
 import gradwatch
 from gradwatch.event_files.run import Environment
+from gradwatch.jupyter import is_kernel
 from gradwatch.ranks.group import current_group
-from gradwatch.watcher.command_line import shown_command
 from gradwatch.watcher.git_commit import git_commit
 
 __all__ = ["environment_of"]
@@ -23,7 +28,7 @@ _FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers", "accelerate", "
 
 def environment_of(tensors: Sequence[Tensor]) -> Environment:
     """Return what this process trains ``tensors``, its parameters, with."""
-    return Environment(_versions(), _devices(tensors), git_commit(_place_of_script()), shown_command())
+    return Environment(_versions(), _devices(tensors), git_commit(_place_of_script()), _script())
 
 
 def _versions() -> dict[str, str]:
@@ -48,6 +53,16 @@ def _devices(tensors: Sequence[Tensor]) -> str:
 
 def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def _script() -> str:
+    """Return the name of the script or module that runs, without its folder; "" at a prompt and for ``-c``."""
+    if is_kernel():
+        return "a notebook"
+    main = sys.modules.get("__main__")
+    if (spec := getattr(main, "__spec__", None)) is not None:
+        return str(spec.name).removesuffix(".__main__")  # python -m
+    return os.path.basename(getattr(main, "__file__", None) or "")
 
 
 def _place_of_script() -> Path:

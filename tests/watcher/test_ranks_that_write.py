@@ -1,6 +1,7 @@
 """Of several ranks the first writes and speaks; every rank keeps what it has found."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -56,19 +57,30 @@ def test_a_traceback_is_a_debug_line_on_other_ranks(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("variables", "first", "restarted", "name"),
+    ("variables", "first", "restarted"),
     [
-        ({}, True, False, ""),
-        ({"RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "a/b c"}, True, False, "a-b-c"),
-        ({"RANK": "12", "TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "none"}, False, True, "none"),
+        ({}, True, False),
+        ({"RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}, True, False),
+        ({"RANK": "12", "TORCHELASTIC_RESTART_COUNT": "2"}, False, True),
     ],
 )
-def test_what_a_launcher_says_of_a_process(monkeypatch, variables, first, restarted, name):
-    for variable in ("RANK", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID"):
+def test_what_a_launcher_says_of_a_process(monkeypatch, variables, first, restarted):
+    for variable in ("RANK", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    assert (is_first_rank(), is_restarted(), elastic_run()) == (first, restarted, name)
+    assert (is_first_rank(), is_restarted()) == (first, restarted)
+
+
+def test_runs_of_torchrun_are_told_apart_by_letters_that_do_not_name_them(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert elastic_run() == ""
+    told = []
+    for name in ("ada/first run", "ada/second run", "ada/first run"):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        told.append(elastic_run())
+    assert told[0] == told[2] != told[1]
+    assert all(re.fullmatch("[0-9a-f]{12}", each) for each in told)
 
 
 def test_a_run_that_torchrun_starts_again_goes_on_in_its_own_files(monkeypatch, tmp_path):
