@@ -7,6 +7,8 @@ import io
 import os
 from pathlib import Path
 
+from gradwatch.sinks.disk import sync_file, sync_folder
+
 __all__ = ["AppendedFile"]
 
 _READ_AT_ONCE = 65_536  # bytes, while the last line break is looked for
@@ -65,6 +67,15 @@ class AppendedFile:
                 if whole:
                     break
         appended.truncate(end)
+
+    def sync(self) -> None:
+        """Have what was written on the disk: it survives a loss of power.
+
+        Raises:
+            OSError: if the disk does not take it.
+        """
+        sync_file(self.path)
+        sync_folder(self.path.parent)
 
     def close(self) -> None:
         """Close the file; twice is fine."""

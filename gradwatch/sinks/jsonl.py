@@ -11,7 +11,7 @@ import numpy as np
 
 from gradwatch.event_files.run import Coverage
 from gradwatch.findings import Finding
-from gradwatch.sinks import Row, event_of
+from gradwatch.sinks import Row, event_of, is_update
 from gradwatch.sinks.appended_file import AppendedFile
 
 __all__ = ["JsonLines", "json_of"]
@@ -25,13 +25,15 @@ class JsonLines:
 
     Args:
         path: the file; its directory is made.
+        fsync: whether findings and what was flushed are on the disk, and survive a loss of power; what the system was
+            handed survives the end of the process in any case.
 
     Raises:
         OSError: if it cannot be opened for appending.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._file = AppendedFile(path)
+    def __init__(self, path: str | Path, fsync: bool = False) -> None:
+        self._file, self._fsync = AppendedFile(path), fsync
         self._known: set[tuple[str, str, int]] = set()  # identities of the findings that were written
 
     def write_row(self, row: Row) -> None:
@@ -54,17 +56,23 @@ class JsonLines:
     def write_finding(self, finding: Finding, ended: bool) -> None:
         self._write(event=event_of(finding, ended, self._known), **finding.as_dict())
         self._known.add(finding.identity)
+        if ended or not is_update(finding, ended):
+            self.flush()
 
     def write_coverage(self, coverage: Coverage) -> None:
         if coverage.unmeasured:
             self._write(event="coverage", steps=coverage.steps, measured=coverage.measured)
 
     def flush(self) -> None:
-        pass  # each line was handed to the system whole
+        if self._fsync:  # each line was handed to the system whole
+            self._file.sync()
 
     def close(self) -> None:
-        self._file.close()
-        self._known.clear()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+            self._known.clear()
 
     def _write(self, **values: Any) -> None:
         self._file.write(json_of(values) + "\n")

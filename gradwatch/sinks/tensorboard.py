@@ -29,6 +29,7 @@ from gradwatch.hooks.logger import logger
 from gradwatch.measure.report import Floats, StepReport
 from gradwatch.ranks.process import elastic_run, is_restarted
 from gradwatch.sinks import Row, is_update
+from gradwatch.sinks.disk import sync_file, sync_folder
 from gradwatch.sinks.jsonl import json_of
 from gradwatch.sinks.locked_directory import locked
 from gradwatch.sinks.tags import layer_tags
@@ -76,6 +77,8 @@ class TensorBoard:
             already holds event files is left alone: its first free ``run_2``, ``run_3``, … is written, said in one
             line, unless ``continues`` was set, or ``torchrun`` has started this very run again.
         layer_scalars: which of ``LAYER_TAGS`` to write; True for all, False for none.
+        fsync: whether findings and what was flushed are on the disk, and survive a loss of power, in files of this
+            machine; what the system was handed survives the end of the process in any case.
 
     Attributes:
         continues: the run goes on from a checkpoint, in the directory where it began. Files open at the first write.
@@ -97,8 +100,10 @@ class TensorBoard:
     _steps: int  # attempted updates, as far as it is known
     _flushed_at: float
 
-    def __init__(self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = False) -> None:
-        self._tags = layer_tags(layer_scalars)
+    def __init__(
+        self, where: str | Path | SummaryWriter, layer_scalars: bool | Sequence[str] = False, fsync: bool = False
+    ) -> None:
+        self._tags, self._fsync = layer_tags(layer_scalars), fsync
         self.continues, self.shares_thread = False, isinstance(where, SummaryWriter)
         self.opened: Path | None = None
         # absolute: the program may change its directory
@@ -152,6 +157,8 @@ class TensorBoard:
         except Exception:
             self._abandon()
             raise
+        if self._fsync:
+            _sync(Path(self._writer.log_dir))
         self._unflushed.clear()
         self._flushed_at = time.monotonic()
 
@@ -169,6 +176,8 @@ class TensorBoard:
                 self._write_end()
                 self._write_verdict(writer)
                 writer.close()
+                if self._fsync:
+                    _sync(Path(writer.log_dir))
         finally:
             self._writer = None
             self._begin()
@@ -333,6 +342,13 @@ def _totals(row: Row) -> Floats:
         "learning_rate": np.nan if report.learning_rate is None else report.learning_rate,
     }
     return np.array([values[name] for name in format.TOTALS], dtype=float)
+
+
+def _sync(directory: Path) -> None:
+    """Have the event files of a directory on the disk, of which there are several where a run went on."""
+    for path in directory.glob("*tfevents*"):
+        sync_file(path)
+    sync_folder(directory)
 
 
 def _suffix() -> str:

@@ -36,12 +36,14 @@ class Outlet:
         sink: as given.
         is_of_every_rank: whether it takes them on ranks other than the first, too.
         has_own_thread: whether a thread hands over.
+        is_given_up: whether a flush has waited for it in vain, and it is still at what it was at then.
     """
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.is_of_every_rank = getattr(sink, "is_of_every_rank", False)
         self.has_own_thread = not getattr(sink, "shares_thread", False)
+        self.is_given_up = False
         self._findings: deque[tuple[Finding, bool]] = deque()
         self._rows: deque[Row] = deque()
         self._environment: Environment | None = None  # until it was handed over
@@ -98,6 +100,17 @@ class Outlet:
         """Wait until the thread is done with what it was given, or ``time.monotonic()`` is ``until``."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_working, max(0.0, until - time.monotonic()))
+
+    def say_what_is_not_safe(self) -> None:
+        """Say after a flush that this sink has not come to its end in time."""
+        with self._changed:
+            is_late, self.is_given_up = self._is_working and not self.is_given_up, self._is_working
+        if is_late:
+            name = type(self.sink).__name__
+            logger.warning(
+                "gradwatch: %s has not come to the end of its %s in time: what it was given is not safe yet.",
+                name, self._verb,
+            )  # fmt: skip
 
     def say_what_was_lost(self) -> None:
         """Say at the end what the sink has not taken."""
@@ -164,7 +177,7 @@ class Outlet:
 
     def _rest(self) -> None:
         with self._changed:
-            self._is_working = False
+            self._is_working = self.is_given_up = False
             self._changed.notify_all()
 
     def _something_waits(self) -> bool:

@@ -82,8 +82,11 @@ class SinkDispatcher:
         _hand_over(self._listening(), lambda outlet: outlet.write_coverage(coverage))
 
     def flush(self) -> None:
-        """Flush every sink, and wait for those that keep up."""
-        _hand_over(self._listening(), Outlet.flush, LAST_PATIENCE)
+        """Flush every sink and wait for it, but once only for one that hangs; say what is not safe then."""
+        outlets = self._listening()
+        _act(outlets, Outlet.flush, LAST_PATIENCE, [each for each in outlets if not each.is_given_up])
+        for outlet in outlets:
+            outlet.say_what_is_not_safe()
 
     def close(self) -> None:
         """Flush and close every sink, and do not wait long for those that hang; twice is fine."""
@@ -124,18 +127,24 @@ class SinkDispatcher:
                 outlet.sink.continues = True
 
 
-def _hand_over(outlets: Sequence[Outlet], act: Callable[[Outlet], object], patience: float | None = None) -> None:
-    """Let each outlet ``act``, and wait until the threads of those that keep up are done, or patience ends.
+def _hand_over(outlets: Sequence[Outlet], act: Callable[[Outlet], object]) -> None:
+    """Let each outlet ``act``, and wait shortly until the threads of those that keep up are done."""
+    _act(outlets, act, PATIENCE, [outlet for outlet in outlets if not outlet.is_behind])
+
+
+def _act(
+    outlets: Sequence[Outlet], act: Callable[[Outlet], object], patience: float, awaited: Sequence[Outlet]
+) -> None:
+    """Let each outlet ``act``, and wait until the threads of those ``awaited`` are done, or patience ends.
 
     What has no thread comes last: a line of the log says what files hold.
     """
-    until = time.monotonic() + (PATIENCE if patience is None else patience)
-    with_thread = [outlet for outlet in outlets if outlet.has_own_thread]
-    prompt = [outlet for outlet in with_thread if not outlet.is_behind]
-    for outlet in with_thread:
+    until = time.monotonic() + patience
+    in_order = sorted(outlets, key=lambda outlet: not outlet.has_own_thread)
+    number = sum(outlet.has_own_thread for outlet in outlets)
+    for outlet in in_order[:number]:
         act(outlet)
-    for outlet in prompt:
+    for outlet in awaited:
         outlet.wait(until)
-    for outlet in outlets:
-        if not outlet.has_own_thread:
-            act(outlet)
+    for outlet in in_order[number:]:
+        act(outlet)

@@ -81,7 +81,11 @@ class Watcher:
         self._loop.take_in(gradients)
 
     def flush(self) -> None:
-        """Wait for what is still on the device; everything written so far is safe afterwards."""
+        """Wait for what is still on the device, and for the sinks: what they were given survives a kill of the process.
+
+        A sink that takes longer than two seconds is waited for once, and named in a warning. Where the power may fail,
+        give ``TensorBoard`` or ``JsonLines`` ``fsync=True``.
+        """
         self._loop.flush()
 
     def close(self) -> None:

@@ -95,6 +95,26 @@ def test_rows_are_on_disk_after_flush(path):
     sink.close()
 
 
+def test_findings_and_what_was_flushed_are_put_on_the_disk_if_asked_for(path, synced):
+    (event,) = events([report([NAN], nonfinite=[1])])
+    sink = JsonLines(path, fsync=True)
+    for act in (lambda: sink.write_finding(event.finding, ended=False), sink.flush, sink.close):
+        sink.write_row(row_of(run_of([[1.0]])))
+        assert synced == {}
+        act()
+        assert synced.take(path) == path.stat().st_size
+        assert synced.take(path.parent) is not None
+
+
+def test_nothing_waits_for_the_disk_unless_asked_for(path, synced):
+    (event,) = events([report([NAN], nonfinite=[1])])
+    sink = JsonLines(path)
+    sink.write_finding(event.finding, ended=False)
+    sink.flush()
+    sink.close()
+    assert synced == {}
+
+
 def test_a_second_run_appends(path):
     for _ in range(2):
         write_rows(path, row_of(run_of([[1.0]])))

@@ -360,6 +360,25 @@ def test_rows_are_on_disk_after_flush(tmp_path):
     sink.close()
 
 
+def test_findings_and_what_was_flushed_are_put_on_the_disk_if_asked_for(tmp_path, synced):
+    sink = TensorBoard(tmp_path, fsync=True)
+    for act in (lambda: sink.write_finding(FINDING, ended=False), sink.flush, sink.close):
+        sink.write_row(row_of(run_of([[1.0]])))
+        assert synced == {}
+        act()
+        (file,) = tmp_path.glob("*tfevents*")
+        assert synced.take(file) == file.stat().st_size
+        assert synced.take(tmp_path) is not None
+
+
+def test_nothing_waits_for_the_disk_unless_asked_for(tmp_path, synced):
+    sink = TensorBoard(tmp_path)
+    sink.write_finding(FINDING, ended=False)
+    sink.flush()
+    sink.close()
+    assert synced == {}
+
+
 def test_a_writer_that_is_handed_over_shares_its_file_and_is_not_closed(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("loss", 1.0, 0)

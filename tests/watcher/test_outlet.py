@@ -145,6 +145,33 @@ def test_a_flush_waits_for_the_sink(hanging):
     assert len(hanging.rows) == 1
 
 
+def test_a_flush_waits_for_a_sink_that_is_behind(hanging):
+    dispatcher = SinkDispatcher([hanging], None)
+    dispatcher.write_row(rows(1)[0])  # it was not taken in time
+    threading.Timer(0.05, hanging.may_answer.set).start()
+    dispatcher.flush()
+    assert len(hanging.rows) == 1
+
+
+def test_a_flush_that_is_in_vain_is_said_and_the_next_one_does_not_wait(hanging, caplog):
+    dispatcher = SinkDispatcher([hanging], None)
+    dispatcher.write_row(rows(1)[0])
+    began = time.monotonic()
+    for _ in range(50):
+        dispatcher.flush()
+    assert 0.4 <= time.monotonic() - began < 25 * 0.4
+    (said,) = [record.getMessage() for record in caplog.records if "safe" in record.getMessage()]
+    assert said == (
+        "gradwatch: Hanging has not come to the end of its write row in time: what it was given is not safe yet."
+    )
+    hanging.may_answer.set()
+    settle(dispatcher)
+    hanging.may_answer.clear()
+    dispatcher.write_row(rows(1)[0])
+    dispatcher.flush()  # it answered meanwhile, so it is waited for and named again
+    assert caplog.text.count("is not safe yet") == 2
+
+
 def test_a_sink_is_called_beside_the_loop_unless_it_shares_its_thread():
     class Sharing(Hanging):
         shares_thread = True
