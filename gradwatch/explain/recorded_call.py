@@ -167,7 +167,7 @@ def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor])
 
 
 def _repeat_backward(call: RecordedCall, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Compute the gradients of ``wanted`` from those that arrived at the outputs.
+    """Compute the gradients of ``wanted`` from those that arrived at the outputs, and keep none of them.
 
     Raises:
         UnrepeatableError: where autograd refuses.
@@ -175,10 +175,19 @@ def _repeat_backward(call: RecordedCall, outputs: Sequence[Tensor], wanted: Sequ
     arrived = [(output, held) for output, held in zip(outputs, call.gradients, strict=True) if held]
     if arrived:
         gradients = [_sum(output, held) for output, held in arrived]
+        for leaf in wanted:
+            leaf.register_hook(_without_entries)
         try:
             torch.autograd.grad([output for output, _ in arrived], wanted, gradients, allow_unused=True)
         except RuntimeError as error:  # a reentrant checkpoint, most often, which refuses this function
             raise UnrepeatableError("its backward pass cannot be run again") from error
+
+
+def _without_entries(gradient: Tensor | None) -> Tensor | None:
+    """Return, in place of a gradient that nobody asks for, one of that shape that takes no memory."""
+    if gradient is None or gradient.layout is not torch.strided:
+        return gradient
+    return gradient.new_zeros(()).expand_as(gradient)
 
 
 def _sum(output: Tensor, held: Sequence[Tensor | None]) -> Tensor:

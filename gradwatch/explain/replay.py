@@ -231,8 +231,9 @@ class Replay:
         record_output(call, output, self._hold)
 
     @observing("replay: calls")
-    def _hold(self, held: list[Tensor | None], gradient: Tensor) -> None:
-        held.append(gradient if gradient.numel() <= LARGEST_GRADIENT else None)
+    def _hold(self, held: list[Tensor | None], gradient: Tensor | None) -> None:
+        if gradient is not None:  # a function of the user's own may return none
+            held.append(gradient if gradient.numel() <= LARGEST_GRADIENT else None)
 
 
 def without_replication(model: nn.Module) -> nn.Module:

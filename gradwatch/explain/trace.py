@@ -166,7 +166,7 @@ class Trace:
         if not tensor.requires_grad:
             return
 
-        def note(gradient: Tensor) -> None:
+        def note(gradient: Tensor | None) -> None:
             self._note(gradients, gradient)
 
         handle = tensor.register_hook(note)
@@ -174,8 +174,8 @@ class Trace:
             self._on_leaves.append(handle)
 
     @observing("trace: calls")
-    def _note(self, gradients: list[tuple[Tensor, Tensor]], gradient: Tensor) -> None:
-        if has_entries(gradient):
+    def _note(self, gradients: list[tuple[Tensor, Tensor]], gradient: Tensor | None) -> None:
+        if gradient is not None and has_entries(gradient):  # a function of the user's own may return none
             gradients.append(extremes_of(gradient))
 
 

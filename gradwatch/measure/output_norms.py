@@ -23,7 +23,7 @@ __all__ = ["OutputNorms"]
 ENTRIES = 2**13
 """Entries of an output that are read: their norm is then known to about 1 %."""
 
-HELD = 2**25
+HELD = 2**24
 """Bytes of outputs that are held at most. They may be all that keeps this memory from being used again."""
 
 
@@ -71,8 +71,11 @@ class OutputNorms:
         if column in self._are_changed or output.is_inference():
             self._held[column] = _Output(_some_entries(output).clone(), None)
             return
+        size = _bytes_held_by(output)
+        if self._held_bytes + size > HELD:
+            self._measure()
         self._held[column] = _Output(output, _torch.version_of(output))
-        self._held_bytes += _bytes_held_by(output)
+        self._held_bytes += size
         if self._held_bytes > HELD:
             self._measure()
 

@@ -5,6 +5,7 @@ import itertools
 import queue
 import random
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import gradwatch
-from gradwatch.explain import operations, replay
+from gradwatch.explain import operations, recorded_call, replay
 
 STEPS, SICK = 8, 4
 COUNTS = []
@@ -221,3 +222,51 @@ def test_a_fault_of_ours_while_a_step_is_run_again_is_said(monkeypatch, caplog):
     assert (finding.kind, finding.step) == ("nonfinite", SICK)
     assert "a fault in gradwatch itself (replay)" in caplog.text
     assert "made to happen" in caplog.text
+
+
+class TwoHeads(nn.Module):
+    """A network of two outputs. Its loop makes a loss of the first alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.first(x), self.second(x)
+
+
+@pytest.mark.parametrize("traces", [False, True])
+def test_an_output_to_which_no_gradient_arrives_is_no_fault(traces, caplog):
+    model = TwoHeads()
+    model.register_full_backward_hook(lambda *_: None)  # calls hooks of all outputs, with None for the second
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    with gradwatch.watch(model, optimizer, trace_nonfinite=traces) as watcher:
+        for step in range(3):
+            x = torch.ones(8, 4)
+            x[2] = torch.nan if step == 2 else 1.0
+            optimizer.zero_grad()
+            model(x.requires_grad_())[0].square().mean().backward()
+            optimizer.step()
+    assert "fault in gradwatch" not in caplog.text
+    (finding,) = watcher.findings
+    assert (finding.kind, finding.step) == ("nonfinite", 2)
+    assert finding.cause.startswith("Observed:")
+
+
+def test_running_a_step_again_keeps_no_gradient_of_the_weights(monkeypatch):
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    alive, held, plain = weakref.WeakSet(), [], recorded_call._without_entries
+
+    def without_entries(gradient):
+        alive.add(gradient)
+        held.append(len(alive))
+        return plain(gradient)
+
+    monkeypatch.setattr(recorded_call, "_without_entries", without_entries)
+    with gradwatch.watch(model, optimizer, on_nonfinite="skip") as watcher:
+        model(torch.full((4, 16), torch.nan)).square().mean().backward()
+        optimizer.step()
+    assert watcher.findings[0].cause.startswith("Observed:")
+    assert len(held) == 12  # two weights a layer
+    assert max(held) <= 2  # the one that has just arrived, and perhaps one before

@@ -1,0 +1,1 @@
+"""Random training programs, which are run bare and watched; see ``benchmarks.endurance.same``."""
