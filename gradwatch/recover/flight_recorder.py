@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import weakref
 from collections import deque
@@ -40,6 +41,8 @@ MOST_CALLS = 64
 class FlightRecorder:
     """The last steps of a watched loop. ``watcher.black_box`` is one.
 
+    A forked child writes no file unless it is asked to: that of the parent has its name.
+
     Args:
         options: as the user gave them.
         models: {name: module}, as watched.
@@ -55,6 +58,7 @@ class FlightRecorder:
         self.options, self.guard, self.written = options, guard, list[Path]()
         self._models, self._layers = dict(models), layers
         self._path = Path(options.path).expanduser().absolute()  # the program may change its directory
+        self._process = os.getpid()
         self._records: deque[StepRecord] = deque(maxlen=options.steps)
         self._calls: deque[KeptCall] = deque(maxlen=MOST_CALLS)
         self._batches: deque[KeptBatch] = deque(maxlen=MOST_CALLS)
@@ -203,7 +207,7 @@ class FlightRecorder:
     def _write_failure(self, reason: dict[str, Any]) -> None:
         """Write a file for a failed step, unless it has one, or the run has written as many as it may."""
         step = reason["step"]
-        if step in self._failed_steps or len(self._failed_steps) >= MOST_FILES:
+        if step in self._failed_steps or len(self._failed_steps) >= MOST_FILES or os.getpid() != self._process:
             return
         path = self._path
         if self._failed_steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,7 +14,7 @@ __all__ = ["SnapshotShelf"]
 
 
 class SnapshotShelf:
-    """The snapshots of one run, by the steps that it had made.
+    """The snapshots of one run, by the steps that it had made. The files are those of the process that made the shelf.
 
     Args:
         path: a folder for files; None keeps them in memory.
@@ -22,14 +23,15 @@ class SnapshotShelf:
     def __init__(self, path: str | Path | None) -> None:
         self._folder = None if path is None else Path(path)
         self._kept: dict[int, Snapshot | Path] = {}
+        self._process = os.getpid()
 
     def put(self, snapshot: Snapshot) -> None:
-        """Keep ``snapshot``.
+        """Keep ``snapshot``; in memory, too, in a forked child, which would write over the files of its parent.
 
         Raises:
             OSError: where its file cannot be written.
         """
-        if self._folder is None:
+        if self._folder is None or os.getpid() != self._process:
             self._kept[snapshot.steps] = snapshot
             return
         group = current_group()
@@ -52,6 +54,6 @@ class SnapshotShelf:
         """Let go of all others, and remove their files."""
         for each in [each for each in self._kept if each not in steps]:
             kept = self._kept.pop(each)
-            if isinstance(kept, Path):
+            if isinstance(kept, Path) and os.getpid() == self._process:
                 with contextlib.suppress(OSError):
                     kept.unlink(missing_ok=True)

@@ -202,6 +202,39 @@ def exit_status_of_child(do, seconds=20):
 
 @pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_that_trains_on_leaves_black_box_and_snapshots_to_the_parent(tmp_path):
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recover = gradwatch.Rewind(every=2, keep=2, confirm=2, path=tmp_path / "snapshots")
+    watcher = gradwatch.watch(model, optimizer, recover=recover, black_box=tmp_path / "failed.pt")
+
+    def step(scale=1.0):
+        optimizer.zero_grad()
+        (model(torch.ones(8, 4)) * scale).square().mean().backward()
+        optimizer.step()
+
+    def train_on():
+        with watcher:
+            step(float("nan"))
+            for _ in range(8):
+                step()
+            raise ValueError("an error of the child's")
+
+    for _ in range(9):
+        step()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.pt")}
+    assert before
+    assert exit_status_of_child(train_on) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.pt")} == before
+    assert exit_status_of_child(lambda: watcher.black_box.write(tmp_path / "asked.pt")) == 0
+    assert (tmp_path / "asked.pt").exists()
+    step(float("nan"))
+    watcher.close()
+    assert (tmp_path / "failed.pt").exists()
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("verb", ["close", "flush", "findings", "history", "state_dict", "garbage", "step"])
 def test_a_forked_child_neither_hangs_nor_writes(tmp_path, verb):
     model = torch.nn.Linear(4, 1)
