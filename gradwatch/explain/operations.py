@@ -6,8 +6,9 @@ Examining every operation costs two reductions each, read at once. It is done on
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -157,27 +158,31 @@ class Operations(_torch.DispatchMode):
         self.fault: Exception | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        schema = _torch.schema_of(func)
-        with self._noting_faults():
-            inputs = _floats((args, kwargs))
-            if schema.is_mutable and _writes_into_shared_memory(schema, args, kwargs or {}):
-                raise UnrepeatableError("it writes into memory that other processes share")
-            before = _given(inputs) if schema.is_mutable else None  # it may overwrite them
-        output = func(*args, **(kwargs or {}))
-        with self._noting_faults():
-            name = schema.name.split("::")[-1].rstrip("_") or schema.name
-            self._examine(name, inputs, before, _floats(output))
-        return output
-
-    @contextlib.contextmanager
-    def _noting_faults(self) -> Iterator[None]:
+        schema, kwargs = _torch.schema_of(func), kwargs or {}
+        before = self._before(schema, args, kwargs) if schema.is_mutable else None  # it may overwrite what it is given
+        output = func(*args, **kwargs)
         try:
-            yield
-        except UnrepeatableError:
-            raise
+            self._examine(schema, args, kwargs, before, output)
         except Exception as error:
             self.fault = self.fault or error
             raise
+        return output
+
+    def _before(self, schema: Any, args: Any, kwargs: Any) -> Operands:
+        """Return the operands of an operation that is about to write into one of them.
+
+        Raises:
+            UnrepeatableError: if another process would see what it writes.
+        """
+        try:
+            is_shared = _writes_into_shared_memory(schema, args, kwargs)
+            operands = _SICK if is_shared else _given(_floats((args, kwargs)))
+        except Exception as error:
+            self.fault = self.fault or error
+            raise
+        if is_shared:
+            raise UnrepeatableError("it writes into memory that other processes share")
+        return operands
 
     def suspect(self, module: str, *, in_backward: bool) -> FaultyOperation | None:
         """Return the operation that explains a NaN or Inf which ``module`` made; None where none was seen.
@@ -191,9 +196,14 @@ class Operations(_torch.DispatchMode):
         suspects = [*backward, *inside] if in_backward else inside or forward
         return suspects[0] if suspects else None
 
-    def _examine(self, name: str, inputs: Sequence[Tensor], before: Operands | None, outputs: Sequence[Tensor]) -> None:
-        if name in FILLS or all(map(_has_finite_sum, outputs)):
+    def _examine(self, schema: Any, args: Any, kwargs: Any, before: Operands | None, output: Any) -> None:
+        name = _name_of(schema)
+        if name in FILLS:
             return
+        outputs = _floats(output)
+        if all(map(_has_finite_sum, outputs)):
+            return
+        inputs = _floats((args, kwargs))
         operands = before or _given(inputs)
         if operands is _SICK:
             return
@@ -213,6 +223,12 @@ class Operations(_torch.DispatchMode):
         family = _family_of(derivative_of or name, dtype, made_nan, operands.ranges)
         given_by = maker_of(inputs[0]) if inputs and node is None else ""
         return FaultyOperation(self._module(), name, derivative_of, family, made_nan, operands, dtype, given_by)
+
+
+@functools.cache
+def _name_of(schema: Any) -> str:
+    """Return the name of an operation without its namespace, and without the sign that it works in place."""
+    return schema.name.split("::")[-1].rstrip("_") or str(schema.name)
 
 
 def _writes_into_shared_memory(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -319,9 +335,15 @@ def _operands(tensors: Sequence[Tensor]) -> Operands:
 
 def _floats(tree: Any) -> list[Tensor]:
     """Return the dense floating-point and complex tensors of ``tree`` that have entries."""
-    leaves = (leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor))
-    fractions = (leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex())
-    return [tensor for tensor in fractions if tensor.numel() > 0 and tensor.layout is torch.strided]
+    if isinstance(tree, Tensor):
+        return [tree] if _is_examined(tree) else []
+    return [leaf for leaf in _torch.tree_leaves(tree) if isinstance(leaf, Tensor) and _is_examined(leaf)]
+
+
+def _is_examined(tensor: Tensor) -> bool:
+    """Return whether ``tensor`` is dense, has entries, and can hold NaN."""
+    is_fraction = tensor.is_floating_point() or tensor.is_complex()
+    return is_fraction and tensor.layout is torch.strided and tensor.numel() > 0
 
 
 def _tensors_with_entries(values: Iterable[Any]) -> list[Tensor]:

@@ -134,13 +134,14 @@ def was_changed(call: RecordedCall) -> bool:
     return _versions_of([tensor for tensor, _ in given_tensors(call)]) != call.versions
 
 
-def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor]) -> Any:
-    """Run the forward and the backward pass of one call again.
+def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor], *, goes_backward: bool = True) -> Any:
+    """Run the forward pass of one call again, and its backward pass.
 
     Args:
         call: to repeat.
         replica: of its model.
         parameters: of the replica.
+        goes_backward: False to leave the backward pass out.
 
     Returns:
         The arguments.
@@ -162,7 +163,8 @@ def repeat(call: RecordedCall, replica: nn.Module, parameters: Sequence[Tensor])
     outputs = _differentiable(output)
     if not _is_same(_sample(output), call.returned) or len(outputs) != len(call.gradients):
         raise UnrepeatableError("the model returned something else")
-    _repeat_backward(call, outputs, [*parameters, *leaves])
+    if goes_backward:
+        _repeat_backward(call, outputs, [*parameters, *leaves])
     return args, kwargs
 
 

@@ -136,9 +136,12 @@ class Replay:
         replicas = {name: replica_of(model, known) for name, model in self._called_models().items()}
         parameters = _trainable(replicas.values())
         trace = Trace(replicas, self.guard, keeps_all=True)
+        was_finite = loss is None or math.isfinite(loss)  # else the forward pass alone tells
         with Operations(trace.module_under_way) as operations:
             try:
-                batches = [repeat(call, replicas[call.name], parameters) for call in self._calls]
+                batches = [
+                    repeat(call, replicas[call.name], parameters, goes_backward=was_finite) for call in self._calls
+                ]
             finally:
                 if operations.fault is not None:
                     raise operations.fault
