@@ -11,6 +11,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import CodeType
 from typing import Any
 
@@ -53,6 +54,7 @@ __all__ = [
     "own_modules",
     "own_parameters",
     "parameters_set_so_far",
+    "past_dispatch_modes",
     "plain_call_of",
     "positions_by_device_and_dtype",
     "saved_tensor",
@@ -93,6 +95,7 @@ def tree_leaves(tree: Any) -> list[Any]:
 
 
 def _gather(tree: Any, leaves: list[Any]) -> None:
+    """Add to ``leaves`` everything in ``tree`` that is no container."""
     kind = type(tree)
     if kind is tuple or kind is list:
         for part in tree:
@@ -294,6 +297,12 @@ def saved_tensors_are_packed() -> bool:
 
 
 # Operations
+
+
+def past_dispatch_modes() -> AbstractContextManager[None]:
+    """Return a context in which no ``DispatchMode`` sees an operation."""
+    guard: AbstractContextManager[None] = torch._C._DisableTorchDispatch()
+    return guard
 
 
 def schema_of(operation: Any) -> Any:

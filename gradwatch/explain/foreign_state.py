@@ -35,15 +35,17 @@ def is_free_of_foreign_state(calls: Iterable[RecordedCall], models: Iterable[nn.
     """Return whether repeating ``calls`` of ``models`` on replicas is proved to change nothing of this process."""
     if not all(map(_is_plain, map(arguments_of, calls))) or _torch.anyone_follows_all_calls():
         return False
-    return all(_is_of_torch(module) for model in models for module in model.modules())
+    modules = [module for model in models for module in model.modules()]
+    return all(map(_runs_torchs_code_only, {type(module) for module in modules})) and all(map(_holds_plain, modules))
 
 
-def _is_of_torch(module: nn.Module) -> bool:
-    kind = type(module)
-    if not all(map(_adds_nothing_that_runs, kind.__mro__)) or not all(
-        map(_is_torchs_code, (kind.forward, kind.__call__))
-    ):
-        return False
+def _runs_torchs_code_only(kind: type[nn.Module]) -> bool:
+    is_torchs = all(map(_is_torchs_code, (kind.forward, kind.__call__)))
+    return is_torchs and all(map(_adds_nothing_that_runs, kind.__mro__))
+
+
+def _holds_plain(module: nn.Module) -> bool:
+    """Return whether ``module`` holds tensors and plain values alone, and its forward pass writes no weight."""
     if any(getattr(module, name, None) is not None for name in _WRITES_WEIGHTS):
         return False
     apart = {*_torch.hook_tables(module), *_torch.tables_of()}

@@ -135,8 +135,8 @@ class Replay:
         known: dict[int, Any] = {}
         replicas = {name: replica_of(model, known) for name, model in self._called_models().items()}
         parameters = _trainable(replicas.values())
-        trace = Trace(replicas, self.guard, keeps_all=True)
         was_finite = loss is None or math.isfinite(loss)  # else the forward pass alone tells
+        trace = Trace(replicas, self.guard, keeps_all=True, follows_backward=was_finite)
         with Operations(trace.module_under_way) as operations:
             try:
                 batches = [

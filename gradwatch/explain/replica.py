@@ -6,8 +6,8 @@ The copy, called a replica, shares the weights of the model. It has buffers, con
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +22,9 @@ from gradwatch import _torch
 __all__ = ["UnrepeatableError", "as_it_was", "replica_of"]
 
 
+_PLAIN = (bool, int, float, str, types.NoneType)
+
+
 class UnrepeatableError(Exception):
     """The reason why a step cannot be run again."""
 
@@ -33,6 +36,8 @@ def replica_of(thing: Any, known: dict[int, Any]) -> Any:
         thing: weights are shared; buffers and containers are copied; any other object is returned as it is.
         known: replicas so far by the ids of their originals, so that shared parts stay shared.
     """
+    if type(thing) in _PLAIN:
+        return thing
     if id(thing) not in known:
         if isinstance(thing, nn.Module):
             return _replica_of_module(thing, known)
@@ -54,7 +59,7 @@ def _replica_of_container(thing: Any, known: dict[int, Any]) -> Any:
     if type(thing) in (list, tuple, set, deque):
         return type(thing)(replica_of(part, known) for part in thing)
     if isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
-        made = copy.copy(thing)  # with what else it holds: the factory of a ``defaultdict``
+        made = thing.copy()  # with what else it holds: the factory of a ``defaultdict``
         made.update((key, replica_of(part, known)) for key, part in thing.items())
         return made
     return thing
@@ -73,7 +78,7 @@ def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     _torch.clear_compiled_call(made)
     around_forward = _torch.forward_hook_tables(module)
     for name, hooks in tables.items():  # hooks of torch make the weight (``spectral_norm``, ``prune``)
-        kept = ((i, hook) for i, hook in hooks.items() if name in around_forward and _is_of_torch(hook))
+        kept = [(i, hook) for i, hook in hooks.items() if name in around_forward and _is_of_torch(hook)]
         made.__dict__[name] = type(hooks)(kept)  # type: ignore[call-arg]
     return made
 

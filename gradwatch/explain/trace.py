@@ -39,14 +39,22 @@ class Trace:
         models: {name: module}.
         guard: takes the faults.
         keeps_all: keep any number of calls, where somebody takes them soon.
+        follows_backward: False where no backward pass will follow.
 
     Attributes:
         guard: as given.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], guard: Guard | None = None, *, keeps_all: bool = False) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        guard: Guard | None = None,
+        *,
+        keeps_all: bool = False,
+        follows_backward: bool = True,
+    ) -> None:
         self.guard = guard or Guard()
-        self._follows_graph = keeps_all
+        self._follows_graph, self._follows_backward = keeps_all, follows_backward
         self._under_way: list[ModuleCall] = []
         self._arguments: dict[int, list[Tensor]] = {}  # of calls under way, by their ids
         self._summaries: dict[int, tuple[weakref.ref[Tensor], int, TensorSummary]] = {}
@@ -101,7 +109,7 @@ class Trace:
             self._summaries.clear()
         call = self._call(name, kind, is_builtin, tensors, is_outermost=is_outermost)
         call.follows_others = bool(tensors) and leaves[0] is not tensors[0]
-        if self._follows_graph:
+        if self._follows_graph and self._follows_backward:
             self._arguments[id(call)] = tensors
         self._under_way.append(call)
         return call
@@ -150,20 +158,27 @@ class Trace:
     def _note_handed_back(self, seen: list[tuple[Tensor, Tensor]], edge: int, inputs: Any, outputs: Any) -> None:
         gradient = inputs[edge] if edge < len(inputs) else None
         if isinstance(gradient, Tensor) and has_entries(gradient):
-            seen.append(extremes_of(gradient))
+            seen.append(self._extremes_of(gradient))
 
     def _summarise(self, tensor: Tensor) -> TensorSummary:
         """Return the summary of ``tensor``. One module returns what the next is given, so each tensor is read once."""
         version = 0 if tensor.is_inference() else _torch.version_of(tensor)
         known, seen, summary = self._summaries.get(id(tensor), (None, 0, None))
         if summary is None or known is None or known() is not tensor or seen != version:
-            summary = TensorSummary(extremes_of(tensor))
+            summary = TensorSummary(self._extremes_of(tensor))
             self._summaries[id(tensor)] = weakref.ref(tensor), version, summary
             self._follow_gradient(tensor, summary.gradients)
         return summary
 
+    def _extremes_of(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the extremes of ``tensor``, past the mode that examines every operation of a step that runs again."""
+        if not self._follows_graph:
+            return extremes_of(tensor)
+        with _torch.past_dispatch_modes():
+            return extremes_of(tensor)
+
     def _follow_gradient(self, tensor: Tensor, gradients: list[tuple[Tensor, Tensor]]) -> None:
-        if not tensor.requires_grad:
+        if not (tensor.requires_grad and self._follows_backward):
             return
 
         def note(gradient: Tensor | None) -> None:
@@ -176,7 +191,7 @@ class Trace:
     @observing("trace: calls")
     def _note(self, gradients: list[tuple[Tensor, Tensor]], gradient: Tensor | None) -> None:
         if gradient is not None and has_entries(gradient):  # a function of the user's own may return none
-            gradients.append(extremes_of(gradient))
+            gradients.append(self._extremes_of(gradient))
 
 
 def _mark(module: str, returned: Sequence[Tensor]) -> None:

@@ -57,6 +57,10 @@ class Magnitudes:
     of_whole: bool = False
 
 
+SMALL, TOGETHER = 2**12, 2**10
+"""Entries of a tensor that is counted together with others, and how many are: at most 16 MB of float32 are copied."""
+
+
 @dataclass(frozen=True)
 class EntryStatistics:
     """Statistics of the entries of P tensors, each (P,) float64 on the first tensor's device; NaN for empty tensors.
@@ -220,8 +224,22 @@ def clamp_(tensors: Sequence[Tensor], limit: float | Tensor, when: Tensor) -> No
 @torch.no_grad()
 def count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     """Return (P,) int64, the number of NaN and Inf entries of each tensor. Reads every entry; syncs."""
-    counts = [tensor.numel() - int(torch.isfinite(tensor).sum()) for tensor in map(_plain, tensors)]
-    return torch.tensor(counts, dtype=torch.int64, device="cpu")
+    parts = [_plain(tensor) for tensor in tensors]
+    counts = torch.zeros(len(parts), dtype=torch.int64, device="cpu")
+    small = [place for place, part in enumerate(parts) if part.is_cpu and part.numel() <= SMALL]
+    for first in range(0, len(small), TOGETHER):
+        places = small[first : first + TOGETHER]
+        counts[places] = _count_in_one([parts[place] for place in places])
+    for place in set(range(len(parts))).difference(small):
+        counts[place] = parts[place].numel() - int(torch.isfinite(parts[place]).sum())
+    return counts
+
+
+def _count_in_one(parts: Sequence[Tensor]) -> Tensor:
+    """Return the number of NaN and Inf entries of each of some small tensors: one look at a copy of all of them."""
+    ends = torch.tensor([part.numel() for part in parts], device="cpu").cumsum(0)
+    so_far = (~torch.isfinite(torch.cat([part.flatten() for part in parts]))).cumsum(0)
+    return torch.cat([so_far.new_zeros(1), so_far])[ends].diff(prepend=so_far.new_zeros(1))
 
 
 def _squares(group: list[Tensor]) -> Sequence[Tensor]:
