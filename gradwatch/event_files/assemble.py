@@ -294,6 +294,7 @@ class RunAssembler:
             written_at=written_at,
             problems=(*problems, *_left_out(norms)),
             environment=self._environment,
+            lost={} if self._end is None else self._end.lost,
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.event_files.format import PREFIX, ROW_NAMES, TOTALS, VERSION
+from gradwatch.event_files.format import LOST, PREFIX, ROW_NAMES, TOTALS, VERSION
 from gradwatch.event_files.run import Coverage, Environment, FindingEvent, Floats, LayerTable, RunEnd
 from gradwatch.findings import KINDS, Finding, Severity
 
@@ -179,10 +179,13 @@ def run_end_of(tensor: Any, what: str = "gradwatch/end") -> RunEnd:
     Raises:
         UnreadableError: if it does not.
     """
-    steps = _object(_text(tensor, what), what).get("steps")
+    content = _object(_text(tensor, what), what)
+    steps, lost = content.get("steps"), content.get("lost", {})
     if not _is_count(steps):
         raise UnreadableError(f"{what}: expected steps: a whole number from 0.")
-    return RunEnd(steps)  # type: ignore[arg-type]
+    if not (isinstance(lost, dict) and all(_is_count(lost.get(name, 0)) for name in LOST)):
+        raise UnreadableError(f"{what}: expected lost: an object of whole numbers from 0.")
+    return RunEnd(steps, {name: lost[name] for name in LOST if lost.get(name)})  # type: ignore[arg-type]
 
 
 def finding_event_of(tensor: Any, what: str = "gradwatch/finding") -> FindingEvent:

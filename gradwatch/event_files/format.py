@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["BAND", "NORMS", "PACKED_FIGURES", "PLUGIN", "PREFIX", "ROW_NAMES", "TOTALS", "VERSION"]
+__all__ = ["BAND", "LOST", "NORMS", "PACKED_FIGURES", "PLUGIN", "PREFIX", "ROW_NAMES", "TOTALS", "VERSION"]
 
 PLUGIN = "gradwatch"
 PREFIX = "gradwatch/"
@@ -41,3 +41,6 @@ TOTALS = (
     "learning_rate",
 )
 """Entries of ``gradwatch/totals``; the two counts are of steps since the row before, what was not observed is NaN."""
+
+LOST = ("row", "finding", "coverage")
+"""What ``gradwatch/end`` counts where it could not be written; the last says how many steps were measured."""

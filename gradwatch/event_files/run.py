@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -85,9 +85,11 @@ class RunEnd:
 
     Attributes:
         steps: attempted updates.
+        lost: how many rows and findings could not be written, by what they are; empty where all were.
     """
 
     steps: int
+    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class Run:
         written_at: when its newest file last grew, seconds since 1970.
         problems: what could not be read, for people.
         environment: what it was made with; None where the files do not say.
+        lost: how many rows and findings could not be written, by what they are, as the run said where it was closed.
     """
 
     name: str
@@ -203,6 +206,7 @@ class Run:
     written_at: float
     problems: tuple[str, ...]
     environment: Environment | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> NDArray[np.int64]:

@@ -119,10 +119,11 @@ class LossFinder:
     def begin(self, roots: Sequence[Tensor], *, is_loss: bool) -> FoundLoss:
         """Note that a backward pass begins at ``roots``. Several losses at once count as their sum."""
         scaler, self._scaler = self._scaler, None
-        found = self._found(roots, scaler) if is_loss else FoundLoss(None)
-        with self._lock:
+        with self._lock:  # first of all: a fault below must leave no loss of an earlier update in place of this one
             self.clearing.begin(is_alone=not self._calls)
             self._forget_cleared()
+        found = self._found(roots, scaler) if is_loss else FoundLoss(None)
+        with self._lock:
             self._calls[threading.get_ident()] = found
         self._since.append(found)
         return found

@@ -54,7 +54,8 @@ class Sink(Protocol):
     A sink may have a fifth, ``write_coverage(coverage)``: it takes how many steps were measured
     (``gradwatch.event_files.run.Coverage``), with rows where some were not, at ``flush`` and at ``close``. And a sixth,
     ``write_environment(environment)``: it takes what the run is made with
-    (``gradwatch.event_files.run.Environment``), once, before all else.
+    (``gradwatch.event_files.run.Environment``), once, before all else. And a seventh, ``write_lost(lost)``: it takes
+    at ``close`` what the sink was never able to take, such as ``{"row": 2, "finding": 1}``.
 
     What it did not take waits, and is handed to it again later: an OSError is most often a disk that is full.
 

@@ -17,7 +17,8 @@ _READ_AT_ONCE = 65_536  # bytes, while the last line break is looked for
 class AppendedFile:
     """A file that is open for appending, without a buffer.
 
-    It can be pickled and copied: the copy has opened the same file. Once closed, it is opened again by the next write.
+    It can be pickled and copied: the copy has opened the same file. Once closed, or deleted by whomever, it is opened
+    again by the next write.
 
     Args:
         path: the file; its directory is made.
@@ -85,8 +86,15 @@ class AppendedFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self.path.open("ab", buffering=0)
 
+    @property
+    def is_deleted(self) -> bool:
+        """Return whether no directory holds the file any more: what is written to it is lost."""
+        return not self._file.closed and os.fstat(self._file.fileno()).st_nlink == 0
+
     def _reopened(self) -> io.FileIO:
-        """Return the file, opened again if it was closed."""
+        """Return the file, opened again if it was closed or deleted."""
+        if self.is_deleted:
+            self._file.close()
         if self._file.closed:
             self._file = self._open()
         return self._file

@@ -122,7 +122,7 @@ class _Table:
 
     def begin(self) -> None:
         """Write the names of the columns where they are missing; not sooner, since of several ranks one writes."""
-        if self._has_begun:
+        if self._has_begun and not self._file.is_deleted:
             return
         self._file.drop_torn_line()
         if not self._file.first_line():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ class JsonLines:
     """A file to whose end lines are added: ``{"event": "row", …}`` at logged steps, and findings.
 
     A finding is ``"opened"``, ``"updated"`` with a later row if it has gone on, and ``"ended"``. ``"coverage"`` says
-    how many steps there were, and how many of them were measured, where that is not all.
+    how many steps there were, and how many of them were measured, where that is not all; ``"lost"``, at the end, how
+    many rows and findings could not be written.
 
     Args:
         path: the file; its directory is made.
@@ -62,6 +64,9 @@ class JsonLines:
     def write_coverage(self, coverage: Coverage) -> None:
         if coverage.unmeasured:
             self._write(event="coverage", steps=coverage.steps, measured=coverage.measured)
+
+    def write_lost(self, lost: Mapping[str, int]) -> None:
+        self._write(event="lost", **lost)
 
     def flush(self) -> None:
         if self._fsync:  # each line was handed to the system whole

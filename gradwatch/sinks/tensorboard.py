@@ -11,11 +11,12 @@ import contextlib
 import itertools
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
@@ -67,7 +68,7 @@ class TensorBoard:
     ``gradwatch/coverage`` is a string, how much was measured as JSON ``{"steps", "measured"}``, where that is not all;
     what comes last counts. ``gradwatch/environment`` is a string, what the run is made with as JSON ``{"versions",
     "devices", "commit", "script"}``, written first. ``gradwatch/end`` is a string, written at ``close`` as JSON
-    ``{"steps"}``.
+    ``{"steps"}``, with ``"lost"``, ``{"row": 2, "finding": 1}``, where not all could be written.
     Steps are made unique because TensorBoard keeps one event per tag and step.
     A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found
     as an entry of "HParams".
@@ -98,6 +99,7 @@ class TensorBoard:
     _kinds: dict[str, None]  # of all findings, in order of their first
     _coverage: Coverage | None
     _steps: int  # attempted updates, as far as it is known
+    _lost: dict[str, int]  # what could not be written
     _flushed_at: float
 
     def __init__(
@@ -145,6 +147,9 @@ class TensorBoard:
             content = json_of({"steps": coverage.steps, "measured": coverage.measured})
             self._write(Summary(value=[self._tensor("gradwatch/coverage", content)]), max(0, coverage.steps - 1))
 
+    def write_lost(self, lost: Mapping[str, int]) -> None:
+        self._lost = dict(lost)  # the mark of the end says it
+
     def write_environment(self, environment: Environment) -> None:
         with self._knowing_only_what_was_written():
             self._write(Summary(value=[self._tensor("gradwatch/environment", json_of(asdict(environment)))]), 0)
@@ -154,6 +159,7 @@ class TensorBoard:
             return
         try:
             self._writer.flush()
+            self._make_sure(self._writer)
         except Exception:
             self._abandon()
             raise
@@ -167,14 +173,15 @@ class TensorBoard:
             self._write_end()
             self.flush()
         else:
-            self._close_own(self._writer)
+            self._close_own()
 
-    def _close_own(self, writer: SummaryWriter | None) -> None:
+    def _close_own(self) -> None:
         """Close our own writer, and forget the run: what comes later is of another."""
         try:
-            if writer is not None:
-                self._write_end()
+            self._write_end()  # opens again what a fault has closed
+            if (writer := self._writer) is not None:
                 self._write_verdict(writer)
+                self.flush()
                 writer.close()
                 if self._fsync:
                     _sync(Path(writer.log_dir))
@@ -193,11 +200,13 @@ class TensorBoard:
         self._kinds = {}
         self._coverage = None
         self._steps = 0
+        self._lost = {}
         self._flushed_at = time.monotonic()
 
     @contextlib.contextmanager
     def _knowing_only_what_was_written(self) -> Iterator[None]:
-        """Forget at a fault that the table and the metadata of a tag were written."""
+        """Forget at a fault that the table and the metadata of a tag were written; a new file says them anew."""
+        self._open_or_abandon()
         described, table = set(self._described), self._table
         try:
             yield
@@ -207,14 +216,24 @@ class TensorBoard:
 
     def _write(self, summary: Summary, step: int) -> None:
         """Hand ``summary`` to the writer, and keep it until it was flushed: a writer that fails has lost some."""
+        writer = self._open_or_abandon()
         try:
-            _torch.file_writer_of(self._open()).add_summary(summary, step)
+            _torch.file_writer_of(writer).add_summary(summary, step)
         except Exception:
             self._abandon()
             raise
         self._unflushed.append((summary, step))
         if len(self._unflushed) >= _MOST_UNFLUSHED or self._is_behind():
             self.flush()
+
+    def _make_sure(self, writer: SummaryWriter) -> None:
+        """Raise what TensorBoard's thread has met while it wrote.
+
+        A flush may return between the fault and the moment at which that thread tells of it. An empty record that is
+        flushed after that is either written or told of.
+        """
+        _torch.file_writer_of(writer).add_event(Event())
+        writer.flush()
 
     def _is_behind(self) -> bool:
         """Return whether to flush a writer of the user's, which may keep rows for minutes. Ours flushes by itself."""
@@ -234,7 +253,8 @@ class TensorBoard:
         if not self._described:
             return
         with self._knowing_only_what_was_written():
-            content = self._tensor("gradwatch/end", json_of({"steps": self._steps}))
+            lost = {"lost": self._lost} if self._lost else {}
+            content = self._tensor("gradwatch/end", json_of({"steps": self._steps, **lost}))
             self._write(Summary(value=[content]), max(0, self._steps - 1))
 
     def _write_verdict(self, writer: SummaryWriter) -> None:
@@ -245,6 +265,13 @@ class TensorBoard:
         for summary in hparams(verdict, {"grad_norm_total": 0.0}):
             _torch.file_writer_of(writer).add_summary(summary)
 
+    def _open_or_abandon(self) -> SummaryWriter:
+        try:
+            return self._open()
+        except Exception:
+            self._abandon()
+            raise
+
     def _open(self) -> SummaryWriter:
         if self._writer is None:
             assert self._directory is not None
@@ -253,9 +280,18 @@ class TensorBoard:
                     self._run = (self.opened or self._directory) if self.continues else _run_to_write(self._directory)
                 self._writer = SummaryWriter(str(self._run), flush_secs=_FLUSH_SECONDS, filename_suffix=_suffix())
             self.opened = self._run
+            self._describe_anew()
             for summary, step in self._unflushed:
                 _torch.file_writer_of(self._writer).add_summary(summary, step)
         return self._writer
+
+    def _describe_anew(self) -> None:
+        """Have a file that is opened again say by itself what its tags are: the one before may be deleted."""
+        self._described.clear()
+        self._table = self._laid_out = None
+        for value in [value for summary, _ in self._unflushed for value in summary.value]:
+            if value.tag.startswith(format.PREFIX) and value.HasField("tensor"):
+                value.metadata.CopyFrom(_METADATA)
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:
         report = row.report

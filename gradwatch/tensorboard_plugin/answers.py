@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradwatch.event_files import format
 from gradwatch.event_files.assemble import latest_states
 from gradwatch.event_files.consequences import leaders
-from gradwatch.event_files.decode import UnreadableError, coverage_of, finding_event_of
+from gradwatch.event_files.decode import UnreadableError, coverage_of, finding_event_of, run_end_of
 from gradwatch.event_files.run import FindingEvent, Floats, LayerSeries
 from gradwatch.tensorboard_plugin import pooling
 from gradwatch.tensorboard_plugin.cached_run import CachedRun
@@ -52,7 +52,7 @@ def findings_of(run: CachedRun) -> dict[str, Any]:
         problems.insert(0, f"Only the first {_MOST_FINDINGS:,} of {len(states):,} findings are shown.")
     shown = states[:_MOST_FINDINGS]
     findings = [{**_plain(state), "follows": first} for state, first in zip(shown, leaders(shown), strict=True)]
-    return {"findings": findings, "problems": problems[:_MOST_PROBLEMS], **_coverage(run), **_extent(run)}
+    return {"findings": findings, "problems": problems[:_MOST_PROBLEMS], **_coverage(run), **_lost(run), **_extent(run)}
 
 
 def _coverage(run: CachedRun) -> dict[str, Any]:
@@ -65,6 +65,16 @@ def _coverage(run: CachedRun) -> dict[str, Any]:
     if coverage is None or not coverage.unmeasured:
         return {}
     return {"steps": coverage.steps, "unmeasured": coverage.unmeasured}
+
+
+def _lost(run: CachedRun) -> dict[str, Any]:
+    """Return how much could not be written, as the run said at its end; nothing where all was."""
+    events = run.events("end")
+    try:
+        lost = run_end_of(*events[-1][1:]).lost if events else {}
+    except UnreadableError:
+        return {}
+    return {"lost": dict(lost)} if lost else {}
 
 
 def _extent(run: CachedRun) -> dict[str, Any]:

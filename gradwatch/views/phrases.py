@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gradwatch.event_files.run import Coverage, Environment, Run
@@ -19,6 +19,7 @@ __all__ = [
     "environment_words",
     "facts",
     "gaps",
+    "lost_words",
     "number",
     "onset",
     "since",
@@ -72,6 +73,8 @@ def gaps(run: Run, *, goes_on: bool = False) -> Iterator[str]:
     if run.closed_after is None and not goes_on:
         after = f"after step {run.steps[-1]}" if len(run.steps) else "later"
         yield f"the run was not closed, so nothing is known of what came {after}"
+    if lost := lost_words(run.lost):
+        yield lost
     if run.problems:
         yield "a part of its files cannot be read"
 
@@ -82,6 +85,14 @@ def unmeasured_words(coverage: Coverage | None) -> str:
         return ""
     steps = counted(coverage.steps, "step")
     return f"{steps}, {f'{coverage.unmeasured} of them not' if coverage.measured else 'none'} measured"
+
+
+def lost_words(lost: Mapping[str, int]) -> str:
+    """Return what could not be written; ``""`` where all was."""
+    counts = [counted(number, what) for what, number in lost.items() if what in ("row", "finding")]
+    if counts:
+        return f"{' and '.join(counts)} could not be written"
+    return "it could not be written how many steps were measured" if lost else ""
 
 
 def facts(run: Run, now: float) -> str:

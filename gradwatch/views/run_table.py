@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradwatch.event_files.run import Run
-from gradwatch.views.phrases import counted, number, unmeasured_words, verdict
+from gradwatch.views.phrases import counted, lost_words, number, unmeasured_words, verdict
 
 __all__ = ["STYLES", "run_table", "worst_first"]
 
@@ -69,4 +69,6 @@ def _found(run: Run) -> str:
         shown.append(counted(len(firsts) - len(shown), "other kind"))
     if unmeasured := unmeasured_words(run.coverage):
         shown.append(unmeasured)
+    if lost := lost_words(run.lost):
+        shown.append(lost)
     return "; ".join(shown)

@@ -93,14 +93,44 @@ class Diagnosis:
         self._detectors, self._background = Detectors(layers, thresholds), Background(layers, self.guard, losses)
         self._open: dict[str, Finding] = {}  # by detector, as each was when it opened
         self._told: dict[str, Finding] = {}  # by detector, as each was told last
+        self._untold: set[str] = set()  # detectors whose open incident another finding tells of
+        self._due: list[FindingUpdate] = []  # what opened or ended, until it was returned
+        self._is_behind = False  # a fault came between the detectors and this
 
     @np.errstate(all="ignore")  # figures of sick runs hold Inf and NaN; no warning of numpy's is to reach the user
     def observe(self, report: StepReport) -> list[FindingUpdate]:
-        """Take in one step; return what opens or ends at it."""
+        """Take in one step; return what opens or ends at it, and what a fault has kept from being returned before."""
+        missed = self._missed() if self._is_behind else []
+        self._is_behind = True
+        for event in missed:
+            self._take(event, report)
         self._background.observe(report)
-        events = self._detectors.observe(report)
-        updates = (self._event(each, report) for each in events if not self._is_told_elsewhere(each, report))
-        return [update for update in updates if update is not None]
+        for event in self._detectors.observe(report):
+            self._take(event, report)
+        self._is_behind = False
+        due, self._due = self._due, []
+        return due
+
+    def _missed(self) -> list[IncidentEvent]:
+        """Return what opened in the detectors and is not known here, because a fault came between; note what ended."""
+        incidents = self._detectors.open_incidents()
+        opened = [name for name in incidents if name not in self._open and name not in self._untold]
+        self._untold &= set(incidents)
+        for name in [each for each, known in self._open.items() if not _is_of(known, incidents.get(each))]:
+            self._told.pop(name, None)
+            self._due.append(FindingUpdate(self._open.pop(name), ended=True, is_new=False))
+            opened += [name] if name in incidents else []
+        return [IncidentEvent(name, incidents[name], ended=False) for name in opened]
+
+    def _take(self, event: IncidentEvent, report: StepReport) -> None:
+        """Take in that an incident opens or ends."""
+        update = None if self._is_told_elsewhere(event, report) else self._event(event, report)
+        if update is not None:
+            self._due.append(update)
+        elif event.ended:
+            self._untold.discard(event.detector)
+        else:
+            self._untold.add(event.detector)
 
     def may_wait(self, waiting: int, total: float, loss: float | None) -> bool:
         """Return True if nothing can open or end at a step, whatever its layers show, so that it may be observed later.
@@ -174,6 +204,8 @@ class Diagnosis:
         self._background.restore(saved["background"])
         self._open = {name: Finding.from_dict(values) for name, values in saved["open"].items()}
         self._told = dict(self._open)
+        self._untold = set(self._detectors.open_incidents()) - set(self._open)
+        self._due.clear()
 
     def _is_told_elsewhere(self, event: IncidentEvent, report: StepReport) -> bool:
         """Tell whether another finding tells of this disease, from its begin to its end.
@@ -307,6 +339,11 @@ def _weight_of(fact: Fact) -> str:
     if fact.clue == "never cleared":
         return "loop"
     return "reason" if fact.clue in REASONS else "other"
+
+
+def _is_of(finding: Finding, incident: Incident | None) -> bool:
+    """Return whether ``finding`` tells of ``incident``, and not of one before it."""
+    return incident is not None and (finding.step, finding.raised_step) == (incident.step, incident.raised_step)
 
 
 def _is_small(told: Finding, now: Finding) -> bool:

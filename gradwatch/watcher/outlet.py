@@ -21,13 +21,15 @@ __all__ = ["Outlet"]
 MOST_ROWS = 100  # that wait for a sink; each holds a few arrays of one entry per layer
 MOST_FINDINGS = 1_000
 LONGEST_PAUSE = 64  # calls between two attempts: a disk that is full is not asked at every step
+LAST_ATTEMPTS = 3  # at each part that waits as the sink is closed: a fault that passes loses nothing
 
 
 class Outlet:
     """One sink, what waits for it, and the thread that hands it over, which lives while something waits.
 
     After a fault an attempt follows after 1, 2, 4, … up to 64 calls. There is one warning as the sink begins to fail,
-    one as it begins to be too slow, and one line at the end of its faults that says what was lost.
+    one as it begins to be too slow, and one line at the end of its faults that says what was lost. A sink that is
+    closed gets every part that waits, whatever becomes of another.
 
     Args:
         sink: takes rows and findings. It is called in the caller's thread if its ``shares_thread`` is True.
@@ -51,8 +53,11 @@ class Outlet:
         self._has_to_flush = self._has_to_close = False
         self._changed = threading.Condition()  # guards whether it works
         self._is_working = False
+        self._is_ending = False  # it will be closed: what fails now is not left for later
+        self._last_attempts = 0  # at what is next, since then
         self._verb = ""  # what it is at, or was last
-        self._lost: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()  # since the last line about it
+        self._lost_for_good: Counter[str] = Counter()
         self._failures = self._calls_to_leave_out = 0
         self._has_warned = self._has_warned_of_slowness = False
 
@@ -84,7 +89,7 @@ class Outlet:
 
     def close(self) -> None:
         """Hand over what waits, flush and close, now or later."""
-        self._has_to_close = True
+        self._has_to_close = self._is_ending = True
         try:
             self.flush()
         except Exception:
@@ -143,27 +148,31 @@ class Outlet:
             self._work()
 
     def _starts_thread(self) -> bool:
-        """Start the thread; return False where the system has none left, or the program is about to end."""
+        """Start the thread; return False where the system has nothing left for it, or the program is about to end."""
         if (prepare := getattr(self.sink, "prepare", None)) is not None:
             prepare()
         try:
             threading.Thread(target=self._work, name="gradwatch-sink", daemon=True).start()
-        except RuntimeError:
+        except (RuntimeError, MemoryError, OSError):
             return False
         return True
 
     def _work(self) -> None:
-        try:
-            while self._goes_on():
-                self._hand_over_next()
-        except Exception as error:
+        is_over = False
+        while not is_over:
+            is_over = True
             try:
-                self._note_fault(error)
-            finally:
+                while self._goes_on():
+                    self._hand_over_next()
+            except Exception as error:
+                try:
+                    is_over = self._note_fault(error)
+                finally:
+                    if is_over:
+                        self._rest()
+            except BaseException:
                 self._rest()
-        except BaseException:
-            self._rest()
-            raise
+                raise
 
     def _goes_on(self) -> bool:
         """Return whether something waits; rest where nothing does."""
@@ -201,6 +210,7 @@ class Outlet:
             self._rows.popleft()
         else:
             self._finish_next()
+        self._last_attempts = 0
 
     def _finish_next(self) -> None:
         sink: Any = self.sink
@@ -212,27 +222,68 @@ class Outlet:
             self._verb, self._has_to_flush = "flush", False
             sink.flush()
         else:
+            self._tell_what_is_lost()
             self._verb, self._has_to_close = "close", False
             sink.close()
 
-    def _note_fault(self, error: Exception) -> None:
+    def _tell_what_is_lost(self) -> None:
+        """Tell a sink that takes it what it never got, so that whoever reads it knows of the holes."""
+        if self._lost_for_good and hasattr(self.sink, "write_lost"):
+            self._verb = "write what was lost"
+            self.sink.write_lost(dict(self._lost_for_good))
+        self._lost_for_good.clear()
+
+    def _note_fault(self, error: Exception) -> bool:
+        """Return whether to wait for the next call: not as the sink ends, for there may be none."""
         self._calls_to_leave_out = min(2**self._failures, LONGEST_PAUSE)
         self._failures += 1
         self._warn(error)
-        self._close_after_fault()
+        if not (self._is_ending and self._has_to_close):
+            return True
+        self._last_attempts += 1
+        if self._last_attempts < LAST_ATTEMPTS:
+            self._has_to_flush = True  # again, where that has failed
+        else:
+            self._last_attempts = 0
+            self._leave_out_next()
+        return False
+
+    def _leave_out_next(self) -> None:
+        """Leave out what cannot be handed over, so that the rest comes to its turn."""
+        if self._environment is not None:
+            self._environment = None
+        elif self._findings:
+            self._findings.popleft()
+            self._lose("finding")
+        elif self._rows:
+            self._rows.popleft()
+            self._lose("row")
+        elif self._coverage is not None:
+            self._coverage = None
+            self._lost_for_good["coverage"] += 1
+        elif self._has_to_flush:
+            self._has_to_flush = False
+        else:
+            self._lost_for_good.clear()
+
+    def _lose(self, what: str) -> None:
+        self._lost[what] += 1
+        self._lost_for_good[what] += 1
 
     def _close_after_fault(self) -> None:
         """Close the sink, if it is to be closed: its files and threads are not left open."""
         if not self._has_to_close:
             return
         self._verb, self._has_to_close = "close", False
+        self._lost_for_good += Counter(row=len(self._rows), finding=len(self._findings))
         try:
+            self._tell_what_is_lost()
             self.sink.close()
         except Exception as error:
             self._warn(error)
 
     def _note_success(self) -> None:
-        if not self._failures:
+        if not self._failures or (self._is_ending and self._lost):  # then its last line says what was lost
             return
         self._failures = 0
         lost = _in_words(self._lost)
@@ -244,11 +295,11 @@ class Outlet:
         oldest = 1 if self._is_working else 0  # the very first may be under way
         while len(self._rows) > MOST_ROWS:
             del self._rows[oldest]
-            self._lost["row"] += 1
+            self._lose("row")
             self._warn_of_slowness()
         while len(self._findings) > MOST_FINDINGS:
             del self._findings[oldest]
-            self._lost["finding"] += 1
+            self._lose("finding")
 
     def _warn(self, error: Exception) -> None:
         if self._has_warned:
@@ -272,5 +323,5 @@ class Outlet:
 
 
 def _in_words(lost: Counter[str]) -> str:
-    counts = [f"{count} {what}{'' if count == 1 else 's'}" for what, count in lost.items() if count]
+    counts = [f"{lost[what]} {what}{'' if lost[what] == 1 else 's'}" for what in ("row", "finding") if lost[what]]
     return " and ".join(counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -346,16 +347,24 @@ class ReportProcessor:
 
     def _detect(self, track: OptimizerTrack, report: StepReport) -> int:
         """Judge a step; return how many findings open or end at it."""
-        events = [self._on_rank(track, report, event) for event in track.diagnosis.observe(report)]
-        for event in events:
-            if event.ended:
-                self._ended.append(event.finding)
-            elif event.is_new:
-                self._opened.append(event.finding)
-            if self._recorder is not None and event.is_new:
-                self._recorder.note_finding(event.finding)
-            self._dispatcher.write_finding(event)
+        events = track.diagnosis.observe(report)
+        with contextlib.ExitStack() as telling:  # each of them, whatever fails in another
+            for event in reversed(events):
+                telling.callback(self._tell, track, report, event)
         return len(events)
+
+    def _tell(self, track: OptimizerTrack, report: StepReport, event: FindingUpdate) -> None:
+        """Hand on that a finding opens or ends; it is known here before anything can fail."""
+        if event.ended:
+            self._ended.append(event.finding)
+        event = self._guard.run("notes of other ranks", self._on_rank, track, report, event) or event
+        if event.ended:
+            self._ended[-1] = event.finding
+        elif event.is_new:
+            self._opened.append(event.finding)
+        if self._recorder is not None and event.is_new:
+            self._guard.run("black box: findings", self._recorder.note_finding, event.finding)
+        self._dispatcher.write_finding(event)
 
     def _on_rank(self, track: OptimizerTrack, report: StepReport, event: FindingUpdate) -> FindingUpdate:
         """Return ``event`` with the ranks that its finding began on, where there are several; let rank 0 know of it."""

@@ -137,14 +137,16 @@ def _act(
 ) -> None:
     """Let each outlet ``act``, and wait until the threads of those ``awaited`` are done, or patience ends.
 
-    What has no thread comes last: a line of the log says what files hold.
+    What has no thread comes last: a line of the log says what files hold. Each has its turn, whatever fails in
+    another.
     """
     until = time.monotonic() + patience
-    in_order = sorted(outlets, key=lambda outlet: not outlet.has_own_thread)
-    number = sum(outlet.has_own_thread for outlet in outlets)
-    for outlet in in_order[:number]:
-        act(outlet)
-    for outlet in awaited:
-        outlet.wait(until)
-    for outlet in in_order[number:]:
-        act(outlet)
+    with_thread = [outlet for outlet in outlets if outlet.has_own_thread]
+    without = [outlet for outlet in outlets if not outlet.has_own_thread]
+    with contextlib.ExitStack() as turns:  # which takes the last first
+        for outlet in reversed(without):
+            turns.callback(act, outlet)
+        for outlet in reversed(awaited):
+            turns.callback(outlet.wait, until)
+        for outlet in reversed(with_thread):
+            turns.callback(act, outlet)

@@ -379,3 +379,17 @@ def test_the_factor_of_a_loss_is_a_number_not_a_tensor_of_the_graph():
     assert factor_of(x / 4) == pytest.approx(0.25)
     assert factor_of(3 * x) == pytest.approx(3)
     assert factor_of(x * 0) == 1
+
+
+def test_a_fault_while_the_loss_is_read_leaves_no_earlier_loss_in_its_place(monkeypatch):
+    model = net(4, 1)
+    optimizer, detach = sgd(model), gradwatch.hooks.losses.LossFinder._value
+    with gradwatch.watch(model, optimizer, on_nonfinite="skip") as watcher:
+        for step in range(4):
+            with monkeypatch.context() as broken:
+                broken.setattr(gradwatch.hooks.losses.LossFinder, "_value", detach if step != 2 else lambda *_: 1 / 0)
+                (loss_of(model) * (torch.nan if step == 1 else 1)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert watcher.history["skipped"].tolist() == [0, 1, 0, 0]
+    assert [finding.last_step for finding in watcher.findings] == [1]

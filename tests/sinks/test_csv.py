@@ -206,3 +206,17 @@ def test_a_killed_process_leaves_whole_lines(path):
     layers = pd.read_csv(path.with_name("run.layers.csv"))
     assert (layers["grad_norm"] == 1.25).all()
     assert not layers["layer"].isna().any()
+
+
+def test_files_that_somebody_deletes_are_made_anew(path):
+    sink = Csv(path)
+    for step in range(3):
+        sink.write_row(row_of([replace(report([1.0, 1.0]), step=step)]))
+        if step == 0:
+            for each in path.parent.iterdir():
+                each.unlink()
+            path.parent.rmdir()
+    sink.write_finding(SICK, False)
+    sink.close()
+    assert [line["step"] for line in lines_of(path)] == ["1", "2"]
+    assert [line["kind"] for line in lines_of(path, ".findings")] == ["nonfinite"]

@@ -1,12 +1,17 @@
+import errno
 import json
 import re
+import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
@@ -432,3 +437,59 @@ def test_a_thousand_rows_of_300_layers_take_at_most_14_megabytes(tmp_path):
         sink.write_row(builder.build(step, 0, band=np.ones((2, 300))))
     sink.close()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) / len(steps) <= 14_000
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread ends so
+def test_a_flush_does_not_overtake_the_fault_of_the_thread_that_writes(tmp_path, monkeypatch):
+    """Its thread says that it has written before it says that it could not."""
+    returned = threading.Event()
+
+    def tell_late(thread, fault):
+        if fault is not None:
+            assert returned.wait(60)
+        thread.__dict__["exception"] = fault
+
+    flush, write = SummaryWriter.flush, LocalFileSystem._write
+    is_full = False
+
+    def flush_and_say(writer):
+        flush(writer)
+        returned.set()
+
+    def write_or_not(*args):
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*args)
+
+    late = property(lambda thread: thread.__dict__["exception"], tell_late)
+    monkeypatch.setattr(_AsyncWriterThread, "exception", late, raising=False)
+    monkeypatch.setattr(SummaryWriter, "flush", flush_and_say)
+    monkeypatch.setattr(LocalFileSystem, "_write", write_or_not)
+    sink = TensorBoard(tmp_path)
+    sink.write_row(row_of([report([1.0, 1.0], 0)]))
+    sink.flush()
+    returned.clear()
+    is_full = True
+    sink.write_row(row_of([report([1.0, 1.0], 1)]))
+    with pytest.raises(OSError, match="No space left"):
+        sink.flush()
+    is_full = False
+    sink.close()
+    assert [step for step, _ in series(read(tmp_path), "grad_norm_total")] == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_comes_after_the_directory_was_deleted_can_be_read(tmp_path):
+    sink, directory = TensorBoard(tmp_path / "run"), tmp_path / "run"
+    sink.write_row(row_of([report([1.0, 1.0], 0)]))
+    sink.flush()
+    shutil.rmtree(directory)
+    sink.write_row(row_of([report([1.0, 1.0], 1)]))
+    with pytest.raises(OSError, match="No such file"):
+        sink.flush()
+    for step in (2, 3):
+        sink.write_row(row_of([report([1.0, 1.0], step)]))
+    sink.close()
+    (run,) = read_runs(directory)
+    assert run.steps.tolist()[-2:] == [2, 3]
+    assert (run.layers, run.closed_after) == (("w0", "w1"), 4)

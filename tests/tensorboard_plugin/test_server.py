@@ -177,6 +177,15 @@ def test_a_run_of_which_steps_were_not_measured_says_how_many(tmp_path):
     assert "unmeasured" not in Tab(tmp_path).get("findings", run=".").content  # no run has written that
 
 
+def test_a_run_of_which_a_part_could_not_be_written_says_so(tmp_path):
+    write_run(tmp_path, run_of([[1.0]]))
+    assert "lost" not in Tab(tmp_path).get("findings", run=".").content
+    write_events(tmp_path, [(9, "gradwatch/end", {"steps": 10, "lost": {"row": 2, "finding": 1, "more": 3}})])
+    assert Tab(tmp_path).get("findings", run=".").content["lost"] == {"row": 2, "finding": 1}
+    write_events(tmp_path, [(11, "gradwatch/end", {"steps": 12, "lost": {"row": -1}})])
+    assert "lost" not in Tab(tmp_path).get("findings", run=".").content  # no run has written that
+
+
 def test_a_run_without_a_positive_value_has_no_scale(tmp_path):
     write_run(tmp_path, run_of([[0.0], [NAN]]))
     assert cells(Tab(tmp_path)).content["scale"] is None

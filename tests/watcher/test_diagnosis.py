@@ -136,3 +136,33 @@ def test_figures_of_any_size_raise_no_warning(seed, caplog):
     for each in reports:  # a warning is an error here, which a guard would log
         watching.observe(each)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("method", ["_finding", "_event"])
+def test_a_finding_of_which_a_fault_kept_the_words_is_told_at_the_next_step(monkeypatch, method):
+    kept = diagnosis(table(2))
+    sound, failing = [report([1.0, 1.0], step) for step in range(3)], report([NAN, 1.0], 3, nonfinite=[2, 0])
+    for each in sound:
+        assert kept.observe(each) == []
+    with monkeypatch.context() as broken:
+        broken.setattr(type(kept), method, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            kept.observe(failing)
+    (update,) = kept.observe(report([NAN, 1.0], 4, nonfinite=[2, 0]))
+    assert (update.is_new, update.finding.kind, update.finding.step) == (True, "nonfinite", 3)
+    assert kept.observe(report([NAN, 1.0], 5, nonfinite=[2, 0])) == []
+
+
+def test_a_finding_whose_end_a_fault_has_kept_is_ended_at_the_next_step(monkeypatch):
+    kept = diagnosis(table(2))
+    kept.observe(report([NAN, 1.0], 0, nonfinite=[2, 0]))
+    with monkeypatch.context() as broken:
+        broken.setattr(type(kept), "_event", lambda *_: 1 / 0)
+        for step in range(1, 40):
+            try:
+                assert kept.observe(report([1.0, 1.0], step)) == []
+            except ZeroDivisionError:
+                break
+    (update,) = kept.observe(report([1.0, 1.0], step + 1))
+    assert (update.ended, update.finding.step) == (True, 0)
+    assert kept.open_findings() == []

@@ -272,3 +272,60 @@ def test_a_file_system_that_hangs_stops_no_training(tmp_path, monkeypatch, caplo
     (run,) = read_runs(tmp_path)
     assert 150 in [finding.step for finding in run.findings]
     assert list(run.steps) == [0, *range(5, 200, 5)]
+
+
+class Picky(Memory):
+    """A sink that refuses some rows, a few times or always, and takes what was lost."""
+
+    shares_thread = True
+
+    def __init__(self, refusals):
+        super().__init__()
+        self.refusals, self.lost = dict(refusals), None
+
+    def write_row(self, row):
+        if self.refusals.get(row.report.step, 0) > 0:
+            self.refusals[row.report.step] -= 1
+            raise MemoryError
+        super().write_row(row)
+
+    def write_lost(self, lost):
+        assert not self.closed
+        self.lost = lost
+
+
+def test_a_part_that_cannot_be_written_at_the_end_keeps_no_other_from_it_and_is_told():
+    sink = Picky({0: 1_000})
+    dispatcher = SinkDispatcher([sink], None)
+    for row in rows(3):
+        dispatcher.write_row(row)
+    dispatcher.close()
+    assert [row.report.step for row in sink.rows] == [1, 2]
+    assert sink.lost == {"row": 1}
+    assert sink.closed
+
+
+def test_a_fault_that_passes_at_the_end_loses_nothing():
+    sink = Picky({2: 2})
+    dispatcher = SinkDispatcher([sink], None)
+    for row in rows(3):
+        dispatcher.write_row(row)
+    dispatcher.close()
+    assert [row.report.step for row in sink.rows] == [0, 1, 2]
+    assert sink.lost is None
+    assert sink.closed
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate lock"), MemoryError(), OSError(errno.EAGAIN, "no")])
+def test_whatever_the_system_lacks_for_a_thread_every_sink_gets_its_rows(monkeypatch, error):
+    def refuse(*args, **kwargs):
+        raise error
+
+    first, second = Hanging(), Hanging()
+    for sink in (first, second):
+        sink.may_answer.set()
+    dispatcher = SinkDispatcher([first, second], None)
+    monkeypatch.setattr(threading, "Thread", refuse)
+    dispatcher.write_row(rows(1)[0])
+    dispatcher.close()
+    assert [len(sink.rows) for sink in (first, second)] == [1, 1]

@@ -17,6 +17,7 @@ from gradwatch.event_files.reader import read_runs
 from gradwatch.findings import UNKNOWN_STATUS
 from gradwatch.sinks.jsonl import JsonLines
 from gradwatch.sinks.memory import Memory
+from gradwatch.sinks.tensorboard import TensorBoard
 from gradwatch.views.phrases import verdict
 from gradwatch.watcher.diagnosis import FindingUpdate
 from gradwatch.watcher.outlet import LONGEST_PAUSE, MOST_ROWS
@@ -289,3 +290,40 @@ def test_a_child_that_is_forked_while_another_thread_reads_waits_for_nobody():
     reader.join()
     watcher.close()
     assert status == 0
+
+
+def test_each_sink_has_its_turn_whatever_fails_in_another():
+    class Unprepared(Memory):
+        def prepare(self):
+            raise MemoryError
+
+    broken, sound = Unprepared(), Memory()
+    broken.shares_thread = sound.shares_thread = False
+    dispatcher = SinkDispatcher([broken, sound], None)
+    with pytest.raises(MemoryError):
+        dispatcher.write_row(rows(1)[0])
+    dispatcher._outlets[1].wait(time.monotonic() + 60)
+    assert len(sound.rows) == 1
+
+
+def test_a_run_that_lost_rows_is_not_called_healthy_though_it_was_closed(tmp_path, monkeypatch):
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    write = TensorBoard.write_row
+
+    def refuse_one(sink, row):
+        if row.report.step == 2:
+            raise MemoryError
+        write(sink, row)
+
+    monkeypatch.setattr(TensorBoard, "write_row", refuse_one)
+    with gradwatch.watch(model, optimizer, log_dir=tmp_path, log_every_n_steps=1):
+        for _ in range(5):
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (run,) = read_runs(tmp_path)
+    assert (run.steps.tolist(), run.lost, run.closed_after) == ([0, 1, 3, 4], {"row": 1}, 5)
+    done = CliRunner().invoke(command, [str(tmp_path), "--fail-on", "any"])
+    assert done.exit_code == UNKNOWN_STATUS
+    assert "No findings in what is known: 1 row could not be written." in " ".join(done.output.split())

@@ -25,7 +25,7 @@ export function severityOf(answer) {
   const findings = answer?.findings ?? [];
   if (findings.some(({severity}) => severity === 'error')) return 'error';
   if (findings.length) return 'warning';
-  return answer?.unmeasured ? 'unknown' : 'healthy';
+  return answer?.unmeasured || answer?.lost ? 'unknown' : 'healthy';
 }
 
 /**
@@ -134,8 +134,10 @@ function runItem(run, name, answer, isChosen, toggle, choose) {
 export function verdictInWords(answer) {
   const count = answer?.findings.length ?? 0;
   const words = count ? counted(count, 'finding') : 'no findings';
-  if (!answer?.unmeasured) return words;
-  return `${words} in what is known: ${answer.unmeasured} of ${counted(answer.steps ?? 0, 'step')} not measured`;
+  const gaps = [];
+  if (answer?.unmeasured) gaps.push(`${answer.unmeasured} of ${counted(answer.steps ?? 0, 'step')} not measured`);
+  if (answer?.lost) gaps.push('a part could not be written');
+  return gaps.length ? `${words} in what is known: ${gaps.join('; ')}` : words;
 }
 
 /**
