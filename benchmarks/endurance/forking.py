@@ -67,7 +67,9 @@ class Program:
         self.watcher = gradwatch.watch(
             self.model, self.optimizer, log_dir=folder / "run", on_nonfinite="skip", log_every_n_steps=1,
             on_finding=lambda _: fork("on_finding"), sinks=[*sinks, Forking(fork)], black_box=folder / "failed.pt",
+            recover=gradwatch.Rewind(every=10, keep=3, confirm=10, path=folder / "snapshots"),
         )  # fmt: skip
+        self.black_boxes: dict[Path, bytes] = {}
         self.state = copy.deepcopy(self.watcher.state_dict())
         self.model[1].register_forward_hook(lambda *_: fork("forward"))
         self.model[0].weight.register_hook(lambda _: fork("backward"))
@@ -82,6 +84,23 @@ class Program:
         self._fork("before the update")
         self.optimizer.step()
         self.steps += 1
+        self.note_files()
+
+    def note_files(self) -> None:
+        """Note black boxes as they are once they were written: nobody else is to write them."""
+        assert self.watcher.black_box is not None
+        for path in self.watcher.black_box.written[len(self.black_boxes) :]:
+            self.black_boxes[path] = path.read_bytes()
+
+    def wrong_files(self) -> list[str]:
+        """Return the names of black boxes and snapshots that somebody else has written, or removed."""
+        recovery = self.watcher._loop.recovery
+        assert recovery is not None
+        kept = {f"snapshot-{snapshot.steps}.pt" for snapshot in recovery._policy.snapshots}
+        kept |= {path.name for path in self.black_boxes}
+        there = {path.name for path in [*(self.folder / "snapshots").iterdir(), *self.folder.glob("failed*")]}
+        others = [path.name for path, content in self.black_boxes.items() if path.read_bytes() != content]
+        return [*others, *sorted(kept ^ there)]
 
 
 class Forking:
@@ -120,7 +139,7 @@ def _watch_anew(program: Program) -> None:
 
 
 def _train_on(program: Program) -> None:
-    for _ in range(3):
+    for _ in range(25):  # enough for snapshots of its own
         program.step()
 
 
@@ -141,7 +160,7 @@ def _read_history(program: Program) -> None:
 
 def _write_black_box(program: Program) -> None:
     assert program.watcher.black_box is not None
-    program.watcher.black_box.write()
+    program.watcher.black_box.write(program.folder / f"asked-{os.getpid()}.pt")
 
 
 def _read(program: Program) -> None:
@@ -286,10 +305,11 @@ def main(folder: Path, seed: int, first: int, number: int) -> None:
     beside.join()
     _reap(forks, hung, failed, 0)
     found = [[*each.identity] for each in program.watcher.findings]
+    wrong_files = program.wrong_files()
     program.watcher.close()
     unmade = number if forks.due is not None else 0
     result = {"hung": hung, "failed": failed, "unmade": unmade, "steps": program.steps, "findings": found}
-    print(json.dumps(result), flush=True)
+    print(json.dumps({**result, "wrong_files": wrong_files}), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from benchmarks.endurance.victims import batches, quiet, small_model
 __all__ = ["attack"]
 
 FORKS = 1_000
-FORKS_OF_ONE = 100  # of one training
+FORKS_OF_ONE = 100  # of one training, at most
 STEPS = 100_000
 READERS = 4
 PAIRS = 100
@@ -60,8 +60,8 @@ class Forked:
 
 def _forks(number: int, seed: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
-        firsts = range(0, number, FORKS_OF_ONE)
-        parts = [(Path(folder, str(first)), seed, first, min(FORKS_OF_ONE, number - first)) for first in firsts]
+        each = min(FORKS_OF_ONE, -(-number // AT_ONCE))
+        parts = [(Path(folder, str(first)), seed, first, min(each, number - first)) for first in range(0, number, each)]
         trainings = list(pool.map(lambda part: _forked(*part), parts))
     hung = [fork for training in trainings for fork in training.said["hung"]]
     failed = [fork for training in trainings for fork in training.said["failed"]]
@@ -106,6 +106,7 @@ def _wrong_with(folder: Path, said: dict[str, Any]) -> list[str]:
     opened = [tuple(each[key] for key in ("kind", "layer", "step")) for each in lines if each["event"] == "opened"]
     faults = {
         "children were not made": said["unmade"],
+        "black boxes and snapshots": said["wrong_files"],
         "rows of event files": run.steps.tolist() != steps,
         "rows of JSON lines": [each["step"] for each in lines if each["event"] == "row"] != steps,
         "rows of CSV": of_csv != steps,
