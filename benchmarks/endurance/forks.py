@@ -36,6 +36,7 @@ READERS = 4
 PAIRS = 100
 PAIR_STEPS = 20
 AT_ONCE = 2
+PAUSE = 0.005  # seconds between two readings of a thread, each of which takes up to a millisecond
 DEADLINE = 1_800.0  # seconds for a training, on a machine however busy
 SICK_SHARE = 0.001  # of the batches that are read about: a hundred findings
 
@@ -175,8 +176,8 @@ READINGS: dict[str, Callable[[Any], object]] = {
 
 
 def _read(watcher: Any, name: str, is_over: threading.Event, polls: Counter[str], faults: list[str]) -> None:
-    """Read one thing every millisecond."""
-    while not is_over.wait(0.001):
+    """Read one thing again and again."""
+    while not is_over.wait(PAUSE):
         try:
             READINGS[name](watcher)
         except Exception as error:
