@@ -25,6 +25,7 @@ __all__ = [
     "NonFiniteError",
     "RecoveryError",
     "Severity",
+    "StateError",
     "Thresholds",
     "shortened_name",
 ]
@@ -120,6 +121,10 @@ class NonFiniteError(RuntimeError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class StateError(ValueError):
+    """A saved state cannot be read; the message says what was expected, what was found, and what to do."""
 
 
 class RecoveryError(RuntimeError):

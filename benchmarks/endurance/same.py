@@ -9,14 +9,8 @@ from __future__ import annotations
 import collections
 import functools
 import logging
-import multiprocessing
-import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -24,13 +18,11 @@ from benchmarks.endurance.figure import Figure, at_least_one
 from benchmarks.endurance.peak import WORKLOADS, growths
 from benchmarks.endurance.programs.program import Program, drawn, shrunk
 from benchmarks.endurance.programs.training import run
+from benchmarks.endurance.workers import in_processes
 
 PROGRAMS = 1000
-PATIENCE = 120  # seconds that one program may take; most take a fifth of one
 LIMIT = 1.10
 SHRUNK = 5  # of the programs that differ, how many are shrunk: the first are the likeliest to be of one kind
-
-_FORK = multiprocessing.get_context("fork")
 
 
 def attack(share: float, seed: int) -> Iterator[Figure]:
@@ -104,83 +96,6 @@ def differs(program: Program) -> bool:
     """Return whether ``program`` differs, in a process of its own, which may hang or die."""
     ((_, (_, differences)),) = in_processes(lambda _: compared(program), [0])
     return bool(differences)
-
-
-Result = tuple[list[str], list[str]]
-
-
-def in_processes(act: Callable[[int], Result], numbers: Sequence[int]) -> Iterator[tuple[int, Result]]:
-    """Yield each number with what ``act`` returns for it, in a few forked processes.
-
-    One that does not answer in time is ended, and another one goes on with what is left of its batch.
-    """
-    count = min(len(numbers), os.cpu_count() or 1)
-    workers = [_Worker(act, list(numbers)[place::count]) for place in range(count)]
-    try:
-        while workers:
-            wait([each.answers for each in workers], timeout=1)
-            for worker in list(workers):
-                yield from worker.new()
-                if not worker.left:
-                    worker.end()
-                    workers.remove(worker)
-    finally:
-        for worker in workers:
-            worker.end()
-
-
-class _Worker:
-    """A process that works through a batch of numbers.
-
-    Attributes:
-        left: numbers without an answer.
-        answers: where they come from.
-    """
-
-    def __init__(self, act: Callable[[int], Result], numbers: list[int]) -> None:
-        self._act, self.left = act, numbers
-        self._begin()
-
-    def _begin(self) -> None:
-        self.answers, theirs = _FORK.Pipe(duplex=False)
-        self._process = _FORK.Process(target=_work, args=(self._act, list(self.left), theirs))
-        self._process.start()
-        theirs.close()
-        self._heard_at = time.monotonic()
-
-    def new(self) -> Iterator[tuple[int, Result]]:
-        """Yield the answers that have come; of one that hangs or has died, that this is so."""
-        try:
-            while self.left and self.answers.poll():
-                answer = self.answers.recv()
-                self._heard_at = time.monotonic()
-                yield self.left.pop(0), answer
-        except EOFError:
-            yield from self._given_up("the process has died")
-        if self.left and time.monotonic() - self._heard_at > PATIENCE:
-            yield from self._given_up("it hangs")
-
-    def _given_up(self, why: str) -> Iterator[tuple[int, Result]]:
-        self.end()
-        yield self.left.pop(0), ([], [why])
-        if self.left:
-            self._begin()
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.join()
-        self.answers.close()
-
-
-def _work(act: Callable[[int], Result], numbers: Sequence[int], answers: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    for number in numbers:
-        try:
-            answer: Any = act(number)
-        except Exception as error:  # the program itself is at fault
-            answer = [], [f"{type(error).__name__}: {error}"]
-        answers.send(answer)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ version of gradwatch is refused in words, and never half understood.
 
 from __future__ import annotations
 
+import reprlib
+import textwrap
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -15,11 +17,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
+from gradwatch.findings import StateError
+
 __all__ = ["VERSION_KEY", "plain", "read"]
 
 VERSION_KEY = "version"
 
 S = TypeVar("S")
+
+_LONGEST = 300  # characters of what was found: a damaged state may name anything
 
 
 def plain(state: Any) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def read(fresh: S, saved: object) -> S:
         saved: what ``plain`` gave; tuples may have become lists on the way through a file.
 
     Raises:
-        ValueError: if a field is missing, unknown, or of another type or shape, or if the version differs.
+        StateError: if a field is missing, unknown, or of another type or shape, or if the version differs.
     """
     return _read_state(type(fresh), saved, type(fresh).__name__, fresh)
 
@@ -64,10 +70,11 @@ def _read_state(kind: type[S], saved: object, where: str, fresh: S | None) -> S:
     wanted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     version: int = kind.VERSION  # type: ignore[attr-defined]
     if saved.get(VERSION_KEY) != version:
-        raise _refusal(where, f"version {version}", f"version {saved.get(VERSION_KEY)}")
+        raise _refusal(where, f"version {version}", f"version {reprlib.repr(saved.get(VERSION_KEY))}")
     found = set(saved) - {VERSION_KEY}
     if found != wanted:
-        raise _refusal(where, f"the fields {', '.join(sorted(wanted))}", ", ".join(sorted(map(str, found))))
+        names = textwrap.shorten(", ".join(sorted(map(str, found))), _LONGEST, placeholder=", …")
+        raise _refusal(where, f"the fields {', '.join(sorted(wanted))}", names)
     values = {
         name: _read(hints[name], saved[name], f"{where}.{name}", getattr(fresh, name, None)) for name in sorted(wanted)
     }
@@ -85,14 +92,14 @@ def _read(hint: Any, saved: object, where: str, fresh: object) -> Any:
         return _read_state(hint, saved, where, fresh)  # type: ignore[arg-type]
     if origin is Literal:
         if saved not in arguments:
-            raise _refusal(where, f"one of {', '.join(map(repr, arguments))}", repr(saved))
+            raise _refusal(where, f"one of {', '.join(map(repr, arguments))}", reprlib.repr(saved))
         return saved
     if origin in (list, tuple):
         return _read_sequence(origin, arguments, saved, where)
     if origin is dict:
         if not isinstance(saved, Mapping):
             raise _refusal(where, "a dict", type(saved).__name__)
-        return {name: _read(arguments[1], each, f"{where}[{name!r}]", None) for name, each in saved.items()}
+        return {name: _read(arguments[1], each, f"{where}[{reprlib.repr(name)}]", None) for name, each in saved.items()}
     return _read_number(hint, saved, where)
 
 
@@ -124,12 +131,12 @@ def _read_sequence(origin: type, arguments: tuple[Any, ...], saved: object, wher
 def _read_number(hint: type, saved: object, where: str) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(saved, accepted) or (isinstance(saved, bool) and hint is not bool):
-        raise _refusal(where, hint.__name__, f"{type(saved).__name__} {saved!r}")
+        raise _refusal(where, hint.__name__, f"{type(saved).__name__} {reprlib.repr(saved)}")
     return saved
 
 
-def _refusal(where: str, expected: str, found: str) -> ValueError:
-    return ValueError(
+def _refusal(where: str, expected: str, found: str) -> StateError:
+    return StateError(
         f"{where}: expected {expected}, found {found}. This state is of another model or of another version of "
         "gradwatch: resume with the version that saved it, or go on without its state."
     )

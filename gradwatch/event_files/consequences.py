@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from gradwatch.event_files.run import FindingEvent
@@ -19,12 +20,22 @@ def leaders(states: Sequence[FindingEvent]) -> list[int | None]:
     more than ``AFTERMATH`` steps before. Findings come by onset, as ``latest_states`` returns them, so no two of them
     lead to each other.
     """
-    return [
-        next((earlier for earlier in range(index) if _may_lead(states[earlier], state)), None)
-        for index, state in enumerate(states)
-    ]
+    going_on: dict[str, deque[int]] = {}  # by kind: those that may lead to a later one, the earliest first
+    found: list[int | None] = []
+    for index, state in enumerate(states):
+        kinds = MAY_COME_FIRST[state.finding.kind]
+        firsts = (_first(going_on.get(kind, deque()), states, state.finding.step) for kind in kinds)
+        found.append(min((first for first in firsts if first is not None), default=None))
+        going_on.setdefault(state.finding.kind, deque()).append(index)
+    return found
 
 
-def _may_lead(first: FindingEvent, then: FindingEvent) -> bool:
-    was_going_on = not first.ended or first.finding.last_step + AFTERMATH >= then.finding.step
-    return was_going_on and first.finding.kind in MAY_COME_FIRST[then.finding.kind]
+def _first(going_on: deque[int], states: Sequence[FindingEvent], step: int) -> int | None:
+    """Return the earliest that goes on at ``step``, or had ended shortly before; forget those that were over sooner."""
+    while going_on and _was_over(states[going_on[0]], step):
+        going_on.popleft()
+    return going_on[0] if going_on else None
+
+
+def _was_over(first: FindingEvent, step: int) -> bool:
+    return first.ended and first.finding.last_step + AFTERMATH < step

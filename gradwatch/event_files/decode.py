@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "coverage_of",
     "environment_of",
     "finding_event_of",
+    "finding_in",
     "floats",
     "layer_rows_at_once",
     "layer_rows_of",
@@ -194,7 +195,16 @@ def finding_event_of(tensor: Any, what: str = "gradwatch/finding") -> FindingEve
     Raises:
         UnreadableError: if it holds none.
     """
-    content = {"actions": [], **_object(_text(tensor, what), what)}  # nothing was done in runs of older files
+    return finding_in(_object(_text(tensor, what), what), what)
+
+
+def finding_in(found: Mapping[str, Any], what: str) -> FindingEvent:
+    """Return the finding, and whether it has ended, that plain values hold.
+
+    Raises:
+        UnreadableError: if they hold none.
+    """
+    content = {"actions": [], **found}  # nothing was done in runs of older files
     for name, (is_valid, expected) in _FIELDS.items():
         if not is_valid(content.get(name)):
             raise UnreadableError(f"{what}: expected {name} to be {expected}.")
@@ -309,7 +319,7 @@ def _is_number_or_null(value: object) -> bool:
 
 
 def _is_list_of(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and len(value) <= _MOST_LAYERS and all(map(is_valid, value))
+    return lambda value: isinstance(value, list | tuple) and len(value) <= _MOST_LAYERS and all(map(is_valid, value))
 
 
 def _is_advice(value: object) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
+from gradwatch.event_files.decode import UnreadableError
 from gradwatch.event_files.run import Environment, FindingEvent, LayerTable
 from gradwatch.findings import Advice
 
-__all__ = ["legible", "legible_environment", "legible_event", "legible_table"]
+__all__ = ["legible", "legible_environment", "legible_event", "legible_name", "legible_table"]
 
 _LONGEST = 2_000  # characters of one text; findings write a few hundred
 
@@ -18,9 +20,24 @@ def legible(text: str) -> str:
     return shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "…"
 
 
+def legible_name(name: str) -> str:
+    """Return the name of a layer as ``legible`` would, but so that two names do not become alike."""
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+    if len(shown) <= _LONGEST:
+        return shown
+    return f"{shown[:_LONGEST]}…{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
+
+
 def legible_table(table: LayerTable) -> LayerTable:
-    """Return ``table`` with legible names."""
-    return replace(table, layers=tuple(map(legible, table.layers)))
+    """Return ``table`` with legible names.
+
+    Raises:
+        UnreadableError: if two of them become alike, which gradwatch never writes.
+    """
+    names = tuple(map(legible_name, table.layers))
+    if len(set(names)) < len(names):
+        raise UnreadableError("gradwatch/layers: a name is there twice.")
+    return replace(table, layers=names)
 
 
 def legible_environment(environment: Environment) -> Environment:
@@ -40,8 +57,8 @@ def legible_event(event: FindingEvent) -> FindingEvent:
         event,
         finding=replace(
             finding,
-            layer=legible(finding.layer),
-            layers=tuple(map(legible, finding.layers)),
+            layer=legible_name(finding.layer),
+            layers=tuple(map(legible_name, finding.layers)),
             cause=legible(finding.cause),
             measured=legible(finding.measured),
             figure=legible(finding.figure),

@@ -72,7 +72,8 @@ class Layers:
     is_placed: NDArray[np.bool_] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in self.names)
+        given, self.names = self.names, _encodable(self.names)
+        self._column_of_name = {name: column for column, name in enumerate(given)}
         self.depth = _read_only(np.arange(len(self.names)))
         self._known: tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]] | None = None
         self._order: NDArray[np.int64] | None = None
@@ -80,6 +81,10 @@ class Layers:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def column_of_name(self, name: str) -> int | None:
+        """Return the column of the tensor that the user has given this name; None for another name."""
+        return self._column_of_name.get(name)
 
     @property
     def is_weight(self) -> NDArray[np.bool_]:
@@ -250,6 +255,18 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     inner = _torch.compiled_part_of(module)
     inner = _torch.wrapped_part_of(module) if inner is None else inner
     return module if inner is None else inner
+
+
+def _encodable(names: Sequence[str]) -> tuple[str, ...]:
+    """Return ``names`` as every file and terminal takes them: lone surrogates are escaped, and no two become alike."""
+    made = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    taken = {name for name, given in zip(made, names, strict=True) if name == given}
+    for column, given in enumerate(names):
+        if made[column] != given:
+            while made[column] in taken:
+                made[column] += "'"
+            taken.add(made[column])
+    return tuple(made)
 
 
 def _read_only(array: NDArray[D]) -> NDArray[D]:

@@ -6,6 +6,7 @@ run, ``remedies`` advises.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +17,12 @@ from gradwatch.detect import Detectors, Incident, IncidentEvent
 from gradwatch.explain.background import Background
 from gradwatch.explain.clues import Fact, clues_of
 from gradwatch.explain.loss_graph import LossGraph
-from gradwatch.findings import MAY_COME_FIRST, Advice, Clue, Finding, Kind, Thresholds
+from gradwatch.findings import MAY_COME_FIRST, Advice, Clue, Finding, Kind, StateError, Thresholds
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 from gradwatch.remedies import Case, advise
+from gradwatch.watcher.state import finding_of
 
 __all__ = ["Diagnosis", "FindingUpdate"]
 
@@ -192,17 +194,18 @@ class Diagnosis:
         """Go on from what ``state`` returned.
 
         Raises:
-            ValueError: if it is of another model, or of a version of gradwatch that this one cannot read.
+            StateError: if it is of another model, or of a version of gradwatch that this one cannot read.
         """
         expected = {"detectors", "background", "open"}
         if set(saved) != expected:
-            raise ValueError(
-                f"diagnosis: expected a state with {', '.join(sorted(expected))}, found {', '.join(sorted(saved))}. "
+            found = textwrap.shorten(", ".join(sorted(map(str, saved))), 300, placeholder=", …")
+            raise StateError(
+                f"diagnosis: expected a state with {', '.join(sorted(expected))}, found {found}. "
                 "Resume with the version of gradwatch that saved it, or go on without its state."
             )
         self._detectors.restore(saved["detectors"])
         self._background.restore(saved["background"])
-        self._open = {name: Finding.from_dict(values) for name, values in saved["open"].items()}
+        self._open = {name: finding_of(values) for name, values in saved["open"].items()}
         self._told = dict(self._open)
         self._untold = set(self._detectors.open_incidents()) - set(self._open)
         self._due.clear()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import reprlib
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from gradwatch.findings import Finding
+from gradwatch.event_files.decode import LARGEST_STEP, UnreadableError, finding_in
+from gradwatch.findings import Finding, StateError, shortened_name
 from gradwatch.watcher import checkpoint
 
-__all__ = ["VERSION", "TrackState", "WatcherState", "unreadable", "what_differs"]
+__all__ = ["VERSION", "TrackState", "WatcherState", "finding_of", "of_another_model", "unreadable", "what_differs"]
 
 VERSION = 3
 """The version of a watcher's state. It grows when older states can no longer be read."""
 
+_LONGEST_NAME = 60
+_LONGEST_REASON = 300  # characters of what another reader says
 _RESUME = "Resume without it: the watcher then begins anew, and the training goes on all the same."
 
 
@@ -81,36 +86,71 @@ class WatcherState:
         """Return the state that ``as_plain`` made ``plain`` of.
 
         Raises:
-            ValueError: where it made no such thing: what was expected, what was found, and what to do.
+            StateError: where it made no such thing: what was expected, what was found, and what to do.
         """
         if not isinstance(plain, Mapping) or "version" not in plain:
-            found = f"the keys {sorted(map(str, plain))}" if isinstance(plain, Mapping) else type(plain).__name__
-            raise ValueError(f"load_state_dict: expected what state_dict() returned, found {found}. {_RESUME}")
-        if plain["version"] != VERSION:
-            raise ValueError(
-                f"load_state_dict: expected a state of version {VERSION}, found version {plain['version']!r}, which "
+            is_mapping = isinstance(plain, Mapping)
+            found = f"the keys {reprlib.repr(sorted(map(str, plain)))}" if is_mapping else type(plain).__name__
+            raise StateError(f"load_state_dict: expected what state_dict() returned, found {found}. {_RESUME}")
+        if not _is_this_version(plain["version"]):
+            raise StateError(
+                f"load_state_dict: expected a state of version {VERSION}, found version "
+                f"{reprlib.repr(plain['version'])}, which "
                 f"another gradwatch has saved. {_RESUME}"
             )
         try:
             values = checkpoint.unpack(dict(plain))
             return cls(
                 layers=_names(values["layers"]),
-                step=int(values["step"]),
-                skipped_steps=int(values["skipped_steps"]),
-                measured_steps=int(values["measured_steps"]),
-                ended=tuple(Finding.from_dict(saved) for saved in values["ended"]),
-                tracks=tuple(TrackState(t["updates"], t["diagnosis"], t["clip"]) for t in values["optimizers"]),
+                step=_count(values["step"]),
+                skipped_steps=_count(values["skipped_steps"]),
+                measured_steps=_count(values["measured_steps"]),
+                ended=tuple(map(finding_of, values["ended"])),
+                tracks=tuple(TrackState(_count(t["updates"]), t["diagnosis"], t["clip"]) for t in values["optimizers"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except StateError:
+            raise
+        except Exception as error:  # whatever may be in a damaged file
             raise unreadable(error) from error
 
 
-def unreadable(error: Exception) -> ValueError:
+def unreadable(error: Exception) -> StateError:
     """Return what to raise where reading a state has raised ``error``."""
-    return ValueError(
-        f"load_state_dict: expected a whole state of version {VERSION}, found one that cannot be read "
-        f"({type(error).__name__}: {error}). {_RESUME}"
+    why = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder="…")
+    return StateError(
+        f"load_state_dict: expected a whole state of version {VERSION}, found one that cannot be read ({why}). "
+        f"{_RESUME}"
     )
+
+
+def of_another_model(before: Sequence[str], now: Sequence[str]) -> StateError:
+    """Return what to raise where a state is of other layers than those that are watched now."""
+    differ = reprlib.repr(sorted(set(before) ^ set(now))[:3]) if set(before) != set(now) else "their order"
+    return StateError(f"load_state_dict: this state is of another model; what differs: {differ}. {_RESUME}")
+
+
+def finding_of(saved: object) -> Finding:
+    """Return the finding that ``Finding.as_dict`` made ``saved`` of.
+
+    Raises:
+        StateError: where it made no such thing.
+    """
+    if not isinstance(saved, Mapping):
+        raise unreadable(TypeError("expected a finding"))
+    try:
+        return finding_in({"ended": False, **saved}, "a finding").finding
+    except UnreadableError as error:
+        raise unreadable(error) from error
+
+
+def _is_this_version(found: object) -> bool:
+    return type(found) is int and found == VERSION
+
+
+def _count(found: object) -> int:
+    if type(found) is not int or not 0 <= found <= LARGEST_STEP:
+        raise TypeError(f"expected a count, found {reprlib.repr(found)}")
+    return found
 
 
 def _names(found: Iterable[object]) -> tuple[str, ...]:
@@ -120,10 +160,14 @@ def _names(found: Iterable[object]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(shortened_name(name, _LONGEST_NAME) for name in sorted(names)[:3])
+
+
 def what_differs(before: Sequence[str], now: Sequence[str]) -> str:
     """Return a line on the layers that a checkpoint's state has and those that are watched now."""
     parts = {"new": set(now) - set(before), "gone": set(before) - set(now)}
-    counts = [f"{len(names)} {word} ({', '.join(sorted(names)[:3])})" for word, names in parts.items() if names]
+    counts = [f"{len(names)} {word} ({_some(names)})" for word, names in parts.items() if names]
     return (
         f"other layers are watched than in the checkpoint: {', '.join(counts) or 'their order differs'}. "
         "Steps are counted on, and what is learned of layers begins anew."

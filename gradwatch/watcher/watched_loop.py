@@ -15,7 +15,7 @@ from gradwatch import _torch
 from gradwatch.clip import policy_of
 from gradwatch.event_files.run import Coverage
 from gradwatch.explain.last_words import last_words
-from gradwatch.findings import Finding, Thresholds
+from gradwatch.findings import Finding, StateError, Thresholds
 from gradwatch.hooks.clearing import LoopOrder
 from gradwatch.hooks.clipping_calls import clipped_parameters, follow_clipping
 from gradwatch.hooks.guard import Guard, UnwatchableError, observing, otherwise
@@ -49,7 +49,7 @@ from gradwatch.watcher.recovery import Recovery
 from gradwatch.watcher.replica_check import ReplicaCheck
 from gradwatch.watcher.report_processor import ReportProcessor
 from gradwatch.watcher.sink_dispatcher import SinkDispatcher
-from gradwatch.watcher.state import WatcherState, unreadable, what_differs
+from gradwatch.watcher.state import WatcherState, of_another_model, unreadable, what_differs
 from gradwatch.watcher.steps import Steps
 from gradwatch.watcher.turns import Turns, in_turn
 from gradwatch.watcher.unlearned import notes_on
@@ -402,11 +402,10 @@ class WatchedLoop:
                 f"load_state_dict: call it before the first step; this watcher has seen {self.steps.count}."
             )
         if state.layers != self.layers.names:
-            differ = sorted(set(state.layers) ^ set(self.layers.names))[:3] or "their order"
-            raise ValueError(f"load_state_dict: this state is of another model; what differs: {differ}.")
+            raise of_another_model(state.layers, self.layers.names)
         try:
             self.steps.restore(state.step, state.tracks)
-        except ValueError:
+        except StateError:
             raise
         except Exception as error:  # a part of it is of another form than anyone has checked
             raise unreadable(error) from error

@@ -130,10 +130,10 @@ class Watcher:
         return self._loop.as_html()
 
     def _column_of(self, name: str, gradient: Tensor) -> int:
-        names = self._loop.layers.names
-        if name not in names:
-            raise KeyError(f"step(grads=…): {name!r} is not watched; watched are {', '.join(names[:8])}.")
-        column = names.index(name)
+        column = self._loop.layers.column_of_name(name)
+        if column is None:
+            watched = ", ".join(self._loop.layers.names[:8])
+            raise KeyError(f"step(grads=…): {name!r} is not watched; watched are {watched}.")
         shape = self._loop.layers.tensors[column].shape
         if gradient.shape != shape:
             raise ValueError(

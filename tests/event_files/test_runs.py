@@ -294,7 +294,25 @@ def test_a_table_of_wrong_types_is_left_out_and_said(tmp_path, spoilt):
 def test_names_lose_what_a_terminal_would_obey(tmp_path):
     names = ["\x1b[31mred\x07", "right\u202eleft"]
     run = read(forge(tmp_path, event(0, layers={**TABLE, "layers": names}, grad_norm=norms(1.0, 2.0))))
-    assert run.layers == ("\ufffd[31mred\ufffd", "right\ufffdleft")
+    assert run.layers == (r"\x1b[31mred\x07", r"right\u202eleft")
+
+
+def test_names_that_differ_in_what_is_not_shown_stay_apart(tmp_path):
+    names = ["\0", "\x07", "n" * 3000, "n" * 3001]
+    table = {"layers": names, "depth": [0, 1, 2, 3], "size": [4] * 4}
+    finding = {**FINDING, "layer": names[3], "layers": names[1:]}
+    run = read(forge(tmp_path, event(0, layers=table, grad_norm=norms(1.0, 2.0, 3.0, 4.0)), event(4, finding=finding)))
+    assert len(set(run.layers)) == 4
+    assert run.findings[0].layer == run.layers[3]
+    assert run.findings[0].layers == run.layers[1:]
+    assert run.sick.tolist() == [False, True, True, True]
+    assert max(map(len, run.layers)) < 2100
+
+
+def test_names_that_somebody_has_made_alike_are_refused(tmp_path):
+    forge(tmp_path, event(0, layers={**TABLE, "layers": ["\x07", r"\x07"]}, grad_norm=norms(1.0, 2.0)))
+    with pytest.raises(NoRunError, match="a name is there twice"):
+        read_runs(tmp_path)
 
 
 def test_a_newer_format_is_named(tmp_path):

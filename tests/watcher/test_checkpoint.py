@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradwatch import Advice, Finding
+from gradwatch import Advice, Finding, watch
 from gradwatch.watcher.checkpoint import pack, unpack
 
 FINDING = Finding(
@@ -88,3 +88,48 @@ def test_a_finding_comes_back_from_a_file_as_it_was():
     found = Finding.from_dict(through_a_file(Finding.as_dict(FINDING)))
     assert found == FINDING
     assert hash(found) == hash(FINDING)
+
+
+def saved_state(**changed):
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, clip="auto") as watcher:
+        for _ in range(3):
+            model(torch.ones(4, 2)).square().mean().backward()
+            optimizer.step()
+        return {**watcher.state_dict(), **changed}, model, optimizer
+
+
+HOSTILE = {
+    "no number": {"step": "3"},
+    "a negative count": {"skipped_steps": -1},
+    "a huge count": {"measured_steps": 2**80},
+    "not a number": {"step": float("nan")},
+    "a version that is an array": {"version": torch.ones(3)},
+    "names as long as books": {"layers": ["n" * 100_000]},
+    "names that are none": {"layers": [1, 2]},
+    "a finding without fields": {"ended": [{}]},
+    "a finding of texts": {"ended": [{**FINDING.as_dict(), "step": "9" * 5000}]},
+    "no findings": {"ended": 7},
+    "no optimizer": {"optimizers": [None]},
+    "an optimizer of nothing": {"optimizers": [{"updates": 1, "diagnosis": {"a": torch.ones(3)}, "clip": {}}]},
+    "an optimizer without a count": {"optimizers": [{"updates": 1.5, "diagnosis": {}, "clip": {}}]},
+    "a policy of arrays": {"optimizers": [{"updates": 1, "diagnosis": {}, "clip": {"version": np.ones(3)}}]},
+    "a tensor without entries": {"ended": [{"numpy array": torch.ones(2, device="meta")}]},
+    "deep": {"optimizers": [[[[[[[[]]]]]]]]},
+}
+
+
+@pytest.mark.parametrize("changed", HOSTILE.values(), ids=HOSTILE)
+def test_a_damaged_state_is_refused_in_one_short_sentence_or_two_and_the_run_goes_on(changed):
+    damaged, model, optimizer = saved_state(**changed)
+    with watch(model, optimizer, clip="auto") as watcher:
+        fresh = watcher.state_dict()
+        with pytest.raises(ValueError, match=r"esume with|go on without") as raised:
+            watcher.load_state_dict(damaged)
+        assert len(str(raised.value)) < 700
+        assert str(watcher.state_dict()) == str(fresh)
+        optimizer.zero_grad()
+        (model(torch.ones(4, 2)).square().mean() * torch.nan).backward()
+        optimizer.step()
+    assert [finding.kind for finding in watcher.findings] == ["nonfinite"]

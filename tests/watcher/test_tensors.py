@@ -404,3 +404,15 @@ def test_bare_tensors_tell_how_far_their_update_moved_them_one_step_later(case):
         watcher.step(grads={name: tensor.clone() for name, tensor in tensors.items()}, loss=1.0)
     wanted = [reference.relative_change(old, new) for old, new in zip(before, after, strict=True)]
     np.testing.assert_allclose(watcher.history["update_ratio"][1], wanted, rtol=1e-5)
+
+
+def test_names_that_no_file_takes_are_named_as_the_user_has_them():
+    names = ["\ud800", r"\ud800", "a\ud800b"]
+    tensors = {name: torch.ones(2, requires_grad=True) for name in names}
+    with gradwatch.watch_tensors(tensors) as watcher:
+        for _ in range(3):
+            watcher.step(grads={name: torch.ones(2) * (place + 1) for place, name in enumerate(names)})
+        assert (watcher.history["grad_norm"][-1] / 2**0.5).tolist() == pytest.approx([1, 2, 3])
+        assert len(set(watcher.history.layers)) == 3
+        with pytest.raises(KeyError, match="is not watched"):
+            watcher.step(grads={"b": torch.ones(2)})

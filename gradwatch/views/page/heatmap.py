@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,12 +117,13 @@ def _ticks(steps: NDArray[np.int64]) -> Iterator[_Tick]:
 
 
 def _outlines(run: Run, height: int) -> Iterator[_Outline]:
+    place_of = {run.layers[column]: place for place, column in enumerate(run.order.tolist())}
     for index, (finding, ended) in enumerate(zip(run.findings, run.ended, strict=True), start=1):
         if ended and len(run.steps) and finding.last_step < run.steps[0]:
             continue  # over before the picture begins
         left, right = _edges(run.steps, finding, ended)
         words = f"{index}. {finding.kind} in {finding.place}, {since(finding, ended)}"
-        for first, last in _stretches(_places(run, finding)):
+        for first, last in _stretches(finding, place_of):
             top, bottom = (place * height / len(run.layers) for place in (first, last + 1))
             yield _Outline(index, words, left, top, right - left, bottom - top)
 
@@ -142,16 +143,14 @@ def _edges(steps: NDArray[np.int64], finding: Finding, ended: bool) -> tuple[flo
     return left, min(max(right, left + _NARROWEST), WIDTH)
 
 
-def _places(run: Run, finding: Finding) -> list[int]:
-    """Return the places along depth of the layers that ``finding`` covers; all for one of the whole run."""
+def _stretches(finding: Finding, place_of: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) place of each stretch of neighbours that ``finding`` covers; all for one of the whole run."""
     covered = {finding.layer, *finding.layers} - {""}
     if not covered:
-        return list(range(len(run.layers)))
-    return [place for place, column in enumerate(run.order.tolist()) if run.layers[column] in covered]
-
-
-def _stretches(places: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of each stretch of neighbours."""
+        if place_of:
+            yield 0, len(place_of) - 1
+        return
+    places = sorted(place_of[layer] for layer in covered if layer in place_of)
     cuts = [0, *(index for index in range(1, len(places)) if places[index] != places[index - 1] + 1), len(places)]
     for begin, end in itertools.pairwise(cuts):
         if begin < end:
