@@ -16,12 +16,16 @@ _LONGEST = 2_000  # characters of one text; findings write a few hundred
 
 def legible(text: str) -> str:
     """Return ``text`` without what would move a cursor, turn the direction of reading, or fill the screen."""
+    if text.isprintable() and len(text) <= _LONGEST:  # most often, and much sooner
+        return text
     shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
     return shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "…"
 
 
 def legible_name(name: str) -> str:
     """Return the name of a layer as ``legible`` would, but so that two names do not become alike."""
+    if name.isprintable() and len(name) <= _LONGEST:
+        return name
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
     if len(shown) <= _LONGEST:
         return shown
