@@ -23,6 +23,7 @@ from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 from gradwatch.remedies import Case, advise
 from gradwatch.watcher.state import finding_of
+from gradwatch.watcher.recurrences import Recurrences
 
 __all__ = ["Diagnosis", "FindingUpdate"]
 
@@ -59,12 +60,16 @@ class FindingUpdate:
         ended: whether it ends; until then the same finding may come several times, and the last one counts.
         is_new: whether it comes for the first time.
         is_amended: its cause is known better than when it came last.
+        is_again: it comes for another sickness like it, for which it speaks (``Recurrences``).
+        is_written: whether files are to hold it now.
     """
 
     finding: Finding
     ended: bool
     is_new: bool
     is_amended: bool = False
+    is_again: bool = False
+    is_written: bool = True
 
 
 class Diagnosis:
@@ -98,6 +103,7 @@ class Diagnosis:
         self._untold: set[str] = set()  # detectors whose open incident another finding tells of
         self._due: list[FindingUpdate] = []  # what opened or ended, until it was returned
         self._is_behind = False  # a fault came between the detectors and this
+        self._recurrences = Recurrences()
 
     @np.errstate(all="ignore")  # figures of sick runs hold Inf and NaN; no warning of numpy's is to reach the user
     def observe(self, report: StepReport) -> list[FindingUpdate]:
@@ -119,8 +125,7 @@ class Diagnosis:
         opened = [name for name in incidents if name not in self._open and name not in self._untold]
         self._untold &= set(incidents)
         for name in [each for each, known in self._open.items() if not _is_of(known, incidents.get(each))]:
-            self._told.pop(name, None)
-            self._due.append(FindingUpdate(self._open.pop(name), ended=True, is_new=False))
+            self._due.append(self._ended(name, self._open.pop(name)))
             opened += [name] if name in incidents else []
         return [IncidentEvent(name, incidents[name], ended=False) for name in opened]
 
@@ -162,6 +167,7 @@ class Diagnosis:
         for name, known in self._open.items():
             if known.identity == finding.identity:
                 self._open[name] = self._told[name] = finding
+        self._recurrences.amend(finding)
 
     def changes(self, *, only_large: bool = False) -> list[FindingUpdate]:
         """Return the open findings that have gone on, or cover more layers, since they were told last.
@@ -172,7 +178,7 @@ class Diagnosis:
             only_large: leave out those that have lasted less than twice as long as when they were told last and cover
                 the same layers. So a file that is never closed is right within a factor of two, and stays small.
         """
-        changed = []
+        changed = [] if only_large else self._unwritten()
         for name, incident in self._detectors.open_incidents().items():
             if name not in self._open:
                 continue
@@ -182,12 +188,19 @@ class Diagnosis:
                 changed.append(FindingUpdate(now, ended=False, is_new=False))
         return changed
 
+    def _unwritten(self) -> list[FindingUpdate]:
+        """Return the findings that speak for more than those that were written last."""
+        now_open = {finding.identity for finding in self._open.values()}
+        unwritten = self._recurrences.unwritten()
+        return [FindingUpdate(each, ended=each.identity not in now_open, is_new=False) for each in unwritten]
+
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run goes on from, as plain values and arrays."""
         return {
             "detectors": self._detectors.state(),
             "background": self._background.state(),
             "open": {name: finding.as_dict() for name, finding in self._open.items()},
+            "recurrences": self._recurrences.state(),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -196,7 +209,7 @@ class Diagnosis:
         Raises:
             StateError: if it is of another model, or of a version of gradwatch that this one cannot read.
         """
-        expected = {"detectors", "background", "open"}
+        expected = {"detectors", "background", "open", "recurrences"}
         if set(saved) != expected:
             found = textwrap.shorten(", ".join(sorted(map(str, saved))), 300, placeholder=", …")
             raise StateError(
@@ -209,6 +222,7 @@ class Diagnosis:
         self._told = dict(self._open)
         self._untold = set(self._detectors.open_incidents()) - set(self._open)
         self._due.clear()
+        self._recurrences.restore(saved["recurrences"])
 
     def _is_told_elsewhere(self, event: IncidentEvent, report: StepReport) -> bool:
         """Tell whether another finding tells of this disease, from its begin to its end.
@@ -231,10 +245,22 @@ class Diagnosis:
             finding = self._finding(incident, report)
             if any(_has_told(other, finding) for other in self._open.values()):
                 return None
-            self._open[name] = self._told[name] = finding
-            return FindingUpdate(finding, ended=False, is_new=True)
+            return self._opened(name, finding)
+        return self._ended(name, _grown(self._open.pop(name), incident))
+
+    def _ended(self, name: str, finding: Finding) -> FindingUpdate:
+        """Return what to tell of a finding that ends."""
         self._told.pop(name, None)
-        return FindingUpdate(_grown(self._open.pop(name), incident), ended=True, is_new=False)
+        is_written = self._recurrences.end(finding)
+        return FindingUpdate(finding, ended=True, is_new=False, is_written=is_written)
+
+    def _opened(self, name: str, finding: Finding) -> FindingUpdate:
+        """Return what to tell of a finding that opens: itself, or the earlier one that speaks for it."""
+        earlier = self._recurrences.open(finding)
+        known = earlier or finding
+        self._open[name] = self._told[name] = known
+        is_new = earlier is None
+        return FindingUpdate(known, ended=False, is_new=is_new, is_again=not is_new, is_written=is_new)
 
     def _finding(self, incident: Incident, report: StepReport) -> Finding:
         facts = self._background.facts(incident.kind, report, incident.column) or []  # None after a fault
@@ -345,8 +371,8 @@ def _weight_of(fact: Fact) -> str:
 
 
 def _is_of(finding: Finding, incident: Incident | None) -> bool:
-    """Return whether ``finding`` tells of ``incident``, and not of one before it."""
-    return incident is not None and (finding.step, finding.raised_step) == (incident.step, incident.raised_step)
+    """Return whether ``finding`` tells of ``incident``, and not only of ones before it."""
+    return incident is not None and finding.step <= incident.step <= finding.last_step
 
 
 def _is_small(told: Finding, now: Finding) -> bool:

@@ -360,10 +360,12 @@ class ReportProcessor:
         event = self._guard.run("notes of other ranks", self._on_rank, track, report, event) or event
         if event.ended:
             self._ended[-1] = event.finding
-        elif event.is_new:
+        elif event.is_again:
+            self._ended = [each for each in self._ended if each.identity != event.finding.identity]
+        if event.is_new or event.is_again:
             self._opened.append(event.finding)
-        if self._recorder is not None and event.is_new:
-            self._guard.run("black box: findings", self._recorder.note_finding, event.finding)
+            if self._recorder is not None:
+                self._guard.run("black box: findings", self._recorder.note_finding, event.finding)
         self._dispatcher.write_finding(event)
 
     def _on_rank(self, track: OptimizerTrack, report: StepReport, event: FindingUpdate) -> FindingUpdate:

@@ -65,8 +65,9 @@ class SinkDispatcher:
         self._note_environment()
         # whoever amends it says so
         outlets = [each for each in self._listening() if not (event.is_amended and isinstance(each.sink, Log))]
-        _hand_over(outlets, lambda outlet: outlet.write_finding(event.finding, event.ended))
-        if not event.is_new or self._on_finding is None:
+        if event.is_written:
+            _hand_over(outlets, lambda outlet: outlet.write_finding(event.finding, event.ended))
+        if not (event.is_new or event.is_again) or self._on_finding is None:
             return
         try:
             self._on_finding(event.finding)
