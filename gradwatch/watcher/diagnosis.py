@@ -22,8 +22,8 @@ from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 from gradwatch.remedies import Case, advise
-from gradwatch.watcher.state import finding_of
 from gradwatch.watcher.recurrences import Recurrences
+from gradwatch.watcher.state import finding_of
 
 __all__ = ["Diagnosis", "FindingUpdate"]
 
