@@ -34,7 +34,7 @@ def test_a_sickness_that_comes_back_keeps_its_last_finding_open_to_all_that_foll
     assert [finding.step for finding in watcher.findings] == [period * time for time in range(MOST_ALIKE)]
     assert watcher.findings[-1].last_step == period * 49
     assert watcher.findings[-1].cause.endswith(
-        "It came 50 times by step 1,225; this finding stands for the latest ones."
+        "It came 50 times by step 1,225; from time 20 on, this finding tells of all of them."
     )
     assert "times" not in watcher.findings[-2].cause
     (run,) = read_runs(tmp_path)
