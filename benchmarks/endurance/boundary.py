@@ -123,7 +123,7 @@ class Boundary:
         transparent: (file, function) of gradwatch's that call functions of the training program or of torch for it.
         sort: of ``SORTS``; which calls count.
         at: the number of the call that is refused, counted from 0; -1 refuses none.
-        for_good: also refuse every later one.
+        for_good: also refuse every later one; of those that take memory every later one from the same place.
 
     Attributes:
         seen: how many calls of the sort there were so far.
@@ -145,7 +145,7 @@ class Boundary:
         self._package, self._own, self._transparent = package + os.sep, own, transparent
         self._sort, self._at, self._for_good = sort, at, for_good
         self._is_armed = False
-        self._step = 0
+        self._step, self._place = 0, ("", 0)
         self.first_at = -1
         self.seen = self.refused = 0
         self.places: list[str] = []
@@ -184,16 +184,34 @@ class Boundary:
 
     def _count(self, frame: FrameType, name: str) -> None:
         number, self.seen = self.seen, self.seen + 1
-        if self._at < 0 or number < self._at or (number > self._at and not self._for_good):
+        if self._at < 0 or number < self._at or (number > self._at and not self._goes_on_at(frame)):
             return
+        if number == self._at:
+            self._place = self._place_of(frame)
         self.refused += 1
         self.first_at = self._step if self.first_at < 0 else self.first_at
         if len(self.places) < 3:
             self.places.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {name}")
+        raise self._error()  # bound to no name: a frame that held it would keep it alive
+
+    def _goes_on_at(self, frame: FrameType) -> bool:
+        """Return whether a later call is refused, too: of those that take memory only those from the same place.
+
+        Nobody can clip without memory. So what fails for good is one way to it, and another must be found.
+        """
+        return self._for_good and (self._sort != "allocation" or self._place_of(frame) == self._place)
+
+    def _place_of(self, frame: FrameType | None) -> tuple[str, int]:
+        """Return the nearest line of the package that a call comes from."""
+        while frame is not None and not frame.f_code.co_filename.startswith(self._package):
+            frame = frame.f_back
+        return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+    def _error(self) -> Exception:
         error = SORTS[self._sort]()
         if self._for_good:
             error.boundary = self  # type: ignore[attr-defined]
-        raise error
+        return error
 
     def _sort_of(self, function: Any) -> str | None:
         if self._sort == "allocation":
