@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo import eval_frame as _eval_frame
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode_stack
@@ -35,6 +36,7 @@ __all__ = [
     "compiled_call_of",
     "compiled_graphs",
     "compiled_part_of",
+    "compilers_callback",
     "current_node",
     "default_store",
     "file_writer_of",
@@ -43,6 +45,7 @@ __all__ = [
     "foreach_norm",
     "forget_overflow",
     "forward_hook_tables",
+    "hide_frame",
     "hook_tables",
     "in_backward",
     "is_capturing",
@@ -215,6 +218,19 @@ def compiled_graphs() -> int:
     """Return how many graphs ``torch.compile`` has compiled in this process, without importing the compiler."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]
+
+
+compilers_callback: Callable[[], Any] = getattr(_eval_frame, "get_eval_frame_callback", lambda: None)
+"""Return what the compiler does with each new frame of Python, None where it is not at work; makes no frame itself."""
+
+
+def hide_frame(function: Callable[..., Any]) -> None:
+    """Keep the compiler from compiling ``function`` by itself; what it calls is compiled as if it were not there."""
+    try:
+        strategy = _eval_frame._FrameExecStrategy(_eval_frame._FrameAction.SKIP, _eval_frame._FrameAction.DEFAULT)
+        _eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    except AttributeError:  # of other versions of torch
+        return
 
 
 def is_scripted(module: nn.Module) -> bool:

@@ -37,7 +37,7 @@ class _Listened:
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module; this is what the module holds, since Python counts a call of an object as two frames."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _torch.compilers_callback() is not None:
             return _torch.plain_call_of(self._module())(*args, **kwargs)  # type: ignore[arg-type]
         called = _torch.calling_module()  # DataParallel's replicas keep the attribute
         plain_call = _torch.plain_call_of(called)
@@ -91,6 +91,11 @@ class _Listened:
     def _is_heard() -> bool:
         """Return whether anybody may listen now: not where a checkpoint repeats a call, and not within a trace."""
         return not (_torch.in_backward() or _torch.is_tracing())
+
+
+# else the compiler would begin at this frame, and take hooks of the user's into its graph that it leaves outside
+for _function in (_Listened.call, _torch.plain_call_of):
+    _torch.hide_frame(_function)
 
 
 def _listened(module: nn.Module) -> _Listened | None:
