@@ -16,7 +16,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from gradwatch.event_files import format
-from gradwatch.event_files.legible import legible
+from gradwatch.event_files.legible import legible_name
 from gradwatch.event_files.reader import read_runs
 from gradwatch.findings import Finding
 from gradwatch.sinks import RowBuilder
@@ -292,8 +292,8 @@ def test_rows_and_findings_of_any_name_can_be_read(tmp_path, name):
     sink.write_finding(replace(FINDING, layer=name, layers=(name,)), ended=False)
     sink.close()
     (run,) = read_runs(tmp_path)
-    assert run.layers == (legible(name),)
-    assert [finding.layer for finding in run.findings] == [legible(name)]
+    assert run.layers == (legible_name(name),)
+    assert [finding.layer for finding in run.findings] == [legible_name(name)]
     assert not run.problems
 
 
