@@ -29,7 +29,6 @@ from urllib.parse import urlencode
 import click
 import numpy as np
 import torch
-from google.protobuf.message import DecodeError
 from torch import nn
 
 import gradwatch
@@ -288,10 +287,10 @@ def _refuse_constant(name: str) -> None:
 
 
 class _Tab(Tab):
-    """The tab over files of which TensorBoard's own reader may end at the first that is no event."""
+    """The tab over files of which TensorBoard's own reader may end anywhere: that is a thread of its own."""
 
     def reload(self) -> None:
-        with contextlib.suppress(DecodeError):
+        with contextlib.suppress(Exception):
             super().reload()
 
 
