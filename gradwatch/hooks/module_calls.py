@@ -7,6 +7,7 @@ behind.
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,15 @@ class _Listened:
         self._guard = guard
         self._module = weakref.ref(module)  # the module holds this, and would else wait for the garbage collector
         self.listeners: list[tuple[Enter, Leave, bool]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave nothing of gradwatch in a pickle: ``nn.LSTM`` keeps there what ``nn.Module`` leaves out."""
+        return types.SimpleNamespace, (), {"call": None}
+
+    def __deepcopy__(self, known: dict[int, Any]) -> _Listened:
+        """Return one to which nobody listens: the copy of a module is not watched."""
+        module = self._module()
+        return _Listened(known.get(id(module), module), self._guard)  # type: ignore[arg-type]
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module; this is what the module holds, since Python counts a call of an object as two frames."""

@@ -1,5 +1,9 @@
 """Listening to the calls of a compiled module changes neither what is compiled nor what is not."""
 
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -59,3 +63,20 @@ def test_a_network_that_must_be_one_graph_is_one():
     bare = trained(watched=False, hook=HOOKS["none"], fullgraph=True)
     assert trained(watched=True, hook=HOOKS["none"], fullgraph=True) == bare
     assert len(bare[2]) == 1
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_module_that_says_itself_what_is_pickled_leaves_us_out(kind):
+    model, x = nn.Sequential(kind(4, 4)), torch.ones(2, 3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradwatch.watch(model, optimizer) as watcher, gradwatch.watch(model[0], None):
+        model(x)[0].sum().backward()
+        optimizer.step()
+        file = io.BytesIO()
+        torch.save(model, file)
+        copies = [copy.deepcopy(model), copy.deepcopy(model[0]), pickle.loads(pickle.dumps(model[0]))]
+        for each in copies:
+            assert torch.equal(each(x)[0], model(x)[0])
+            assert each(x)[0].requires_grad
+    assert b"gradwatch" not in file.getvalue()
+    assert len(watcher.history.steps) == 1
