@@ -159,9 +159,7 @@ def _changed(draws: random.Random, value: Any, hostile: Sequence[Callable[[], An
     if isinstance(value, str):
         return draws.choice([value + "x", value[:-1], value.upper(), value * 100])
     if isinstance(value, Tensor):
-        return draws.choice(
-            [value * 2, value.flatten()[:-1], value.double(), -value, value.unsqueeze(0), value * math.nan]
-        )
+        return draws.choice([value * 2, value.flatten()[:-1], value.double(), value.unsqueeze(0), value * math.nan])
     if isinstance(value, list):
         return draws.choice([value * 2, value[:-1], value[::-1], [*value, draws.choice(hostile)()]])
     return value

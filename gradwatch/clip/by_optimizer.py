@@ -77,7 +77,7 @@ class _Memory:
             ValueError: where it is something else.
         """
         names, updates = set(state) - {"version", "updates"}, state.get("updates")
-        tensors = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+        tensors = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor) and not value.ndim}
         is_known = names == set(tensors) and names <= set(self._named()) and _has_whole_groups(names)
         if state.get("version") != self.VERSION or not is_known or not isinstance(updates, int):
             raise ValueError(

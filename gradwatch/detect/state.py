@@ -8,6 +8,7 @@ version of gradwatch is refused in words, and never half understood.
 from __future__ import annotations
 
 import reprlib
+import sys
 import textwrap
 import types
 from collections.abc import Mapping
@@ -132,6 +133,8 @@ def _read_number(hint: type, saved: object, where: str) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(saved, accepted) or (isinstance(saved, bool) and hint is not bool):
         raise _refusal(where, hint.__name__, f"{type(saved).__name__} {reprlib.repr(saved)}")
+    if hint is float and isinstance(saved, int) and abs(saved) > sys.float_info.max:  # a whole number of 400 digits
+        raise _refusal(where, "float", reprlib.repr(saved))
     return saved
 
 
