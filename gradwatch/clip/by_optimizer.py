@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class _Memory:
             ValueError: where it is something else.
         """
         names, updates = set(state) - {"version", "updates"}, state.get("updates")
-        tensors = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor) and not value.ndim}
+        tensors = {name: value.clone() for name, value in state.items() if _is_figure(value)}
         is_known = names == set(tensors) and names <= set(self._named()) and _has_whole_groups(names)
         if state.get("version") != self.VERSION or not is_known or not isinstance(updates, int):
             raise ValueError(
@@ -179,6 +180,10 @@ def auto(*, z_threshold: float = 2.5, smoothing: float = 0.97, lowest_spread: fl
         plain_,
         memory,
     )
+
+
+def _is_figure(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and not value.ndim
 
 
 def _has_whole_groups(names: set[str]) -> bool:

@@ -99,7 +99,7 @@ def _with_count(alike: _Alike) -> Finding:
     """Return the finding that speaks for others, with how many there were."""
     assert alike.last is not None
     words = (
-        f"It came {alike.count:,} times by step {alike.last.last_step:,}; from time {MOST_ALIKE} on, this finding tells "
-        "of all of them."
+        f"It came {alike.count:,} times by step {alike.last.last_step:,}; from time {MOST_ALIKE} on, this finding "
+        "tells of all of them."
     )
     return replace(alike.last, cause=f"{alike.last.cause} {words}")

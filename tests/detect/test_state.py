@@ -106,7 +106,7 @@ def test_the_state_of_another_model_is_refused():
 
 
 def test_a_diagnosis_of_another_version_is_refused():
-    with pytest.raises(ValueError, match=r"expected a state with background, detectors, open, recurrences, found episodes"):
+    with pytest.raises(ValueError, match=r"with background, detectors, open, recurrences, found episodes"):
         diagnosis(table(2)).restore({"episodes": {}})
 
 
