@@ -7,7 +7,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
 
-.PHONY: demo test quick endurance test-long test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-clip bench-cures bench-external bench-tab
+.PHONY: demo test quick endurance endurance-quick test-long test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-clip bench-cures bench-external bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -25,6 +25,9 @@ test-long: .venv/installed  ## all Python tests, and every fault in every act an
 
 endurance: .venv/installed  ## attacks from outside: kills, faults, forks, a soak; writes the table of docs/reliability.md (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.endurance --write
+
+endurance-quick: .venv/installed  ## a tenth of each attack whose figures do not depend on how busy the machine is; part of CI (ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.endurance kill same faults forks files surroundings --share 0.1
 
 test-oldest: .venv-oldest/installed  ## the Python tests on the lowest versions of everything, for docs/compatibility.md
 	.venv-oldest/bin/python -m pytest $(PARALLEL)
