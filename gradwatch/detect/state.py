@@ -114,6 +114,8 @@ def _read_union(options: tuple[Any, ...], saved: object, where: str, fresh: obje
 def _read_array(saved: object, where: str, fresh: object) -> Any:
     if not isinstance(saved, np.ndarray):
         raise _refusal(where, "an array", type(saved).__name__)
+    if fresh is None and not saved.ndim:
+        raise _refusal(where, "an array of values", "a single one")
     if isinstance(fresh, np.ndarray) and (saved.shape != fresh.shape or saved.dtype.kind != fresh.dtype.kind):
         raise _refusal(where, f"{fresh.dtype} of shape {fresh.shape}", f"{saved.dtype} of shape {saved.shape}")
     return saved.copy()

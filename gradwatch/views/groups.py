@@ -36,18 +36,19 @@ def groups_of(names: Sequence[str], most: int) -> list[LayerGroup]:
     """
     deepest = max((name.count(".") + 1 for name in names), default=0)
     for level in range(deepest, 0, -1):
-        modules = _by_module(names, level)
-        if len(modules) <= most:
-            return [LayerGroup(_named(module, names, places), places) for module, places in modules.items()]
+        modules = [".".join(name.split(".")[:level]) for name in names]
+        if len(set(modules)) <= most:
+            grouped = _places_of(modules)
+            return [LayerGroup(_named(module, names, places), places) for module, places in grouped.items()]
     stretches = np.array_split(np.arange(len(names)), most)
     return [LayerGroup(_from_to(names, places), places) for places in stretches if len(places)]
 
 
-def _by_module(names: Sequence[str], level: int) -> dict[str, NDArray[np.int64]]:
-    """Return the places of the layers of each module that is ``level`` names deep."""
+def _places_of(modules: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Return the places of the layers of each module, given the module of each layer."""
     places: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        places.setdefault(".".join(name.split(".")[:level]), []).append(place)
+    for place, module in enumerate(modules):
+        places.setdefault(module, []).append(place)
     return {module: np.array(each) for module, each in places.items()}
 
 

@@ -16,7 +16,7 @@ from gradwatch.watcher import checkpoint
 
 __all__ = ["VERSION", "TrackState", "WatcherState", "finding_of", "of_another_model", "unreadable", "what_differs"]
 
-VERSION = 3
+VERSION = 4
 """The version of a watcher's state. It grows when older states can no longer be read."""
 
 _LONGEST_NAME = 60

@@ -79,6 +79,11 @@ def test_a_plain_state_shares_nothing_with_the_detector():
         pytest.param({"words": None}, "words: expected str, found NoneType None", id="missing"),
         pytest.param({"moment": [1]}, "moment: expected 2 values, found 1", id="too short"),
         pytest.param({"several": "xy"}, "several: expected a list, found str", id="no list"),
+        pytest.param(
+            {"latest": {"rms": np.array(1.0)}},
+            r"latest\['rms'\]: expected an array of values, found a single one",
+            id="0-d",
+        ),
         pytest.param({"latest": [1]}, "latest: expected a dict, found list", id="no dict"),
         pytest.param({"inner": {"version": 3, "name": "c"}}, "name: expected one of 'a', 'b', found 'c'", id="inside"),
         pytest.param({"inner": 5}, "inner: expected a dict of its fields, found int", id="no state"),
