@@ -1,4 +1,4 @@
-"""Train for a million steps, healthy and with a sickness that keeps coming back, and look what grows.
+"""Train for a million steps in all, healthy and with a sickness that keeps coming back, and look what grows.
 
 Each run is a process of its own: ``python -m benchmarks.endurance.soak STEPS HEALTHY SEED FOLDER``. It prints what it
 holds at each of ``LOOKS`` looks. A run is flat if what it holds at its last look is what it held at its second; all
@@ -29,7 +29,7 @@ import gradwatch
 from benchmarks.endurance.figure import Figure, at_least_one
 from gradwatch.event_files.reader import read_runs
 
-STEPS, SICK_STEPS = 1_000_000, 1_100_000
+STEPS, SICK_STEPS = 400_000, 600_000
 HEALTHY_BETWEEN = 10  # steps, after which a finding has ended: the next sick step makes another
 LOOKS = 20
 SHORTER = 10  # times, by which the run is that the report is compared with
