@@ -158,31 +158,33 @@ class Operations(_torch.DispatchMode):
         self.fault: Exception | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        schema, kwargs = _torch.schema_of(func), kwargs or {}
-        before = self._before(schema, args, kwargs) if schema.is_mutable else None  # it may overwrite what it is given
+        kwargs = kwargs or {}
+        before = self._noting_faults(self._before, func, args, kwargs)
         output = func(*args, **kwargs)
+        self._noting_faults(self._examine, func, args, kwargs, before, output)
+        return output
+
+    def _noting_faults(self, act: Callable[..., Any], *args: Any) -> Any:
         try:
-            self._examine(schema, args, kwargs, before, output)
+            return act(*args)
+        except UnrepeatableError:
+            raise
         except Exception as error:
             self.fault = self.fault or error
             raise
-        return output
 
-    def _before(self, schema: Any, args: Any, kwargs: Any) -> Operands:
-        """Return the operands of an operation that is about to write into one of them.
+    def _before(self, func: Any, args: Any, kwargs: Any) -> Operands | None:
+        """Return the operands of an operation that is about to overwrite one of them; None for any other operation.
 
         Raises:
             UnrepeatableError: if another process would see what it writes.
         """
-        try:
-            is_shared = _writes_into_shared_memory(schema, args, kwargs)
-            operands = _SICK if is_shared else _given(_floats((args, kwargs)))
-        except Exception as error:
-            self.fault = self.fault or error
-            raise
-        if is_shared:
+        schema = _torch.schema_of(func)
+        if not schema.is_mutable:
+            return None
+        if _writes_into_shared_memory(schema, args, kwargs):
             raise UnrepeatableError("it writes into memory that other processes share")
-        return operands
+        return _given(_floats((args, kwargs)))
 
     def suspect(self, module: str, *, in_backward: bool) -> FaultyOperation | None:
         """Return the operation that explains a NaN or Inf which ``module`` made; None where none was seen.
@@ -196,8 +198,8 @@ class Operations(_torch.DispatchMode):
         suspects = [*backward, *inside] if in_backward else inside or forward
         return suspects[0] if suspects else None
 
-    def _examine(self, schema: Any, args: Any, kwargs: Any, before: Operands | None, output: Any) -> None:
-        name = _name_of(schema)
+    def _examine(self, func: Any, args: Any, kwargs: Any, before: Operands | None, output: Any) -> None:
+        name = _name_of(_torch.schema_of(func))
         if name in FILLS:
             return
         outputs = _floats(output)

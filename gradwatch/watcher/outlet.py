@@ -23,6 +23,8 @@ MOST_FINDINGS = 1_000
 LONGEST_PAUSE = 64  # calls between two attempts: a disk that is full is not asked at every step
 LAST_ATTEMPTS = 3  # at each part that waits as the sink is closed: a fault that passes loses nothing
 
+_SAYS_WHAT_IS_LOST = "write what was lost"
+
 
 class Outlet:
     """One sink, what waits for it, and the thread that hands it over, which lives while something waits.
@@ -229,7 +231,7 @@ class Outlet:
     def _tell_what_is_lost(self) -> None:
         """Tell a sink that takes it what it never got, so that whoever reads it knows of the holes."""
         if self._lost_for_good and hasattr(self.sink, "write_lost"):
-            self._verb = "write what was lost"
+            self._verb = _SAYS_WHAT_IS_LOST
             self.sink.write_lost(dict(self._lost_for_good))
         self._lost_for_good.clear()
 
@@ -242,7 +244,7 @@ class Outlet:
             return True
         self._last_attempts += 1
         if self._last_attempts < LAST_ATTEMPTS:
-            self._has_to_flush = True  # again, where that has failed
+            self._has_to_flush |= self._verb == "flush"
         else:
             self._last_attempts = 0
             self._leave_out_next()
@@ -261,10 +263,11 @@ class Outlet:
         elif self._coverage is not None:
             self._coverage = None
             self._lost_for_good["coverage"] += 1
-        elif self._has_to_flush:
+        else:  # nothing is left but to close it
             self._has_to_flush = False
-        else:
-            self._lost_for_good.clear()
+            if self._verb == _SAYS_WHAT_IS_LOST:
+                self._lost_for_good.clear()
+            self._close_after_fault()
 
     def _lose(self, what: str) -> None:
         self._lost[what] += 1

@@ -42,5 +42,5 @@ def test_launches_do_not_grow_with_the_layers(costs):
         assert kinds["first"]["launches"] <= 50
     sampled = {name.split(",")[0]: kinds["sampled"]["launches"] for name, kinds in costs.items()}
     assert sampled["100 layers of 64 units"] <= 50
-    assert sampled["GPT-2 of 6 layers"] <= 56
+    assert sampled["GPT-2 of 6 layers"] <= 58  # outputs of 16 MB at most are held for their norms
     assert max(sampled.values()) <= 80  # one more for each output that the model changes in place

@@ -376,6 +376,8 @@ EXEMPT = {
     "_Listened.call",  # calls the model; what else it calls is made to fail instead
     "_QuietLogger.log",  # is what keeps the user's logging handlers from training
     "SinkDispatcher._outlets_of_this_process",  # says which sinks there are: without it their files stay open
+    "Operations.__torch_dispatch__",  # runs the model's operations; what else it calls is made to fail instead
+    "Operations._noting_faults",  # is what tells a fault of gradwatch's from one of the model's
     "Outlet._work",  # is what keeps a sink's fault from training
     "Outlet._rest",  # lets training go on after it
 }

@@ -305,6 +305,24 @@ def test_a_part_that_cannot_be_written_at_the_end_keeps_no_other_from_it_and_is_
     assert sink.closed
 
 
+@pytest.mark.parametrize("verb", ["flush", "write_lost"])
+def test_a_sink_that_fails_for_ever_as_it_ends_is_closed_all_the_same(monkeypatch, verb):
+    sink, calls = Picky({0: 1_000}), []
+
+    def fail(*args):
+        calls.append(verb)
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(sink, verb, fail)
+    dispatcher = SinkDispatcher([sink], None)
+    for row in rows(3):
+        dispatcher.write_row(row)
+    dispatcher.close()
+    assert [row.report.step for row in sink.rows] == [1, 2]
+    assert sink.closed
+    assert len(calls) == 3
+
+
 def test_a_fault_that_passes_at_the_end_loses_nothing():
     sink = Picky({2: 2})
     dispatcher = SinkDispatcher([sink], None)
