@@ -120,6 +120,8 @@ def _at_odds(parts: set[str]) -> set[str]:
         left_out |= parts & {"network:half", "network:sparse", "setting:late", "setting:twice"}
     if "around:scripted" in parts:
         left_out.add("loop:autocast")  # its graphs are optimised while they run: two bare runs differ
+    if "network:weight norm" in parts:  # torch scripts no parametrization
+        left_out |= parts & {"around:scripted"}
     if "optimizer:two" in parts:  # one of them may own nothing of what is watched, which is refused
         left_out |= parts & {"setting:include", "setting:exclude"}
     return left_out
