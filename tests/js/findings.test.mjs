@@ -44,7 +44,10 @@ test('a run of which not all is known is not called healthy', () => {
   assert.deepEqual(worstFirst(['a', 'b'], {a: {findings: [], problems: []}, b: gap}), ['b', 'a']);
   assert.equal(severityOf({...gap, unmeasured: 0}), 'healthy');
   assert.equal(severityOf({...gap, unmeasured: 0, lost: {row: 1}}), 'unknown');
-  assert.equal(verdictInWords({...gap, lost: {row: 1}}), 'no findings in what is known: 30 of 200 steps not measured; a part could not be written');
+  assert.equal(
+    verdictInWords({...gap, lost: {row: 1}}),
+    'no findings in what is known: 30 of 200 steps not measured; a part could not be written',
+  );
 });
 
 test('what all names begin with is dropped, up to a separator', () => {
