@@ -22,6 +22,7 @@ from benchmarks.endurance import ends
 from benchmarks.endurance.ends import ENDS, NO_SUMMARY
 from benchmarks.endurance.figure import Figure, at_least_one, draws_of
 from tests import forked_python
+from tests.ctrl_c import interrupted_twice
 
 __all__ = ["attack"]
 
@@ -318,22 +319,10 @@ def _interrupted_twice() -> list[str]:
 
 
 def _interrupt(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=folder, env=_variables(), stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if line.startswith("trained"):
-                break
-        process.send_signal(signal.SIGINT)
-        process.stdout.close()
-        for line in process.stderr:
-            if line.startswith("KeyboardInterrupt"):
-                break
-        process.send_signal(signal.SIGINT)
-        error = process.stderr.read()
-        process.wait(DEADLINE)
-    return subprocess.CompletedProcess(command, process.returncode, "", error)
+    ended: subprocess.CompletedProcess[str] = interrupted_twice(
+        command, lambda line: line.startswith("trained"), cwd=folder, env=_variables(), seconds=DEADLINE
+    )
+    return ended
 
 
 _PROGRAMS: dict[str, Callable[[], list[str]]] = {

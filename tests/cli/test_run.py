@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import gradwatch
 from tests import forked_python
+from tests.ctrl_c import interrupted_twice
 from tests.forked_python import FRAMEWORKS, TORCH
 from tests.written import layers_in
 
@@ -151,21 +152,11 @@ def test_ctrl_c_ends_it_as_ever_with_a_summary_and_whole_files(tmp_path):
 
 def test_a_second_ctrl_c_ends_no_summary(tmp_path):
     write(tmp_path, LOOP, WITHOUT_END)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*WATCHED, "train.py"], cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:
-        for line in process.stdout:
-            if line == "120\n":
-                break
-        process.send_signal(signal.SIGINT)
-        process.stdout.close()
-        for line in process.stderr:
-            if line.startswith("KeyboardInterrupt"):
-                break
-        process.send_signal(signal.SIGINT)
-        error = process.stderr.read()
-        process.wait(timeout=SECONDS)
-    assert process.returncode == -signal.SIGINT
-    assert "no findings; event files in" in error.splitlines()[-1]
+    ended = interrupted_twice(
+        [*WATCHED, "train.py"], lambda line: line == "120\n", cwd=tmp_path, env=ENVIRONMENT, seconds=SECONDS
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert "no findings; event files in" in ended.stderr.splitlines()[-1]
 
 
 def test_what_lies_in_the_current_directory_is_none_of_what_the_command_imports(tmp_path):
