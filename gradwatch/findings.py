@@ -27,6 +27,7 @@ __all__ = [
     "Severity",
     "StateError",
     "Thresholds",
+    "UnjudgedSteps",
     "shortened_name",
 ]
 
@@ -160,6 +161,21 @@ MAY_COME_FIRST: Mapping[Kind, tuple[Kind, ...]] = {
     "unstable": ("exploding",),
 }
 """Kinds from which a finding may follow. Updates that are too large kill units, and dead units pass no gradient."""
+
+
+@dataclass(frozen=True)
+class UnjudgedSteps:
+    """The steps that one rule has not judged, because of faults of gradwatch itself; the other rules have judged them.
+
+    Attributes:
+        kind: what the rule looks for.
+        rule: its name.
+        steps: how many.
+    """
+
+    kind: Kind
+    rule: str
+    steps: int
 
 
 @dataclass(frozen=True)

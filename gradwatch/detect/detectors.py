@@ -26,6 +26,7 @@ from gradwatch.detect.loop_order import ClearedEarly, ClippedWhileScaled, NeverC
 from gradwatch.detect.nonfinite import NonFiniteGradient, NonFiniteLoss
 from gradwatch.detect.out_of_reach import OutOfReach
 from gradwatch.detect.router_collapsed import RouterCollapsed
+from gradwatch.detect.rule_faults import RuleFaults
 from gradwatch.detect.runaway_loss import RunawayLoss
 from gradwatch.detect.saturated import Saturated
 from gradwatch.detect.shut_ahead import ShutAhead
@@ -37,7 +38,8 @@ from gradwatch.detect.unbounded import Unbounded
 from gradwatch.detect.unmoved import Unmoved
 from gradwatch.detect.unstable import Unstable
 from gradwatch.detect.vanishing import Vanishing
-from gradwatch.findings import Thresholds
+from gradwatch.findings import Thresholds, UnjudgedSteps
+from gradwatch.hooks.guard import Guard
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
 
@@ -50,9 +52,12 @@ class Detectors:
     Args:
         layers: the table that the reports' columns follow.
         thresholds: what counts as sick.
+        guard: takes the faults of single rules.
     """
 
-    def __init__(self, layers: Layers, thresholds: Thresholds) -> None:
+    def __init__(self, layers: Layers, thresholds: Thresholds, guard: Guard | None = None) -> None:
+        self._guard = guard or Guard()
+        self._faults = RuleFaults(self._guard)
         self._exploding, self._vanishing = Exploding(layers, thresholds), Vanishing(layers, thresholds)
         self._dead = Dead(layers, thresholds)
         rules: list[list[Detector[Any]]] = [  # in a row: those whose findings are one finding
@@ -96,7 +101,7 @@ class Detectors:
         self._trackers = [tracker for row in tracked for tracker in row]
         self._by_name = {tracker.name: tracker for tracker in self._trackers}
         self._is_literal = thresholds.vanishing_norm is not None
-        self._rules = [(KindRules(row), row[0].detector.kind) for row in tracked]
+        self._rules = [(KindRules(row, self._faults), row[0].detector.kind) for row in tracked]
         self._warmup_steps = thresholds.warmup_steps or 0
 
     def observe(self, report: StepReport) -> list[IncidentEvent]:
@@ -105,8 +110,24 @@ class Detectors:
         is_warm = report.update >= self._warmup_steps
         for rules, kind in self._rules:  # also during the warm-up, from which levels are learned
             for event in rules.observe(report, counts=is_warm or kind == "nonfinite"):
-                events += self._of_dead_units(event, report) if kind == "vanishing" else [event]
+                events += self._told_as(event, report) if kind == "vanishing" else [event]
+        if self._faults.have_begun:
+            self._faults.count_step()
         return events
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether a rule failed at the last step: an incident may have opened or ended without an event."""
+        return self._faults.at_last_step
+
+    def unjudged(self) -> tuple[UnjudgedSteps, ...]:
+        """Return how many steps each rule has not judged because it failed or rested."""
+        return self._faults.unjudged()
+
+    def _told_as(self, event: IncidentEvent, report: StepReport) -> list[IncidentEvent]:
+        """Return what ``_of_dead_units`` does; ``event`` itself where that fails: it is lost by no fault of others."""
+        events = self._guard.run("dead units", self._of_dead_units, event, report)
+        return [event] if events is None else events
 
     def _of_dead_units(self, event: IncidentEvent, report: StepReport) -> list[IncidentEvent]:
         """Return ``event``, or one of kind ``dead`` in its place where a layer that is shut makes gradients vanish.

@@ -9,6 +9,8 @@ import numpy as np
 
 from gradwatch.detect.detector import DetectorResult
 from gradwatch.detect.incident import CLEAR_STEPS, IncidentEvent, IncidentTracker
+from gradwatch.detect.rule_faults import RuleFaults
+from gradwatch.hooks.guard import Guard
 from gradwatch.measure.report import StepReport
 
 __all__ = ["KindRules"]
@@ -22,12 +24,16 @@ class KindRules:
     another rule calls the step healthy. A rule that judges the course since the run began opens none after another
     rule has: that incident was of the same course.
 
+    A rule that fails is one that cannot judge the step; an incident that it has open stays as it is.
+
     Args:
         trackers: of the rules, the one that is to speak first in front.
+        faults: takes the faults of the rules.
     """
 
-    def __init__(self, trackers: Sequence[IncidentTracker]) -> None:
+    def __init__(self, trackers: Sequence[IncidentTracker], faults: RuleFaults | None = None) -> None:
         self._trackers = tuple(trackers)
+        self._faults = faults or RuleFaults(Guard())
         self._every_step = [each for each in trackers if not each.detector.judges_samples_only]
 
     def observe(self, report: StepReport, *, counts: bool) -> list[IncidentEvent]:
@@ -37,23 +43,41 @@ class KindRules:
             report: of the step.
             counts: whether a sick step may count; rules learn from every step.
         """
-        results = [tracker.detector.examine(report) for tracker in self._trackers]
+        results = self._examine(report)
         if not counts:
             return []
         for tracker, result in zip(self._trackers, results, strict=True):
             if tracker.incident is not None:
                 self._forget_streaks(report, tracker)
                 joined = _joined(result, results)
-                return [] if joined is None else tracker.advance(report, joined)
+                return [] if joined is None else self._advance(tracker, report, joined)
         return self._open(report, results)
+
+    def _examine(self, report: StepReport) -> list[DetectorResult | None]:
+        """Return what each rule says, None for one that fails or rests. No call is made for the guarding of each."""
+        results: list[DetectorResult | None] = []
+        resting = self._faults.resting
+        for tracker in self._trackers:
+            if resting and tracker.name in resting:
+                results.append(None)
+                continue
+            try:
+                results.append(tracker.detector.examine(report))
+            except Exception:
+                self._faults.note(tracker)
+                results.append(None)
+        return results
 
     def _open(self, report: StepReport, results: Sequence[DetectorResult | None]) -> list[IncidentEvent]:
         """Return what the first rule that has something to raise opens."""
         for tracker, result in zip(self._trackers, results, strict=True):
             if result is None or (tracker.detector.judges_from_the_start and self._has_raised):
                 continue
-            if events := tracker.advance(report, result):
-                return events
+            try:
+                if events := tracker.advance(report, result):
+                    return events
+            except Exception:
+                self._faults.note(tracker)
         return []
 
     @property
@@ -83,7 +107,15 @@ class KindRules:
             if tracker is not keeper and not tracker.is_idle:
                 columns = 1 if tracker.detector.covers_whole_run else len(report.layers)
                 none, zero = np.zeros(columns, dtype=bool), np.zeros(columns)
-                tracker.advance(report, DetectorResult(none, zero, zero, zero))
+                self._advance(tracker, report, DetectorResult(none, zero, zero, zero))
+
+    def _advance(self, tracker: IncidentTracker, report: StepReport, result: DetectorResult) -> list[IncidentEvent]:
+        """Return what ends and what opens by ``result``; nothing where that fails."""
+        try:
+            return tracker.advance(report, result)
+        except Exception:
+            self._faults.note(tracker)
+            return []
 
 
 def _joined(own: DetectorResult | None, results: Sequence[DetectorResult | None]) -> DetectorResult | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gradwatch.event_files.format import LOST, PREFIX, ROW_NAMES, TOTALS, VERSION
 from gradwatch.event_files.run import Coverage, Environment, FindingEvent, Floats, LayerTable, RunEnd
-from gradwatch.findings import KINDS, Finding, Severity
+from gradwatch.findings import KINDS, Finding, Severity, UnjudgedSteps
 
 __all__ = [
     "LARGEST_STEP",
@@ -157,7 +157,24 @@ def coverage_of(tensor: Any, what: str = "gradwatch/coverage") -> Coverage:
     steps, measured = content.get("steps"), content.get("measured")
     if not (_is_count(steps) and _is_count(measured) and measured <= steps):  # type: ignore[operator]
         raise UnreadableError(f"{what}: expected steps and, at most as many, measured: whole numbers from 0.")
-    return Coverage(steps, measured)  # type: ignore[arg-type]
+    return Coverage(steps, measured, unjudged_in(content.get("unjudged", []), what))  # type: ignore[arg-type]
+
+
+def unjudged_in(content: Any, what: str) -> tuple[UnjudgedSteps, ...]:
+    """Return the rules that have not judged some steps.
+
+    Raises:
+        UnreadableError: where ``content`` is no list of them.
+    """
+    if not _is_list_of(_is_unjudged)(content):
+        raise UnreadableError(f"{what}: expected a kind, the name of a rule, and how many steps for each of unjudged.")
+    return tuple(UnjudgedSteps(each["kind"], each["rule"], each["steps"]) for each in content)
+
+
+def _is_unjudged(entry: Any) -> bool:
+    if not (isinstance(entry, dict) and _is_text(entry.get("rule"))):
+        return False
+    return entry.get("kind") in KINDS and entry["rule"].isidentifier() and _is_count(entry.get("steps"))
 
 
 def environment_of(tensor: Any, what: str = "gradwatch/environment") -> Environment:

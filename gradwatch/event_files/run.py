@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.findings import Finding
+from gradwatch.findings import Finding, UnjudgedSteps
 
 __all__ = [
     "Coverage",
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.floating]
+
+_SHOWN_RULES = 4  # that are named: where more have failed, one fault is behind them all
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,34 @@ class Coverage:
     Attributes:
         steps: attempted updates.
         measured: how many of them were measured and judged.
+        unjudged: the rules that have failed, which have not judged some of these.
     """
 
     steps: int
     measured: int
+    unjudged: tuple[UnjudgedSteps, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether every step was measured, and judged by every rule."""
+        return not (self.unmeasured or self.unjudged)
 
     @property
     def unmeasured(self) -> int:
         """How many steps nothing is known of."""
         return max(0, self.steps - self.measured)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is written of it; rules are named only where some have failed."""
+        values = {"steps": self.steps, "measured": self.measured}
+        return {**values, "unjudged": [asdict(each) for each in self.unjudged]} if self.unjudged else values
+
+    def unjudged_in_words(self) -> str:
+        """Return what was not looked for, and at how many steps; ``""`` where no rule has failed."""
+        words = [f"{each.kind} by the rule {each.rule} at {each.steps}" for each in self.unjudged[:_SHOWN_RULES]]
+        if len(self.unjudged) > len(words):
+            words.append(f"more by {len(self.unjudged) - len(words)} other rules")
+        return f"not looked for, of {self.steps} steps: {', '.join(words)}" if words else ""
 
 
 @dataclass(frozen=True)

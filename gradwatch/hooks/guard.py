@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -42,7 +43,8 @@ class Guard:
     """The guard around what only observes: a fault ends there, and the next step tries again.
 
     Blocks are named, and each counts its own faults. A block that failed is left out for the rest of the step. A fault
-    is logged with its traceback the first time that its block fails. After ``REST_AFTER`` faults in a row the block
+    is logged with its traceback the first time that its block fails; without it where another block has failed at the
+    same line. After ``REST_AFTER`` faults in a row the block
     rests for good, which is logged as well. Errors that are meant for the user pass.
 
     Attributes:
@@ -53,6 +55,7 @@ class Guard:
         self.step = 0
         self._faults: dict[str, tuple[int, int]] = {}  # block → (faults in a row, step of the last)
         self._logged: set[str] = set()
+        self._places: set[tuple[str, int]] = set()  # file and line of each fault that was logged
 
     def run(self, block: str, observe: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Return what ``observe`` returns; None where it fails, or where its ``block`` is left out."""
@@ -89,11 +92,12 @@ class Guard:
         self._faults[block] = in_a_row, self.step
         if block not in self._logged:
             self._logged.add(block)
+            is_known = self._is_known_place()
             logger.warning(
-                "gradwatch: a fault in gradwatch itself (%s); training goes on, and the next step tries again. "
-                "Please report it with these lines:",
+                "gradwatch: a fault in gradwatch itself (%s); training goes on, and the next step tries again. %s",
                 block,
-                exc_info=True,
+                "It is that of the lines above." if is_known else "Please report it with these lines:",
+                exc_info=not is_known,
             )
         if in_a_row == REST_AFTER:
             logger.warning(
@@ -102,6 +106,16 @@ class Guard:
                 block,
                 in_a_row,
             )
+
+    def _is_known_place(self) -> bool:
+        """Return whether the exception that is being handled was raised where one was that is logged already."""
+        trace = sys.exc_info()[2]
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = ("", 0) if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        is_known = place in self._places
+        self._places.add(place)
+        return is_known
 
     def note_success(self, block: str) -> None:
         """Forget the faults of ``block``: the next one is the first in a row again."""

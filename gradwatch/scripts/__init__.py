@@ -33,8 +33,8 @@ def run_watched(
         program: what to run.
         log_dir: where event files go.
         clip: as in ``gradwatch.watch``.
-        fail_on: kinds of findings that turn the program's status 0 into 1. Steps that were not measured turn it into 7,
-            since nobody has looked for those kinds there.
+        fail_on: kinds of findings that turn the program's status 0 into 1. Steps that were not measured, or not judged
+            by every rule, turn it into 7, since nobody has looked for those kinds there.
         log_every: as ``log_every_n_steps`` of ``gradwatch.watch``; None for its default, and more rows at first.
 
     Raises:
@@ -113,4 +113,4 @@ def _summed_up(tracker: OptimizerTracker | None, has_failed: bool, raised: BaseE
         words = None if raised is None else _last_words(raised)
         sys.stderr.write(summary_text(summaries, has_failed=has_failed, last_words=words, left_out=left_out))
     kinds = frozenset(finding.kind for summary in summaries for finding in summary.findings)
-    return _Outcome(kinds, left_out > 0 or any(summary.unmeasured for summary in summaries))
+    return _Outcome(kinds, left_out > 0 or any(summary.unmeasured or summary.unjudged for summary in summaries))

@@ -34,6 +34,7 @@ class SummarySink:
         name: of the model.
         steps: attempted updates.
         measured: how many of them were measured, as far as it was told.
+        unjudged: what rules that failed have not looked for, in words.
         saw_loss: one of them came with a loss.
         notes: what is no finding and worth a line.
         files: its event files, None where this run writes none for it.
@@ -47,6 +48,7 @@ class SummarySink:
     def __init__(self, name: str, files: TensorBoard | None = None, whose: str = "") -> None:
         self.name, self.files, self.whose = name, files, whose
         self.steps, self.measured, self.saw_loss = 0, 0, False
+        self.unjudged = ""
         self.notes: list[str] = []
         self._findings: dict[tuple[str, str, int], Finding] = {}
 
@@ -71,7 +73,7 @@ class SummarySink:
         self._findings[finding.kind, finding.layer, finding.step] = finding
 
     def write_coverage(self, coverage: Coverage) -> None:
-        self.measured = coverage.measured
+        self.measured, self.unjudged = coverage.measured, coverage.unjudged_in_words()
 
     def flush(self) -> None:
         pass
@@ -110,6 +112,8 @@ def _lines(summary: SummarySink, *, is_only: bool) -> Iterator[str]:
     yield f"gradwatch: {which}{_extent(summary)}{_by_kind(findings)}{whose}{_where(summary.log_dir)}"
     if not (summary.saw_loss or summary.whose):
         yield "  No scalar loss was seen, so rules that need one did not run."
+    if summary.unjudged:
+        yield f"  {summary.unjudged}."
     for note in summary.notes:
         yield f"  {note}"
     if findings and summary.log_dir is not None and summary.log_dir.is_dir():

@@ -22,8 +22,8 @@ class JsonLines:
     """A file to whose end lines are added: ``{"event": "row", …}`` at logged steps, and findings.
 
     A finding is ``"opened"``, ``"updated"`` with a later row if it has gone on, and ``"ended"``. ``"coverage"`` says
-    how many steps there were, and how many of them were measured, where that is not all; ``"lost"``, at the end, how
-    many rows and findings could not be written.
+    how many steps there were, and how many of them were measured, where that is not all, and which rules have failed
+    to judge some; ``"lost"``, at the end, how many rows and findings could not be written.
 
     Args:
         path: the file; its directory is made.
@@ -62,8 +62,8 @@ class JsonLines:
             self.flush()
 
     def write_coverage(self, coverage: Coverage) -> None:
-        if coverage.unmeasured:
-            self._write(event="coverage", steps=coverage.steps, measured=coverage.measured)
+        if not coverage.is_whole:
+            self._write(event="coverage", **coverage.as_dict())
 
     def write_lost(self, lost: Mapping[str, int]) -> None:
         self._write(event="lost", **lost)

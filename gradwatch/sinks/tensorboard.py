@@ -65,10 +65,11 @@ class TensorBoard:
     ``format.PACKED_FIGURES`` measured since the last row, and ``gradwatch/totals`` (9,), what concerns the whole run.
     ``gradwatch/layers`` is a string, the table as JSON ``{"layers", "depth", "size"}``, written whenever it changed.
     ``gradwatch/finding`` is a string, a finding as JSON with ``"ended"``: as it opens, as it goes on, and as it ends.
-    ``gradwatch/coverage`` is a string, how much was measured as JSON ``{"steps", "measured"}``, where that is not all;
-    what comes last counts. ``gradwatch/environment`` is a string, what the run is made with as JSON ``{"versions",
-    "devices", "commit", "script"}``, written first. ``gradwatch/end`` is a string, written at ``close`` as JSON
-    ``{"steps"}``, with ``"lost"``, ``{"row": 2, "finding": 1}``, where not all could be written.
+    ``gradwatch/coverage`` is a string, how much was measured as JSON ``{"steps", "measured"}``, where that is not all,
+    with ``"unjudged"``, ``[{"kind", "rule", "steps"}]``, where rules have failed; what comes last counts.
+    ``gradwatch/environment`` is a string, what the run is made with as JSON ``{"versions", "devices", "commit",
+    "script"}``, written first. ``gradwatch/end`` is a string, written at ``close`` as JSON ``{"steps"}``, with
+    ``"lost"``, ``{"row": 2, "finding": 1}``, where not all could be written.
     Steps are made unique because TensorBoard keeps one event per tag and step.
     A directory of its own also gets a layout for the tab "Custom Scalars", and at ``close`` the kinds that were found
     as an entry of "HParams".
@@ -140,11 +141,11 @@ class TensorBoard:
 
     def write_coverage(self, coverage: Coverage) -> None:
         self._steps = max(self._steps, coverage.steps)
-        if not coverage.unmeasured:
+        if coverage.is_whole:
             return  # a run without it was measured whole
         self._coverage = coverage
         with self._knowing_only_what_was_written():
-            content = json_of({"steps": coverage.steps, "measured": coverage.measured})
+            content = json_of(coverage.as_dict())
             self._write(Summary(value=[self._tensor("gradwatch/coverage", content)]), max(0, coverage.steps - 1))
 
     def write_lost(self, lost: Mapping[str, int]) -> None:
@@ -259,9 +260,11 @@ class TensorBoard:
 
     def _write_verdict(self, writer: SummaryWriter) -> None:
         """Write one entry of the hyperparameters' table; in a writer of the user's own it would be one too many."""
-        unmeasured = 0 if self._coverage is None else self._coverage.unmeasured
-        found = ", ".join(self._kinds) or "nothing found"
-        verdict = {"gradwatch": f"{found}; {unmeasured} steps not measured" if unmeasured else found}
+        coverage = self._coverage or Coverage(0, 0)
+        words = [", ".join(self._kinds) or "nothing found"]
+        words += [f"{coverage.unmeasured} steps not measured"] if coverage.unmeasured else []
+        words += [coverage.unjudged_in_words()] if coverage.unjudged else []
+        verdict = {"gradwatch": "; ".join(words)}
         for summary in hparams(verdict, {"grad_norm_total": 0.0}):
             _torch.file_writer_of(writer).add_summary(summary)
 

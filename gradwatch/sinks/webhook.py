@@ -102,6 +102,8 @@ class Webhook:
         yield f"gradwatch: the run is over after {steps} steps. Findings: {counts or 'none'}."
         if self._coverage.unmeasured:
             yield f"{self._coverage.unmeasured} steps were not measured: nothing is known of them."
+        if self._coverage.unjudged:
+            yield f"{self._coverage.unjudged_in_words()}."
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sender": None}

@@ -56,15 +56,15 @@ def findings_of(run: CachedRun) -> dict[str, Any]:
 
 
 def _coverage(run: CachedRun) -> dict[str, Any]:
-    """Return how many steps there were, and how many nothing is known of; nothing where all were measured."""
+    """Return how many steps there were, how many nothing is known of, and what was not looked for; else nothing."""
     events = run.events("coverage")
     try:
         coverage = coverage_of(*events[-1][1:]) if events else None
     except UnreadableError:
         return {}
-    if coverage is None or not coverage.unmeasured:
+    if coverage is None or coverage.is_whole:
         return {}
-    return {"steps": coverage.steps, "unmeasured": coverage.unmeasured}
+    return {"steps": coverage.steps, "unmeasured": coverage.unmeasured, "unjudged": coverage.unjudged_in_words()}
 
 
 def _lost(run: CachedRun) -> dict[str, Any]:

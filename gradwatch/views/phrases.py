@@ -80,11 +80,14 @@ def gaps(run: Run, *, goes_on: bool = False) -> Iterator[str]:
 
 
 def unmeasured_words(coverage: Coverage | None) -> str:
-    """Return how many steps were not measured; ``""`` where all were, as far as it is known."""
-    if coverage is None or not coverage.unmeasured:
+    """Return how many steps were not measured, and what was not looked for; ``""`` where all was, as far as known."""
+    if coverage is None or coverage.is_whole:
         return ""
+    if not coverage.unmeasured:
+        return coverage.unjudged_in_words()
     steps = counted(coverage.steps, "step")
-    return f"{steps}, {f'{coverage.unmeasured} of them not' if coverage.measured else 'none'} measured"
+    unmeasured = f"{steps}, {f'{coverage.unmeasured} of them not' if coverage.measured else 'none'} measured"
+    return f"{unmeasured}; {coverage.unjudged_in_words()}" if coverage.unjudged else unmeasured
 
 
 def lost_words(lost: Mapping[str, int]) -> str:

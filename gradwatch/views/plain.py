@@ -36,6 +36,7 @@ def object_of(run: Run) -> dict[str, Any]:
         "ended": run.closed_after is not None,
         "skipped_steps": run.skipped_steps,
         "unmeasured_steps": 0 if run.coverage is None else run.coverage.unmeasured,
+        "not_looked_for": [] if run.coverage is None else [asdict(each) for each in run.coverage.unjudged],
         "lost": dict(run.lost),
         "problems": run.problems,
         "environment": None if run.environment is None else asdict(run.environment),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradwatch.event_files.run import Coverage
 
-__all__ = ["misplaced_clipping", "missing", "unmeasured"]
+__all__ = ["misplaced_clipping", "missing", "unjudged", "unmeasured"]
 
 MISPLACED = 20  # updates in a row: no accident
 
@@ -38,6 +38,14 @@ def unmeasured(coverage: Coverage) -> str | None:
     if not coverage.measured:
         what, whom = f"none of the {coverage.steps} steps was", "this run"
     return f"{what} measured, so nothing is known of {whom}: no findings there does not mean that all is well."
+
+
+def unjudged(coverage: Coverage) -> str | None:
+    """Return a line on the rules that failed; None where none did."""
+    if not coverage.unjudged:
+        return None
+    words = coverage.unjudged_in_words()
+    return f"{words}, because of the fault in gradwatch itself logged above: it may be there all the same."
 
 
 def misplaced_clipping(updates: int, *, is_late: bool) -> str | None:

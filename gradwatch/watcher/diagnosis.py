@@ -17,7 +17,7 @@ from gradwatch.detect import Detectors, Incident, IncidentEvent
 from gradwatch.explain.background import Background
 from gradwatch.explain.clues import Fact, clues_of
 from gradwatch.explain.loss_graph import LossGraph
-from gradwatch.findings import MAY_COME_FIRST, Advice, Clue, Finding, Kind, StateError, Thresholds
+from gradwatch.findings import MAY_COME_FIRST, Advice, Clue, Finding, Kind, StateError, Thresholds, UnjudgedSteps
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.measure.layers import Layers
 from gradwatch.measure.report import Floats, StepReport
@@ -97,7 +97,8 @@ class Diagnosis:
     ) -> None:
         self.guard = guard or Guard()
         self._layers, self._clips = layers, clips
-        self._detectors, self._background = Detectors(layers, thresholds), Background(layers, self.guard, losses)
+        self._detectors = Detectors(layers, thresholds, self.guard)
+        self._background = Background(layers, self.guard, losses)
         self._open: dict[str, Finding] = {}  # by detector, as each was when it opened
         self._told: dict[str, Finding] = {}  # by detector, as each was told last
         self._untold: set[str] = set()  # detectors whose open incident another finding tells of
@@ -115,7 +116,7 @@ class Diagnosis:
         self._background.observe(report)
         for event in self._detectors.observe(report):
             self._take(event, report)
-        self._is_behind = False
+        self._is_behind = self._detectors.has_failed
         due, self._due = self._due, []
         return due
 
@@ -152,6 +153,10 @@ class Diagnosis:
     def band(self, report: StepReport) -> Floats:
         """Return (2, P), the norms between which each layer is normal after ``report``, the last step; for charts."""
         return self._detectors.band(report)
+
+    def unjudged(self) -> tuple[UnjudgedSteps, ...]:
+        """Return how many steps each rule has not judged because it failed or rested; nothing where all have."""
+        return self._detectors.unjudged()
 
     def open_findings(self) -> list[Finding]:
         """Return the findings that have opened and not ended, as they are now."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gradwatch.clip import Policy
+from gradwatch.detect.rule_faults import added_up
 from gradwatch.event_files.run import Coverage
-from gradwatch.findings import Finding, Kind, NonFiniteError
+from gradwatch.findings import Finding, Kind, NonFiniteError, UnjudgedSteps
 from gradwatch.hooks.guard import Guard
 from gradwatch.hooks.logger import logger
 from gradwatch.measure.measurement import Measurement
@@ -111,6 +112,7 @@ class ReportProcessor:
         self._waiting: deque[SentStep] = deque()
         self._tracks: list[OptimizerTrack] = []
         self._ended: list[Finding] = []
+        self._unjudged: tuple[UnjudgedSteps, ...] = ()  # by rules of optimizers that are gone, or before a resume
         self._opened: deque[Finding] = deque(maxlen=MOST_OPENED)
         self._notes = notes
         self._has_warned_of_two = self._has_warned_of_clipping = False
@@ -125,6 +127,7 @@ class ReportProcessor:
         self.drain()
         self._write_changes_of(track)
         self._ended += self._guard.run("open findings", track.diagnosis.open_findings) or []
+        self._unjudged += track.diagnosis.unjudged()
         self._tracks.remove(track)
 
     def add(self, sent: SentStep) -> None:
@@ -222,9 +225,20 @@ class ReportProcessor:
         where = f"the gradient of {layer}" if layer else "a gradient or the loss"
         return NonFiniteError(layer, step, f"{where} is NaN or Inf at step {step}.")
 
-    def restore(self, skipped_steps: int, measured_steps: int, ended: tuple[Finding, ...]) -> None:
+    def unjudged(self) -> tuple[UnjudgedSteps, ...]:
+        """Return how many steps each rule has not judged because it failed or rested; nothing where all have."""
+        return added_up([*self._unjudged, *(each for track in self._tracks for each in track.diagnosis.unjudged())])
+
+    def restore(
+        self,
+        skipped_steps: int,
+        measured_steps: int,
+        ended: tuple[Finding, ...],
+        unjudged: tuple[UnjudgedSteps, ...],
+    ) -> None:
         """Go on from a cut run, whose files are continued."""
         self.skipped_steps, self.measured_steps, self._ended = skipped_steps, measured_steps, list(ended)
+        self._unjudged = unjudged
         self._dispatcher.go_on()
 
     def _may_wait(self, sent: SentStep) -> bool:
@@ -387,7 +401,7 @@ class ReportProcessor:
             self._write_changes_of(track, only_large=True)
             band = self._guard.run("band", track.diagnosis.band, report)
             self._dispatcher.write_row(track.rows.build(report, self.skipped_steps, band))
-            if (coverage := Coverage(report.step + 1, self.measured_steps)).unmeasured:
+            if not (coverage := Coverage(report.step + 1, self.measured_steps, self.unjudged())).is_whole:
                 self._dispatcher.write_coverage(coverage)
 
     def _write_changes_of(self, track: OptimizerTrack, *, only_large: bool = False) -> None:

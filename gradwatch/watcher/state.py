@@ -5,18 +5,18 @@ from __future__ import annotations
 import reprlib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from gradwatch.event_files.decode import LARGEST_STEP, UnreadableError, finding_in
-from gradwatch.findings import Finding, StateError, shortened_name
+from gradwatch.event_files.decode import LARGEST_STEP, UnreadableError, finding_in, unjudged_in
+from gradwatch.findings import Finding, StateError, UnjudgedSteps, shortened_name
 from gradwatch.watcher import checkpoint
 
 __all__ = ["VERSION", "TrackState", "WatcherState", "finding_of", "of_another_model", "unreadable", "what_differs"]
 
-VERSION = 4
+VERSION = 5
 """The version of a watcher's state. It grows when older states can no longer be read."""
 
 _LONGEST_NAME = 60
@@ -49,6 +49,7 @@ class WatcherState:
         step: attempted updates of all optimizers.
         skipped_steps: how many of them made no update.
         measured_steps: how many of them were measured and judged.
+        unjudged: how many of those single rules have not judged.
         ended: findings that are over.
         tracks: of each optimizer, in order of first sight.
     """
@@ -57,6 +58,7 @@ class WatcherState:
     step: int
     skipped_steps: int
     measured_steps: int
+    unjudged: tuple[UnjudgedSteps, ...]
     ended: tuple[Finding, ...]
     tracks: tuple[TrackState, ...]
 
@@ -75,6 +77,7 @@ class WatcherState:
                 "step": self.step,
                 "skipped_steps": self.skipped_steps,
                 "measured_steps": self.measured_steps,
+                "unjudged": [asdict(each) for each in self.unjudged],
                 "ended": [finding.as_dict() for finding in self.ended],
                 "optimizers": tracks,
             }
@@ -105,6 +108,7 @@ class WatcherState:
                 step=_count(values["step"]),
                 skipped_steps=_count(values["skipped_steps"]),
                 measured_steps=_count(values["measured_steps"]),
+                unjudged=unjudged_in(values["unjudged"], "unjudged"),
                 ended=tuple(map(finding_of, values["ended"])),
                 tracks=tuple(TrackState(_count(t["updates"]), t["diagnosis"], t["clip"]) for t in values["optimizers"]),
             )

@@ -350,7 +350,7 @@ class WatchedLoop:
     def coverage(self) -> Coverage:
         """Return how many steps there were, and how many of them were measured; wait for figures on the device."""
         self.drain()
-        return Coverage(self.steps.finished, self.processor.measured_steps)
+        return Coverage(self.steps.finished, self.processor.measured_steps, self.processor.unjudged())
 
     def add_sink(self, sink: Sink) -> None:
         """Hand to ``sink`` what comes from now on."""
@@ -386,6 +386,7 @@ class WatchedLoop:
             step=self.steps.count,
             skipped_steps=self.processor.skipped_steps,
             measured_steps=self.processor.measured_steps,
+            unjudged=self.processor.unjudged(),
             tracks=self.steps.tracks.state(),
             ended=self.processor.ended,
         )
@@ -409,7 +410,7 @@ class WatchedLoop:
             raise
         except Exception as error:  # a part of it is of another form than anyone has checked
             raise unreadable(error) from error
-        self.processor.restore(state.skipped_steps, state.measured_steps, state.ended)
+        self.processor.restore(state.skipped_steps, state.measured_steps, state.ended, state.unjudged)
 
     @observing("resuming")
     def resume(self, saved: Mapping[str, Any]) -> None:
@@ -466,6 +467,7 @@ class WatchedLoop:
         lines = [
             closing_words.missing(self.steps.count, saw_loss=self.steps.saw_loss, has_noted_faults=has_noted_faults),
             closing_words.unmeasured(self.coverage()),
+            closing_words.unjudged(self.coverage()),
             *(self.notes() or ()),
         ]
         for line in lines:

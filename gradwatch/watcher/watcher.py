@@ -121,8 +121,9 @@ class Watcher:
 
     def __repr__(self) -> str:
         loop, findings = self._loop, len(self.findings)
-        unmeasured = loop.coverage().unmeasured
-        words = f", {unmeasured} steps not measured" if unmeasured else ""
+        coverage = loop.coverage()
+        words = f", {coverage.unmeasured} steps not measured" if coverage.unmeasured else ""
+        words += f", {coverage.unjudged_in_words()}" if coverage.unjudged else ""
         return f"Watcher({len(loop.layers)} layers, {loop.steps.count} steps, {findings} findings{words})"
 
     def _repr_html_(self) -> str | None:

@@ -44,6 +44,9 @@ test('a run of which not all is known is not called healthy', () => {
   assert.deepEqual(worstFirst(['a', 'b'], {a: {findings: [], problems: []}, b: gap}), ['b', 'a']);
   assert.equal(severityOf({...gap, unmeasured: 0}), 'healthy');
   assert.equal(severityOf({...gap, unmeasured: 0, lost: {row: 1}}), 'unknown');
+  const unjudged = 'not looked for, of 200 steps: dead by the rule Dead at 9';
+  assert.equal(severityOf({...gap, unmeasured: 0, unjudged}), 'unknown');
+  assert.equal(verdictInWords({...gap, unmeasured: 0, unjudged}), `no findings in what is known: ${unjudged}`);
   assert.equal(
     verdictInWords({...gap, lost: {row: 1}}),
     'no findings in what is known: 30 of 200 steps not measured; a part could not be written',

@@ -9,11 +9,14 @@ from torch import nn
 
 import gradwatch
 from gradwatch.cli.report import command as report_command
+from gradwatch.detect.unbounded import Unbounded
 from gradwatch.event_files.reader import read_runs
 from gradwatch.event_files.run import Coverage
+from gradwatch.findings import UnjudgedSteps
 from gradwatch.measure import statistics
 from gradwatch.sinks.jsonl import JsonLines
 from gradwatch.views.phrases import verdict
+from tests.tab_logs import Tab
 
 
 def parts(**options):
@@ -113,3 +116,52 @@ def test_a_resumed_run_remembers_what_was_not_measured(monkeypatch):
     resumed.load_state_dict(state)
     train(model, optimizer, 1)
     assert coverage_of(resumed) == Coverage(6, 4)
+
+
+def test_a_rule_that_fails_is_named_as_not_looked_for_everywhere_and_the_run_is_unknown(monkeypatch, tmp_path, caplog):
+    from click.testing import CliRunner
+
+    monkeypatch.setattr(Unbounded, "examine", fail)
+    model, optimizer, watcher = parts(log_dir=tmp_path / "files", sinks=[JsonLines(tmp_path / "lines")])
+    train(model, optimizer, 20)
+    words = "not looked for, of 20 steps: exploding by the rule Unbounded at 20"
+    assert repr(watcher) == f"Watcher(2 layers, 20 steps, 0 findings, {words})"
+    assert words in watcher._repr_html_()
+    watcher.close()
+    assert any(f"gradwatch: {words}, because of the fault" in message for message in caplog.messages)
+    unjudged = (UnjudgedSteps("exploding", "Unbounded", 20),)
+    (run,) = read_runs(tmp_path / "files")
+    assert (run.coverage, verdict(run).word) == (Coverage(20, 20, unjudged), "unknown")
+    assert verdict(run).words == f"No findings in what is known: {words}."
+    *_, line = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines() if '"coverage"' in line]
+    entry = {"kind": "exploding", "rule": "Unbounded", "steps": 20}
+    assert line == {"event": "coverage", "steps": 20, "measured": 20, "unjudged": [entry]}
+    done = CliRunner().invoke(report_command, [str(tmp_path / "files"), "--json", "--fail-on", "any"])
+    assert (done.exit_code, json.loads(done.output)["not_looked_for"]) == (7, [entry])
+    assert Tab(tmp_path / "files").get("findings", run=".").content["unjudged"] == words
+
+
+def test_a_resumed_run_remembers_which_rules_have_failed_and_tries_them_again(monkeypatch):
+    model, optimizer, watcher = parts()
+    with monkeypatch.context() as broken:
+        broken.setattr(Unbounded, "examine", fail)
+        train(model, optimizer, 4)
+    state = watcher.state_dict()
+    watcher.close()
+    model, optimizer, resumed = parts()
+    resumed.load_state_dict(state)
+    train(model, optimizer, 3)
+    assert coverage_of(resumed) == Coverage(7, 7, (UnjudgedSteps("exploding", "Unbounded", 4),))
+
+
+def test_rules_of_several_optimizers_are_counted_together(monkeypatch):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizers = [torch.optim.SGD(part.parameters(), 0.1) for part in model]
+    watcher = gradwatch.watch(model, optimizers)
+    monkeypatch.setattr(Unbounded, "examine", fail)
+    for _ in range(5):
+        (model(torch.randn(8, 3)) - 1).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert coverage_of(watcher) == Coverage(10, 10, (UnjudgedSteps("exploding", "Unbounded", 10),))

@@ -69,6 +69,7 @@
  * @property {string[]} problems what could not be read.
  * @property {number} [steps] attempted updates, where some of them were not measured.
  * @property {number} [unmeasured] how many of them nothing is known of.
+ * @property {string} [unjudged] what rules that failed have not looked for, in words.
  * @property {Record<string, number>} [lost] how much could not be written, by what it is.
  * @property {number} [rows]
  * @property {number | null} [lastStep]

@@ -25,7 +25,7 @@ export function severityOf(answer) {
   const findings = answer?.findings ?? [];
   if (findings.some(({severity}) => severity === 'error')) return 'error';
   if (findings.length) return 'warning';
-  return answer?.unmeasured || answer?.lost ? 'unknown' : 'healthy';
+  return answer?.unmeasured || answer?.unjudged || answer?.lost ? 'unknown' : 'healthy';
 }
 
 /**
@@ -136,6 +136,7 @@ export function verdictInWords(answer) {
   const words = count ? counted(count, 'finding') : 'no findings';
   const gaps = [];
   if (answer?.unmeasured) gaps.push(`${answer.unmeasured} of ${counted(answer.steps ?? 0, 'step')} not measured`);
+  if (answer?.unjudged) gaps.push(answer.unjudged);
   if (answer?.lost) gaps.push('a part could not be written');
   return gaps.length ? `${words} in what is known: ${gaps.join('; ')}` : words;
 }
