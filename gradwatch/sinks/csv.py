@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gradwatch.findings import Finding
-from gradwatch.sinks import Row, event_of
+from gradwatch.sinks import Row, event_of, is_update
 from gradwatch.sinks.appended_file import AppendedFile
 from gradwatch.sinks.tables import LAYER_COLUMNS, layer_table, totals
 
@@ -58,6 +58,8 @@ class Csv:
 
     Args:
         path: the first file; the others are beside it. Its directory is made. Files of an earlier run are continued.
+        fsync: whether findings and what was flushed are on the disk, and survive a loss of power; what the system was
+            handed survives the end of the process in any case.
 
     Raises:
         OSError: if a file cannot be opened for appending.
@@ -69,8 +71,8 @@ class Csv:
         >>> sink.close()
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+    def __init__(self, path: str | Path, fsync: bool = False) -> None:
+        path, self._fsync = Path(path), fsync
         self._totals = _Table(path, _TOTALS)
         self._layers = _Table(path.with_name(f"{path.stem}.layers{path.suffix}"), _LAYERS)
         self._events = _Table(path.with_name(f"{path.stem}.findings{path.suffix}"), _FINDINGS)
@@ -90,14 +92,21 @@ class Csv:
         values = {"event": event_of(finding, ended, self._known), **finding.as_dict()}
         self._events.add([[values[name] for name in _FINDINGS]])
         self._known.add(finding.identity)
+        if ended or not is_update(finding, ended):
+            self.flush()
 
     def flush(self) -> None:
-        pass  # each line was handed to the system whole
+        if self._fsync:  # each line was handed to the system whole
+            for table in (self._totals, self._layers, self._events):
+                table.sync()
 
     def close(self) -> None:
-        for table in (self._totals, self._layers, self._events):
-            table.close()
-        self._known, self._half_written = set(), None
+        try:
+            self.flush()
+        finally:
+            for table in (self._totals, self._layers, self._events):
+                table.close()
+            self._known, self._half_written = set(), None
 
 
 class _Table:
@@ -135,6 +144,11 @@ class _Table:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
         self._file.write(text.getvalue())
+
+    def sync(self) -> None:
+        """Have what was written on the disk, where anything was: a table that has not begun is empty."""
+        if self._has_begun:
+            self._file.sync()
 
     def close(self) -> None:
         """Close the file; twice is fine."""

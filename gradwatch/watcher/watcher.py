@@ -84,7 +84,7 @@ class Watcher:
         """Wait for what is still on the device, and for the sinks: what they were given survives a kill of the process.
 
         A sink that takes longer than two seconds is waited for once, and named in a warning. Where the power may fail,
-        give ``TensorBoard`` or ``JsonLines`` ``fsync=True``.
+        give ``TensorBoard``, ``JsonLines`` or ``Csv`` ``fsync=True``: ``sinks=[TensorBoard(log_dir, fsync=True)]``.
         """
         self._loop.flush()
 

@@ -220,3 +220,25 @@ def test_files_that_somebody_deletes_are_made_anew(path):
     sink.close()
     assert [line["step"] for line in lines_of(path)] == ["1", "2"]
     assert [line["kind"] for line in lines_of(path, ".findings")] == ["nonfinite"]
+
+
+def test_findings_and_what_was_flushed_are_put_on_the_disk_if_asked_for(path, synced):
+    sink = Csv(path, fsync=True)
+    sink.flush()
+    assert synced == {}  # nothing was written yet
+    files = [path, path.with_name("run.layers.csv"), path.with_name("run.findings.csv")]
+    for step, act in enumerate((lambda: sink.write_finding(SICK, ended=False), sink.flush, sink.close)):
+        sink.write_row(row_of([replace(report([1.0, 1.0]), step=step)]))
+        assert synced == {}
+        act()
+        assert [synced.take(each) for each in files] == [each.stat().st_size for each in files]
+        assert synced.take(path.parent) is not None
+
+
+def test_nothing_waits_for_the_disk_unless_asked_for(path, synced):
+    sink = Csv(path)
+    sink.write_finding(SICK, ended=False)
+    sink.write_row(row_of(run_of([[1.0]])))
+    sink.flush()
+    sink.close()
+    assert synced == {}
