@@ -39,6 +39,7 @@ __all__ = [
     "compilers_callback",
     "current_node",
     "default_store",
+    "event_file_of",
     "file_writer_of",
     "flat_shards",
     "foreach_mul_",
@@ -452,3 +453,8 @@ def averages_weights_later(wrapper: Any) -> bool:
 def file_writer_of(writer: Any) -> Any:
     """Return the file writer of a ``SummaryWriter``, which takes whole summaries."""
     return writer._get_file_writer()
+
+
+def event_file_of(writer: Any) -> str:
+    """Return the path of the event file that a ``SummaryWriter`` writes; "" where a version of it does not say."""
+    return str(getattr(getattr(writer.file_writer, "event_writer", None), "_file_name", ""))

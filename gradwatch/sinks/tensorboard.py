@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,8 @@ _METADATA = SummaryMetadata(
 )
 _HISTOGRAM_BINS = 64
 _MOST_UNFLUSHED = 64  # summaries that are kept until they are safe
+_HEAD = 40  # bytes of an event file's first record: the version of its format and the time
+_VERSION = b"brain.Event:"  # which that record holds
 _FLUSH_SECONDS = 5  # a view that follows the run is behind by no more; torch's own default is 120
 _MOST_LINES = 8  # of a chart of "Custom Scalars"; more cannot be told apart
 _TOTAL_CHARTS = {
@@ -82,6 +85,10 @@ class TensorBoard:
         fsync: whether findings and what was flushed are on the disk, and survive a loss of power, in files of this
             machine; what the system was handed survives the end of the process in any case.
 
+    A file that somebody deletes while it is written is missed at the next flush. A directory of its own then gets
+    another one, which says by itself what its tags are, and holds all since the flush before. At ``close`` the run says
+    how many rows and findings were lost.
+
     Attributes:
         continues: the run goes on from a checkpoint, in the directory where it began. Files open at the first write.
         opened: the directory that was written, once one was.
@@ -101,6 +108,11 @@ class TensorBoard:
     _coverage: Coverage | None
     _steps: int  # attempted updates, as far as it is known
     _lost: dict[str, int]  # what could not be written
+    _deleted: Counter[str]  # what was written, and is gone with its file
+    _safe: Counter[str]  # what was flushed to the files that are there
+    _heads: dict[str, bytes]  # path of each file that was opened → how it begins
+    _environment: Summary.Value | None  # as it was flushed last
+    _layers: Summary.Value | None  # likewise, the table
     _flushed_at: float
 
     def __init__(
@@ -161,12 +173,14 @@ class TensorBoard:
         try:
             self._writer.flush()
             self._make_sure(self._writer)
+            if not self._is_in_its_file(self._writer):
+                self._writer = self._begin_another_file(self._writer)
         except Exception:
             self._abandon()
             raise
         if self._fsync:
             _sync(Path(self._writer.log_dir))
-        self._unflushed.clear()
+        self._note_what_is_safe()
         self._flushed_at = time.monotonic()
 
     def close(self) -> None:
@@ -202,6 +216,9 @@ class TensorBoard:
         self._coverage = None
         self._steps = 0
         self._lost = {}
+        self._deleted, self._safe = Counter(), Counter()
+        self._heads = {}
+        self._environment = self._layers = None
         self._flushed_at = time.monotonic()
 
     @contextlib.contextmanager
@@ -236,6 +253,38 @@ class TensorBoard:
         _torch.file_writer_of(writer).add_event(Event())
         writer.flush()
 
+    def _is_in_its_file(self, writer: SummaryWriter) -> bool:
+        """Return False where the event file was deleted: TensorBoard opens it for each record, and so makes another."""
+        path = _torch.event_file_of(writer)
+        head = _head_of(path)
+        return not head or head == self._heads.setdefault(path, head)
+
+    def _begin_another_file(self, writer: SummaryWriter) -> SummaryWriter:
+        """Return a writer where what was flushed is gone, and with it what the tags are; it holds what came since."""
+        path = _torch.event_file_of(writer)
+        logger.warning(
+            "gradwatch: %s was deleted while the run was writing to it: what it held is lost. What comes from now on "
+            "can be read.", path,
+        )  # fmt: skip
+        if self._directory is None:  # its owner's, who alone may close it
+            self._count_deleted()
+            self._write_unflushed_anew(writer)
+        else:
+            self._abandon()
+            if _VERSION not in _head_of(path):  # what is in it comes again
+                Path(path).unlink(missing_ok=True)
+            writer = self._open()
+        self._make_sure(writer)
+        return writer
+
+    def _count_deleted(self) -> None:
+        """Count what was flushed as lost where a file that holds some of it is gone; begin to count anew."""
+        gone = [path for path, head in self._heads.items() if _head_of(path) != head]
+        if gone:
+            self._deleted += self._safe
+            self._safe.clear()
+            self._heads = {path: head for path, head in self._heads.items() if path not in gone}
+
     def _is_behind(self) -> bool:
         """Return whether to flush a writer of the user's, which may keep rows for minutes. Ours flushes by itself."""
         return self._directory is None and time.monotonic() - self._flushed_at > _FLUSH_SECONDS
@@ -254,7 +303,8 @@ class TensorBoard:
         if not self._described:
             return
         with self._knowing_only_what_was_written():
-            lost = {"lost": self._lost} if self._lost else {}
+            all_lost = self._deleted + Counter(self._lost)
+            lost = {"lost": dict(all_lost)} if all_lost else {}
             content = self._tensor("gradwatch/end", json_of({"steps": self._steps, **lost}))
             self._write(Summary(value=[content]), max(0, self._steps - 1))
 
@@ -283,18 +333,53 @@ class TensorBoard:
                     self._run = (self.opened or self._directory) if self.continues else _run_to_write(self._directory)
                 self._writer = SummaryWriter(str(self._run), flush_secs=_FLUSH_SECONDS, filename_suffix=_suffix())
             self.opened = self._run
-            self._describe_anew()
-            for summary, step in self._unflushed:
-                _torch.file_writer_of(self._writer).add_summary(summary, step)
+            self._count_deleted()
+            path = _torch.event_file_of(self._writer)
+            self._heads[path] = _head_of(path)
+            self._write_unflushed_anew(self._writer)
         return self._writer
 
-    def _describe_anew(self) -> None:
+    def _write_unflushed_anew(self, writer: SummaryWriter) -> None:
         """Have a file that is opened again say by itself what its tags are: the one before may be deleted."""
         self._described.clear()
         self._table = self._laid_out = None
-        for value in [value for summary, _ in self._unflushed for value in summary.value]:
+        self._name_layers()
+        for value in self._unflushed_values():
             if value.tag.startswith(format.PREFIX) and value.HasField("tensor"):
                 value.metadata.CopyFrom(_METADATA)
+                self._described.add(value.tag)
+        file = _torch.file_writer_of(writer)
+        if self._environment is not None:
+            file.add_summary(Summary(value=[self._environment]), 0)
+        for summary, step in self._unflushed:
+            file.add_summary(summary, step)
+
+    def _name_layers(self) -> None:
+        """Have the first row that comes again hold the table of its layers, which an earlier one has held."""
+        if self._layers is None:
+            return
+        for summary, _ in self._unflushed:
+            tags = {value.tag for value in summary.value}
+            if "gradwatch/grad_norm" in tags:
+                if "gradwatch/layers" not in tags:
+                    summary.value.append(self._layers)
+                return
+
+    def _unflushed_values(self) -> list[Summary.Value]:
+        return [value for summary, _ in self._unflushed for value in summary.value]
+
+    def _note_what_is_safe(self) -> None:
+        """Count what was flushed, and keep what another file would have to begin with."""
+        for value in self._unflushed_values():
+            if value.tag == "gradwatch/grad_norm":
+                self._safe["row"] += 1
+            elif value.tag == "gradwatch/findings/text_summary":
+                self._safe["finding"] += 1
+            elif value.tag == "gradwatch/environment":
+                self._environment = value
+            elif value.tag == "gradwatch/layers":
+                self._layers = Summary.Value(tag=value.tag, tensor=value.tensor, metadata=_METADATA)
+        self._unflushed.clear()
 
     def _scalars(self, row: Row) -> Iterator[tuple[str, float]]:
         report = row.report
@@ -381,6 +466,15 @@ def _totals(row: Row) -> Floats:
         "learning_rate": np.nan if report.learning_rate is None else report.learning_rate,
     }
     return np.array([values[name] for name in format.TOTALS], dtype=float)
+
+
+def _head_of(path: str) -> bytes:
+    """Return the first bytes of an event file; none where it is not there or lies where only TensorBoard looks."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_HEAD)
+    except OSError:
+        return b""
 
 
 def _sync(directory: Path) -> None:

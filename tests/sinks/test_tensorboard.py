@@ -18,10 +18,12 @@ from torch.utils.tensorboard import SummaryWriter
 from gradwatch.event_files import format
 from gradwatch.event_files.legible import legible_name
 from gradwatch.event_files.reader import read_runs
+from gradwatch.event_files.run import Environment
 from gradwatch.findings import Finding
-from gradwatch.sinks import RowBuilder
+from gradwatch.sinks import RowBuilder, tensorboard
 from gradwatch.sinks.tags import LAYER_TAGS
 from gradwatch.sinks.tensorboard import TensorBoard
+from gradwatch.views.phrases import verdict
 from tests.reports import INF, NAN, findings, report, run_of
 from tests.sinks.test_memory import row_of
 
@@ -493,3 +495,74 @@ def test_what_comes_after_the_directory_was_deleted_can_be_read(tmp_path):
     (run,) = read_runs(directory)
     assert run.steps.tolist()[-2:] == [2, 3]
     assert (run.layers, run.closed_after) == (("w0", "w1"), 4)
+    assert run.lost == {"row": 1}
+
+
+ENVIRONMENT = Environment({"python": "3.11"}, "CPU", "", "train.py")
+
+
+def delete_files(directory):
+    for path in directory.glob("*tfevents*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_what_comes_after_the_event_file_alone_was_deleted_can_be_read(tmp_path, caplog, is_closed):
+    sink = TensorBoard(tmp_path)
+    sink.write_environment(ENVIRONMENT)
+    sink.write_row(row_of([report([1.0, 1.0], 0)]))
+    sink.write_finding(FINDING, ended=False)
+    delete_files(tmp_path)
+    for step in (1, 2):
+        sink.write_row(row_of([report([1.0, 1.0], step)]))
+    sink.flush()
+    sink.write_row(row_of([report([1.0, 1.0, 1.0], 3)]))
+    sink.close() if is_closed else sink.flush()
+    assert len(list(tmp_path.iterdir())) == 1  # without a file that says nothing of its tags
+    (run,) = read_runs(tmp_path)
+    assert (run.steps.tolist(), run.layers, run.problems) == ([1, 2, 3], ("w0", "w1", "w2"), ())
+    assert run.environment == ENVIRONMENT
+    assert run.lost == ({"row": 1, "finding": 1} if is_closed else {})
+    assert verdict(run).word == "unknown"
+    assert read(tmp_path).SummaryMetadata("gradwatch/grad_norm").plugin_data.plugin_name == "gradwatch"
+    assert sum("was deleted while the run was writing to it" in message for message in caplog.messages) == 1
+    sink.close()
+
+
+def test_an_event_file_may_be_deleted_again_and_again(tmp_path):
+    sink = TensorBoard(tmp_path)
+    for step in range(6):
+        sink.write_row(row_of([report([1.0, 1.0], step)]))
+        sink.flush()
+        if step in (1, 2, 4):
+            delete_files(tmp_path)
+    sink.close()
+    (run,) = read_runs(tmp_path)
+    assert (run.steps.tolist(), run.lost) == ([5], {"row": 5})
+
+
+def test_what_comes_after_the_file_of_a_writer_of_the_users_was_deleted_can_be_read(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        sink = TensorBoard(writer)
+        for step in range(5):
+            sink.write_row(row_of([report([1.0, 1.0], step)]))
+            sink.flush()
+            if step == 1:
+                delete_files(tmp_path)
+        sink.close()
+    (run,) = read_runs(tmp_path)
+    assert (run.steps.tolist(), run.lost) == ([2, 3, 4], {"row": 2})
+
+
+def test_whether_the_file_is_there_is_asked_at_a_flush_alone(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tensorboard, "_head_of", lambda path: asked.append(path) or b"")
+    sink = TensorBoard(tmp_path)
+    sink.write_row(row_of([report([1.0, 1.0], 0)]))
+    asked.clear()
+    for step in range(1, 20):
+        sink.write_row(row_of([report([1.0, 1.0], step)]))
+    assert asked == []
+    sink.flush()
+    assert len(asked) == 1
+    sink.close()
