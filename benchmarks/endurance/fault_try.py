@@ -53,7 +53,7 @@ class Outcome:
         stopped: the traceback of an exception that gradwatch let through; "" for none.
         weights: a digest of every weight and of the optimizer's state at the end.
         found: NaN steps that ``watcher.findings`` covers.
-        is_called_whole: whether ``repr(watcher)`` says nothing of steps that were not measured.
+        is_called_whole: whether ``repr(watcher)`` says nothing of steps that were not measured, or not looked at.
         on_disk: the NaN steps that findings in each sort of file cover.
         rows: steps of the rows that each sort of file holds.
         status: exit status of ``gradwatch report --fail-on any``.
@@ -189,7 +189,7 @@ def _train(
     logger.removeHandler(handler)
     outcome.weights = _digest(model, optimizer)
     outcome.found = _covered((each.step, each.last_step) for each in watcher.findings if each.kind == "nonfinite")
-    outcome.is_called_whole = "not measured" not in repr(watcher)
+    outcome.is_called_whole = not any(words in repr(watcher) for words in ("not measured", "not looked for"))
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

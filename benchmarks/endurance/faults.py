@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from benchmarks.endurance.boundary import SORTS
 from benchmarks.endurance.fault_try import NAN_STEPS, Outcome, attempt
 from benchmarks.endurance.figure import Figure, at_least_one, draws_of
-from benchmarks.endurance.forked import Made, made_apart
+from benchmarks.endurance.processes import Tried, server_with, tried
 from benchmarks.endurance.real_faults import FAULTS, attempt_under
 
 __all__ = ["attack", "what_gave_way"]
 
 _PRELOAD = ["benchmarks.endurance.real_faults"]
-_PASSING = "once"
+SECONDS = 60.0  # a try takes a fifth of a second
 _WRONGS = {
     "stopped": "runs stopped",
     "weights": "actions dropped (weights that differ in a bit)",
@@ -27,15 +30,26 @@ _WRONGS = {
 
 def attack(share: float, seed: int) -> Iterator[Figure]:
     """Make every fault, and say how many tries ended in what may not be."""
-    whole = _result_of(next(iter(made_apart(attempt, [("write",)], preload=_PRELOAD))))
-    counts = {made.try_[0]: _result_of(made).seen for made in made_apart(attempt, _uneventful(), preload=_PRELOAD)}
+    whole = _result_of(next(iter(_made(attempt, [("write",)]))))
+    counts = {made.case[0]: _result_of(made).seen for made in _made(attempt, _uneventful())}
     once = [(sort, at, False) for sort, count in counts.items() for at in _drawn(count, share, seed)]
     for_good = [(sort, at, True) for sort, count in counts.items() for at in _drawn(count, share, seed + 1)]
     for how, tries in (("once", once), ("for good", for_good)):
-        made = list(made_apart(attempt, tries, preload=_PRELOAD))
-        yield from _figures(f"{_in_words(tries)} fail, each {how}", made, whole)
+        yield from _figures(f"{_in_words(tries)} fail, each {how}", _made(attempt, tries), whole)
     real = [(name,) for name in FAULTS]
-    yield from _figures(f"{len(real)} real faults", list(made_apart(attempt_under, real, preload=_PRELOAD)), whole)
+    yield from _figures(f"{len(real)} real faults", _made(attempt_under, real), whole)
+
+
+def _made(attempt: Callable[..., Outcome], tries: Sequence[tuple[Any, ...]]) -> list[Tried]:
+    """Make each try in a process of its own: one that was refused something is not what it was."""
+    act = functools.partial(_in_silence, attempt)
+    return [*tried(act, tries, context=server_with(_PRELOAD), apart=True, seconds=SECONDS)]
+
+
+def _in_silence(attempt: Callable[..., Outcome], *arguments: Any) -> Outcome:
+    """Make a try, without the tracebacks of threads whose calls were refused."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    return attempt(*arguments)
 
 
 def _uneventful() -> list[tuple[str]]:
@@ -53,28 +67,28 @@ def _in_words(tries: Sequence[tuple[str, int, bool]]) -> str:
     return f"{len(tries):,} calls ({', '.join(f'{number:,} {sort}' for sort, number in counts.items())})"
 
 
-def _figures(what: str, made: Sequence[Made], whole: Outcome) -> Iterator[Figure]:
+def _figures(what: str, made: Sequence[Tried], whole: Outcome) -> Iterator[Figure]:
     """Yield a figure for all that may not be, of which the first tries are printed."""
     wrong = [(each, wrong) for each in made for wrong in what_gave_way(each, whole)]
     for each, (kind, words) in wrong[:10]:
-        print(f"    {each.try_}: {kind}: {words}", file=sys.stderr)
+        print(f"    {each.case}: {kind}: {words}", file=sys.stderr)
     counts = Counter(kind for _, (kind, _) in wrong)
     reached = ", ".join(f"{counts[kind]} {words}" for kind, words in _WRONGS.items())
     yield Figure(what, "0 of each", reached if wrong else "0 of each: " + ", ".join(_WRONGS.values()), not wrong)
 
 
-def _result_of(made: Made) -> Outcome:
+def _result_of(made: Tried) -> Outcome:
     """
     Raises:
         RuntimeError: where a try in which nothing fails has no result.
     """
     if made.result is None:
-        raise RuntimeError(f"the try {made.try_} has no result: {made.how}")
+        raise RuntimeError(f"the try {made.case} has no result: {made.how}")
     outcome: Outcome = made.result
     return outcome
 
 
-def what_gave_way(made: Made, whole: Outcome) -> Iterator[tuple[str, str]]:
+def what_gave_way(made: Tried, whole: Outcome) -> Iterator[tuple[str, str]]:
     """Yield what may not be of a try, by its kind and in words.
 
     Args:

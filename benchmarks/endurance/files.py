@@ -40,7 +40,7 @@ from benchmarks.endurance.mutations import (
     damaged_tree,
     framed,
 )
-from benchmarks.endurance.workers import Result, in_processes
+from benchmarks.endurance.processes import tried
 from gradwatch.cli import main
 from gradwatch.event_files.reader import NoRunError, read_runs
 from gradwatch.event_files.records import records
@@ -52,6 +52,10 @@ SECONDS, MEGABYTES = 10.0, 500.0
 RATIO = 2.2
 REPETITIONS = 5
 FILE = "events.out.tfevents.1.host"
+
+Result = tuple[list[str], list[str]]
+"""What a case has shown, and what is wrong with it."""
+
 QUESTIONS = {
     "overview": {},
     "findings": {},
@@ -73,24 +77,30 @@ def attack(share: float, seed: int) -> Iterator[Figure]:
             ("states of watchers: resumed, and trained on", known.try_state, at_least_one(share, STATES)),
             ("files of lines: sinks go on in them", known.try_lines, at_least_one(share, LINES)),
         ):
-            yield from tried(what, functools.partial(_in_limits, act, seed), count)
+            yield damaged_figure(what, functools.partial(_in_limits, act, seed), count)
     if share == 1:  # the only figure that depends on how busy the machine is
         yield growth_figure()
     yield written_figure(share, seed)
 
 
-def tried(what: str, act: Callable[[int], Result], count: int) -> Iterator[Figure]:
-    """Yield the figure of many damaged things of one kind."""
+def damaged_figure(what: str, act: Callable[[int], Result], count: int) -> Figure:
+    """Return the figure of many damaged things of one kind."""
     seen: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
-    for number, (shown, faults) in in_processes(act, range(count)):
+    for number, (shown, faults) in _results(act, count):
         seen.update(shown)
         wrong += [f"{number}: {fault}" for fault in faults]
     for line in wrong[:20]:
         print(f"    {line}", flush=True)
     refused = f", {seen['refused']:,} of them refused in words" if seen["refused"] else ""
     asked = "0 tracebacks, 0 over 10 s or 500 MB, 0 fits ended"
-    yield Figure(f"{count:,} damaged {what}{refused}", asked, f"{len(wrong)} that do", not wrong)
+    return Figure(f"{count:,} damaged {what}{refused}", asked, f"{len(wrong)} that do", not wrong)
+
+
+def _results(act: Callable[[int], Result], count: int) -> Iterator[tuple[int, Result]]:
+    """Yield what comes of each thing in a process of its own; where that hangs or dies, that this is so."""
+    for (number,), result, how in tried(act, [(each,) for each in range(count)]):
+        yield number, result or ([], [how])
 
 
 def _in_limits(act: Callable[[random.Random], list[str]], seed: int, number: int) -> Result:
@@ -416,7 +426,7 @@ def written_figure(share: float, seed: int) -> Figure:
     """Return how many runs with hard names, and with many layers, can be read as they were written."""
     count = at_least_one(share, 200)
     act = functools.partial(_in_limits, _try_names, seed)
-    wrong = [f"{number}: {words}" for number, (_, found) in in_processes(act, range(count)) for words in found]
+    wrong = [f"{number}: {words}" for number, (_, found) in _results(act, count) for words in found]
     layers = 100_000 if share >= 0.5 else 10_000
     wrong += _wrong_of_layers(layers)
     for line in wrong[:20]:

@@ -14,17 +14,17 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from benchmarks.endurance.figure import Figure, at_least_one
-from benchmarks.endurance.processes import SINGLE_THREAD, loaded_context
+from benchmarks.endurance.processes import LOADED, SINGLE_THREAD, ends_in, server_with, started
 from benchmarks.endurance.victims import batches, quiet, small_model
 
 __all__ = ["attack"]
@@ -126,7 +126,8 @@ def _wrong_with(folder: Path, said: dict[str, Any]) -> list[str]:
 def _readers(steps: int, seed: int) -> Figure:
     """Compare a training that others read with one that nobody reads."""
     with tempfile.TemporaryDirectory() as folder:
-        both = [_started(_train_and_read, Path(folder, str(readers)), steps, seed, readers) for readers in (0, READERS)]
+        context, asked = server_with(LOADED), (0, READERS)
+        both = [started(context, _train_and_read, Path(folder, str(each)), steps, seed, each) for each in asked]
         alone, read = (_answer_of(*each) for each in both)
     what = f"{READERS} threads read the watcher during {steps:,} steps: findings as without them"
     if alone is None or read is None:
@@ -194,10 +195,10 @@ def _pairs(number: int, seed: int) -> Figure:
     from gradwatch.event_files.reader import NoRunError, read_runs
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, "runs")
+        folder, context = Path(name, "runs"), server_with(LOADED)
         for pair in range(number):
-            barrier = loaded_context().Barrier(2)
-            both = [_started(_start_together, folder, seed + 2 * pair + rank, barrier) for rank in (0, 1)]
+            barrier = context.Barrier(2)
+            both = [started(context, _start_together, folder, seed + 2 * pair + rank, barrier) for rank in (0, 1)]
             for each in both:
                 _answer_of(*each)
         try:
@@ -228,15 +229,6 @@ def _start_together(pipe: Connection, folder: Path, seed: int, barrier: Any) -> 
     pipe.send_bytes(b"{}")
 
 
-def _started(target: Any, *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """Start a process that answers over a pipe, its first argument."""
-    reading, writing = loaded_context().Pipe(duplex=False)
-    process = loaded_context().Process(target=target, args=(writing, *arguments))
-    process.start()
-    writing.close()
-    return process, reading
-
-
 def _answer_of(process: BaseProcess, pipe: Connection) -> Any:
     """Return what a process has answered; None where it has ended without, or had to be ended."""
     answer = None
@@ -245,10 +237,7 @@ def _answer_of(process: BaseProcess, pipe: Connection) -> Any:
             answer = json.loads(pipe.recv_bytes())
     except EOFError:
         pass
-    ended: Sequence[object] = wait([process.sentinel], DEADLINE if answer else 0)
-    if not ended:
-        process.kill()
+    if not ends_in(process, 0 if answer is None else DEADLINE):
         answer = None
-    process.join()
     pipe.close()
     return answer

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 
 from benchmarks.endurance.figure import Figure, at_least_one, draws_of
-from benchmarks.endurance.processes import loaded_context
+from benchmarks.endurance.processes import LOADED, ends_in, server_with, started
 from benchmarks.endurance.victims import VICTIMS
 
 __all__ = ["attack"]
@@ -112,7 +112,7 @@ class Killed:
 def attack(share: float, seed: int) -> Iterator[Figure]:
     """Kill runs of every kind, and say what was lost."""
     number = max(len(VICTIMS), at_least_one(share, RUNS))
-    loaded_context()
+    server_with(LOADED)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
         tries = pool.map(lambda each: killed_run(Path(folder), seed, each), range(number))
         killed = [_shown(each, number) for each in tries]
@@ -145,16 +145,11 @@ def killed_run(folder: Path, seed: int, number: int) -> Killed:
     kinds, draws = list(VICTIMS), draws_of(seed, number)
     kind, where = kinds[number % len(kinds)], folder / f"run{number}"
     where.mkdir()
-    pipes, processes = [], []
-    for target in VICTIMS[kind]:
-        reading, writing = loaded_context().Pipe(duplex=False)
-        process = loaded_context().Process(target=target, args=(writing, where, draws.randrange(2**31)))
-        process.start()
-        writing.close()
-        pipes.append(reading)
-        processes.append(process)
+    context = server_with(LOADED)
+    both = [started(context, target, where, draws.randrange(2**31)) for target in VICTIMS[kind]]
+    processes, pipes = zip(*both, strict=True)
     truth = _heard_until_killed(pipes[0], processes, draws)
-    hung = sum(_has_hung(process) for process in processes)
+    hung = sum(not ends_in(process, DEADLINE) for process in processes)
     for pipe in pipes:
         pipe.close()
     return Killed(kind, number, truth, _read(where, truth), hung)
@@ -180,16 +175,6 @@ def _hear(pipe: Connection, truth: Truth, deadline: float, *, until_ready: bool 
             truth.hear(pipe.recv_bytes())
         except EOFError:
             return
-
-
-def _has_hung(process: BaseProcess) -> bool:
-    """Wait for the end of a process; return True for one that had to be killed because it did not come."""
-    if wait([process.sentinel], DEADLINE):
-        process.join()
-        return False
-    process.kill()
-    process.join()
-    return True
 
 
 def _read(where: Path, truth: Truth) -> Remains:

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.endurance.figure import Figure, at_least_one
 from benchmarks.endurance.peak import WORKLOADS, growths
+from benchmarks.endurance.processes import tried
 from benchmarks.endurance.programs.program import Program, drawn, shrunk
 from benchmarks.endurance.programs.training import run
-from benchmarks.endurance.workers import in_processes
 
 PROGRAMS = 1000
 LIMIT = 1.10
@@ -31,13 +31,12 @@ def attack(share: float, seed: int) -> Iterator[Figure]:
     count = at_least_one(share, PROGRAMS)
     seen: collections.Counter[str] = collections.Counter()
     unequal: list[int] = []
-    for number, (said, differences) in in_processes(functools.partial(compared_number, seed), range(count)):
+    for (number,), result, how in tried(functools.partial(compared_number, seed), [(each,) for each in range(count)]):
+        said, differences = result or ([], [how])
         seen.update(said)
         if differences:
             unequal.append(number)
             report(drawn(seed, number), differences, shrinks=len(unequal) <= SHRUNK)
-        if seen["a program"] % 200 == 0:
-            print(f"    {seen['a program']} programs", file=sys.stderr, flush=True)
     what = (
         f"{count:,} random programs, bare and watched: weights, states, losses, gradients, random numbers, own state, "
         f"order of calls ({seen['has a finding']:,} with findings, {seen['observed']:,} of them with an observed "
@@ -94,8 +93,8 @@ def report(program: Program, differences: Sequence[str], *, shrinks: bool) -> No
 
 def differs(program: Program) -> bool:
     """Return whether ``program`` differs, in a process of its own, which may hang or die."""
-    ((_, (_, differences)),) = in_processes(lambda _: compared(program), [0])
-    return bool(differences)
+    (only,) = tried(compared, [(program,)])
+    return only.result is None or bool(only.result[1])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.endurance.boundary import Boundary
 from benchmarks.endurance.ends import ENDS, NO_SUMMARY, SHOWS_FRAMES
 from benchmarks.endurance.fault_try import NAN_STEPS, Outcome
 from benchmarks.endurance.faults import what_gave_way
-from benchmarks.endurance.forked import Made
+from benchmarks.endurance.processes import Tried
 from benchmarks.endurance.surroundings import _differences
 
 HERE = frozenset({__file__})
@@ -90,12 +90,12 @@ def test_calls_of_the_training_and_questions_about_tensors_pass(tmp_path):
     ],
 )
 def test_what_may_not_be_is_noticed(change, kind):
-    found = [name for name, _ in what_gave_way(Made(("write", 3, False), replace(WHOLE, **change), ""), WHOLE)]
+    found = [name for name, _ in what_gave_way(Tried(("write", 3, False), replace(WHOLE, **change), ""), WHOLE)]
     assert found == ([] if kind is None else [kind])
 
 
 def test_a_try_without_a_result_is_a_run_that_was_stopped():
-    assert [*what_gave_way(Made(("write", 3, False), None, "took too long"), WHOLE)] == [("stopped", "took too long")]
+    assert [*what_gave_way(Tried(("write", 3, False), None, "took too long"), WHOLE)] == [("stopped", "took too long")]
 
 
 SUMMARY = "gradwatch: 3 steps, no findings; event files in runs\n"
