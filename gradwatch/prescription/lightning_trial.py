@@ -17,13 +17,15 @@ from torch.optim import Optimizer
 
 from gradwatch.prescription.argument_errors import ArgumentTypeError, ArgumentValueError
 from gradwatch.prescription.loaded_batches import LoadedBatches, is_a
-from gradwatch.prescription.rate_schedule import LONGEST, follow_schedulers_
+from gradwatch.prescription.logged_metrics import LoggedMetrics
+from gradwatch.prescription.rate_schedule import LONGEST, Plateau, follow_schedulers_
 
 __all__ = ["configured_optimizer", "count_updates_", "is_lightning", "prepare_", "refuse_manual_optimization"]
 
 _TRAINER = "trainer of trial"
 _MAPPING = "mapping type of trial"
 _INSIDE = "is inside step of trial"
+_PLATEAUS = "plateau schedulers of trial"
 
 
 class LoggerOfTrial:
@@ -45,6 +47,7 @@ class TrainerOfTrial:
     Attributes:
         global_step: the updates that were made.
         optimizers: the trial's, once it is made.
+        metrics: what the module has logged in its updates.
     """
 
     is_global_zero = training = barebones = True
@@ -67,6 +70,8 @@ class TrainerOfTrial:
         self.loggers = [self.logger]
         self.callbacks: list[Any] = []
         self.lr_scheduler_configs: list[Any] = []
+        self.metrics = LoggedMetrics()
+        self.plateaus: Sequence[Plateau] = ()
         self.callback_metrics: dict[str, Any] = {}
         self.logged_metrics: dict[str, Any] = {}
 
@@ -79,13 +84,19 @@ class TrainerOfTrial:
         """Return the number of the batch within its epoch."""
         return int(self.global_step % self.num_training_batches)
 
-    def take(self, optimizer: Optimizer) -> None:
-        """Count the updates of ``optimizer``."""
-        self.optimizers[:] = [optimizer]
+    def take(self, optimizer: Optimizer, plateaus: Sequence[Plateau]) -> None:
+        """Count the updates of ``optimizer``, and let schedulers that wait for a metric see it."""
+        self.optimizers[:], self.plateaus = [optimizer], plateaus
+        self.metrics.begin(plateau.monitor for plateau in plateaus)
         optimizer.register_step_post_hook(self._count)
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.global_step += 1
+        for plateau in self.plateaus:
+            if plateau.optimizer is optimizer and self.global_step % plateau.every == 0:
+                plateau.step(self.metrics)
+        if self.global_step % self.num_training_batches == 0:
+            self.metrics.begin_epoch()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -133,17 +144,19 @@ def refuse_manual_optimization(module: Any) -> None:
 def prepare_(module: Any, loaded: LoadedBatches, by_step: bool) -> None:
     """Bring a new module to where a Trainer would begin to train it.
 
-    ``setup("fit")`` and ``configure_model()`` are called; no other hook is. ``log`` and ``log_dict`` do nothing.
+    ``setup("fit")`` and ``configure_model()`` are called; no other hook is. What ``log`` and ``log_dict`` are given is
+    kept for schedulers that wait for it.
 
     Args:
         module: is changed in place.
         loaded: the batches as they were given.
         by_step: let a call of the module run its ``training_step``.
     """
+    trainer = TrainerOfTrial(loaded)
     for part in module.modules():
         if is_lightning(part):
-            part.log = part.log_dict = _log_nothing
-    module.trainer = TrainerOfTrial(loaded)
+            part.log, part.log_dict = trainer.metrics.log, trainer.metrics.log_dict
+    module.trainer = trainer
     module.__dict__ |= {_TRAINER: module.trainer, _MAPPING: loaded.mapping_type}
     module.setup("fit")
     module.configure_model()
@@ -169,13 +182,13 @@ def configured_optimizer(module: Any, per_epoch: float) -> Optimizer:
             f"make_model: expected configure_optimizers() to return one optimizer, found {kinds}. Give make_optimizer, "
             "a function of the parameters that makes one."
         )
-    follow_schedulers_(optimizers[0], schedulers, per_epoch)
+    module.__dict__[_PLATEAUS] = follow_schedulers_(optimizers[0], schedulers, per_epoch)
     return optimizers[0]
 
 
 def count_updates_(module: nn.Module, optimizer: Optimizer) -> None:
     """Let ``module.global_step`` and ``module.optimizers()`` follow ``optimizer``."""
-    module.__dict__[_TRAINER].take(optimizer)
+    module.__dict__[_TRAINER].take(optimizer, module.__dict__.pop(_PLATEAUS, ()))
 
 
 def _run_step(module: Any, batch: Any) -> Any:
@@ -184,7 +197,10 @@ def _run_step(module: Any, batch: Any) -> Any:
     if mapping_type is not None and isinstance(batch, dict):
         batch = mapping_type(batch)
     arguments = (batch, trainer.batch_idx, 0)
-    return module.training_step(*arguments[: _arity(module.__class__)])
+    with trainer.metrics.of(batch, is_update=module.training):
+        loss = module.training_step(*arguments[: _arity(module.__class__)])
+        trainer.metrics.note_loss(loss)
+    return loss
 
 
 @functools.cache

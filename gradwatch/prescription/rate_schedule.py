@@ -12,32 +12,64 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-__all__ = ["LONGEST", "follow_schedulers_"]
+from gradwatch.prescription.logged_metrics import LoggedMetrics
+
+__all__ = ["LONGEST", "Plateau", "follow_schedulers_"]
 
 LONGEST = 300  # updates of a trial: a few hundred
 
 
-def follow_schedulers_(optimizer: Optimizer, configurations: Sequence[Any], per_epoch: float) -> None:
-    """Let each update have the learning rate that schedulers would give it.
+@dataclass(frozen=True)
+class Plateau:
+    """A scheduler that waits for a metric.
+
+    Attributes:
+        scheduler: changes the rates of ``optimizer`` when it steps.
+        optimizer: that it was made with.
+        monitor: the name under which the module logs the metric.
+        every: updates between two of its steps.
+    """
+
+    scheduler: Any
+    optimizer: Optimizer
+    monitor: str
+    every: float
+
+    def step(self, metrics: LoggedMetrics) -> None:
+        """Let it see its metric; without one that says what it asks for it keeps its rates.
+
+        A trial makes no validation. The mean loss of the updates takes the place of a metric of it that should fall.
+        """
+        seen = metrics.value_of(self.monitor)
+        if seen is None and getattr(self.scheduler, "mode", "") == "min":
+            seen = metrics.mean_loss
+        if seen is not None:
+            _step(self.scheduler, seen)
+
+
+def follow_schedulers_(optimizer: Optimizer, configurations: Sequence[Any], per_epoch: float) -> list[Plateau]:
+    """Let each update have the learning rate that schedulers would give it; return those that wait for a metric.
 
     The rates are written down once. From then on ``group["lr"]`` holds the highest of them, and only during an update
     the rate of that update: highest · (rate ÷ highest). So what a remedy does to the rate multiplies the schedule.
 
     Args:
         optimizer: the one that the schedulers were made with.
-        configurations: schedulers, or Lightning's dicts about them. One that waits for a metric is not followed.
+        configurations: schedulers, or Lightning's dicts about them.
         per_epoch: updates of an epoch, at whose end Lightning calls schedulers without ``"interval": "step"``.
     """
     followed = [_Clocked.of(each, per_epoch) for each in configurations]
-    clocked = [each for each in followed if each is not None]
+    plateaus = [each.as_plateau(optimizer) for each in followed if each.waits_for_metric]
+    clocked = [each for each in followed if not each.waits_for_metric]
     rates = _rates_to_come(optimizer, clocked)
     schedule = _Schedule([_over_highest(list(of_group)) for of_group in zip(*rates, strict=True)])
     for group, of_group in zip(optimizer.param_groups, zip(*rates, strict=True), strict=True):
         group.pop("initial_lr", None)  # a scheduler made by a remedy starts from the rate that it finds
         _set_rate(group, max(of_group))
-    if any(factor != 1.0 for factors in schedule.factors for factor in factors):
+    if schedule.changes_rates:
         optimizer.register_step_pre_hook(schedule.enter)
         optimizer.register_step_post_hook(schedule.leave)
+    return plateaus
 
 
 @dataclass
@@ -54,6 +86,11 @@ class _Schedule:
     update: int = 0
     kept: tuple[Any, ...] = ()
 
+    @property
+    def changes_rates(self) -> bool:
+        """Return whether any update has another rate than the highest."""
+        return any(factor != 1.0 for factors in self.factors for factor in factors)
+
     def enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.kept = tuple(group["lr"] for group in optimizer.param_groups)
         for group, factors in zip(optimizer.param_groups, self.factors, strict=False):  # a remedy may add a group
@@ -67,20 +104,32 @@ class _Schedule:
 
 @dataclass(frozen=True)
 class _Clocked:
-    """A scheduler and the number of updates between two of its steps."""
+    """A scheduler and the number of updates between two of its steps.
+
+    Attributes:
+        scheduler: as given.
+        every: updates.
+        waits_for_metric: whether it is to be told what the module logs as ``monitor``.
+        monitor: that name.
+    """
 
     scheduler: Any
     every: float
+    waits_for_metric: bool
+    monitor: str
 
     @classmethod
-    def of(cls, configuration: Any, per_epoch: float) -> _Clocked | None:
-        """Return None for a scheduler that waits for a metric."""
+    def of(cls, configuration: Any, per_epoch: float) -> _Clocked:
         found = configuration if isinstance(configuration, Mapping) else {"scheduler": configuration}
         scheduler = found["scheduler"]
-        if isinstance(scheduler, ReduceLROnPlateau) or found.get("reduce_on_plateau"):
-            return None
+        waits = isinstance(scheduler, ReduceLROnPlateau) or bool(found.get("reduce_on_plateau"))
         is_by_step = found.get("interval", "epoch") == "step"
-        return cls(scheduler, found.get("frequency", 1) * (1 if is_by_step else per_epoch))
+        every = found.get("frequency", 1) * (1 if is_by_step else per_epoch)
+        return cls(scheduler, every, waits, str(found.get("monitor", "")))
+
+    def as_plateau(self, optimizer: Optimizer) -> Plateau:
+        """Return it as one that waits for a metric."""
+        return Plateau(self.scheduler, optimizer, self.monitor, self.every)
 
 
 def _rates_to_come(optimizer: Optimizer, clocked: Sequence[_Clocked]) -> list[list[float]]:
@@ -96,9 +145,9 @@ def _rates_to_come(optimizer: Optimizer, clocked: Sequence[_Clocked]) -> list[li
     return rates
 
 
-def _step(scheduler: Any) -> bool:
+def _step(scheduler: Any, *metrics: float) -> bool:
     try:
-        scheduler.step()
+        scheduler.step(*metrics)
     except Exception:
         return False
     return True

@@ -1,5 +1,7 @@
 """``prescribe`` trains a ``LightningModule`` by its own methods, as a Trainer would."""
 
+from dataclasses import replace
+
 import lightning.pytorch
 import pytest
 import pytorch_lightning
@@ -220,6 +222,95 @@ def test_rates_are_those_that_a_trainer_gives(make, tmp_path):
     ).fit(make_module(), loader)  # fmt: skip
     assert len(set(rates.seen)) > 3
     assert train(make_module, loader, steps=40)[2] == pytest.approx(rates.seen)
+
+
+class Plateaued(Plain):
+    """A module whose rate falls when what it logs is not better than ever before; the first rate is far too high."""
+
+    monitor, mode, options = "loss", "min", {}
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = F.cross_entropy(self(x), y.roll(1))
+        self.log("loss", loss, **self.options)
+        self.log_dict({"accuracy": (self(x).argmax(1) == y.roll(1)).float().mean()}, **self.options)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=20.0)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode=self.mode, factor=0.5, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor}}
+
+
+def plateaued(monitor, mode="min", options=None):
+    def make():
+        module = Plateaued()
+        module.monitor, module.mode, module.options = monitor, mode, options or {}
+        return module
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "options"),
+    [
+        ("loss", "min", {}),
+        ("loss", "min", {"on_epoch": True, "on_step": False}),
+        ("loss", "min", {"on_epoch": True}),
+        ("loss_epoch", "min", {"on_epoch": True, "on_step": True}),
+        ("accuracy", "max", {"on_epoch": True}),
+    ],
+)
+def test_rates_are_those_that_a_trainer_gives_where_they_wait_for_a_metric(monitor, mode, options, tmp_path):
+    class Rates(lightning.pytorch.Callback):
+        seen = ()
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            self.seen = (*self.seen, optimizer.param_groups[0]["lr"])
+
+    loader, rates = DataLoader(data(count=150).dataset, batch_size=32), Rates()  # five batches, one of which is smaller
+    make = plateaued(monitor, mode, options)
+    torch.manual_seed(0)
+    lightning.pytorch.Trainer(
+        max_steps=40, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu", callbacks=[rates], default_root_dir=tmp_path,
+    ).fit(make(), loader)  # fmt: skip
+    assert len(set(rates.seen)) > 2
+    problem = Problem.of(make, None, loader, None)
+    problem = replace(problem, training=problem.training + problem.held_out)  # as the Trainer trains on all
+    assert rates_of(problem, steps=40) == pytest.approx(rates.seen)
+
+
+def rates_of(problem, steps):
+    torch.manual_seed(0)
+    program = TrialProgram(problem.fresh_model(), problem.training, problem.loss_fn)
+    optimizer = problem.fresh_optimizer(program.model, program.loss_fn)
+    rates = []
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    step = stepper(program, optimizer, lambda loss: None)
+    for number in range(steps):
+        step(number)
+    return rates
+
+
+def test_the_training_loss_takes_the_place_of_a_metric_of_validation_that_is_to_fall():
+    rates = [rates_of(Problem.of(plateaued(name, mode), None, data(count=160), None), 60) for name, mode in (
+        ("val_loss", "min"), ("val_accuracy", "max"))]  # fmt: skip
+    assert len(set(rates[0])) > 2
+    assert set(rates[1]) == {20.0}
+
+
+def test_nothing_that_is_logged_is_read_where_no_scheduler_waits_for_it():
+    class Unreadable:
+        def __float__(self):
+            raise AssertionError("was read")
+
+    class Logging(Plain):
+        def training_step(self, batch, batch_idx):
+            self.log("anything", Unreadable(), on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    train(Logging, data(count=160), steps=6)
 
 
 def test_a_lower_rate_lowers_the_whole_schedule():
