@@ -41,6 +41,7 @@ FIRST_STEPS = 10
 CLIFF = 0.1  # gone from above this share of the first total within one update: nobody converges so
 UNIMPROVED = 0.5  # share of its first value that the loss must still have for a model to have gone silent
 SILENT = 90  # updates without any gradient under a loss of exactly 0: with the patience a hundred
+UNLEARNED = 90  # updates after which a loss that stands where it began has learned nothing: with the patience a hundred
 UNFINISHED = 1e-3  # ... where the gradient is exactly zero: no minimum is hit so exactly, but a satisfied hinge at 0
 PATIENCE = 10  # steps: a zero-initialised branch wakes up within two or three
 RECOVERING = 2.0  # a ratio that doubled within the patience is waking up: a zero-initialised head under a slow warm-up
@@ -234,19 +235,43 @@ class Vanishing(Detector[VanishingState]):
             sick, strongest = self._faded_along_paths(rms, judged, after, limit)
         sick = sick & report.measured & (rms < limit * strongest)
         if (sick & judged & (rms == 0)).any():
-            sick &= ~self._cut_off(sick & judged & (rms == 0), judged & ~sick & (rms > 0))
+            sick &= ~self._cut_off(sick & judged & (rms == 0), judged & ~sick & (rms > 0), judged)
         if not sick.any() and not self._state.has_ratios:
             return sick, rms, sick
         mending = self._recovers(rms / strongest, sick, report.measured)
         return sick, limit * strongest * np.sqrt(self._layers.size), mending
 
-    def _cut_off(self, zero: NDArray[np.bool_], loud: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _cut_off(
+        self, zero: NDArray[np.bool_], loud: NDArray[np.bool_], judged: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
         """Return (P,) which weights of ``zero`` have a loud one in their own module: what they do is not used.
 
         Gradients reach such a module. An example is the recurrent weight of a direction that is read at its first step.
+        The weight that takes what the module is given is one of them only where the run learns: a decoder that is fed
+        with zeros does. In a run that learns nothing, what is given is what should be used.
         """
         has_module = self._modules != ""
-        return zero & has_module & np.isin(self._modules, self._modules[loud])
+        unused = zero & has_module & np.isin(self._modules, self._modules[loud])
+        return unused & ~self._takes_input(judged) if self._has_stood_still() else unused
+
+    def _takes_input(self, judged: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return (P,) which weights come first in their module."""
+        order = self._layers.order
+        weights = order[judged[order]]
+        first = weights[np.unique(self._modules[weights], return_index=True)[1]]
+        return np.isin(np.arange(len(judged)), first)
+
+    def _has_stood_still(self) -> bool:
+        """Return True if a hundred updates have not brought the loss down by a twentieth, or by no more than its noise.
+
+        ``_is_idle`` asks sooner, and takes noise for a fall: the first of its means is the larger of two.
+        """
+        ours = self._state
+        if ours.updates <= UNLEARNED or ours.losses < LOSSES or ours.first_losses <= 0 or ours.has_climbed:
+            return False
+        fall = max((1 - BEGUN) * ours.first_losses, ours.way / max(ours.ways, 1))
+        still = ours.first_losses - fall < ours.recent_loss <= RISEN * ours.first_losses
+        return still and not ours.has_learned and ours.evidence.measures_progress
 
     def _loudest_where_dead(self, rms: Floats, measured: NDArray[np.bool_]) -> float | None:
         """Return the largest of the vectors where it is all that is reached: every unit is dead but the last ones."""

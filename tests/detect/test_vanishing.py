@@ -579,3 +579,50 @@ def test_the_unused_half_of_a_bidirectional_module_is_no_finding_while_the_loss_
             optimizer.zero_grad()
     assert float(watcher.history.layer("cell.weight_hh_l0_reverse")["grad_norm"].max()) == 0
     assert [finding.kind for finding in watcher.findings if finding.kind == "vanishing"] == []
+
+
+class Recurrence(nn.Module):
+    """An LSTM that is read at its last step; what it is given after the first one is zero."""
+
+    def __init__(self, forget_bias):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(3, 12, batch_first=True), nn.Linear(12, 1)
+        with torch.no_grad():
+            self.cell.bias_hh_l0[12:24] = forget_bias
+
+    def forward(self, x, state=None):
+        return self.head(self.cell(nn.functional.pad(x[:, None], (0, 0, 0, 39)), state)[0][:, -1])
+
+
+def vanished_in(model, steps, batch_of, rate):
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for _ in range(steps):
+            *given, y = batch_of()
+            optimizer.zero_grad()
+            (model(*given)[:, 0] - y).square().mean().backward()
+            optimizer.step()
+    assert float(model.cell.weight_ih_l0.grad.norm()) == 0
+    return [(finding.layer, finding.raised_step) for finding in watcher.findings if finding.kind == "vanishing"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_module_is_given_should_be_used_where_a_hundred_updates_have_learned_nothing(seed):
+    torch.manual_seed(seed)
+
+    def batch_of():
+        x = torch.randn(32, 3)
+        return x, 2 * x.sum(1)
+
+    assert vanished_in(Recurrence(-9.0), 120, batch_of, 0.05) == [("cell.weight_ih_l0", 99)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_decoder_that_is_fed_with_zeros_and_learns_from_its_state_is_healthy(seed):
+    torch.manual_seed(seed)
+
+    def batch_of():
+        state = torch.randn(1, 32, 12)
+        return torch.zeros(32, 3), (state, state), 0.5 + 0.05 * torch.randn(32)
+
+    assert vanished_in(Recurrence(1.0), 150, batch_of, 0.02) == []
