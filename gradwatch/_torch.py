@@ -27,6 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 __all__ = [
     "BATCH_NORM",
+    "FORWARD_HOOK_TABLES",
+    "HOOK_TABLES",
+    "TABLES",
     "DispatchMode",
     "anyone_follows_all_calls",
     "call_after_backward",
@@ -45,9 +48,7 @@ __all__ = [
     "foreach_mul_",
     "foreach_norm",
     "forget_overflow",
-    "forward_hook_tables",
     "hide_frame",
-    "hook_tables",
     "in_backward",
     "is_capturing",
     "is_joining",
@@ -68,7 +69,6 @@ __all__ = [
     "schema_of",
     "sequence_number",
     "set_compiled_call",
-    "tables_of",
     "tree_leaves",
     "tree_map",
     "unscales_itself",
@@ -169,7 +169,7 @@ def compiled_call_of(module: nn.Module) -> Any:
 
 def set_compiled_call(module: nn.Module, call: Callable[..., Any]) -> None:
     """Send calls of ``module`` through ``call``; its copies, pickles and scripts do not inherit that."""
-    module._compiled_call_impl = call
+    module.__dict__["_compiled_call_impl"] = call  # past ``nn.Module.__setattr__``, which takes ten times as long
 
 
 def clear_compiled_call(module: nn.Module) -> None:
@@ -193,19 +193,14 @@ def wrapped_part_of(module: nn.Module) -> nn.Module | None:
     return next((part for name in _WRAPPED_AS if name in children and (part := children[name]) is not None), None)
 
 
-def hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]]:
-    """Return every table of hooks of ``module`` by the attribute that holds it."""
-    return {name: table for name, table in module.__dict__.items() if name.endswith("_hooks")}
+HOOK_TABLES = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+"""The attributes of a module that hold its hooks."""
 
+FORWARD_HOOK_TABLES = frozenset(name for name in HOOK_TABLES if name.startswith("_forward"))
+"""Those of ``HOOK_TABLES`` whose hooks run before or after ``forward``."""
 
-def forward_hook_tables(module: nn.Module) -> dict[str, Mapping[int, Callable[..., Any]]]:
-    """Return those of ``hook_tables`` that run before or after ``forward``."""
-    return {name: table for name, table in hook_tables(module).items() if name.startswith("_forward")}
-
-
-def tables_of() -> tuple[str, ...]:
-    """Return the attributes of a module that hold its parameters, buffers, children and compiled call."""
-    return "_parameters", "_buffers", "_modules", "_compiled_call_impl"
+TABLES = {name for name, held in vars(nn.Module()).items() if isinstance(held, dict | set)} | {"_compiled_call_impl"}
+"""The attributes of a module in which torch keeps its parameters, buffers, children, hooks and compiled call."""
 
 
 def anyone_follows_all_calls() -> bool:

@@ -21,10 +21,11 @@ def has_entries(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is torch.strided
 
 
-@torch.no_grad()
 def extremes_of(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Return the () smallest and largest entry on the device; NaN where any entry is."""
-    tensor = tensor.detach()
+    tensor = (
+        tensor.detach()
+    )  # so that nothing here needs ``no_grad``, which takes longer than a small tensor's extremes
     smallest, largest = torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
     return smallest, largest
 

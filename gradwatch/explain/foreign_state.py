@@ -24,6 +24,7 @@ __all__ = ["is_free_of_foreign_state"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType, torch.dtype, torch.device,
           torch.layout, torch.memory_format, weakref.ref)  # fmt: skip
+_MOST_OFTEN = frozenset({bool, int, float, str, types.NoneType})  # of ``_PLAIN``
 _CONTAINERS = (list, tuple, set, frozenset, torch.Size)
 _TENSORS = (Tensor, nn.Parameter)
 _SAYS_HOW_IT_IS_MADE = {"__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__parameters__",
@@ -46,11 +47,12 @@ def _runs_torchs_code_only(kind: type[nn.Module]) -> bool:
 
 def _holds_plain(module: nn.Module) -> bool:
     """Return whether ``module`` holds tensors and plain values alone, and its forward pass writes no weight."""
-    if any(getattr(module, name, None) is not None for name in _WRITES_WEIGHTS):
+    if any(vars(module).get(name) is not None for name in _WRITES_WEIGHTS):
         return False
-    apart = {*_torch.hook_tables(module), *_torch.tables_of()}
     tensors = [*_torch.own_parameters(module).values(), *_torch.own_buffers(module).values()]
-    return _is_plain(tensors) and all(_is_plain(value) for name, value in vars(module).items() if name not in apart)
+    held = vars(module).items()
+    suspects = [value for name, value in held if type(value) not in _MOST_OFTEN and name not in _torch.TABLES]
+    return _is_plain(tensors) and _is_plain(suspects)
 
 
 def _adds_nothing_that_runs(kind: type) -> bool:

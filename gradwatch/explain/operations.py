@@ -157,6 +157,14 @@ class Operations(_torch.DispatchMode):
         self._found: list[FaultyOperation] = []
         self.fault: Exception | None = None
 
+    def begin(self) -> None:
+        """See every operation from now on."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """See no operation any more."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         before = self._noting_faults(self._before, func, args, kwargs)

@@ -13,22 +13,19 @@ import functools
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from gradwatch.explain.foreign_state import is_free_of_foreign_state
 from gradwatch.explain.forked_child import ChildLostError, can_fork, in_child
 from gradwatch.explain.loss_graph import LossGraph
-from gradwatch.explain.observed import ObservedOrigin, observed_origin
-from gradwatch.explain.operations import Operations
+from gradwatch.explain.observed import ObservedOrigin
 from gradwatch.explain.origin import conclusion
-from gradwatch.explain.recorded_call import LARGEST_GRADIENT, RecordedCall, record_call, record_output, repeat
-from gradwatch.explain.replica import UnrepeatableError, as_it_was, replica_of
-from gradwatch.explain.trace import Trace
+from gradwatch.explain.recorded_call import LARGEST_GRADIENT, RecordedCall, record_call, record_output
+from gradwatch.explain.repeated_step import RepeatedStep, modules_named
 from gradwatch.hooks.guard import Guard, observing
 from gradwatch.hooks.module_calls import anything_is_compiled, is_compiled, listen
 from gradwatch.measure.report import Origin
@@ -39,7 +36,7 @@ MOST_CALLS = 8
 """Calls whose arguments are held until the update. Of more micro-batches than that, only the last are replayed."""
 
 PATIENCE = 5.0  # seconds that a replay may take in any case
-SLOWER = 10  # times its calls that it may take beyond: it goes backward, too, and examines every operation
+SLOWER = 10  # times its calls that it may take beyond: it may go backward, too, and examine every operation
 
 
 class Replay:
@@ -112,53 +109,34 @@ class Replay:
 
         It is None where the calls cannot be repeated, or show nothing. Arguments as for ``observed_origin``.
         """
-        if is_free_of_foreign_state(self._calls, self._called_models().values()):
-            return self._origin_here(loss, layers_at_fault)
-        if not can_fork() or any(call.autocast[0] != "cpu" for call in self._calls):
+        models = self._called_models()
+        is_free = is_free_of_foreign_state(self._calls, models.values())
+        if not is_free and not self._can_run_in_child():
             return None
-        patience = PATIENCE + SLOWER * sum(call.seconds for call in self._calls)
+        step = RepeatedStep(self.calls, models, is_free, self.guard, loss, layers_at_fault)
+        found = step.observe() if is_free else self._in_child(step.observe)
+        return None if found is None else conclusion(self._with_details(found, loss))
+
+    def _can_run_in_child(self) -> bool:
+        return can_fork() and all(call.autocast[0] == "cpu" for call in self._calls)
+
+    def _in_child(self, observe: Callable[[], ObservedOrigin | None]) -> ObservedOrigin | None:
+        """Return what ``observe`` returns in a child of this process; None where the child is lost."""
         with contextlib.suppress(ChildLostError):
-            return in_child(functools.partial(self._origin_here, loss, layers_at_fault), patience)
+            return in_child(observe, PATIENCE + SLOWER * sum(call.seconds for call in self._calls))
         return None
 
-    def _origin_here(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
-        """Return what ``origin`` does, in this process; of its state, only that of random numbers is put back."""
-        with contextlib.suppress(UnrepeatableError), as_it_was():
-            return self._run(loss, layers_at_fault)
-        return None
+    def _with_details(self, found: ObservedOrigin, loss: float | None) -> ObservedOrigin:
+        """Return ``found`` with what else explains it where no operation of a module does."""
+        if found.where == "loss":
+            return self._with_loss(found, loss)
+        if found.where == "forward" and found.operation is None:
+            return replace(found, corrupt=self._corrupt_buffers(found.module.name))
+        return found
 
     def _called_models(self) -> dict[str, nn.Module]:
         called = {call.name for call in self._calls}
         return {name: model for name, model in self._models.items() if name in called}
-
-    def _run(self, loss: float | None, layers_at_fault: Sequence[str]) -> Origin | None:
-        known: dict[int, Any] = {}
-        replicas = {name: replica_of(model, known) for name, model in self._called_models().items()}
-        parameters = _trainable(replicas.values())
-        was_finite = loss is None or math.isfinite(loss)  # else the forward pass alone tells
-        trace = Trace(replicas, self.guard, keeps_all=True, follows_backward=was_finite)
-        with Operations(trace.module_under_way) as operations:
-            try:
-                batches = [
-                    repeat(call, replicas[call.name], parameters, goes_backward=was_finite) for call in self._calls
-                ]
-            finally:
-                if operations.fault is not None:
-                    raise operations.fault
-        found = observed_origin(trace.take() or [], loss, layers_at_fault)
-        del batches  # until here they had to be alive: the origin names their bad rows
-        return None if found is None else conclusion(self._with_details(found, operations, loss))
-
-    def _with_details(self, found: ObservedOrigin, operations: Operations, loss: float | None) -> ObservedOrigin:
-        """Return ``found`` with the operation at fault, or what else explains it."""
-        if found.where == "loss":
-            return self._with_loss(found, loss)
-        if found.where not in ("forward", "backward"):
-            return found
-        operation = operations.suspect(found.module.name, in_backward=found.where == "backward")
-        needs_more = operation is None and found.where == "forward"
-        corrupt = self._corrupt_buffers(found.module.name) if needs_more else ()
-        return replace(found, operation=operation, corrupt=corrupt)
 
     def _with_loss(self, found: ObservedOrigin, loss: float | None) -> ObservedOrigin:
         """Return ``found`` with the operations by which the loss was computed, and the one of them at fault."""
@@ -171,12 +149,12 @@ class Replay:
 
     def _corrupt_buffers(self, module: str) -> tuple[str, ...]:
         """Return the full names of the buffers of ``module`` that hold NaN or Inf."""
-        for name, model in self._models.items():
-            for path, part in model.named_modules():
-                if f"{name}.{path}".strip(".") == module:
-                    corrupt = [buffer for buffer, values in part.named_buffers() if not bool(values.isfinite().all())]
-                    return tuple(f"{module}.{buffer}".lstrip(".") for buffer in corrupt)
-        return ()
+        return tuple(
+            f"{module}.{buffer}".lstrip(".")
+            for part in modules_named(module, self._models)
+            for buffer, values in part.named_buffers()
+            if not bool(values.isfinite().all())
+        )
 
     def _descend(self) -> None:
         """Listen to all modules below instead, where the loop called none of the models before its update.
@@ -242,12 +220,6 @@ class Replay:
 def without_replication(model: nn.Module) -> nn.Module:
     """Return the model inside ``DistributedDataParallel``, whose names are those of the layers."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def _trainable(models: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Return the parameters of ``models`` that have entries and require gradients, each once."""
-    found = (parameter for model in models for parameter in model.parameters())
-    return list(dict.fromkeys(each for each in found if each.requires_grad and not is_lazy(each)))
 
 
 def _called(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -6,10 +6,11 @@ The copy, called a replica, shares the weights of the model. It has buffers, con
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from gradwatch import _torch
 __all__ = ["UnrepeatableError", "as_it_was", "replica_of"]
 
 
-_PLAIN = (bool, int, float, str, types.NoneType)
+_PLAIN = frozenset({bool, int, float, str, types.NoneType})
 
 
 class UnrepeatableError(Exception):
@@ -60,7 +61,8 @@ def _replica_of_container(thing: Any, known: dict[int, Any]) -> Any:
         return type(thing)(replica_of(part, known) for part in thing)
     if isinstance(thing, dict) and type(thing).__module__ in ("builtins", "collections"):
         made = thing.copy()  # with what else it holds: the factory of a ``defaultdict``
-        made.update((key, replica_of(part, known)) for key, part in thing.items())
+        for key, part in thing.items():
+            made[key] = replica_of(part, known)
         return made
     return thing
 
@@ -72,15 +74,22 @@ def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
         known[id(module)] = made = _replica_of_module(eager, known)
         return made
     known[id(module)] = made = module.__new__(type(module))
-    tables = _torch.hook_tables(module)
-    attributes = {name: value for name, value in module.__dict__.items() if name not in tables}
-    made.__dict__ = {name: replica_of(value, known) for name, value in attributes.items()}
+    held = {}
+    for name, value in module.__dict__.items():
+        if name in _torch.TABLES and not value:
+            held[name] = type(value)()
+        elif name in _torch.HOOK_TABLES:
+            held[name] = type(value)(_kept_hooks(name, value))
+        else:
+            held[name] = value if type(value) in _PLAIN else replica_of(value, known)
+    made.__dict__ = held
     _torch.clear_compiled_call(made)
-    around_forward = _torch.forward_hook_tables(module)
-    for name, hooks in tables.items():  # hooks of torch make the weight (``spectral_norm``, ``prune``)
-        kept = [(i, hook) for i, hook in hooks.items() if name in around_forward and _is_of_torch(hook)]
-        made.__dict__[name] = type(hooks)(kept)  # type: ignore[call-arg]
     return made
+
+
+def _kept_hooks(table: str, hooks: Mapping[int, Any]) -> list[tuple[int, Any]]:
+    """Return the hooks around ``forward`` that are torch's own: they make the weight (``spectral_norm``, ``prune``)."""
+    return [(i, hook) for i, hook in hooks.items() if table in _torch.FORWARD_HOOK_TABLES and _is_of_torch(hook)]
 
 
 def _is_of_torch(hook: Callable[..., Any]) -> bool:
@@ -89,12 +98,18 @@ def _is_of_torch(hook: Callable[..., Any]) -> bool:
 
 @contextlib.contextmanager
 def as_it_was() -> Iterator[None]:
-    """Return a context with gradients on and anomaly mode off, after which every generator has its state again."""
-    states = random.getstate(), np.random.get_state()
+    """Return a context with gradients on and anomaly mode off, after which every generator has its state again.
+
+    No garbage is collected in it: what a replica of thousands of modules holds would be looked through many times.
+    """
+    states, collects = (random.getstate(), np.random.get_state()), gc.isenabled()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    gc.disable()
     try:
         with torch.random.fork_rng(devices), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+        if collects:
+            gc.enable()
