@@ -207,7 +207,7 @@ class Operations(_torch.DispatchMode):
         return suspects[0] if suspects else None
 
     def _examine(self, func: Any, args: Any, kwargs: Any, before: Operands | None, output: Any) -> None:
-        name = _name_of(_torch.schema_of(func))
+        name = _name_of(func)
         if name in FILLS:
             return
         outputs = _floats(output)
@@ -236,9 +236,12 @@ class Operations(_torch.DispatchMode):
 
 
 @functools.cache
-def _name_of(schema: Any) -> str:
+def _name_of(operation: Any) -> str:
     """Return the name of an operation without its namespace, and without the sign that it works in place."""
-    return schema.name.split("::")[-1].rstrip("_") or str(schema.name)
+    name = str(
+        _torch.schema_of(operation).name
+    )  # the schema itself is no key: one with a list as a default has no hash
+    return name.rsplit("::", maxsplit=1)[-1].rstrip("_") or name
 
 
 def _writes_into_shared_memory(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
