@@ -104,6 +104,8 @@ HOSTILE = {
     "no number": {"step": "3"},
     "a negative count": {"skipped_steps": -1},
     "a huge count": {"measured_steps": 2**80},
+    "a rule without a name": {"unjudged": [{"kind": "dead", "rule": "", "steps": 3}]},
+    "a rule of another kind": {"unjudged": [{"kind": "tired", "rule": "Dead", "steps": 3}]},
     "not a number": {"step": float("nan")},
     "a version that is an array": {"version": torch.ones(3)},
     "names as long as books": {"layers": ["n" * 100_000]},

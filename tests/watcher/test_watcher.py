@@ -729,7 +729,7 @@ def test_a_state_is_numbers_strings_and_tensors_under_a_version(tmp_path):
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
     counts = {"step", "skipped_steps", "measured_steps"}
-    assert loaded.keys() == state.keys() == {"version", "layers", *counts, "ended", "optimizers"}
+    assert loaded.keys() == state.keys() == {"version", "layers", *counts, "unjudged", "ended", "optimizers"}
 
 
 # the garbage collector
