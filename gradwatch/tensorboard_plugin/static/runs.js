@@ -25,7 +25,7 @@ export function severityOf(answer) {
   const findings = answer?.findings ?? [];
   if (findings.some(({severity}) => severity === 'error')) return 'error';
   if (findings.length) return 'warning';
-  return answer?.unmeasured || answer?.unjudged || answer?.lost ? 'unknown' : 'healthy';
+  return gapsOf(answer).length ? 'unknown' : 'healthy';
 }
 
 /**
@@ -134,11 +134,22 @@ function runItem(run, name, answer, isChosen, toggle, choose) {
 export function verdictInWords(answer) {
   const count = answer?.findings.length ?? 0;
   const words = count ? counted(count, 'finding') : 'no findings';
-  const gaps = [];
-  if (answer?.unmeasured) gaps.push(`${answer.unmeasured} of ${counted(answer.steps ?? 0, 'step')} not measured`);
-  if (answer?.unjudged) gaps.push(answer.unjudged);
-  if (answer?.lost) gaps.push('a part could not be written');
+  const gaps = gapsOf(answer);
   return gaps.length ? `${words} in what is known: ${gaps.join('; ')}` : words;
+}
+
+/**
+ * Returns what is not known of a run, in words.
+ *
+ * @param {FindingsAnswer | undefined} answer
+ */
+function gapsOf(answer) {
+  if (!answer) return [];
+  const gaps = [];
+  if (answer.unmeasured) gaps.push(`${answer.unmeasured} of ${counted(answer.steps ?? 0, 'step')} not measured`);
+  if (answer.unjudged) gaps.push(answer.unjudged);
+  if (answer.lost) gaps.push('a part could not be written');
+  return gaps;
 }
 
 /**
