@@ -115,7 +115,7 @@ def environment_words(environment: Environment) -> str:
     names = {"python": "Python"}
     versions = ", ".join(f"{names.get(name, name)} {version}" for name, version in environment.versions.items())
     commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
-    script = f"{environment.script}; " if environment.script else ""
+    script = f"script {environment.script}; " if environment.script else ""
     return f"{script}{versions}; {environment.devices}{commit}"
 
 
