@@ -7,7 +7,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal # a process
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OLDEST_PYTHON ?= python3.10 # the lowest that pyproject.toml allows
 
-.PHONY: demo test quick endurance endurance-quick test-long test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-clip bench-cures bench-external bench-tab
+.PHONY: demo test quick endurance endurance-quick test-long test-oldest test-newest check check-python check-frontend check-workflows docs screenshots bench bench-detection bench-recovery bench-clip bench-cures bench-cures-external bench-external bench-tab
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed  ## four networks on real data, one healthy, three sick; leaves runs/ for TensorBoard
@@ -89,6 +89,12 @@ bench-cures: .venv/bench  ## whether prescribe finds the cures that there are; w
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures search --half all
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.cures measure --half all
 	$(BIN)/python -m benchmarks.cures table
+
+bench-cures-external: .venv-external/installed  ## the same of programs that others wrote, cloned into EXTERNAL (benchmarks/external/README.md); two hours
+	$(if $(EXTERNAL),,$(error expected EXTERNAL=folder with the cloned repositories, see benchmarks/external/README.md))
+	OMP_NUM_THREADS=1 .venv-external/bin/python -m benchmarks.cures search --programs external --repositories $(EXTERNAL)
+	OMP_NUM_THREADS=1 .venv-external/bin/python -m benchmarks.cures measure --programs external --repositories $(EXTERNAL)
+	.venv-external/bin/python -m benchmarks.cures table
 
 bench-external: .venv-external/installed  ## programs that others wrote, cloned into EXTERNAL (benchmarks/external/README.md); writes tables of docs/detection.md (an hour)
 	$(if $(EXTERNAL),,$(error expected EXTERNAL=folder with the cloned repositories, see benchmarks/external/README.md))

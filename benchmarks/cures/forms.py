@@ -11,13 +11,12 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks.cures.form import Form, Formed, Named
 from benchmarks.detection import faulty  # noqa: F401  its programs register themselves
 from benchmarks.detection.bare import start
 from benchmarks.detection.program import PROGRAMS, Program, Training
@@ -36,16 +35,6 @@ EXCLUDED = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Form:
-    """The arguments of ``prescribe``. No two forms are equal, since the batches of each were drawn for it."""
-
-    make_model: Callable[[], nn.Module]
-    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    batches: list[tuple[Any, Any]]
-    loss_fn: Callable[[Any, Any], Tensor]
-
-
 class Inside(nn.Module):
     """A model whose forward pass draws its batch and returns its loss."""
 
@@ -57,9 +46,16 @@ class Inside(nn.Module):
         return self._loss_of(number)
 
 
-@functools.lru_cache(maxsize=8)
-def form_of(program: Program, seed: int) -> Form | str:
+def form_of(program: Named, seed: int) -> Form | str:
     """Return the program's form with data drawn under ``seed``, or the reason why it has none."""
+    if isinstance(program, Formed):
+        return program.form(seed)
+    assert isinstance(program, Program)
+    return _own_form(program, seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _own_form(program: Program, seed: int) -> Form | str:
     if program.name in EXCLUDED:
         return EXCLUDED[program.name]
     training = start(program, seed)

@@ -10,33 +10,31 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gradwatch
 from benchmarks.cures import results, search
-from benchmarks.cures.forms import Form, form_of
-from benchmarks.detection.program import Program
+from benchmarks.cures.collection import Collection
+from benchmarks.cures.form import Form, Named
+from benchmarks.cures.forms import form_of
 from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.race import Candidate
 from gradwatch.prescription.ranking import Trial
 from gradwatch.prescription.treatments import code_of, name_of
 from gradwatch.remedies import NotApplicableError
 
-RESULTS = Path("benchmarks/cures/measured.jsonl")
 PRESCRIBED, FRESH = 200, (301, 302, 303)
 BUDGET = 30.0
 DRAWN = 1  # remedy at random for each fresh seed
 ALWAYS = "he + lower-learning-rate"
 
 
-def measure(seconds: float, half: str, only: Sequence[str] | None = None) -> None:
+def measure(collection: Collection, seconds: float, half: str, only: Sequence[str] | None = None) -> None:
     """Measure the programs that are not measured yet, for about so many seconds."""
-    curable = search.curable(None if half == "all" else half == "measured")
-    results.go_on(RESULTS, curable, measured, seconds, only)
+    results.go_on(collection.measured, collection.curable(half), measured, seconds, only)
 
 
-def measured(program: Program) -> dict[str, Any]:
+def measured(program: Named) -> dict[str, Any]:
     """Return what was ranked first for one program, and how it and the controls do on the fresh seeds."""
     form = form_of(program, PRESCRIBED)
     assert isinstance(form, Form)
@@ -61,7 +59,7 @@ def measured(program: Program) -> dict[str, Any]:
     }
 
 
-def fresh(program: Program, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float | None]:
+def fresh(program: Named, seed: int, first: Candidate | None, always: Candidate) -> dict[str, float | None]:
     """Return for one fresh seed 1 or 0 for the first-ranked and the constant remedy, and a share for those drawn.
 
     None for each if nothing is sick on this seed: then no remedy can be judged.
@@ -84,7 +82,7 @@ def fresh(program: Program, seed: int, first: Candidate | None, always: Candidat
     }
 
 
-def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, form: Form) -> float | None:
+def outcome_of(program: Named, candidate: Candidate, seed: int, kind: str, form: Form) -> float | None:
     """Return 1 if the candidate cures, 0 if not, None if it does not apply."""
     try:
         return float(search.cures(program, candidate, seed, kind, form))
@@ -97,8 +95,3 @@ def outcome_of(program: Program, candidate: Candidate, seed: int, kind: str, for
 def candidate_of(trial: Trial) -> Candidate:
     """Return the treatments of a trial."""
     return next(each for each in everything() if name_of(each) == trial.remedy and trial.code.endswith(code_of(each)))
-
-
-def read() -> list[dict[str, Any]]:
-    """Return what was measured so far."""
-    return results.read(RESULTS)

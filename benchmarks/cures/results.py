@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cures.form import Named
 from benchmarks.cures.forms import silence
-from benchmarks.detection.program import Program
 
 Result = dict[str, Any]
 
@@ -22,8 +22,8 @@ def read(path: Path) -> list[Result]:
 
 def go_on(
     path: Path,
-    programs: Iterable[Program],
-    work: Callable[[Program], Result],
+    programs: Iterable[Named],
+    work: Callable[[Named], Result],
     seconds: float,
     only: Sequence[str] | None,
 ) -> None:

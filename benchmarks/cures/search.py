@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.cures import results
-from benchmarks.cures.forms import Form, form_of, programs
-from benchmarks.detection.program import PROGRAMS, Program
+from benchmarks.cures.collection import Collection
+from benchmarks.cures.form import Form, Named
+from benchmarks.cures.forms import form_of
 from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.fitting import candidates, everything
 from gradwatch.prescription.problem import Problem
@@ -25,17 +25,15 @@ from gradwatch.prescription.treatments import name_of
 from gradwatch.prescription.trial import LONGEST, TrialRun, run
 from gradwatch.remedies import NotApplicableError
 
-RESULTS = Path("benchmarks/cures/searched.jsonl")
 SCREEN, CONFIRM = 100, (101, 102)
 
 
-def search(seconds: float, half: str, only: list[str] | None = None) -> None:
+def search(collection: Collection, seconds: float, half: str, only: list[str] | None = None) -> None:
     """Go on with the search for about so many seconds."""
-    of_half = (program for program in programs() if half == "all" or program.is_measured == (half == "measured"))
-    results.go_on(RESULTS, of_half, searched, seconds, only)
+    results.go_on(collection.searched, collection.chosen(half), searched, seconds, only)
 
 
-def searched(program: Program) -> dict[str, Any]:
+def searched(program: Named) -> dict[str, Any]:
     """Return what the search finds for one program."""
     begin = time.perf_counter()
     base = {"program": program.name, "kind": program.kind, "is_measured": program.is_measured}
@@ -70,12 +68,12 @@ def ordered(kind: Kind, findings: Sequence[Finding]) -> list[Candidate]:
     return [*first, *(candidate for candidate in everything() if candidate not in first)]
 
 
-def confirmed(program: Program, candidate: Candidate, kind: str) -> bool:
+def confirmed(program: Named, candidate: Candidate, kind: str) -> bool:
     """Return whether the candidate cures on fresh seeds."""
     return all(cures_afresh(program, candidate, kind, seed) for seed in CONFIRM)
 
 
-def cures_afresh(program: Program, candidate: Candidate, kind: str, seed: int) -> bool:
+def cures_afresh(program: Named, candidate: Candidate, kind: str, seed: int) -> bool:
     """Return whether the candidate cures on another seed, of data and model; an error is no cure."""
     form = form_of(program, seed)
     assert isinstance(form, Form)
@@ -85,7 +83,7 @@ def cures_afresh(program: Program, candidate: Candidate, kind: str, seed: int) -
         return False
 
 
-def cures(program: Program, candidate: Candidate, seed: int, kind: str, form: Form) -> bool:
+def cures(program: Named, candidate: Candidate, seed: int, kind: str, form: Form) -> bool:
     """Return whether ``candidate`` cures the program under ``seed``."""
     return is_cured(run(problem_of(form), candidate, seed, LONGEST), untreated(form, seed), kind)
 
@@ -105,14 +103,3 @@ def problem_of(form: Form) -> Problem:
 def sickness(untreated: TrialRun) -> Kind | None:
     """Return the kind that ``prescribe`` would try to cure."""
     return main_kind(untreated) if untreated.findings else None
-
-
-def read() -> list[dict[str, Any]]:
-    """Return what the search has found so far."""
-    return results.read(RESULTS)
-
-
-def curable(half: bool | None = None) -> list[Program]:
-    """Return the programs for which the search found a cure."""
-    found = [each for each in read() if each.get("cure") and (half is None or each["is_measured"] == half)]
-    return [PROGRAMS[each["program"]] for each in found]

@@ -8,13 +8,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.cures import measure, search
+from benchmarks.cures import measure
+from benchmarks.cures.collection import OWN, of_others
 from benchmarks.detection.table import rate
 
 PAGES = {Path("docs/prescribe.md"): "cures", Path("docs/remedies.md"): "prescribe"}
 """Page → the name of its markers: the first has all tables, the second the summary."""
 HALVES = ("measured", "other")
-"""The halves of the programs; nothing was tuned on the first."""
+"""The halves of our own programs; nothing was tuned on the first."""
+EXTERNAL = "external"
+"""The programs that others wrote, on which nothing was tuned either."""
+TITLES = {"measured": "The measured half", "other": "The other half", EXTERNAL: "Programs that others wrote"}
 
 
 def write() -> None:
@@ -30,21 +34,33 @@ def write() -> None:
 
 def tables() -> str:
     """Return the summary of each half, each program, and the programs that were left out."""
-    return "\n\n".join([*map(summary, HALVES), _programs(measure.read()), _left_out(search.read())])
+    searched, measured = _all()
+    ours = [each for each in searched if _half(each) != EXTERNAL]
+    theirs = [each for each in searched if _half(each) == EXTERNAL]
+    lists = [_programs(measured), _left_out(ours), _left_out_by_name(theirs)]
+    return "\n\n".join([*map(summary, TITLES), *lists])
 
 
 def summary(half: str) -> str:
-    """Return the summary of one half: ``measured``, on which nothing was tuned, or ``other``."""
-    return _summary(half, *([each for each in read() if _half(each) == half] for read in (search.read, measure.read)))
+    """Return the summary of one half: ``measured``, on which nothing was tuned, ``other``, or ``external``."""
+    return _summary(half, *([each for each in rows if _half(each) == half] for rows in _all()))
+
+
+def _all() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what was searched and what was measured, of our own programs and of those of others."""
+    both = (OWN, of_others())
+    return [row for each in both for row in each.read_searched()], [
+        row for each in both for row in each.read_measured()
+    ]
 
 
 def _half(result: dict[str, Any]) -> str:
-    return HALVES[not result["is_measured"]]
+    return EXTERNAL if "/" in result["program"] else HALVES[not result["is_measured"]]  # a suite and a name
 
 
 def _summary(name: str, searched: Sequence[dict[str, Any]], half: Sequence[dict[str, Any]]) -> str:
     curable = sum(bool(each.get("cure")) for each in searched)
-    begun = f"**The {name} half**: measured are {len(half)} of the {curable} programs for which the search found a cure"
+    begun = f"**{TITLES[name]}**: measured are {len(half)} of the {curable} programs for which the search found a cure"
     judged = [each for each in half if _judged(each, "cured")]
     if not judged:
         return f"{begun}."
@@ -116,3 +132,14 @@ def _left_out(searched: Sequence[dict[str, Any]]) -> str:
     return "\n".join(
         [f"Left out, of the {len(searched)} programs searched:", "", "| why | programs |", "|---|---|", *lines]
     )
+
+
+def _left_out_by_name(searched: Sequence[dict[str, Any]]) -> str:
+    """Return why programs of others are not measured, suite by suite."""
+    reasons: dict[str, list[str]] = {}
+    for each in searched:
+        if not each.get("cure"):
+            reasons.setdefault(each.get("excluded", "the search found no cure"), []).append(f"`{each['program']}`")
+    lines = [f"| {reason} | {', '.join(sorted(names))} |" for reason, names in sorted(reasons.items())]
+    header = f"Left out, of the {len(searched)} sick programs of others that count in docs/detection.md:"
+    return "\n".join([header, "", "| why | programs |", "|---|---|", *lines])

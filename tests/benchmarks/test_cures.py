@@ -1,14 +1,17 @@
 """The benchmark of cures: programs in the form that ``prescribe`` takes, and what is said of them."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.cures import forms, measure, search, table
+from benchmarks.cures.collection import OWN, of_others
 from benchmarks.cures.forms import Form, form_of, programs
 from benchmarks.detection.bare import start
 from benchmarks.detection.program import PROGRAMS
+from benchmarks.external.execute import Places
 from gradwatch.prescription import treatments
 from gradwatch.prescription.fitting import everything
 from gradwatch.prescription.trial import TrialRun
@@ -66,12 +69,21 @@ def test_the_programs_are_the_sick_ones_in_an_order_of_their_own():
 
 
 def test_what_is_committed_fits_the_programs_of_today():
-    searched, measured = search.read(), measure.read()
+    searched, measured = OWN.read_searched(), OWN.read_measured()
     assert {each["program"] for each in searched} <= set(PROGRAMS)
-    assert {each["program"] for each in measured} <= {program.name for program in search.curable()}
+    assert {each["program"] for each in measured} <= {program.name for program in OWN.curable("all")}
     assert all(PROGRAMS[each["program"]].is_measured == each["is_measured"] for each in searched + measured)
     assert table.tables().count("| measured | `") == len([each for each in measured if each["is_measured"]])
     assert table.tables().count("| other | `") == len([each for each in measured if not each["is_measured"]])
+
+
+def test_what_is_committed_of_programs_of_others_fits_those_that_count():
+    nowhere = Places(Path("nowhere"), Path("nowhere"), Path("nowhere"))
+    others = of_others(nowhere)
+    searched, measured = others.read_searched(), others.read_measured()
+    assert {each["program"] for each in searched} <= {program.name for program in others.programs()}
+    assert {each["program"] for each in measured} <= {program.name for program in others.curable("all")}
+    assert table.tables().count("| external | `") == len(measured)
 
 
 def test_a_cure_is_found_and_told_apart_from_none():

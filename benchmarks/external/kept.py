@@ -1,0 +1,54 @@
+"""Run a program until what it trains is known, under a seed, and read what an adapter has kept of it.
+
+What is kept lies in the scratch folder and is used again by the next run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pickle
+from typing import Any
+
+from benchmarks.external.execute import Places, run_kept
+from benchmarks.external.program import External
+from benchmarks.external.tensors import WRITTEN
+
+LIMIT = 120.0
+"""Seconds for a program to come to what it trains."""
+
+UPDATES = 320
+"""Updates of a program on torch that are kept: what ``prescribe`` takes of a loader."""
+
+
+def kept(program: External, seed: int, places: Places) -> dict[str, Any] | None:
+    """Return what is kept of ``program`` under ``seed``; None if it did not come so far."""
+    if program.suite == "GRIST":
+        seed = 0  # its searcher and its scripts set their own
+    return _kept(program.name, seed, places)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(name: str, seed: int, places: Places) -> dict[str, Any] | None:
+    from benchmarks.external.programs import PROGRAMS
+
+    program = next(each for each in PROGRAMS if each.name == name)
+    file = places.scratch / f"{name.replace('/', '-')}-{seed}.kept"
+    if not file.exists():
+        places.scratch.mkdir(parents=True, exist_ok=True)
+        outcome = run_kept(_prepared(program), places, LIMIT, seed, file)
+        file.with_suffix(".log").write_text(outcome.output, encoding="utf-8")
+    return pickle.loads(file.read_bytes()) if file.exists() else None
+
+
+def _prepared(program: External) -> External:
+    """Return the program with the adapter that keeps what it trains."""
+    if "keras_torch" in program.adapters:
+        return dataclasses.replace(program, adapters=("keep_keras", *program.adapters), updates=0)
+    targets = WRITTEN[program.name].targets if program.name in WRITTEN else ""
+    return dataclasses.replace(
+        program,
+        adapters=(*program.adapters, "keep_torch"),
+        environment=program.environment | {"EXTERNAL_TARGETS": targets},
+        updates=program.updates and UPDATES,
+    )
