@@ -89,11 +89,11 @@ def run_watched(program: External, places: Places, limit: float) -> Outcome:
     return Outcome(status, seconds, output, None, tuple(findings), max(steps, default=0))
 
 
-def run_kept(program: External, places: Places, limit: float, seed: int, file: Path) -> Outcome:
-    """Run ``program`` under ``seed`` until what it trains is in ``file``; an adapter writes that (``kept.py``)."""
+def run_kept(program: External, places: Places, limit: float, file: Path) -> Outcome:
+    """Run ``program`` until what it trains is in ``file``; an adapter writes that (``kept.py``)."""
     folder = _copy(program, places)
     arguments = [Path(program.path).name, *program.arguments]
-    variables = _environment(program, places) | {"EXTERNAL_KEPT": str(file), "EXTERNAL_SEED": str(seed)}
+    variables = _environment(program, places) | {"EXTERNAL_KEPT": str(file)}
     return Outcome(*_run(arguments, folder, variables, limit, places, _modules(program)))
 
 

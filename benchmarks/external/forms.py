@@ -65,11 +65,11 @@ def programs(places: Places) -> list[SickProgram]:
 
 @functools.lru_cache(maxsize=4)
 def form_of(name: str, seed: int, places: Places) -> Form | str:
-    """Return a program's form with its data drawn and ordered under ``seed``, or the reason why it has none."""
+    """Return a program's form with its data in the order of ``seed``, or the reason why it has none."""
     if name in EXCLUDED:
         return EXCLUDED[name]
     program = next(each for each in PROGRAMS if each.name == name)
-    found = kept(program, seed, places)
+    found = kept(program, places)
     if found is None or "not_kept" in found:
         return "it did not come to what it trains" if found is None else found["not_kept"]
     try:

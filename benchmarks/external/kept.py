@@ -1,4 +1,4 @@
-"""Run a program until what it trains is known, under a seed, and read what an adapter has kept of it.
+"""Run a program until what it trains is known, and read what an adapter has kept of it.
 
 What is kept lies in the scratch folder and is used again by the next run.
 """
@@ -6,7 +6,6 @@ What is kept lies in the scratch folder and is used again by the next run.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pickle
 from typing import Any
 
@@ -21,22 +20,12 @@ UPDATES = 320
 """Updates of a program on torch that are kept: what ``prescribe`` takes of a loader."""
 
 
-def kept(program: External, seed: int, places: Places) -> dict[str, Any] | None:
-    """Return what is kept of ``program`` under ``seed``; None if it did not come so far."""
-    if program.suite == "GRIST":
-        seed = 0  # its searcher and its scripts set their own
-    return _kept(program.name, seed, places)
-
-
-@functools.lru_cache(maxsize=4)
-def _kept(name: str, seed: int, places: Places) -> dict[str, Any] | None:
-    from benchmarks.external.programs import PROGRAMS
-
-    program = next(each for each in PROGRAMS if each.name == name)
-    file = places.scratch / f"{name.replace('/', '-')}-{seed}.kept"
+def kept(program: External, places: Places) -> dict[str, Any] | None:
+    """Return what is kept of ``program``; None if it did not come so far."""
+    file = places.scratch / f"{program.name.replace('/', '-')}.kept"
     if not file.exists():
         places.scratch.mkdir(parents=True, exist_ok=True)
-        outcome = run_kept(_prepared(program), places, LIMIT, seed, file)
+        outcome = run_kept(_prepared(program), places, LIMIT, file)
         file.with_suffix(".log").write_text(outcome.output, encoding="utf-8")
     return pickle.loads(file.read_bytes()) if file.exists() else None
 

@@ -28,6 +28,9 @@ _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("safe-sqrt", "safe-log"), ("safe-division",)),
     (("clean-data",), ("clip-norm", "lower-learning-rate")),
     (("lstm-gru",), ("higher-learning-rate",)),
+    # An output that passes no gradient hides what else is wrong: nothing shows until it is mended.
+    (("linear-output", "softmax-over-classes"), ("scaled-inputs", "lower-learning-rate", "higher-learning-rate",
+                                                 "batch-norm")),
 )  # fmt: skip
 
 

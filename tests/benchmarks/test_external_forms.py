@@ -169,25 +169,24 @@ def places(tmp_path_factory):
     return Places(root / "repositories", root / "scratch", Path(sys.executable))
 
 
-def keep(places, name, script, adapters, monkeypatch):
+def keep(places, name, script, adapters):
     folder = places.repositories / "pytorch" / "examples" / name
     folder.mkdir(parents=True)
     (folder / "train.py").write_text(script, encoding="utf-8")
     program = External(f"own/{name}", "own", "pytorch/examples", f"{name}/train.py", sick("stalled", "It stays."),
                        adapters=adapters)  # fmt: skip
-    monkeypatch.setattr("benchmarks.external.programs.PROGRAMS", [program])
-    return kept.kept(program, 3, places)
+    return kept.kept(program, places)
 
 
 @pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
-def test_a_translated_model_has_the_losses_of_keras(places, monkeypatch, name):
+def test_a_translated_model_has_the_losses_of_keras(places, name):
     shape, model, loss = CHAINS[name]
     layers = ", ".join({part.split("(")[0].strip() for part in model.split("), ")})
     script = KERAS.format(layers=layers, shape=shape, model=model, loss=loss)
-    found = keep(places, name, script, ("keras_torch",), monkeypatch)
+    found = keep(places, name, script, ("keras_torch",))
     assert len(found["x"]) == 16
     assert len(found["losses"]) == 10
     ours, theirs = compare.losses_of_keras(found), found["losses"]
@@ -216,9 +215,9 @@ for _ in range(400):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_program_of_torch_is_given_to_prescribe(places, monkeypatch):
+def test_a_program_of_torch_is_given_to_prescribe(places):
     pytest.importorskip("cloudpickle")
-    found = keep(places, "torch", TORCH, (), monkeypatch)
+    found = keep(places, "torch", TORCH, ())
     assert len(found["batches"]) == kept.UPDATES
     form = forms.of_torch(found)
     assert type(form.make_model()).__name__ == "Net"

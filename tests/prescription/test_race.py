@@ -11,7 +11,7 @@ import pytest
 
 from gradwatch.findings import Finding
 from gradwatch.prescription import outcome, ranking
-from gradwatch.prescription.race import FINALISTS, race
+from gradwatch.prescription.race import FINALISTS, FURTHER, race
 from gradwatch.prescription.treatments import Treatment
 from gradwatch.prescription.trial import TrialRun
 from gradwatch.remedies import Change, NotApplicableError
@@ -75,16 +75,28 @@ def test_the_last_ones_run_their_full_length_on_a_single_seed_too():
     assert [run.steps for run in whole[CANDIDATES[0]]] == [300]
 
 
-def test_a_seed_on_which_nothing_is_sick_judges_no_remedy():
+@pytest.mark.parametrize(
+    ("healthy", "judged"),
+    [
+        ({1}, [0, 3, 2]),
+        ({1, 3, 4}, [0, 5, 2]),
+        ({1, 2, 3}, [0, 4, 5]),
+        ({1, 3, 4, 5}, [0, 2]),
+        (set(range(1, 20)), [0]),
+    ],
+)
+def test_a_seed_on_which_nothing_is_sick_judges_no_remedy_and_another_takes_its_place(healthy, judged):
     tries = Tries()
 
     def lucky(candidate, seed, steps):
         run = tries(candidate, seed, steps)
-        return TrialRun(seed, steps, 10.0, 0.5, (), 1e-9, True) if not candidate and seed == 1 else run
+        return TrialRun(seed, steps, 10.0, 0.5, (), 1e-9, True) if not candidate and seed in healthy else run
 
     whole, _, baselines = raced(lucky)
-    assert set(baselines) == {0, 2}
-    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 2]
+    assert set(baselines) == set(judged)
+    assert [run.seed for run in whole[CANDIDATES[0]]] == judged
+    untreated = [seed for candidate, seed, _ in tries.calls if not candidate]
+    assert len(untreated) == len(set(untreated)) <= 1 + 2 * (1 + FURTHER)
 
 
 def test_a_first_run_is_long_enough_to_see_the_finding_come():
@@ -123,8 +135,8 @@ def test_a_seed_on_which_the_untreated_model_raises_judges_no_remedy():
         return tries(candidate, seed, steps)
 
     whole, _, baselines = raced(failing)
-    assert set(baselines) == {0, 2}
-    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 2]
+    assert set(baselines) == {0, 2, 3}
+    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 3, 2]
 
 
 def test_a_change_that_raises_on_a_later_seed_is_no_cure_and_says_why():
