@@ -47,7 +47,10 @@ def summary(half: str) -> str:
 
 
 def _all() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return what was searched and what was measured, of our own programs and of those of others."""
+    """Return what was searched and what was measured, of our own programs and of those of others.
+
+    The kind of a program of ours is that of its label. Labels of others allow several: theirs is what was found first.
+    """
     both = (OWN, of_others())
     return [row for each in both for row in each.read_searched()], [
         row for each in both for row in each.read_measured()

@@ -49,3 +49,11 @@ def test_extreme_rates_come_last_among_singles_and_pairs_by_the_sum_of_their_pla
 def test_a_critics_constraint_is_tried_late_where_nothing_advises_it():
     names = [candidate[0].remedy for candidate in fitting.candidates("exploding") if len(candidate) == 1]
     assert names.index("lower-learning-rate") < names.index("batch-norm") < names.index("spectral-norm")
+
+
+@pytest.mark.parametrize("output", ["linear-output", "softmax-over-classes"])
+def test_an_output_that_cannot_learn_is_mended_together_with_what_it_hides(output):
+    tried = fitting.candidates("stalled", [found("stalled", output)])
+    pairs = [{treatment.remedy for treatment in candidate} for candidate in tried if len(candidate) == 2]
+    for other in ("scaled-inputs", "lower-learning-rate", "higher-learning-rate", "batch-norm"):
+        assert {output, other} in pairs
