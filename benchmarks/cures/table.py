@@ -144,5 +144,5 @@ def _left_out_by_name(searched: Sequence[dict[str, Any]]) -> str:
         if not each.get("cure"):
             reasons.setdefault(each.get("excluded", "the search found no cure"), []).append(f"`{each['program']}`")
     lines = [f"| {reason} | {', '.join(sorted(names))} |" for reason, names in sorted(reasons.items())]
-    header = f"Left out, of the {len(searched)} sick programs of others that count in docs/detection.md:"
+    header = f"Left out, of the {len(searched)} sick programs of others that were searched:"
     return "\n".join([header, "", "| why | programs |", "|---|---|", *lines])
