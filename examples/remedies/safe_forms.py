@@ -178,10 +178,22 @@ def begun_at_zero() -> nn.Sequential:
     return model
 
 
+def of_raw_outputs(outputs: Tensor, classes: Tensor) -> Tensor:
+    """Return −Σ y·log(p) of what should be probabilities, clamped as Keras does it."""
+    shares = (outputs / outputs.sum(1, keepdim=True)).clamp(1e-7, 1 - 1e-7)
+    return -(F.one_hot(classes, 10) * shares.log()).sum(1).mean()
+
+
+def of_probabilities(outputs: Tensor, classes: Tensor) -> Tensor:
+    """Return the same with a softmax at the output."""
+    return of_raw_outputs(outputs.softmax(1), classes)
+
+
 def main() -> list[str]:
     """Train each operation, sick and safe."""
     rare = partial(Way, model=partial(with_function, shares_at_times))
     adam = partial(Way, rate=0.01, optimizer=torch.optim.Adam)
+    raw = partial(Way, model=lambda: nn.Sequential(*stack(nn.ReLU, 2)), rate=0.01, optimizer=torch.optim.Adam)
     one = lambda function: nn.Sequential(*stack(nn.ReLU, 2), Lambda(function))
     sharp = partial(Way, model=partial(sharpened, 300.0), rate=0.01, optimizer=torch.optim.Adam)
     return compare(
@@ -218,10 +230,12 @@ def main() -> list[str]:
             steps=100,
         ),
         Table(
-            "A softmax over one entry, and an optimizer that divides by the norm of a gradient of 0",
+            "A softmax over one entry, logits as probabilities, and an optimizer that divides by a norm of 0",
             [
                 adam("do nothing: a softmax over one entry", partial(one, over_one_entry)),
                 adam("softmax-over-classes", partial(one, over_classes)),
+                raw("do nothing: the logarithm of logits", loss=of_raw_outputs),
+                raw("output-probabilities", loss=of_probabilities),
                 Way("do nothing: normalised descent", begun_at_zero, 0.003, optimizer=Normalised),
                 Way("safe-update", begun_at_zero, 0.003, optimizer=normalised_safely),
             ],

@@ -29,8 +29,8 @@ _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("clean-data",), ("clip-norm", "lower-learning-rate")),
     (("lstm-gru",), ("higher-learning-rate",)),
     # An output that passes no gradient hides what else is wrong: nothing shows until it is mended.
-    (("linear-output", "softmax-over-classes"), ("scaled-inputs", "lower-learning-rate", "higher-learning-rate",
-                                                 "batch-norm")),
+    (("linear-output", "softmax-over-classes", "output-probabilities"), ("scaled-inputs", "lower-learning-rate",
+                                                                         "higher-learning-rate", "batch-norm")),
 )  # fmt: skip
 
 

@@ -26,10 +26,7 @@ KEPT = 3  # one in so many goes on to the next seed; Hyperband (arXiv:1603.06560
 FINALISTS = 4  # so many at least go on
 SHORTEST = 3  # first runs have at least a third of the untreated run's updates: fewer teach nothing to judge by
 ROOM = 2  # first runs have at least twice as many updates as the finding took to come, since it may come later
-FURTHER = (
-    3  # seeds that are looked at in place of one on which nothing is sick: of a fault that half of all seeds show,
-)
-# four looks find one in 94 of 100 cases
+FURTHER = 3  # seeds to look at in place of one on which nothing is sick: four looks find a fault of every second seed
 SLOWER = 1.5  # a treated step in units of an untreated one, for the plan alone: the clock keeps the deadline
 
 Candidate = tuple[Treatment, ...]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         init_zero_gains_,
     )
     from gradwatch.remedies.normalisation import insert_norms_, scale_layer_inputs_
+    from gradwatch.remedies.output_probabilities import OutputProbabilities
     from gradwatch.remedies.precision import use_mixed_precision_
     from gradwatch.remedies.recurrence import replace_rnns_, truncate_backprop_
     from gradwatch.remedies.safe_forms import (
@@ -66,15 +67,16 @@ if TYPE_CHECKING:
     from gradwatch.remedies.updates import leave_out_zero_gradients_
 
 __all__ = [
-    "FAMILIES", "LIBRARY", "PRELUDE", "Case", "Change", "NotApplicableError", "PartlyAppliedWarning", "Remedy",
-    "SafeAngle", "SafeDecomposition", "SafeDivision", "SafeLog", "SafePower", "SafeSoftmax", "SafeSqrt", "Scaling",
-    "SoftmaxOverClasses", "add_residuals_", "add_spectral_norms_", "advise", "clean_batches", "code_of", "fitting",
-    "gradient_penalty", "init_depth_scaled_", "init_he_", "init_lecun_", "init_nonfinite_", "init_orthogonal_",
-    "init_xavier_", "init_zero_gains_", "insert_norms_", "jittered", "jittered_symmetric", "leave_out_zero_gradients_",
-    "masked_softmax", "remove_layers_", "remove_output_activation_", "replace_activations_", "replace_rnns_",
-    "safe_acos", "safe_acosh", "safe_asin", "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p",
-    "safe_norm", "safe_pow", "safe_sqrt", "scale_batches", "scale_layer_inputs_", "softmax_over_classes",
-    "split_batches", "truncate_backprop_", "unmask_full_rows", "use_maxout_", "use_mixed_precision_",
+    "FAMILIES", "LIBRARY", "PRELUDE", "Case", "Change", "NotApplicableError", "OutputProbabilities",
+    "PartlyAppliedWarning", "Remedy", "SafeAngle", "SafeDecomposition", "SafeDivision", "SafeLog", "SafePower",
+    "SafeSoftmax", "SafeSqrt", "Scaling", "SoftmaxOverClasses", "add_residuals_", "add_spectral_norms_", "advise",
+    "clean_batches", "code_of", "fitting", "gradient_penalty", "init_depth_scaled_", "init_he_", "init_lecun_",
+    "init_nonfinite_", "init_orthogonal_", "init_xavier_", "init_zero_gains_", "insert_norms_", "jittered",
+    "jittered_symmetric", "leave_out_zero_gradients_", "masked_softmax", "remove_layers_",
+    "remove_output_activation_", "replace_activations_", "replace_rnns_", "safe_acos", "safe_acosh", "safe_asin",
+    "safe_atanh", "safe_divide", "safe_exp", "safe_log", "safe_log1p", "safe_norm", "safe_pow", "safe_sqrt",
+    "scale_batches", "scale_layer_inputs_", "softmax_over_classes", "split_batches", "truncate_backprop_",
+    "unmask_full_rows", "use_maxout_", "use_mixed_precision_",
 ]  # fmt: skip
 
 _FUNCTIONS = {
@@ -83,6 +85,7 @@ _FUNCTIONS = {
     "depth": ("add_residuals_", "remove_layers_"),
     "initialisation": ("init_depth_scaled_", "init_he_", "init_lecun_", "init_nonfinite_", "init_orthogonal_",
                        "init_xavier_", "init_zero_gains_"),
+    "output_probabilities": ("OutputProbabilities",),
     "normalisation": ("insert_norms_", "scale_layer_inputs_"),
     "precision": ("use_mixed_precision_",),
     "updates": ("leave_out_zero_gradients_",),

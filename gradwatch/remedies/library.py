@@ -281,6 +281,20 @@ _SAFE_FORMS = (
         change=_safe("SoftmaxOverClasses", "torch.sigmoid(x), or x.softmax(-1)"),
         cost="none",
     ),
+    Remedy(
+        name="output-probabilities",
+        title="Probabilities at the output",
+        advice="a softmax at the output (of one output a sigmoid), or the loss of logits: cross_entropy, "
+        "binary_cross_entropy_with_logits",
+        applies="nonfinite, dead, vanishing, stalled or unstable where a loss takes the logarithm of outputs that are "
+        "no probabilities",
+        kinds=("vanishing", "nonfinite", "dead", "stalled", "unstable"),
+        why="log p is NaN for p < 0, and max(p, ε) has a slope of 0 there; softmax(x)ᵢ = exp xᵢ / Σ exp x is above 0, "
+        "and −log of it has the slope p − y, within ±1",
+        source="Goodfellow, Bengio and Courville 2016, Deep learning, section 6.2.2",
+        change=_safe("OutputProbabilities", "x.softmax(-1), of one output torch.sigmoid(x)"),
+        cost="none",
+    ),
 )
 
 _CLIPPING = (

@@ -18,7 +18,7 @@ from gradwatch.remedies import LIBRARY, NotApplicableError, PartlyAppliedWarning
 
 DATA = {"scaled-inputs", "clean-data", "smaller-batches"}
 SAFE = {"safe-log", "safe-sqrt", "safe-division", "masked-softmax", "safe-power", "safe-angle", "jitter",
-        "softmax-over-classes"}  # fmt: skip
+        "softmax-over-classes", "output-probabilities"}  # fmt: skip
 FOR_OTHER_MODELS = {"loss-scaling", "bfloat16", "float32-weights", "initialise", "nonzero-gain", "scaled-layer-inputs",
                     "linear-output"}  # fmt: skip
 """Those for half precision, weights that are NaN, gains that are 0, large inputs and functions at the output."""

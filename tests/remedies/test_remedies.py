@@ -26,7 +26,7 @@ KEYS = {
     "optimizer-epsilon", "float32-weights", "safe-update", "finite-rate",
     "own-parameters", "longer-schedule", "looser-clip", "clip-before-step",
     "zero-grad", "zero-grad-after-step", "unscale-first", "linear-output", "train-mode", "target-network",
-    "non-saturating-loss",
+    "non-saturating-loss", "output-probabilities",
 }  # fmt: skip
 
 
@@ -74,7 +74,8 @@ def test_its_code_runs_or_says_why_it_does_not_apply(name):
     exec(compile(PRELUDE + MADE_SICK.get(name, "") + LIBRARY[name].code, name, "exec"), {})
 
 
-FUNCTIONS = ["activation_modules", "batches", "depth", "initialisation", "normalisation", "precision", "recurrence",
+FUNCTIONS = ["activation_modules", "batches", "depth", "initialisation", "normalisation", "output_probabilities",
+             "precision", "recurrence",
              "safe_forms", "safe_modes", "slope_limits", "updates"]  # fmt: skip
 
 
