@@ -63,17 +63,21 @@ class OutputProbabilities(SafeMode):
         Raises:
             NotApplicableError: where nothing is.
         """
-        if not (isinstance(outputs, Tensor) and outputs.is_floating_point() and 1 <= outputs.ndim <= 2):
+        if not _is_table(outputs):
             raise NotApplicableError("expected outputs of shape (N,) or (N, C)")
         if bool(((outputs >= 0) & (outputs <= 1)).all()):
             raise NotApplicableError("the outputs are between 0 and 1 already")
         with self, torch.enable_grad():
             taken(outputs.detach().sigmoid().requires_grad_())
-        if not (self._logarithms or self._has_two_classes):
+        self.called = self._logarithms > 0 or self._has_two_classes
+        if not self.called:
             raise NotApplicableError("the loss takes no logarithm of the outputs")
-        self.called = True
-        is_single = outputs.ndim == 1 or outputs.shape[1] == 1
-        return "sigmoid" if is_single or self._has_two_classes or self._logarithms > 1 else "softmax"
+        each_alone = self._has_two_classes or self._logarithms > 1
+        return "sigmoid" if each_alone or outputs.ndim == 1 or outputs.shape[1] == 1 else "softmax"
+
+
+def _is_table(outputs: Any) -> bool:
+    return isinstance(outputs, Tensor) and outputs.is_floating_point() and 1 <= outputs.ndim <= 2
 
 
 class _LossOfProbabilities(LossWithin):

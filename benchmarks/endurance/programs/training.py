@@ -403,6 +403,7 @@ class Training:
             if "says the part" not in str(error):
                 raise
             self.journal.append("tried again")
+            self._feed()  # what it waits for was taken before it raised
             return first_tensor(self.called(x)).float()
 
     def _loss(self, step: int) -> Tensor:
