@@ -1,5 +1,6 @@
 """Press Ctrl-C twice: in the midst of a training, and again while the program ends."""
 
+import functools
 import signal
 import subprocess
 
@@ -13,8 +14,9 @@ def interrupted_twice(command, has_begun, *, cwd, env, seconds):
         cwd, env: as for ``subprocess.Popen``.
         seconds: that it may take to end.
     """
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True) as process:
+    hears_it = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in the background does not
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=cwd, env=env, text=True, preexec_fn=hears_it, **pipes) as process:
         for line in process.stdout:
             if has_begun(line):
                 break
