@@ -149,12 +149,13 @@ class Boundary:
         self.first_at = -1
         self.seen = self.refused = 0
         self.places: list[str] = []
+        self._profile = self._look  # kept: Python has crashed where it called one that was let go meanwhile
 
     @contextlib.contextmanager
     def armed(self) -> Iterator[None]:
         """Return a context in which calls are counted and refused, in threads that begin in it, too."""
         self._is_armed = True
-        threading.setprofile(self._look)
+        threading.setprofile(self._profile)
         self.go_on()
         try:
             yield
@@ -171,7 +172,7 @@ class Boundary:
     def go_on(self) -> None:
         """Look at the calls of this thread, again if it was refused one."""
         if self._is_armed and (self._for_good or not self.refused):
-            sys.setprofile(self._look)
+            sys.setprofile(self._profile)
 
     def pass_by_hand(self, sort: str) -> None:
         """Count a call of a function of the user's, and refuse it if it is its turn."""
