@@ -20,7 +20,7 @@ import numpy as np
 
 from gradwatch.findings import StateError
 
-__all__ = ["VERSION_KEY", "plain", "read"]
+__all__ = ["VERSION_KEY", "plain", "read", "shown"]
 
 VERSION_KEY = "version"
 
@@ -52,6 +52,11 @@ def read(fresh: S, saved: object) -> S:
     return _read_state(type(fresh), saved, type(fresh).__name__, fresh)
 
 
+def shown(value: object) -> str:
+    """Return a value for a message, in so many characters that the message can be read whatever it is."""
+    return textwrap.shorten(reprlib.repr(value), _LONGEST, placeholder=" …")
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return plain(value)
@@ -71,7 +76,7 @@ def _read_state(kind: type[S], saved: object, where: str, fresh: S | None) -> S:
     wanted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     version: int = kind.VERSION  # type: ignore[attr-defined]
     if saved.get(VERSION_KEY) != version:
-        raise _refusal(where, f"version {version}", f"version {reprlib.repr(saved.get(VERSION_KEY))}")
+        raise _refusal(where, f"version {version}", f"version {shown(saved.get(VERSION_KEY))}")
     found = set(saved) - {VERSION_KEY}
     if found != wanted:
         names = textwrap.shorten(", ".join(sorted(map(str, found))), _LONGEST, placeholder=", …")
@@ -93,14 +98,14 @@ def _read(hint: Any, saved: object, where: str, fresh: object) -> Any:
         return _read_state(hint, saved, where, fresh)  # type: ignore[arg-type]
     if origin is Literal:
         if saved not in arguments:
-            raise _refusal(where, f"one of {', '.join(map(repr, arguments))}", reprlib.repr(saved))
+            raise _refusal(where, f"one of {', '.join(map(repr, arguments))}", shown(saved))
         return saved
     if origin in (list, tuple):
         return _read_sequence(origin, arguments, saved, where)
     if origin is dict:
         if not isinstance(saved, Mapping):
             raise _refusal(where, "a dict", type(saved).__name__)
-        return {name: _read(arguments[1], each, f"{where}[{reprlib.repr(name)}]", None) for name, each in saved.items()}
+        return {name: _read(arguments[1], each, f"{where}[{shown(name)}]", None) for name, each in saved.items()}
     return _read_number(hint, saved, where)
 
 
@@ -134,9 +139,9 @@ def _read_sequence(origin: type, arguments: tuple[Any, ...], saved: object, wher
 def _read_number(hint: type, saved: object, where: str) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(saved, accepted) or (isinstance(saved, bool) and hint is not bool):
-        raise _refusal(where, hint.__name__, f"{type(saved).__name__} {reprlib.repr(saved)}")
+        raise _refusal(where, hint.__name__, f"{type(saved).__name__} {shown(saved)}")
     if hint is float and isinstance(saved, int) and abs(saved) > sys.float_info.max:  # a whole number of 400 digits
-        raise _refusal(where, "float", reprlib.repr(saved))
+        raise _refusal(where, "float", shown(saved))
     return saved
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradwatch.detect.state import shown
 from gradwatch.event_files.decode import LARGEST_STEP, UnreadableError, finding_in, unjudged_in
 from gradwatch.findings import Finding, StateError, UnjudgedSteps, shortened_name
 from gradwatch.watcher import checkpoint
@@ -93,12 +93,12 @@ class WatcherState:
         """
         if not isinstance(plain, Mapping) or "version" not in plain:
             is_mapping = isinstance(plain, Mapping)
-            found = f"the keys {reprlib.repr(sorted(map(str, plain)))}" if is_mapping else type(plain).__name__
+            found = f"the keys {shown(sorted(map(str, plain)))}" if is_mapping else type(plain).__name__
             raise StateError(f"load_state_dict: expected what state_dict() returned, found {found}. {_RESUME}")
         if not _is_this_version(plain["version"]):
             raise StateError(
                 f"load_state_dict: expected a state of version {VERSION}, found version "
-                f"{reprlib.repr(plain['version'])}, which "
+                f"{shown(plain['version'])}, which "
                 f"another gradwatch has saved. {_RESUME}"
             )
         try:
@@ -129,7 +129,7 @@ def unreadable(error: Exception) -> StateError:
 
 def of_another_model(before: Sequence[str], now: Sequence[str]) -> StateError:
     """Return what to raise where a state is of other layers than those that are watched now."""
-    differ = reprlib.repr(sorted(set(before) ^ set(now))[:3]) if set(before) != set(now) else "their order"
+    differ = shown(sorted(set(before) ^ set(now))[:3]) if set(before) != set(now) else "their order"
     return StateError(f"load_state_dict: this state is of another model; what differs: {differ}. {_RESUME}")
 
 
@@ -153,7 +153,7 @@ def _is_this_version(found: object) -> bool:
 
 def _count(found: object) -> int:
     if type(found) is not int or not 0 <= found <= LARGEST_STEP:
-        raise TypeError(f"expected a count, found {reprlib.repr(found)}")
+        raise TypeError(f"expected a count, found {shown(found)}")
     return found
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradwatch.detect import state
 from gradwatch.detect.detectors import Detectors
 from gradwatch.explain.background import BackgroundState
-from gradwatch.findings import Thresholds
+from gradwatch.findings import StateError, Thresholds
 from gradwatch.watcher import checkpoint
 from tests.reports import NAN, diagnosis, random_walks, run_of, table
 
@@ -93,6 +93,15 @@ def test_a_plain_state_shares_nothing_with_the_detector():
 def test_what_cannot_be_read_is_refused_in_words(change, words):
     with pytest.raises(ValueError, match=f"{words}.*resume with the version that saved it"):
         state.read(fresh(), {**state.plain(filled()), **change})
+
+
+def test_what_was_found_is_shown_in_a_line_however_much_it_is():
+    nested = {str(i): {str(j): {str(k): np.arange(1e4) for k in range(9)} for j in range(9)} for i in range(9)}
+    for change in ({"count": nested}, {"version": nested}, {"share": [nested]}):
+        with pytest.raises(StateError) as refused:
+            state.read(fresh(), {**state.plain(filled()), **change})
+        assert len(str(refused.value)) < 700
+        assert "\n" not in str(refused.value)
 
 
 def test_a_missing_field_is_refused():
