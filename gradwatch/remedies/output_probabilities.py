@@ -16,6 +16,10 @@ __all__ = ["OutputProbabilities"]
 
 _LOGARITHMS = (torch.log, Tensor.log, torch.log2, Tensor.log2, torch.xlogy, Tensor.xlogy, torch.special.xlogy)
 _TWO_CLASSES = F.binary_cross_entropy
+_MAKES_PROBABILITIES = (
+    torch.softmax, Tensor.softmax, F.softmax, torch.log_softmax, Tensor.log_softmax, F.log_softmax,
+    torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.logsigmoid, torch.exp, Tensor.exp, torch.logsumexp, Tensor.logsumexp,
+)  # fmt: skip
 
 Activation = Literal["softmax", "sigmoid"]
 
@@ -40,14 +44,14 @@ class OutputProbabilities(SafeMode):
     def __init__(self) -> None:
         super().__init__()
         self._logarithms = 0
-        self._has_two_classes = False
+        self._has_two_classes = self._makes_probabilities = False
 
     def around_(self, model: nn.Module, loss_fn: LossFunction) -> LossFunction:
         """Return ``loss_fn`` of probabilities; ``model`` stays as it is.
 
         Raises:
             NotApplicableError: by what is returned, at its first call, where the loss takes no logarithm, or the
-                outputs are probabilities, or no tensor (N,) or (N, C).
+                outputs are probabilities, or no tensor (N,) or (N, C), or the loss makes probabilities of them itself.
         """
         return _LossOfProbabilities(self, loss_fn)
 
@@ -55,6 +59,7 @@ class OutputProbabilities(SafeMode):
         if any(isinstance(each, Tensor) and each.requires_grad for each in args):  # not of targets
             self._logarithms += function in _LOGARITHMS
             self._has_two_classes |= function is _TWO_CLASSES
+            self._makes_probabilities |= function in _MAKES_PROBABILITIES
         return function(*args, **(kwargs or {}))
 
     def activation_for(self, outputs: Any, taken: Callable[[Tensor], Any]) -> Activation:
@@ -69,6 +74,8 @@ class OutputProbabilities(SafeMode):
             raise NotApplicableError("the outputs are between 0 and 1 already")
         with self, torch.enable_grad():
             taken(outputs.detach().sigmoid().requires_grad_())
+        if self._makes_probabilities:
+            raise NotApplicableError("the loss makes probabilities of the outputs itself")
         self.called = self._logarithms > 0 or self._has_two_classes
         if not self.called:
             raise NotApplicableError("the loss takes no logarithm of the outputs")

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradwatch
+from gradwatch.prescription.fitting import everything
+from gradwatch.prescription.treatments import name_of
 from gradwatch.remedies import NotApplicableError, OutputProbabilities
 
 CLASSES = 3
@@ -52,6 +54,12 @@ def test_one_output_or_two_logarithms_get_that_of_a_sigmoid(loss_fn, shape):
         (F.cross_entropy, torch.randn(8, CLASSES), "takes no logarithm"),
         (F.mse_loss, torch.randn(8, CLASSES), "takes no logarithm"),
         (lambda p, y: F.mse_loss(p, torch.xlogy(y, y)), torch.randn(8, CLASSES), "takes no logarithm"),
+        (
+            lambda p, y: -(y * p.softmax(1).log()).sum(),
+            torch.randn(8, CLASSES),
+            "makes probabilities of the outputs itself",
+        ),
+        (lambda p, y: -(y * torch.sigmoid(p).log()).sum(), torch.randn(8, CLASSES), "makes probabilities"),
         (lambda p, _: p.log().mean(), torch.rand(8, CLASSES), "between 0 and 1 already"),
         (lambda p, _: p.log().mean(), torch.randn(8, CLASSES, 5, 5), r"shape \(N,\) or \(N, C\)"),
         (lambda p, _: p[0].log().mean(), (torch.randn(8, CLASSES),), r"shape \(N,\) or \(N, C\)"),
@@ -71,17 +79,28 @@ def test_the_first_outputs_decide_for_all():
     torch.testing.assert_close(loss_fn(between, classes), F.cross_entropy(between, classes))
 
 
-def test_prescribe_finds_it():
+def trained(loss_fn):
+    """(right answers, kinds of findings) of a small network that was trained by this loss."""
     torch.manual_seed(0)
     x = torch.randn(800, 6)
     classes = (x @ torch.randn(6, CLASSES)).argmax(1)
-    prescription = gradwatch.prescribe(
-        lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, CLASSES)),
-        lambda parameters: torch.optim.Adam(parameters, 0.01),
-        list(zip(x.split(32), classes.split(32), strict=True)),
-        clamped_cross_entropy,
-        budget_seconds=20,
-    )
-    assert prescription.best is not None
-    assert prescription.best.remedy == "output-probabilities"
-    assert "OutputProbabilities" in prescription.best.code
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    with gradwatch.watch(model, optimizer) as watcher:
+        for step in range(200):
+            some = slice(32 * (step % 25), 32 * (step % 25) + 32)
+            optimizer.zero_grad()
+            loss_fn(model(x[some]), classes[some]).backward()
+            optimizer.step()
+    right = (model(x).argmax(1) == classes).float().mean().item()
+    return right, [finding.kind for finding in watcher.findings]
+
+
+def test_it_cures_a_network_whose_logits_are_taken_for_probabilities():
+    assert trained(clamped_cross_entropy)[0] < 0.7
+    assert trained(treated(clamped_cross_entropy)) == (pytest.approx(1.0, abs=0.06), [])
+
+
+def test_prescribe_tries_it_alone_and_with_a_rate():
+    names = {name_of(candidate) for candidate in everything()}
+    assert {"output-probabilities", "output-probabilities + higher-learning-rate"} <= names
