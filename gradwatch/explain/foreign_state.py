@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from gradwatch import _torch
 from gradwatch.explain.recorded_call import RecordedCall, arguments_of
+from gradwatch.explain.replica import PLAIN_TYPES
 
 __all__ = ["is_free_of_foreign_state"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType, torch.dtype, torch.device,
           torch.layout, torch.memory_format, weakref.ref)  # fmt: skip
-_MOST_OFTEN = frozenset({bool, int, float, str, types.NoneType})  # of ``_PLAIN``
 _CONTAINERS = (list, tuple, set, frozenset, torch.Size)
 _TENSORS = (Tensor, nn.Parameter)
 _SAYS_HOW_IT_IS_MADE = {"__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__parameters__",
@@ -51,7 +51,7 @@ def _holds_plain(module: nn.Module) -> bool:
         return False
     tensors = [*_torch.own_parameters(module).values(), *_torch.own_buffers(module).values()]
     held = vars(module).items()
-    suspects = [value for name, value in held if type(value) not in _MOST_OFTEN and name not in _torch.TABLES]
+    suspects = [value for name, value in held if type(value) not in PLAIN_TYPES and name not in _torch.TABLES]
     return _is_plain(tensors) and _is_plain(suspects)
 
 

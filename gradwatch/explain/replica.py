@@ -20,10 +20,10 @@ from torch.nn.parameter import is_lazy
 
 from gradwatch import _torch
 
-__all__ = ["UnrepeatableError", "as_it_was", "replica_of"]
+__all__ = ["PLAIN_TYPES", "UnrepeatableError", "as_it_was", "replica_of"]
 
-
-_PLAIN = frozenset({bool, int, float, str, types.NoneType})
+PLAIN_TYPES = frozenset({bool, int, float, str, types.NoneType})
+"""Types of most values that a module holds, which nothing changes in place."""
 
 
 class UnrepeatableError(Exception):
@@ -37,7 +37,7 @@ def replica_of(thing: Any, known: dict[int, Any]) -> Any:
         thing: weights are shared; buffers and containers are copied; any other object is returned as it is.
         known: replicas so far by the ids of their originals, so that shared parts stay shared.
     """
-    if type(thing) in _PLAIN:
+    if type(thing) in PLAIN_TYPES:
         return thing
     if id(thing) not in known:
         if isinstance(thing, nn.Module):
@@ -81,7 +81,7 @@ def _replica_of_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
         elif name in _torch.HOOK_TABLES:
             held[name] = type(value)(_kept_hooks(name, value))
         else:
-            held[name] = value if type(value) in _PLAIN else replica_of(value, known)
+            held[name] = value if type(value) in PLAIN_TYPES else replica_of(value, known)
     made.__dict__ = held
     _torch.clear_compiled_call(made)
     return made

@@ -216,7 +216,6 @@ for _ in range(400):
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_program_of_torch_is_given_to_prescribe(places):
-    pytest.importorskip("cloudpickle")
     found = keep(places, "torch", TORCH, ())
     assert len(found["batches"]) == kept.UPDATES
     form = forms.of_torch(found)

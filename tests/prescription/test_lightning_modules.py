@@ -149,6 +149,13 @@ def test_a_module_asks_its_trainer_as_it_is_used_to():
 def train(make_model, batches, steps=6, make_optimizer=None, loss_fn=None):
     """Return (model, losses, rates) of a few updates, as a trial makes them."""
     problem = Problem.of(make_model, make_optimizer, batches, loss_fn)
+    program, losses, rates = updated(problem, steps)
+    held_out_losses(problem, program, float("inf"))
+    return program.model, losses, rates
+
+
+def updated(problem, steps):
+    """Return (program, losses, rates) of a few updates."""
     torch.manual_seed(0)
     program = TrialProgram(problem.fresh_model(), problem.training, problem.loss_fn)
     optimizer = problem.fresh_optimizer(program.model, program.loss_fn)
@@ -156,8 +163,7 @@ def train(make_model, batches, steps=6, make_optimizer=None, loss_fn=None):
     optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
     step = stepper(program, optimizer, lambda loss: None)
     losses = [step(number) for number in range(steps)]
-    held_out_losses(problem, program, float("inf"))
-    return program.model, losses, rates
+    return program, losses, rates
 
 
 def test_a_step_is_given_the_numbers_that_a_trainer_would_give_it():
@@ -278,23 +284,11 @@ def test_rates_are_those_that_a_trainer_gives_where_they_wait_for_a_metric(monit
     assert len(set(rates.seen)) > 2
     problem = Problem.of(make, None, loader, None)
     problem = replace(problem, training=problem.training + problem.held_out)  # as the Trainer trains on all
-    assert rates_of(problem, steps=40) == pytest.approx(rates.seen)
-
-
-def rates_of(problem, steps):
-    torch.manual_seed(0)
-    program = TrialProgram(problem.fresh_model(), problem.training, problem.loss_fn)
-    optimizer = problem.fresh_optimizer(program.model, program.loss_fn)
-    rates = []
-    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
-    step = stepper(program, optimizer, lambda loss: None)
-    for number in range(steps):
-        step(number)
-    return rates
+    assert updated(problem, 40)[2] == pytest.approx(rates.seen)
 
 
 def test_the_training_loss_takes_the_place_of_a_metric_of_validation_that_is_to_fall():
-    rates = [rates_of(Problem.of(plateaued(name, mode), None, data(count=160), None), 60) for name, mode in (
+    rates = [updated(Problem.of(plateaued(name, mode), None, data(count=160), None), 60)[2] for name, mode in (
         ("val_loss", "min"), ("val_accuracy", "max"))]  # fmt: skip
     assert len(set(rates[0])) > 2
     assert set(rates[1]) == {20.0}

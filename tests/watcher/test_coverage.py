@@ -104,16 +104,22 @@ def test_a_report_that_is_to_be_free_of_findings_fails_where_nobody_looked(monke
     assert json.loads(done.output)["unmeasured_steps"] == 2
 
 
+def resumed_from(watcher):
+    """Model, optimizer and watcher of another process, which goes on from the state of this one."""
+    state = watcher.state_dict()
+    watcher.close()
+    model, optimizer, resumed = parts()
+    resumed.load_state_dict(state)
+    return model, optimizer, resumed
+
+
 def test_a_resumed_run_remembers_what_was_not_measured(monkeypatch):
     model, optimizer, watcher = parts()
     with monkeypatch.context() as broken:
         broken.setattr(statistics, "measure", fail)
         train(model, optimizer, 2)
     train(model, optimizer, 3)
-    state = watcher.state_dict()
-    watcher.close()
-    model, optimizer, resumed = parts()
-    resumed.load_state_dict(state)
+    model, optimizer, resumed = resumed_from(watcher)
     train(model, optimizer, 1)
     assert coverage_of(resumed) == Coverage(6, 4)
 
@@ -146,10 +152,7 @@ def test_a_resumed_run_remembers_which_rules_have_failed_and_tries_them_again(mo
     with monkeypatch.context() as broken:
         broken.setattr(Unbounded, "examine", fail)
         train(model, optimizer, 4)
-    state = watcher.state_dict()
-    watcher.close()
-    model, optimizer, resumed = parts()
-    resumed.load_state_dict(state)
+    model, optimizer, resumed = resumed_from(watcher)
     train(model, optimizer, 3)
     assert coverage_of(resumed) == Coverage(7, 7, (UnjudgedSteps("exploding", "Unbounded", 4),))
 
