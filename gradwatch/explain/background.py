@@ -394,8 +394,8 @@ class Background:
     def _zeros(self, report: StepReport, column: int | None) -> Iterator[Fact]:
         """Yield what multiplies by 0 where the gradient of a weight is exactly 0: what it is given, or what follows.
 
-        A bias that gets a gradient while its weight gets none says that the first is 0, since the gradient of the
-        weight is that of the bias times what the layer is given.
+        A bias that gets a gradient while its weight gets none says that the first is 0 in each row that a gradient
+        comes from: the gradient of the weight is the sum over rows of that of the bias times what the layer is given.
         """
         if column is None or report.grad_norm[column] != 0:
             return
@@ -404,10 +404,11 @@ class Background:
         norm = float(report.grad_norm[names.index(bias)]) if name.endswith("weight") and bias in names else math.nan
         if 0 < norm < math.inf:
             told = f"The gradient of {name} is exactly 0 while that of {bias} is {norm:.2g}"
+            where = "wherever a gradient comes from"
             if int(self._layers.order[0]) in (column, names.index(bias)):
-                yield Fact(f"{told}: the inputs of the model are 0 throughout.", "zero inputs")
+                yield Fact(f"{told}: the inputs of the model are 0 {where}.", "zero inputs")
             else:
-                yield Fact(f"{told}: what the layer is given is 0 throughout.", "factor of 0")
+                yield Fact(f"{told}: what the layer is given is 0 {where}.", "factor of 0")
         elif (zero := self._zero_after(column)) is not None:
             yield Fact(f"{names[zero]} is 0 throughout, so that no gradient passes it.", "factor of 0")
 

@@ -224,8 +224,9 @@ class Case:
             )
         if "zero inputs" in self.clues:
             return (
-                "look at the batches that the model is given: they are 0 throughout, as an integer division or a scale "
-                "that was applied twice makes them"
+                "look at the batches that the model is given: they are 0 wherever a gradient comes from, as an integer "
+                "division or a scale that was applied twice makes them; if other rows are not 0, find why their loss "
+                "passes no gradient"
             )
         if "norm of one" in self.clues:
             return (

@@ -438,7 +438,7 @@ _INITIALISATION = (
         name="nonzero-gain",
         title="Gains that are not 0",
         advice="{opened}",
-        applies="vanishing where what a layer is given is 0 throughout (its weight gets no gradient, its bias does), "
+        applies="vanishing where what a layer is given is 0 (its weight gets no gradient, its bias does), "
         "where a gain or a weight after it is, or where an operation before the loss passes no gradient",
         kinds=("vanishing",),
         why="∂L/∂W = Σ g·xᵀ = 0 for x = 0, whatever g is",

@@ -391,5 +391,20 @@ def test_inputs_that_are_zero_throughout_are_those_of_the_model():
     finding = first_of(
         "vanishing", findings_of(model, torch.optim.Adam(model.parameters()), 30, batch=lambda x: (0 * x, x[:, :1]))
     )
-    assert "the inputs of the model are 0 throughout." in finding.cause
+    assert "the inputs of the model are 0 wherever a gradient comes from." in finding.cause
     assert str(finding.remedies[0]).startswith("look at the batches that the model is given")
+
+
+def test_inputs_are_not_called_zero_where_rows_that_are_not_zero_pass_no_gradient():
+    rows = torch.arange(32)[:, None] % 2.0
+
+    def loss_of(outputs, _):
+        return ((1 - rows) * (outputs - 1).square()).mean()  # rows of ones count for nothing
+
+    model = net()
+    found = findings_of(
+        model, torch.optim.Adam(model.parameters()), 30, batch=lambda x: (rows + 0 * x, x), loss_of=loss_of
+    )
+    finding = first_of("vanishing", found)
+    assert "the inputs of the model are 0 wherever a gradient comes from." in finding.cause
+    assert "if other rows are not 0, find why their loss passes no gradient" in str(finding.remedies[0])
