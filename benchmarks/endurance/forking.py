@@ -38,7 +38,7 @@ PAUSE = 0.005  # seconds between two looks at a child
 AT_ONCE = 4
 MOST_STEPS = 20_000
 WARM_UP = 3
-"""Steps before another thread forks. Torch calls each operation for the first time behind a lock of C++. A child of
+"""Steps before another thread forks. Torch calls each operation for the first time under a lock of C++. A child of
 another thread inherits it locked, and a bare loop hangs there, too: 6 of some 180 children at a first step."""
 
 MOMENTS = ("between steps", "forward", "backward", "before the update", "on_finding", "in a sink", "in another thread")

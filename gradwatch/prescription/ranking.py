@@ -26,6 +26,7 @@ from gradwatch.prescription.trial import FEWEST, TrialRun
 __all__ = ["MARGIN", "Trial", "is_cured", "kinds_of", "main_kind", "rank", "score_of"]
 
 MARGIN = 0.1
+SOLVED = 1e-3  # of the loss before training: who ends below has solved the task, and a still lower loss says no more
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def rank(
 
     Cures come first, then remedies that leave nothing of what was found, then those that got further in the race, then
     those of lower loss. Only the best of several strengths is kept. Of remedies about as good as the best, single ones
-    come before pairs, those that act on the cause before those that happen to avoid it, and then the simplest.
+    come before pairs, those that act on the cause before those that happen to avoid it, and then the simplest. About as
+    good are losses that differ by less than seeds do, or than a tenth, and all that are below a thousandth of the least
+    that any of the models had before training.
 
     Args:
         tried: treatments → their runs.
@@ -123,17 +126,24 @@ def rank(
     class_of = {each: (scores[each][0] > 0, scores[each][2] > 0, -len(tried[each])) for each in tried}
     order = sorted(tried, key=lambda each: (class_of[each], scores[each]))
     first_class = [each for each in order if class_of[each] == class_of[order[0]]]
-    near = [each for each in first_class if _is_near(scores[each], scores[order[0]], tried[order[0]])]
+    alike = _alike(tried, order)
+    near = [each for each in first_class if _is_near(scores[each], scores[order[0]], alike)]
     near.sort(key=lambda each: _effort(each, tried[each], advised))
     order = list(dict.fromkeys([*near, *order]))
     best = {name_of(treatments): treatments for treatments in reversed(order)}
     return [_trial(each, tried[each], baselines, scores[each][0] == 0) for each in order if best[name_of(each)] is each]
 
 
-def _is_near(score: tuple[float, ...], best: tuple[float, ...], runs_of_best: Sequence[TrialRun]) -> bool:
-    """Return whether a mean loss is within the losses of the best's own seeds, or not worse by ``MARGIN``."""
-    worst = max(run.after for run in runs_of_best)
-    return score[:-1] == best[:-1] and (score[-1] <= worst or not is_better(best[-1], score[-1]))
+def _alike(tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]], order: Sequence[tuple[Treatment, ...]]) -> float:
+    """Return a loss up to which all are as good as the best, the first of ``order``; 0 if nothing was tried."""
+    untrained = [run.before for runs in tried.values() for run in runs if math.isfinite(run.before)]
+    of_the_best = [run.after for each in order[:1] for run in tried[each]]
+    return max([SOLVED * min(untrained, default=0.0), *of_the_best])
+
+
+def _is_near(score: tuple[float, ...], best: tuple[float, ...], alike: float) -> bool:
+    """Return whether a mean loss is at most ``alike``, or not worse than the best's by ``MARGIN``."""
+    return score[:-1] == best[:-1] and (score[-1] <= alike or not is_better(best[-1], score[-1]))
 
 
 def _effort(treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], advised: Collection[str]) -> tuple[float, ...]:

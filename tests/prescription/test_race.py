@@ -271,6 +271,21 @@ def test_of_those_about_as_good_what_acts_on_the_cause_comes_first_then_fewer_li
     assert found == ["advised", "short", "slow", "long"]
 
 
+def test_of_those_that_solve_the_task_a_still_lower_loss_does_not_come_first():
+    baseline = {0: TrialRun(0, 300, 10.0, 8.0, (SICK,), 1e-3, True)}
+    tried = {named("lucky"): cured_at(1e-7), named("advised"): cured_at(5e-3), named("worse"): cured_at(2e-2)}
+    found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing", ["advised"])]
+    assert found == ["advised", "lucky", "worse"]  # all began at 10
+
+
+def test_a_model_that_begins_at_a_huge_loss_does_not_make_all_losses_alike():
+    baseline = {0: TrialRun(0, 300, 1e9, 1e9, (SICK,), 1e-3, True)}
+    clipped = [TrialRun(0, 300, 1e9, 1.0, (), 1e-3, True)]
+    tried = {named("advised"): clipped, named("begins well"): cured_at(1e-2)}
+    found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing", ["advised"])]
+    assert found == ["begins well", "advised"]
+
+
 def test_where_time_was_short_the_note_says_so_and_never_that_nothing_helped():
     baseline = {0: TrialRun(0, 300, 10.0, 10.0, (SICK,), 1e-3, True)}
     found = ranking.rank({named("a"): cured_at(9.9)}, baseline, "vanishing")
