@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gradwatch.prescription.ranking import kinds_of, score_of
+from gradwatch.prescription.ranking import kinds_of, scores_of
 from gradwatch.prescription.side_by_side import TrialError, side_by_side
 from gradwatch.prescription.treatments import Treatment, name_of
 from gradwatch.prescription.trial import FEWEST, TrialRun
@@ -65,7 +65,8 @@ def race(
         The whole runs of each candidate that took part and raised on no seed, without a shorter first run if there are
         others; and for remedies that could not be tried, or not in full, the reason.
     """
-    state = _Race(try_one, baselines, kind, length, baselines[seeds[0]], workers)
+    likelihood = {each: place for place, each in enumerate(candidates)}
+    state = _Race(try_one, baselines, kind, length, baselines[seeds[0]], likelihood, workers)
     running = list(candidates)
     spare = itertools.count(max(seeds) + 1)
     rounds = [*seeds, seeds[0]]  # once more on the first seed, if the runs on it were shorter
@@ -91,6 +92,7 @@ class _Race:
     Attributes:
         try_one, baselines, kind, length: as ``race`` takes them.
         first: the untreated run of the first seed.
+        likelihood: the place of each candidate, the likeliest first.
         workers: runs that are made at a time.
         whole: the whole runs of each candidate so far.
         shortened: the runs on the first seed were shorter than ``length``.
@@ -103,6 +105,7 @@ class _Race:
     kind: str
     length: int
     first: TrialRun
+    likelihood: dict[Candidate, int]
     workers: int = 1
     whole: dict[Candidate, list[TrialRun]] = field(default_factory=dict)
     shortened: bool = False
@@ -170,8 +173,9 @@ class _Race:
         return outcome.is_whole
 
     def better_part(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates that go on to the next round, best first."""
-        best_first = sorted(candidates, key=lambda each: score_of(self.whole[each], self.baselines, self.kind))
+        """Return the candidates that go on to the next round, best first; of those alike the likeliest."""
+        scores = scores_of({each: self.whole[each] for each in candidates}, self.baselines, self.kind)
+        best_first = sorted(candidates, key=lambda each: (scores[each], self.likelihood[each]))
         return best_first[: max(FINALISTS, len(best_first) // KEPT)]
 
     def would_end_after(self, until: float, steps: int, runs: int = 1) -> bool:

@@ -23,10 +23,10 @@ from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.treatments import Treatment, code_of, name_of
 from gradwatch.prescription.trial import FEWEST, TrialRun
 
-__all__ = ["MARGIN", "Trial", "is_cured", "kinds_of", "main_kind", "rank", "score_of"]
+__all__ = ["MARGIN", "Trial", "is_cured", "kinds_of", "main_kind", "rank", "scores_of"]
 
 MARGIN = 0.1
-SOLVED = 1e-3  # of the loss before training: who ends below has solved the task, and a still lower loss says no more
+SOLVED = 1e-2  # of the loss before training: who ends below has solved the task, and a still lower loss says no more
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,21 @@ def is_better(loss: float, than: float) -> bool:
     return not math.isfinite(than) or loss <= than - MARGIN * abs(than)
 
 
-def score_of(
-    runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], kind: str
+def scores_of(
+    tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]], baselines: Mapping[int, TrialRun], kind: str
+) -> dict[tuple[Treatment, ...], tuple[float, float, float, float]]:
+    """Return the score of each candidate that was tried, which is least for the best."""
+    solved = _solved_at([run for runs in tried.values() for run in runs])
+    return {treatments: _score_of(runs, baselines, kind, solved) for treatments, runs in tried.items()}
+
+
+def _score_of(
+    runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], kind: str, solved: float
 ) -> tuple[float, float, float, float]:
-    """Return a score that is least for the best.
+    """Return the score of one candidate.
 
     Its parts, the first of which counts most: the share of seeds not cured; of seeds still sick; of seeds that show any
-    finding of the untreated run; the mean loss, infinite if it is not finite.
+    finding of the untreated run; the mean loss, infinite if it is not finite, and ``solved`` if it is lower.
     """
     uncured = sum(not is_cured(run, baselines[run.seed], kind) for run in runs) / len(runs)
     sick = sum(kind in kinds_of(run.findings) for run in runs) / len(runs)
@@ -94,7 +102,16 @@ def score_of(
         runs
     )
     loss = statistics.fmean(run.after for run in runs)
-    return uncured, sick, shows, loss if math.isfinite(loss) else math.inf
+    return uncured, sick, shows, max(loss, solved) if math.isfinite(loss) else math.inf
+
+
+def _solved_at(runs: Sequence[TrialRun]) -> float:
+    """Return the loss below which a still lower one says no more: ``SOLVED`` of the least before training.
+
+    It is −∞ where a loss is below zero: such a loss has no bottom of which a share could be taken.
+    """
+    before = min((run.before for run in runs if math.isfinite(run.before)), default=0.0)
+    return SOLVED * before if all(run.after >= 0 for run in runs if math.isfinite(run.after)) else -math.inf
 
 
 def kinds_of(findings: Iterable[Finding]) -> set[str]:
@@ -113,7 +130,7 @@ def rank(
     Cures come first, then remedies that leave nothing of what was found, then those that got further in the race, then
     those of lower loss. Only the best of several strengths is kept. Of remedies about as good as the best, single ones
     come before pairs, those that act on the cause before those that happen to avoid it, and then the simplest. About as
-    good are losses that differ by less than seeds do, or than a tenth, and all that are below a thousandth of the least
+    good are losses that differ by less than seeds do, or than a tenth, and all that are below a hundredth of the least
     that any of the models had before training.
 
     Args:
@@ -122,28 +139,21 @@ def rank(
         kind: of the finding to be cured.
         advised: names of the remedies that the findings advise, because their cause is known.
     """
-    scores = {treatments: score_of(runs, baselines, kind) for treatments, runs in tried.items()}
+    scores = scores_of(tried, baselines, kind)
     class_of = {each: (scores[each][0] > 0, scores[each][2] > 0, -len(tried[each])) for each in tried}
     order = sorted(tried, key=lambda each: (class_of[each], scores[each]))
     first_class = [each for each in order if class_of[each] == class_of[order[0]]]
-    alike = _alike(tried, order)
-    near = [each for each in first_class if _is_near(scores[each], scores[order[0]], alike)]
+    near = [each for each in first_class if _is_near(scores[each], scores[order[0]], tried[order[0]])]
     near.sort(key=lambda each: _effort(each, tried[each], advised))
     order = list(dict.fromkeys([*near, *order]))
     best = {name_of(treatments): treatments for treatments in reversed(order)}
     return [_trial(each, tried[each], baselines, scores[each][0] == 0) for each in order if best[name_of(each)] is each]
 
 
-def _alike(tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]], order: Sequence[tuple[Treatment, ...]]) -> float:
-    """Return a loss up to which all are as good as the best, the first of ``order``; 0 if nothing was tried."""
-    untrained = [run.before for runs in tried.values() for run in runs if math.isfinite(run.before)]
-    of_the_best = [run.after for each in order[:1] for run in tried[each]]
-    return max([SOLVED * min(untrained, default=0.0), *of_the_best])
-
-
-def _is_near(score: tuple[float, ...], best: tuple[float, ...], alike: float) -> bool:
-    """Return whether a mean loss is at most ``alike``, or not worse than the best's by ``MARGIN``."""
-    return score[:-1] == best[:-1] and (score[-1] <= alike or not is_better(best[-1], score[-1]))
+def _is_near(score: tuple[float, ...], best: tuple[float, ...], runs_of_best: Sequence[TrialRun]) -> bool:
+    """Return whether a mean loss is within the losses of the best's own seeds, or not worse by ``MARGIN``."""
+    worst = max(run.after for run in runs_of_best)
+    return score[:-1] == best[:-1] and (score[-1] <= worst or not is_better(best[-1], score[-1]))
 
 
 def _effort(treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], advised: Collection[str]) -> tuple[float, ...]:

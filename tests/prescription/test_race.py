@@ -59,6 +59,15 @@ def test_the_better_third_goes_on_to_the_next_seed():
     assert {steps for _, _, steps in tries.calls} == {300}
 
 
+def test_of_those_that_solve_the_task_the_likeliest_go_on():
+    def solving(candidate, seed, steps):
+        loss = 1e-3 / (1 + int(candidate[0].remedy[1:])) if candidate else 10.0  # the least likely ends lowest
+        return TrialRun(seed, steps, 10.0, loss, () if candidate else (SICK,), 1e-9, True)
+
+    whole, _, _ = raced(solving)
+    assert [candidate for candidate, runs in whole.items() if len(runs) == 3] == CANDIDATES[:FINALISTS]
+
+
 def test_where_time_is_short_first_runs_are_shorter_and_count_no_more_once_there_are_longer_ones():
     tries = Tries(seconds_per_step=2e-2)  # 27 runs of 300 steps would take 162 s
     whole, _, _ = raced(tries)
@@ -273,9 +282,16 @@ def test_of_those_about_as_good_what_acts_on_the_cause_comes_first_then_fewer_li
 
 def test_of_those_that_solve_the_task_a_still_lower_loss_does_not_come_first():
     baseline = {0: TrialRun(0, 300, 10.0, 8.0, (SICK,), 1e-3, True)}
-    tried = {named("lucky"): cured_at(1e-7), named("advised"): cured_at(5e-3), named("worse"): cured_at(2e-2)}
+    tried = {named("lucky"): cured_at(1e-7), named("advised"): cured_at(5e-2), named("worse"): cured_at(0.2)}
     found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing", ["advised"])]
     assert found == ["advised", "lucky", "worse"]  # all began at 10
+
+
+def test_a_loss_below_zero_is_never_solved():
+    baseline = {0: TrialRun(0, 300, 3.0, 8.0, (SICK,), 1e-3, True)}
+    tried = {named("advised"): cured_at(-1.0), named("lower"): cured_at(-50.0)}
+    found = [trial.remedy for trial in ranking.rank(tried, baseline, "vanishing", ["advised"])]
+    assert found == ["lower", "advised"]
 
 
 def test_a_model_that_begins_at_a_huge_loss_does_not_make_all_losses_alike():
