@@ -112,8 +112,9 @@ def prescribe(
         order = [seed, *range(seed), *range(seed + 1, seeds)]
         length = _length(first, budget_seconds)
         field = candidates(kind, first.findings)
-        tried, reasons = race(field, try_one, baselines, order, length, kind, deadline, advance, workers)
-    ranking = rank(tried, baselines, kind, advised_for(kind, first.findings))
+        advised = advised_for(kind, first.findings)
+        tried, reasons = race(field, try_one, baselines, order, length, kind, deadline, advance, advised, workers)
+    ranking = rank(tried, baselines, kind, advised)
     left = _left(field, tried, reasons)
     note = _note(ranking, kind, len(left), budget_seconds, first)
     findings = tuple(finding for each in baselines.values() for finding in each.findings)

@@ -3,7 +3,7 @@
 Jamieson and Talwalkar 2016 (arXiv:1502.07943): all candidates are given a little, the better third is given more, until
 few are left. What is given here is seeds: after each seed, the better third goes on to the next. If one seed for all
 would take too long, the first runs are shorter. If those would take too long, too, only the likeliest candidates, which
-come first, take part.
+come first, take part. In the time that is left the leader has to bear further seeds, as a cure by chance does not.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gradwatch.prescription.ranking import kinds_of, scores_of
+from gradwatch.prescription.ranking import in_order, is_cure, kinds_of
 from gradwatch.prescription.side_by_side import TrialError, side_by_side
 from gradwatch.prescription.treatments import Treatment, name_of
 from gradwatch.prescription.trial import FEWEST, TrialRun
@@ -27,6 +27,8 @@ FINALISTS = 4  # so many at least go on
 SHORTEST = 3  # first runs have at least a third of the untreated run's updates: fewer teach nothing to judge by
 ROOM = 2  # first runs have at least twice as many updates as the finding took to come, since it may come later
 FURTHER = 3  # seeds to look at in place of one on which nothing is sick: four looks find a fault of every second seed
+CONFIRMED = 2  # times the seeds of the race: those of the leader, if there is time
+ABREAST = 2  # leaders that are tried at a time, however many workers there are: results must not depend on these
 SLOWER = 1.5  # a treated step in units of an untreated one, for the plan alone: the clock keeps the deadline
 
 Candidate = tuple[Treatment, ...]
@@ -46,6 +48,7 @@ def race(
     kind: str,
     deadline: float,
     advance: Advance,
+    advised: Collection[str] = (),
     workers: int = 1,
 ) -> tuple[dict[Candidate, list[TrialRun]], dict[str, str]]:
     """Run the race.
@@ -59,17 +62,18 @@ def race(
         kind: of the finding to be cured.
         deadline: on ``time.perf_counter``.
         advance: is called as each run begins.
+        advised: names of the remedies that the findings advise.
         workers: runs that are made at a time.
 
     Returns:
         The whole runs of each candidate that took part and raised on no seed, without a shorter first run if there are
         others; and for remedies that could not be tried, or not in full, the reason.
     """
-    likelihood = {each: place for place, each in enumerate(candidates)}
-    state = _Race(try_one, baselines, kind, length, baselines[seeds[0]], likelihood, workers)
+    state = _Race(try_one, baselines, kind, length, baselines[seeds[0]], advised, workers)
     running = list(candidates)
     spare = itertools.count(max(seeds) + 1)
     rounds = [*seeds, seeds[0]]  # once more on the first seed, if the runs on it were shorter
+    stages = len(rounds) + 1
     for number, seed in enumerate(rounds):
         if number == len(seeds) and not state.shortened:
             break
@@ -78,10 +82,11 @@ def race(
         if sick is None:
             continue
         steps = length if number else state.affordable_steps(len(running), until)
-        begun = lambda place, name: advance((number + place / len(running)) / len(rounds), name)  # noqa: B023
+        begun = lambda place, name: advance((number + place / len(running)) / stages, name)  # noqa: B023
         going_on = state.tried(running, sick, steps, until, begun)
         state.shortened |= steps < length
         running = state.better_part(going_on)
+    state.confirm(CONFIRMED * len(seeds), spare, deadline, lambda _, name: advance(len(rounds) / stages, name))
     return {each: state.whole[each] for each in candidates if each in state.whole}, state.reasons()
 
 
@@ -90,9 +95,8 @@ class _Race:
     """The state of a race.
 
     Attributes:
-        try_one, baselines, kind, length: as ``race`` takes them.
+        try_one, baselines, kind, length, advised: as ``race`` takes them.
         first: the untreated run of the first seed.
-        likelihood: the place of each candidate, the likeliest first.
         workers: runs that are made at a time.
         whole: the whole runs of each candidate so far.
         shortened: the runs on the first seed were shorter than ``length``.
@@ -105,7 +109,7 @@ class _Race:
     kind: str
     length: int
     first: TrialRun
-    likelihood: dict[Candidate, int]
+    advised: Collection[str] = ()
     workers: int = 1
     whole: dict[Candidate, list[TrialRun]] = field(default_factory=dict)
     shortened: bool = False
@@ -168,15 +172,44 @@ class _Race:
             return False
         if outcome.is_whole:
             earlier = self.whole.get(candidate, ())
-            kept = [run for run in earlier if not (self.shortened and run.seed == self.first.seed)]
-            self.whole[candidate] = [*kept, outcome]
+            self.whole[candidate] = [*(run for run in earlier if not self.is_shortened(run)), outcome]
         return outcome.is_whole
 
     def better_part(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates that go on to the next round, best first; of those alike the likeliest."""
-        scores = scores_of({each: self.whole[each] for each in candidates}, self.baselines, self.kind)
-        best_first = sorted(candidates, key=lambda each: (scores[each], self.likelihood[each]))
+        """Return the candidates that go on to the next round, best first."""
+        best_first = self.in_order(candidates)
         return best_first[: max(FINALISTS, len(best_first) // KEPT)]
+
+    def in_order(self, candidates: Collection[Candidate]) -> list[Candidate]:
+        """Return candidates that were tried, best first."""
+        return in_order({each: self.whole[each] for each in candidates}, self.baselines, self.kind, self.advised)
+
+    def confirm(self, most: int, spare: Iterator[int], deadline: float, begun: Callable[[int, str], None]) -> None:
+        """Try the cures that lead on further seeds, until the leader was tried on ``most``.
+
+        One that fails on a seed leads no more.
+        """
+        while (leaders := self.leaders(most)) and not self.would_end_after(deadline, self.length, runs=2):
+            lacking = [seed for seed in self.baselines if self.lacks(leaders[0], seed)]
+            seed = lacking[0] if lacking else self.sick_seed(next(spare), spare, deadline)
+            if seed is None:
+                return
+            self.tried([each for each in leaders if self.lacks(each, seed)], seed, self.length, deadline, begun)
+
+    def leaders(self, most: int) -> list[Candidate]:
+        """Return the ``ABREAST`` cures that lead; none once the leader was tried on ``most`` seeds."""
+        there = [each for each in self.whole if not any(treatment.remedy in self.barred for treatment in each)]
+        leading = itertools.takewhile(lambda each: len(self.whole[each]) < most, self.in_order(there))
+        cures = (each for each in leading if is_cure(self.whole[each], self.baselines, self.kind))
+        return list(itertools.islice(cures, ABREAST))
+
+    def lacks(self, candidate: Candidate, seed: int) -> bool:
+        """Return whether a candidate was not tried on this seed for the full length."""
+        return not any(run.seed == seed and not self.is_shortened(run) for run in self.whole[candidate])
+
+    def is_shortened(self, run: TrialRun) -> bool:
+        """Return whether a run is one of the first ones, which were too short to count beside others."""
+        return self.shortened and run.seed == self.first.seed and run.steps < self.length
 
     def would_end_after(self, until: float, steps: int, runs: int = 1) -> bool:
         """Return whether runs of so many updates would end after ``until``, if treated steps take as long as others."""

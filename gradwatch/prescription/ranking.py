@@ -23,7 +23,7 @@ from gradwatch.findings import Finding, Kind
 from gradwatch.prescription.treatments import Treatment, code_of, name_of
 from gradwatch.prescription.trial import FEWEST, TrialRun
 
-__all__ = ["MARGIN", "Trial", "is_cured", "kinds_of", "main_kind", "rank", "scores_of"]
+__all__ = ["MARGIN", "Trial", "in_order", "is_cure", "is_cured", "kinds_of", "main_kind", "rank"]
 
 MARGIN = 0.1
 SOLVED = 1e-2  # of the loss before training: who ends below has solved the task, and a still lower loss says no more
@@ -73,19 +73,16 @@ def is_cured(run: TrialRun, baseline: TrialRun, kind: str) -> bool:
     return is_gone and all(is_better(run.after, loss) for loss in (baseline.after, baseline.before, run.before))
 
 
+def is_cure(runs: Iterable[TrialRun], baselines: Mapping[int, TrialRun], kind: str) -> bool:
+    """Return whether a remedy has cured on every seed that it was tried on."""
+    return all(is_cured(run, baselines[run.seed], kind) for run in runs)
+
+
 def is_better(loss: float, than: float) -> bool:
     """Return whether a loss is lower by ``MARGIN``; a finite one is better than any that is not."""
     if not math.isfinite(loss):
         return False
     return not math.isfinite(than) or loss <= than - MARGIN * abs(than)
-
-
-def scores_of(
-    tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]], baselines: Mapping[int, TrialRun], kind: str
-) -> dict[tuple[Treatment, ...], tuple[float, float, float, float]]:
-    """Return the score of each candidate that was tried, which is least for the best."""
-    solved = _solved_at([run for runs in tried.values() for run in runs])
-    return {treatments: _score_of(runs, baselines, kind, solved) for treatments, runs in tried.items()}
 
 
 def _score_of(
@@ -125,13 +122,25 @@ def rank(
     kind: str,
     advised: Collection[str] = (),
 ) -> list[Trial]:
-    """Return the remedies, best first.
+    """Return the remedies, best first; only the best of several strengths is kept. Arguments are ``in_order``'s."""
+    order = in_order(tried, baselines, kind, advised)
+    best = {name_of(treatments): treatments for treatments in reversed(order)}
+    return [_trial(each, tried[each], baselines, kind) for each in order if best[name_of(each)] is each]
+
+
+def in_order(
+    tried: Mapping[tuple[Treatment, ...], Sequence[TrialRun]],
+    baselines: Mapping[int, TrialRun],
+    kind: str,
+    advised: Collection[str] = (),
+) -> list[tuple[Treatment, ...]]:
+    """Return what was tried, best first.
 
     Cures come first, then remedies that leave nothing of what was found, then those that got further in the race, then
-    those of lower loss. Only the best of several strengths is kept. Of remedies about as good as the best, single ones
-    come before pairs, those that act on the cause before those that happen to avoid it, and then the simplest. About as
-    good are losses that differ by less than seeds do, or than a tenth, and all that are below a hundredth of the least
-    that any of the models had before training.
+    those of lower loss. Of remedies about as good as the best, single ones come before pairs, those that act on the
+    cause before those that happen to avoid it, and then the simplest. About as good are losses that differ by less than
+    seeds do, or than a tenth, and all that are below a hundredth of the least that any of the models had before
+    training.
 
     Args:
         tried: treatments → their runs.
@@ -139,15 +148,14 @@ def rank(
         kind: of the finding to be cured.
         advised: names of the remedies that the findings advise, because their cause is known.
     """
-    scores = scores_of(tried, baselines, kind)
+    solved = _solved_at([run for runs in tried.values() for run in runs])
+    scores = {treatments: _score_of(runs, baselines, kind, solved) for treatments, runs in tried.items()}
     class_of = {each: (scores[each][0] > 0, scores[each][2] > 0, -len(tried[each])) for each in tried}
     order = sorted(tried, key=lambda each: (class_of[each], scores[each]))
     first_class = [each for each in order if class_of[each] == class_of[order[0]]]
     near = [each for each in first_class if _is_near(scores[each], scores[order[0]], tried[order[0]])]
     near.sort(key=lambda each: _effort(each, tried[each], advised))
-    order = list(dict.fromkeys([*near, *order]))
-    best = {name_of(treatments): treatments for treatments in reversed(order)}
-    return [_trial(each, tried[each], baselines, scores[each][0] == 0) for each in order if best[name_of(each)] is each]
+    return list(dict.fromkeys([*near, *order]))
 
 
 def _is_near(score: tuple[float, ...], best: tuple[float, ...], runs_of_best: Sequence[TrialRun]) -> bool:
@@ -166,14 +174,14 @@ def _effort(treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], advised
 
 
 def _trial(
-    treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], cured: bool
+    treatments: tuple[Treatment, ...], runs: Sequence[TrialRun], baselines: Mapping[int, TrialRun], kind: str
 ) -> Trial:
     losses = [run.after for run in runs]
     untreated = [baselines[run.seed] for run in runs]
     not_done = dict.fromkeys(run.not_done for run in runs if run.not_done)
     return Trial(
         remedy=name_of(treatments),
-        cured=cured,
+        cured=is_cure(runs, baselines, kind),
         loss=statistics.fmean(losses),
         baseline_loss=statistics.fmean(run.after for run in untreated),
         findings=tuple(finding for run in runs for finding in run.findings),

@@ -11,7 +11,7 @@ import pytest
 
 from gradwatch.findings import Finding
 from gradwatch.prescription import outcome, ranking
-from gradwatch.prescription.race import FINALISTS, FURTHER, race
+from gradwatch.prescription.race import ABREAST, FINALISTS, FURTHER, race
 from gradwatch.prescription.treatments import Treatment
 from gradwatch.prescription.trial import TrialRun
 from gradwatch.remedies import Change, NotApplicableError
@@ -42,10 +42,12 @@ class Tries:
         return TrialRun(seed, steps, math.nan, loss, (), self.seconds_per_step, True)
 
 
-def raced(tries, candidates=CANDIDATES, seeds=(0, 1, 2), seconds=60.0, length=300):
+def raced(tries, candidates=CANDIDATES, seeds=(0, 1, 2), seconds=60.0, length=300, advised=()):
     baselines = {seeds[0]: tries((), seeds[0], length)}
     deadline = time.perf_counter() + seconds
-    whole, reasons = race(candidates, tries, baselines, seeds, length, "vanishing", deadline, lambda share, name: None)
+    whole, reasons = race(
+        candidates, tries, baselines, seeds, length, "vanishing", deadline, lambda share, name: None, advised
+    )
     return whole, reasons, baselines
 
 
@@ -53,19 +55,46 @@ def test_the_better_third_goes_on_to_the_next_seed():
     tries = Tries()
     whole, _, baselines = raced(tries)
     counts = Counter(seed for candidate, seed, _ in tries.calls if candidate)
-    assert counts == {0: 27, 1: 9, 2: FINALISTS}
-    assert set(baselines) == {0, 1, 2}
-    assert [candidate for candidate, runs in whole.items() if len(runs) == 3] == CANDIDATES[:FINALISTS]
+    assert counts == {0: 27, 1: 9, 2: FINALISTS} | dict.fromkeys((3, 4, 5), ABREAST)  # the leaders, once more as many
+    assert set(baselines) == set(range(6))
+    assert [candidate for candidate, runs in whole.items() if len(runs) == 6] == CANDIDATES[:ABREAST]
+    assert [candidate for candidate, runs in whole.items() if len(runs) == 3] == CANDIDATES[ABREAST:FINALISTS]
     assert {steps for _, _, steps in tries.calls} == {300}
 
 
-def test_of_those_that_solve_the_task_the_likeliest_go_on():
+def test_of_those_that_solve_the_task_what_acts_on_the_cause_goes_on_though_it_ends_higher():
     def solving(candidate, seed, steps):
-        loss = 1e-3 / (1 + int(candidate[0].remedy[1:])) if candidate else 10.0  # the least likely ends lowest
+        loss = 1e-3 / (1 + int(candidate[0].remedy[1:])) if candidate else 10.0  # r00 ends highest
         return TrialRun(seed, steps, 10.0, loss, () if candidate else (SICK,), 1e-9, True)
 
-    whole, _, _ = raced(solving)
-    assert [candidate for candidate, runs in whole.items() if len(runs) == 3] == CANDIDATES[:FINALISTS]
+    whole, baselines = raced(solving, advised=["r00"])[::2]
+    assert len(whole[CANDIDATES[0]]) == 6
+    assert ranking.rank(whole, baselines, "vanishing", ["r00"])[0].remedy == "r00"
+
+
+def test_a_leader_that_fails_on_a_further_seed_leads_no_more():
+    tries = Tries()
+
+    def by_chance(candidate, seed, steps):
+        run = tries(candidate, seed, steps)
+        return dataclasses.replace(run, findings=(SICK,)) if candidate in CANDIDATES[:3] and seed > 3 else run
+
+    whole, _, baselines = raced(by_chance)
+    best = ranking.rank(whole, baselines, "vanishing")[0]
+    assert (best.remedy, best.cured, len(best.seeds)) == ("r03", True, 6)
+    assert [len(whole[each]) for each in CANDIDATES[:3]] == [5, 5, 5]  # each failed on the fifth seed
+
+
+def test_no_time_is_left_for_further_seeds_after_the_deadline():
+    tries = Tries()
+
+    def waiting(candidate, seed, steps):
+        if seed > 2:
+            time.sleep(0.5)
+        return tries(candidate, seed, steps)
+
+    whole, _, _ = raced(waiting, seconds=0.4)
+    assert max(len(runs) for runs in whole.values()) == 3
 
 
 def test_where_time_is_short_first_runs_are_shorter_and_count_no_more_once_there_are_longer_ones():
@@ -74,14 +103,14 @@ def test_where_time_is_short_first_runs_are_shorter_and_count_no_more_once_there
     first = [steps for candidate, seed, steps in tries.calls if candidate and seed == 0]
     assert first == [100] * 27 + [300] * FINALISTS  # once more, as long as on the others
     assert {run.steps for run in whole[CANDIDATES[0]]} == {300}
-    assert [run.seed for run in whole[CANDIDATES[0]]] == [1, 2, 0]
+    assert [run.seed for run in whole[CANDIDATES[0]]][:3] == [1, 2, 0]
 
 
 def test_the_last_ones_run_their_full_length_on_a_single_seed_too():
     tries = Tries(seconds_per_step=2e-2)
     whole, _, _ = raced(tries, seeds=(0,))
-    assert [steps for candidate, _, steps in tries.calls if candidate] == [100] * 27 + [300] * 9
-    assert [run.steps for run in whole[CANDIDATES[0]]] == [300]
+    assert [steps for candidate, seed, steps in tries.calls if candidate and not seed] == [100] * 27 + [300] * 9
+    assert [run.steps for run in whole[CANDIDATES[0]]] == [300, 300]  # the second is that of a leader
 
 
 @pytest.mark.parametrize(
@@ -102,10 +131,10 @@ def test_a_seed_on_which_nothing_is_sick_judges_no_remedy_and_another_takes_its_
         return TrialRun(seed, steps, 10.0, 0.5, (), 1e-9, True) if not candidate and seed in healthy else run
 
     whole, _, baselines = raced(lucky)
-    assert set(baselines) == set(judged)
-    assert [run.seed for run in whole[CANDIDATES[0]]] == judged
+    assert [*baselines][: len(judged)] == sorted(judged, key=judged.index)
+    assert [run.seed for run in whole[CANDIDATES[ABREAST]]] == judged
     untreated = [seed for candidate, seed, _ in tries.calls if not candidate]
-    assert len(untreated) == len(set(untreated)) <= 1 + 2 * (1 + FURTHER)
+    assert len(untreated) == len(set(untreated)) <= 1 + 6 * (1 + FURTHER)
 
 
 def test_a_first_run_is_long_enough_to_see_the_finding_come():
@@ -144,8 +173,8 @@ def test_a_seed_on_which_the_untreated_model_raises_judges_no_remedy():
         return tries(candidate, seed, steps)
 
     whole, _, baselines = raced(failing)
-    assert set(baselines) == {0, 2, 3}
-    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 3, 2]
+    assert set(baselines) == {0, 2, 3, 4, 5, 6}
+    assert [run.seed for run in whole[CANDIDATES[0]]] == [0, 3, 2, 4, 5, 6]
 
 
 def test_a_change_that_raises_on_a_later_seed_is_no_cure_and_says_why():
@@ -159,7 +188,7 @@ def test_a_change_that_raises_on_a_later_seed_is_no_cure_and_says_why():
     whole, reasons, _ = raced(failing)
     assert CANDIDATES[0] not in whole
     assert list(reasons) == ["r00"]
-    assert len(whole[CANDIDATES[1]]) == 3
+    assert len(whole[CANDIDATES[1]]) == 6
 
 
 def test_what_cannot_be_tried_says_why_and_no_pair_with_it_is_tried():
