@@ -47,9 +47,9 @@ def prescribe(
     The untreated model is trained for up to 300 updates under a watcher. If that finds something, the remedies that its
     findings advise are tried, then whatever else may fit, singly and in pairs, each on a fresh model. A trial executes
     the code of the remedy that the result shows (``gradwatch.remedies``). A race (successive halving,
-    arXiv:1502.07943) gives the better ones further seeds. A remedy *cures* a run if the finding is gone, no finding has
-    severity ``error``, and the loss on held-out batches is better by a tenth than the untreated model's, the untrained
-    one's and its own before training.
+    arXiv:1502.07943) gives the better ones further seeds, and the leader twice as many. A remedy *cures* a run if the
+    finding is gone, no finding has severity ``error``, and the loss on held-out batches is better by a tenth than the
+    untreated model's, the untrained one's and its own before training.
 
     Nothing of the caller's changes: each trial has a model of its own, and a copy of the loss if that is a module. The
     generators of torch, numpy and random are put back.
@@ -65,7 +65,8 @@ def prescribe(
         loss_fn: (outputs, targets) → scalar tensor. Targets may be any structure. None takes the loss that
             ``training_step`` of a ``LightningModule`` returns for a whole batch, or the ``.loss`` of the outputs of a
             model that is given a whole batch, with its labels.
-        seeds: on how many the last remedies of the race are tried.
+        seeds: on how many the last remedies of the race are tried; the first of them on twice as many, in the time that
+            is left.
         budget_seconds: of wall clock; no trial runs past it.
         log_dir: a folder for TensorBoard runs to compare, one for each remedy and seed; None writes none.
 
