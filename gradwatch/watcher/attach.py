@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-# Numpy's medians and torch.save load these at their first use. A child that another thread forks meanwhile would wait
+# NumPy's medians and torch.save load these at their first use. A child that another thread forks meanwhile would wait
 # for ever for the lock of the module.
 import numpy.ma  # noqa: F401
 import torch.utils.serialization  # noqa: F401

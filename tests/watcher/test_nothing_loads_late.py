@@ -19,8 +19,8 @@ def made():
     model = nn.Sequential(*layers)
     return model, torch.optim.Adam(model.parameters(), 0.01)
 
-def train(model, optimizer, steps, first=0):
-    for step in range(first, first + steps):
+def train(model, optimizer, steps):
+    for step in range(steps):
         x = torch.randn(16, 8) * (1e30 if step == 60 else 1.0)
         loss = (model(x) - x.sum(1, keepdim=True)).square().mean() * (torch.nan if step in (70, 71) else 1.0)
         optimizer.zero_grad()
