@@ -9,8 +9,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import faulthandler
 import gc
 import json
+import math
 import os
 import signal
 import sys
@@ -21,7 +23,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,14 +37,28 @@ from gradwatch.event_files.reader import NoRunError, read_runs
 __all__ = ["MOMENTS", "VERBS", "main"]
 
 DEADLINE = 60.0  # seconds for a child, which needs milliseconds, on a machine however busy
+STUCK = 0.8 * DEADLINE  # seconds until a child prints where it is
 PAUSE = 0.005  # seconds between two looks at a child
+LONGEST_WAIT = 0.02  # seconds that the other thread waits at most: a few steps
 AT_ONCE = 4
 MOST_STEPS = 20_000
+PACKAGE = str(Path(gradwatch.__file__).parent)
 WARM_UP = 3
 """Steps before another thread forks. Torch calls each operation for the first time under a lock of C++. A child of
 another thread inherits it locked, and a bare loop hangs there, too: 6 of some 180 children at a first step."""
 
-MOMENTS = ("between steps", "forward", "backward", "before the update", "on_finding", "in a sink", "in another thread")
+MOMENTS = (
+    "between steps",
+    "forward",
+    "backward",
+    "before the update",
+    "on_finding",
+    "in a sink",
+    "in another thread",
+    "at a line",
+)
+"""The last two are made by another thread: while the main one trains, wherever it is; and while it is stopped at one of
+gradwatch's own lines, and holds whatever gradwatch has locked there."""
 
 
 class Fork(NamedTuple):
@@ -66,7 +83,7 @@ class Program:
         self.folder, self.model = folder, small_model()
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01)
         self._batches, self._fork, self.steps = batches(seed, MOST_STEPS), fork, 0
-        self.backward_pass = threading.RLock()
+        self.is_at_a_step = False
         sinks: list[gradwatch.Sink] = [gradwatch.JsonLines(folder / "run.jsonl"), gradwatch.Csv(folder / "run.csv")]
         self.watcher = gradwatch.watch(
             self.model, self.optimizer, log_dir=folder / "run", on_nonfinite="skip", log_every_n_steps=1,
@@ -82,12 +99,12 @@ class Program:
         """Make one step, with a fork at each of its moments if one is due."""
         self._fork("between steps")
         x = next(self._batches)
+        self.is_at_a_step = True
         self.optimizer.zero_grad()
-        loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
-        with self.backward_pass:
-            loss.backward()
+        (self.model(x) - x.sum(1, keepdim=True)).square().mean().backward()
         self._fork("before the update")
         self.optimizer.step()
+        self.is_at_a_step = False
         self.steps += 1
         self.note_files()
 
@@ -208,12 +225,10 @@ VERBS: dict[str, Callable[[Program], object]] = {
 }
 
 
-REFUSED = [("backward", verb) for verb in ("train on", "watch anew")]
-"""No optimizer that is watched may step within a backward pass."""
-
-BETWEEN_PASSES = ("in another thread", "train on")
-"""Torch locks the node of a weight while it adds up the gradient there. A child that another thread forks just then
-hangs in its own backward pass, without gradwatch, too: 16 of 40, where the fork was timed so."""
+TRAINING = ("train on", "watch anew")
+REFUSED = [(moment, verb) for moment in ("backward", "in another thread") for verb in TRAINING]
+"""No optimizer that is watched may step within a backward pass. And torch itself allows no child to train that another
+thread has forked while this one is within torch: of some 2,500 children of a bare loop 51 crashed or hung."""
 
 
 class Forks:
@@ -236,11 +251,10 @@ class Forks:
         if self.is_child or self.program is None or due is None or due.moment != moment:
             return
         self._due = next(self._planned, None)
-        with self.program.backward_pass if due[:2] == BETWEEN_PASSES else contextlib.nullcontext():
-            child = os.fork()
-            if not child:
-                self.is_child = True
-                _act(self.program, due, is_main_thread=threading.get_ident() == self._main_thread)
+        child = os.fork()
+        if not child:
+            self.is_child = True
+            _act(self.program, due, is_main_thread=threading.get_ident() == self._main_thread)
         self.made.append((child, due, time.monotonic() + DEADLINE))
 
 
@@ -252,6 +266,8 @@ def _act(program: Program, fork: Fork, *, is_main_thread: bool) -> None:
             Python 3.11 ends by a fatal error as soon as torch is loaded, without gradwatch, too.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(STUCK)
     try:
         with torch.enable_grad():  # a backward pass has turned it off
             VERBS[fork.verb](program)
@@ -279,13 +295,60 @@ def _reap(forks: Forks, hung: list[Fork], failed: list[Fork], most: int) -> None
             os.waitpid(child, 0)
         elif status:
             failed.append(fork)
+            print(f"{fork} ended with {os.waitstatus_to_exitcode(status)}", file=sys.stderr)
         forks.made.popleft()
 
 
-def _fork_beside(forks: Forks, is_over: threading.Event) -> None:
-    """Make children in this thread, whatever the others are at."""
-    while not is_over.wait(0.001):
-        forks("in another thread")
+class Beside:
+    """The thread beside the main one, which makes children of its own."""
+
+    def __init__(self, forks: Forks, program: Program, draws: Random) -> None:
+        self._forks, self._program, self._draws = forks, program, draws
+        self._is_stopped, self._may_go_on, self._is_over = threading.Event(), threading.Event(), threading.Event()
+        self._line, self._stop_at, self._lines_of_a_step = 0, math.inf, 1
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            if self._is_stopped.wait(self._draws.uniform(0, LONGEST_WAIT)):
+                self._is_stopped.clear()
+                self._forks("at a line")
+                self._may_go_on.set()
+            elif self._program.is_at_a_step:
+                self._forks("in another thread")
+
+    def stop_within_a_step(self) -> None:
+        """Make a step that is stopped at a line of gradwatch's until the child is made."""
+        self._line, self._stop_at = 0, self._draws.randrange(self._lines_of_a_step)
+        sys.settrace(self._trace)
+        try:
+            self._program.step()
+        finally:
+            sys.settrace(None)
+        self._lines_of_a_step = self._line
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        self._line += event == "line"
+        if self._line > self._stop_at and not _is_in_backward(frame):
+            self._stop_at = math.inf  # once a step
+            self._is_stopped.set()
+            self._may_go_on.wait()
+            self._may_go_on.clear()
+        return self._trace
+
+    def end(self) -> None:
+        """Wait until the thread has ended."""
+        self._is_over.set()
+        self.thread.join()
+
+
+def _is_in_backward(frame: FrameType | None) -> bool:
+    """Return whether a frame was called by the backward pass, in which torch locks the node of a weight."""
+    while frame is not None and frame.f_code.co_name != "_engine_run_backward":
+        frame = frame.f_back
+    return frame is not None
 
 
 def planned(seed: int, first: int, number: int) -> list[Fork]:
@@ -303,16 +366,17 @@ def main(folder: Path, seed: int, first: int, number: int) -> None:
     """Train until every child was made, and say how they ended."""
     forks, hung, failed = Forks(iter(planned(seed, first, number))), list[Fork](), list[Fork]()
     program = Program(folder, seed + first, forks)
-    forks.program, is_over = program, threading.Event()
-    beside = threading.Thread(target=_fork_beside, args=(forks, is_over))
-    draws = Random(seed + first)
-    while forks.due is not None and program.steps < MOST_STEPS:
-        program.step()
+    forks.program, draws = program, Random(seed + first)
+    beside = Beside(forks, program, draws_of(seed, first))
+    while (due := forks.due) is not None and program.steps < MOST_STEPS:
+        if beside.thread.is_alive() and due.moment == "at a line":
+            beside.stop_within_a_step()
+        else:
+            program.step()
         if program.steps == WARM_UP:
-            beside.start()
+            beside.thread.start()
         _reap(forks, hung, failed, draws.randrange(AT_ONCE))
-    is_over.set()
-    beside.join()
+    beside.end()
     _reap(forks, hung, failed, 0)
     found = [[*each.identity] for each in program.watcher.findings]
     wrong_files = program.wrong_files()

@@ -90,7 +90,7 @@ def _forked(folder: Path, seed: int, first: int, number: int) -> Forked:
         ended = f"the training ended with {done.returncode}: {log.read_text(errors='replace')[-2000:]}"
         return Forked({"hung": [], "failed": [], "steps": 0}, [ended])
     said = json.loads(done.stdout.splitlines()[-1])
-    if said["failed"]:
+    if said["hung"] or said["failed"]:
         print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
     return Forked(said, _wrong_with(folder, said))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradwatch.detect import state
 from gradwatch.findings import Clue, Kind, Severity
+from gradwatch.fork_safety import lazy_property
 from gradwatch.measure.report import Floats, StepReport
 
 __all__ = ["Detector", "DetectorResult", "Evidence", "healthy", "whole_run"]
@@ -36,7 +36,7 @@ class DetectorResult:
     onset: NDArray[np.int64] | None = None
     mending: NDArray[np.bool_] | None = None
 
-    @cached_property
+    @lazy_property
     def is_sick(self) -> bool:
         """Return True if any layer is sick."""
         return bool(self.sick.any())

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from gradwatch.fork_safety import lazy_property
 
 __all__ = ["ModuleCall", "TensorSummary", "extremes_of", "has_entries"]
 
@@ -42,23 +43,23 @@ class TensorSummary:
     extremes: tuple[Tensor, Tensor]
     gradients: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    @cached_property
+    @lazy_property
     def is_nonfinite(self) -> bool:
         """True if the tensor held NaN or Inf."""
         return any(not math.isfinite(float(end)) for end in self.extremes)
 
-    @cached_property
+    @lazy_property
     def is_mask(self) -> bool:
         """True if it held −Inf, but neither NaN nor +Inf: a mask for attention looks like this."""
         low, high = map(float, self.extremes)
         return low == -math.inf and high < math.inf
 
-    @cached_property
+    @lazy_property
     def has_nan(self) -> bool:
         """True if the tensor held NaN."""
         return any(math.isnan(float(end)) for end in self.extremes)
 
-    @cached_property
+    @lazy_property
     def has_nonfinite_gradient(self) -> bool:
         """True if its gradient held NaN or Inf."""
         return any(not math.isfinite(float(end)) for ends in self.gradients for end in ends)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gradwatch.fork_safety import ForkSafeLock
 from gradwatch.hooks.guard import Guard, observing
 
 __all__ = ["FollowedFunction"]
@@ -46,7 +47,7 @@ class FollowedFunction:
 
     def __init__(self, owner: Any, name: str, *, hides: bool = True) -> None:
         self._owner, self._name, self._hides = owner, name, hides
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
         self._listeners: list[_Listener] = []
         self._wrappers: dict[Any, Any] = {}  # wrapper of ours that may still be called → what it wraps
         self._thread = threading.local()

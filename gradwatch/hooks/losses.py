@@ -20,6 +20,7 @@ from torch.amp import GradScaler
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gradwatch import _torch
+from gradwatch.fork_safety import ForkSafeLock
 from gradwatch.hooks.clearing import GradientClearing, state_of
 from gradwatch.hooks.followed_function import FollowedFunction
 from gradwatch.hooks.graph import operation_of, saved_by
@@ -100,7 +101,7 @@ class LossFinder:
         self.clearing = GradientClearing(tensors)
         self._tensors, self._adds_up = tensors, adds_up
         self._calls: dict[int, FoundLoss] = {}  # by the thread that called
-        self._lock = threading.Lock()  # no pass of another thread may replace gradients while they are read
+        self._lock = ForkSafeLock()  # no pass of another thread may replace gradients while they are read
         self._made_of: dict[int, deque[FoundLoss]] = {}  # column → what its gradient is made of
         self._left: dict[int, tuple[int, int]] = {}  # column → its gradient where the latest backward pass left it
         self._updated: set[int] = set()  # columns that were updated since the latest backward pass

@@ -6,13 +6,13 @@ Most steps have the gradients of the step before, so one ``GradientColumns`` ser
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradwatch.fork_safety import lazy_property
 from gradwatch.measure.report import Floats
 from gradwatch.measure.samples import PartPlaces, sample_segments
 from gradwatch.measure.segments import Segments
@@ -53,12 +53,12 @@ class GradientColumns:
         """The w watched parameters, or the part of each that this rank holds."""
         return local_parts(self._watched) if self.are_distributed else self._watched
 
-    @cached_property
+    @lazy_property
     def part_places(self) -> PartPlaces:
         """The places of those sampled entries of the w watched parameters that this rank holds."""
         return PartPlaces.of(self._watched)
 
-    @cached_property
+    @lazy_property
     def sample_segments(self) -> Segments:
         """How many entries are sampled of each of the w watched parameters."""
         return sample_segments(self.watched)

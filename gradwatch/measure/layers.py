@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradwatch import _torch
+from gradwatch.fork_safety import lazy_property
 
 __all__ = [
     "Layers",
@@ -130,7 +130,7 @@ class Layers:
             self._known = dimensions
         return dimensions
 
-    @cached_property
+    @lazy_property
     def resolution(self) -> NDArray[np.float64]:
         """(P,) half of the spacing of each tensor's number format at 1: a smaller share of an entry is rounded away.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradwatch.fork_safety import lazy_property
 from gradwatch.measure import statistics
 from gradwatch.measure.backward import EndMagnitudes
 from gradwatch.measure.columns import GradientColumns
@@ -273,7 +273,7 @@ class Measurement:
             return np.full(len(self._layers), np.nan)
         return self._columns.place(ratios.numpy(force=True))
 
-    @cached_property
+    @lazy_property
     def is_finite(self) -> bool:
         """Return True if every gradient entry and the loss are finite. Waits for the device."""
         if self.loss is not None and not math.isfinite(self.loss):
@@ -296,7 +296,7 @@ class Measurement:
         """The loss of the step, a () tensor off the CPU."""
         return self._loss
 
-    @cached_property
+    @lazy_property
     def loss(self) -> float | None:
         """The loss of the step. Waits for the device."""
         return None if self._loss is None else float(self._loss)

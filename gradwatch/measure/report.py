@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.findings import Clue
+from gradwatch.fork_safety import lazy_property
 
 __all__ = [
     "ACTIVATION_FIGURES",
@@ -208,7 +208,7 @@ class StepReport:
     ownership: Ownership | None = None
     entries: Mapping[str, list[Floats | None]] = field(default_factory=dict)
 
-    @cached_property
+    @lazy_property
     def gradients_are_finite(self) -> bool:
         """Return True if every entry of every gradient is finite."""
         return not self.nonfinite.any()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gradwatch.findings import Clue, Kind
+from gradwatch.fork_safety import lazy_property
 
 if TYPE_CHECKING:
     from gradwatch.measure.layers import Layers  # which loads torch
@@ -55,12 +55,12 @@ class Case:
     operation: str = ""
     weight: str = ""
 
-    @cached_property
+    @lazy_property
     def owners(self) -> frozenset[str]:
         """Types of the modules that hold the sick layers, or all layers where the whole run is sick."""
         return frozenset(self.layers.owners[column] for column in self._columns)
 
-    @cached_property
+    @lazy_property
     def functions(self) -> frozenset[str]:
         """Types of the activation functions that follow the sick layers; of all in the model, where none is known."""
         known = SQUASHING | RECTIFYING | SMOOTH
@@ -156,7 +156,7 @@ class Case:
         owners = (self.layers.owners[column] for column in self.layers.order)
         return next(("Embedding" in owner for owner in owners if READING.fullmatch(owner)), False)
 
-    @cached_property
+    @lazy_property
     def words(self) -> dict[str, str]:
         """Values for the braces of a remedy's ``advice``."""
         dimension = next((found[1] for owner in sorted(self.owners) if (found := CONVOLUTION.search(owner))), "1d")
