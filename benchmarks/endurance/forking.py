@@ -228,7 +228,7 @@ VERBS: dict[str, Callable[[Program], object]] = {
 TRAINING = ("train on", "watch anew")
 REFUSED = [(moment, verb) for moment in ("backward", "in another thread") for verb in TRAINING]
 """No optimizer that is watched may step within a backward pass. And torch itself allows no child to train that another
-thread has forked while this one is within torch: of some 2,500 children of a bare loop 51 crashed or hung."""
+thread has forked while this one is within torch: of 1,000 children of a bare loop 14 crashed, and 9 hung."""
 
 
 class Forks:
