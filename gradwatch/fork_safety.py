@@ -24,7 +24,7 @@ class ForkSafeLock:
     """A lock for ``with`` blocks that one thread may nest. A forked child has it anew, whoever held it before."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # noqa: TID251
         _locks.add(self)
 
     def __enter__(self) -> None:
@@ -36,7 +36,7 @@ class ForkSafeLock:
 
     def start_anew(self) -> None:
         """Let go of the threads that hold it or wait for it: they do not live in this process."""
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # noqa: TID251
 
 
 def _start_all_anew() -> None:

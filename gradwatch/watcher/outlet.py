@@ -53,7 +53,7 @@ class Outlet:
         self._environment: Environment | None = None  # until it was handed over
         self._coverage: Coverage | None = None  # the latest that waits
         self._has_to_flush = self._has_to_close = False
-        self._changed = threading.Condition()  # guards whether it works
+        self._changed = threading.Condition()  # noqa: TID251 (a child uses no outlet)  # guards whether it works
         self._is_working = False
         self._is_ending = False  # it will be closed: what fails now is not left for later
         self._last_attempts = 0  # at what is next, since then

@@ -18,7 +18,7 @@ class Turns:
     """A lock around the loop, and the thread that trains."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # noqa: TID251 (start_anew is called in a child)
         self._training: int | None = None
 
     def note_training(self) -> None:
@@ -32,7 +32,7 @@ class Turns:
 
     def start_anew(self) -> None:
         """Forget who has the turn: in a forked child only the forking thread lives on."""
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # noqa: TID251 (start_anew is called in a child)
         self._training = None
 
 
