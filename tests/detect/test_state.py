@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradwatch.detect import state
 from gradwatch.detect.detectors import Detectors
-from gradwatch.explain.background import BackgroundState
+from gradwatch.explain.run_course import RunCourse
 from gradwatch.findings import StateError, Thresholds
 from gradwatch.watcher import checkpoint
 from tests.reports import NAN, diagnosis, random_walks, run_of, table
@@ -126,7 +126,7 @@ def test_a_diagnosis_of_another_version_is_refused():
 
 def test_every_state_has_typed_fields_and_a_version():
     kinds = [type(tracker.detector._state) for tracker in Detectors(table(2), Thresholds())._trackers]
-    for kind in [*kinds, BackgroundState]:
+    for kind in [*kinds, RunCourse]:
         assert isinstance(kind.VERSION, int)
         assert "Any" not in inspect.getsource(kind), kind
 
