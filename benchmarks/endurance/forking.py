@@ -226,9 +226,9 @@ VERBS: dict[str, Callable[[Program], object]] = {
 
 
 TRAINING = ("train on", "watch anew")
-REFUSED = [(moment, verb) for moment in ("backward", "in another thread") for verb in TRAINING]
+REFUSED = [(moment, verb) for moment in ("backward", "in a sink", "in another thread") for verb in TRAINING]
 """No optimizer that is watched may step within a backward pass. And torch itself allows no child to train that another
-thread has forked while this one is within torch: of 1,000 children of a bare loop 14 crashed, and 9 hung."""
+thread has forked while the main one is within torch: of 1,000 children of a bare loop 14 crashed, and 9 hung."""
 
 
 class Forks:
