@@ -57,7 +57,7 @@ class Course:
 
 @dataclass
 class RunCourse:
-    """What is remembered of a run across steps.
+    """The course of a whole run, remembered across steps.
 
     Attributes:
         total, loss: the courses of the total gradient norm and of the loss.

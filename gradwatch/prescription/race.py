@@ -27,6 +27,7 @@ FINALISTS = 4  # so many at least go on
 SHORTEST = 3  # first runs have at least a third of the untreated run's updates: fewer teach nothing to judge by
 ROOM = 2  # first runs have at least twice as many updates as the finding took to come, since it may come later
 FURTHER = 3  # seeds to look at in place of one on which nothing is sick: four looks find a fault of every second seed
+PATIENCE = 11  # the same for the leader, for whom there is more time: twelve looks find a fault of every fourth seed
 CONFIRMED = 2  # times the seeds of the race: those of the leader, if there is time
 ABREAST = 2  # leaders that are tried at a time, however many workers there are: results must not depend on these
 SLOWER = 1.5  # a treated step in units of an untreated one, for the plan alone: the clock keeps the deadline
@@ -116,9 +117,9 @@ class _Race:
     barred: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def sick_seed(self, seed: int, spare: Iterator[int], until: float) -> int | None:
-        """Return ``seed`` if the untreated model is as sick on it, else the first such of ``FURTHER`` spare ones."""
-        looked_at = itertools.chain([seed], itertools.islice(spare, FURTHER))
+    def sick_seed(self, seed: int, spare: Iterator[int], until: float, further: int = FURTHER) -> int | None:
+        """Return ``seed`` if the untreated model is as sick on it, else the first such of ``further`` spare ones."""
+        looked_at = itertools.chain([seed], itertools.islice(spare, further))
         return next((each for each in looked_at if self.is_sick_too(each, until)), None)
 
     def is_sick_too(self, seed: int, until: float) -> bool:
@@ -191,7 +192,7 @@ class _Race:
         """
         while (leaders := self.leaders(most)) and not self.would_end_after(deadline, self.length, runs=2):
             lacking = [seed for seed in self.baselines if self.lacks(leaders[0], seed)]
-            seed = lacking[0] if lacking else self.sick_seed(next(spare), spare, deadline)
+            seed = lacking[0] if lacking else self.sick_seed(next(spare), spare, deadline, PATIENCE)
             if seed is None:
                 return
             self.tried([each for each in leaders if self.lacks(each, seed)], seed, self.length, deadline, begun)
