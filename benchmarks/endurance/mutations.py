@@ -7,6 +7,7 @@ import json
 import math
 import random
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -154,6 +155,8 @@ def _changed(draws: random.Random, value: Any, hostile: Sequence[Callable[[], An
     """Return something of the kind of ``value``, and nearly the same."""
     if isinstance(value, bool) or value is None:
         return not value
+    if isinstance(value, int) and value.bit_length() > sys.float_info.max_exp:
+        return draws.choice([value + 1, -value, str(value)[:-1]])
     if isinstance(value, int | float):
         return draws.choice([value + 1, -value, value * 1e3, float(value), value * 2**40, str(value)])
     if isinstance(value, str):

@@ -184,7 +184,12 @@ class IncidentTracker:
         Raises:
             ValueError: if ``saved`` is of another version or of another model.
         """
-        self._state = state.read(self._state, saved)
+        read, layers = state.read(self._state, saved), len(self._layers)
+        if (incident := read.open) is not None:
+            columns = (*incident.columns, *([] if incident.column is None else [incident.column]))
+            if not all(0 <= column < layers for column in columns):
+                raise state.refusal("TrackerState.open.columns", f"columns of {layers} layers", state.shown(columns))
+        self._state = read
         self._has_streaks = bool(self._state.streak.any())
 
     def _lengthen_streaks(self, report: StepReport, result: DetectorResult) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from gradwatch.findings import StateError
 
-__all__ = ["VERSION_KEY", "plain", "read", "shown"]
+__all__ = ["VERSION_KEY", "plain", "read", "refusal", "shown"]
 
 VERSION_KEY = "version"
 
@@ -71,16 +71,16 @@ def _plain(value: Any) -> Any:
 
 def _read_state(kind: type[S], saved: object, where: str, fresh: S | None) -> S:
     if not isinstance(saved, Mapping):
-        raise _refusal(where, "a dict of its fields", f"{type(saved).__name__}")
+        raise refusal(where, "a dict of its fields", f"{type(saved).__name__}")
     hints = _hints(kind)  # type: ignore[arg-type]
     wanted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     version: int = kind.VERSION  # type: ignore[attr-defined]
     if saved.get(VERSION_KEY) != version:
-        raise _refusal(where, f"version {version}", f"version {shown(saved.get(VERSION_KEY))}")
+        raise refusal(where, f"version {version}", f"version {shown(saved.get(VERSION_KEY))}")
     found = set(saved) - {VERSION_KEY}
     if found != wanted:
         names = textwrap.shorten(", ".join(sorted(map(str, found))), _LONGEST, placeholder=", …")
-        raise _refusal(where, f"the fields {', '.join(sorted(wanted))}", names)
+        raise refusal(where, f"the fields {', '.join(sorted(wanted))}", names)
     values = {
         name: _read(hints[name], saved[name], f"{where}.{name}", getattr(fresh, name, None)) for name in sorted(wanted)
     }
@@ -98,13 +98,13 @@ def _read(hint: Any, saved: object, where: str, fresh: object) -> Any:
         return _read_state(hint, saved, where, fresh)  # type: ignore[arg-type]
     if origin is Literal:
         if saved not in arguments:
-            raise _refusal(where, f"one of {', '.join(map(repr, arguments))}", shown(saved))
+            raise refusal(where, f"one of {', '.join(map(repr, arguments))}", shown(saved))
         return saved
     if origin in (list, tuple):
         return _read_sequence(origin, arguments, saved, where)
     if origin is dict:
         if not isinstance(saved, Mapping):
-            raise _refusal(where, "a dict", type(saved).__name__)
+            raise refusal(where, "a dict", type(saved).__name__)
         return {name: _read(arguments[1], each, f"{where}[{shown(name)}]", None) for name, each in saved.items()}
     return _read_number(hint, saved, where)
 
@@ -118,34 +118,35 @@ def _read_union(options: tuple[Any, ...], saved: object, where: str, fresh: obje
 
 def _read_array(saved: object, where: str, fresh: object) -> Any:
     if not isinstance(saved, np.ndarray):
-        raise _refusal(where, "an array", type(saved).__name__)
+        raise refusal(where, "an array", type(saved).__name__)
     if fresh is None and not saved.ndim:
-        raise _refusal(where, "an array of values", "a single one")
+        raise refusal(where, "an array of values", "a single one")
     if isinstance(fresh, np.ndarray) and (saved.shape != fresh.shape or saved.dtype.kind != fresh.dtype.kind):
-        raise _refusal(where, f"{fresh.dtype} of shape {fresh.shape}", f"{saved.dtype} of shape {saved.shape}")
+        raise refusal(where, f"{fresh.dtype} of shape {fresh.shape}", f"{saved.dtype} of shape {saved.shape}")
     return saved.copy()
 
 
 def _read_sequence(origin: type, arguments: tuple[Any, ...], saved: object, where: str) -> Any:
     if not isinstance(saved, list | tuple):
-        raise _refusal(where, "a list", type(saved).__name__)
+        raise refusal(where, "a list", type(saved).__name__)
     has_any_length = origin is list or arguments[-1] is Ellipsis
     kinds = [arguments[0]] * len(saved) if has_any_length else list(arguments)
     if len(kinds) != len(saved):
-        raise _refusal(where, f"{len(kinds)} values", f"{len(saved)}")
+        raise refusal(where, f"{len(kinds)} values", f"{len(saved)}")
     return origin(_read(kind, each, where, None) for kind, each in zip(kinds, saved, strict=True))
 
 
 def _read_number(hint: type, saved: object, where: str) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(saved, accepted) or (isinstance(saved, bool) and hint is not bool):
-        raise _refusal(where, hint.__name__, f"{type(saved).__name__} {shown(saved)}")
+        raise refusal(where, hint.__name__, f"{type(saved).__name__} {shown(saved)}")
     if hint is float and isinstance(saved, int) and abs(saved) > sys.float_info.max:  # a whole number of 400 digits
-        raise _refusal(where, "float", shown(saved))
+        raise refusal(where, "float", shown(saved))
     return saved
 
 
-def _refusal(where: str, expected: str, found: str) -> StateError:
+def refusal(where: str, expected: str, found: str) -> StateError:
+    """Return the error of a state that cannot be read."""
     return StateError(
         f"{where}: expected {expected}, found {found}. This state is of another model or of another version of "
         "gradwatch: resume with the version that saved it, or go on without its state."

@@ -156,7 +156,11 @@ class Background:
         Raises:
             ValueError: if ``saved`` is of another version.
         """
-        self._state = state.read(self._state, saved)
+        read = state.read(self._state, saved)
+        for name, array, shape in read.arrays(len(self._layers)):
+            if array.shape != shape or array.dtype.kind != "f":
+                raise state.refusal(f"RunCourse.{name}", f"numbers of shape {shape}", f"{array.dtype} {array.shape}")
+        self._state = read
 
     @property
     def _weights(self) -> WeightFigures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -102,6 +103,14 @@ class RunCourse:
         if report.sampled:  # not at logged steps, so that the logging changes no cause
             self.latest.update({name: report.figures[name] for name in REMEMBERED if name in report.figures})
             self._note_first_move(layers)
+
+    def arrays(self, columns: int) -> Iterator[tuple[str, Floats, tuple[int, ...]]]:
+        """Yield the name of each array, the array, and the shape that it has with so many columns."""
+        for what, named in (("first", self.first), ("latest", self.latest)):
+            yield from ((f"{what}[{name}]", array, (columns,)) for name, array in named.items())
+        yield from ((f"sizes.ranges[{name}]", array, (2, columns)) for name, array in self.sizes.ranges.items())
+        if self.first_shares is not None:
+            yield "first_shares", self.first_shares, (columns,)
 
     def _follow_first(self, report: StepReport) -> None:
         """Keep the figures of the first sample: those of activations as long as the weights are about as they were."""

@@ -119,6 +119,36 @@ def test_the_state_of_another_model_is_refused():
         diagnosis(table(2)).restore(watching.state())
 
 
+def watched_until_sick():
+    watching = diagnosis(table(2))
+    for step in run_of([[1.0, 1.0]] * 40 + [[1e12, 1e12]] * 12):
+        watching.observe(step)
+    return watching.state()
+
+
+@pytest.mark.parametrize("change", [{"columns": [0, 2]}, {"columns": [-1]}, {"columns": [10**30]}, {"column": 2}])
+def test_an_open_incident_of_layers_that_there_are_not_is_refused(change):
+    saved = watched_until_sick()
+    (tracked,) = (each["tracker"] for each in saved["detectors"].values() if each["tracker"]["open"])
+    diagnosis(table(2)).restore(saved)
+    tracked["open"].update(change)
+    with pytest.raises(StateError, match=r"TrackerState\.open\.columns: expected columns of 2 layers, found \("):
+        diagnosis(table(2)).restore(saved)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("latest", (2,)), ("first", (2,)), ("ranges", (2, 2))])
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros((1, 2)), np.array(["a", "b"]), np.zeros((2, 3))])
+def test_figures_of_other_layers_are_refused(name, shape, wrong):
+    saved = watched_until_sick()
+    background = saved["background"]
+    figures = background["sizes"]["ranges"] if name == "ranges" else background[name]
+    figures["weight_norm"] = np.ones(shape)
+    diagnosis(table(2)).restore(saved)
+    figures["weight_norm"] = wrong
+    with pytest.raises(StateError, match=rf"{name}\[weight_norm\]: expected numbers of shape .*, found "):
+        diagnosis(table(2)).restore(saved)
+
+
 def test_a_diagnosis_of_another_version_is_refused():
     with pytest.raises(ValueError, match=r"with background, detectors, open, recurrences, found episodes"):
         diagnosis(table(2)).restore({"episodes": {}})
