@@ -23,7 +23,7 @@ quick: .venv/installed  ## the tests that are not slow, start no process and nee
 test-long: .venv/installed  ## all Python tests, and every fault in every act and loop (tests/watcher/test_harmless.py); no coverage
 	GRADWATCH_ALL_FAULTS=1 $(BIN)/python -m pytest $(PARALLEL)
 
-endurance: .venv/installed  ## attacks from outside: kills, faults, forks, a soak; writes the table of docs/reliability.md (an hour and a half)
+endurance: .venv/installed  ## attacks from outside: kills, faults, forks, a soak; writes the table of docs/reliability.md (an hour and a quarter)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.endurance --write
 
 endurance-quick: .venv/installed  ## a tenth of each attack whose figures do not depend on how busy the machine is; part of CI, with one seed (ten minutes)
