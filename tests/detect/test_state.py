@@ -149,6 +149,15 @@ def test_figures_of_other_layers_are_refused(name, shape, wrong):
         diagnosis(table(2)).restore(saved)
 
 
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros((1, 2)), np.array(["a", "b"])])
+def test_shares_of_other_layers_are_refused(wrong):
+    saved = watched_until_sick()
+    assert saved["background"]["first_shares"].shape == (2,)
+    saved["background"]["first_shares"] = wrong
+    with pytest.raises(StateError, match=r"first_shares: expected numbers of shape \(2,\), found "):
+        diagnosis(table(2)).restore(saved)
+
+
 def test_a_diagnosis_of_another_version_is_refused():
     with pytest.raises(ValueError, match=r"with background, detectors, open, recurrences, found episodes"):
         diagnosis(table(2)).restore({"episodes": {}})
